@@ -1,4 +1,4 @@
-"""The house rules that no other tool checks: sizes, docstrings, imports of torch, nothing unpickled."""
+"""The house rules that no other tool checks: sizes, docstrings, torch, nothing unpickled."""
 
 import ast
 import subprocess
