@@ -1,0 +1,122 @@
+"""The command `shoal`: one lazy group. A command's module is imported when the command is called.
+
+Global options, the table of commands and what an error looks like are here; commands are in
+core.py (the daemon), runs.py (training) and models.py (serving).
+"""
+
+import importlib
+import os
+import sys
+from importlib.metadata import version
+
+import click
+
+from node.cli.context import Context
+from shoal.errors import ClientError
+
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells expect (128 + SIGINT)
+
+_EPILOG = """\b
+Environment:
+  SHOAL_HOME          the state directory (default: ~/.local/state/shoal)
+  SHOAL_SOCKET        the control socket (default: control.sock in the home)
+  SHOAL_<SECTION>__<KEY>  any option of node.toml, e.g. SHOAL_NET__MDNS=false
+\b
+Exit status:
+  0 done   1 failed   2 usage   3 no daemon is running   4 timed out
+"""
+
+_CORE = "node.cli.core:COMMANDS"
+_RUNS = "node.cli.runs:COMMANDS"
+_MODELS = "node.cli.models:COMMANDS"
+
+# Name -> (where it is, the line in `shoal --help`: known without importing it).
+_TABLE = {
+    "up": (_CORE, "Start the daemon."),
+    "down": (_CORE, "Stop the daemon."),
+    "init": (_CORE, "Make a new swarm."),
+    "ticket": (_CORE, "Print the ticket that lets another machine join."),
+    "status": (_CORE, "Show the daemon at a glance."),
+    "id": (_CORE, "Show this node's peer ID and addresses."),
+    "peers": (_CORE, "List connected peers."),
+    "members": (_CORE, "List the members of the swarm."),
+    "ping": (_CORE, "Ping a peer."),
+    "wait": (_CORE, "Wait until peers are connected."),
+    "health": (_CORE, "Check that the daemon does its work."),
+    "logs": (_CORE, "Show the daemon's log."),
+    "config": (_CORE, "Show, write or check the configuration."),
+    "train": (_RUNS, "Train a model together with the swarm."),
+    "runs": (_RUNS, "List training runs."),
+    "plot": (_RUNS, "Draw a run's curves."),
+    "serve": (_MODELS, "Serve a model split over the swarm."),
+    "generate": (_MODELS, "Let a served model continue a text."),
+    "models": (_MODELS, "List served models."),
+}
+
+
+class _LazyGroup(click.Group):
+    """A group that knows its commands' names and first lines without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names, in the table's order."""
+        return list(_TABLE)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of a command and return the command."""
+        if cmd_name not in _TABLE:
+            return None
+        module, _, attribute = _TABLE[cmd_name][0].partition(":")
+        commands: dict[str, click.Command] = getattr(importlib.import_module(module), attribute)
+        return commands[cmd_name]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands from the table: `--help` imports none of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in _TABLE.items()])
+
+
+@click.group(
+    cls=_LazyGroup, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]}
+)
+@click.option("--home", metavar="DIR", help="State directory of the daemon.  [env: SHOAL_HOME]")
+@click.option("--socket", metavar="PATH", help="Control socket.  [env: SHOAL_SOCKET]")
+@click.version_option(version("shoal"), prog_name="shoal")
+@click.pass_context
+def cli(ctx: click.Context, home: str | None, socket: str | None) -> None:
+    """Shoal: a peer-to-peer daemon for decentralised training and inference."""
+    ctx.obj = Context(home=home, socket=socket)
+
+
+def main() -> None:
+    """Run the command; our own errors become one readable line and an exit status."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # `shoal logs | head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        hint = _known(error)
+        if hint is None:
+            raise
+        click.echo(f"error: {error}", err=True)
+        if hint:
+            click.echo(f"  try: {hint}", err=True)
+        sys.exit(getattr(error, "exit_code", 1))
+
+
+def _known(error: Exception) -> str | None:
+    """Return the hint of an error of ours (it may be empty); None for a bug."""
+    from wire.errors import ShoalError  # only on the way out: it is not needed before
+
+    return error.hint if isinstance(error, ClientError | ShoalError) else None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""Shoal for scripts: `shoal.connect()` is a typed client of the running daemon.
+
+What is named here is the public API. The asynchronous client (trio) and the trainer (torch) are
+imported when they are first used, so that `import shoal` stays cheap.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from shoal import errors
+from shoal.client import Client, connect
+from shoal.errors import ApiError, ClientError, DaemonUnreachable, TimedOut
+
+if TYPE_CHECKING:
+    from shoal.async_client import AsyncClient, connect_async
+
+__all__ = [
+    "ApiError",
+    "AsyncClient",
+    "Client",
+    "ClientError",
+    "DaemonUnreachable",
+    "TimedOut",
+    "connect",
+    "connect_async",
+    "errors",
+]
+
+_LATER = {
+    "AsyncClient": "shoal.async_client",
+    "connect_async": "shoal.async_client",
+    "Trainer": "shoal.trainer",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import the heavier parts when they are asked for."""
+    if name not in _LATER:
+        raise AttributeError(f"module 'shoal' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LATER[name]), name)

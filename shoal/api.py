@@ -1,0 +1,143 @@
+"""What the daemon's core routes answer: the JSON of every `--json`. Fields stay stable.
+
+Fields may be added; none is renamed or changes its meaning within /v1.
+"""
+
+from dataclasses import dataclass
+
+import msgspec
+
+
+class _Reply(msgspec.Struct, frozen=True):
+    """Common options of replies: immutable; unknown fields of newer daemons are ignored."""
+
+
+class Status(_Reply, frozen=True):
+    """The daemon at a glance. `state`: starting, joining, ready, draining or stopped."""
+
+    state: str
+    peer: str
+    name: str
+    swarm: str
+    version: str
+    pid: int
+    uptime_s: float
+    home: str
+    addresses: list[str]
+    peers: int
+    members: int
+    runs: list[str]
+    models: list[str]
+
+
+class Identity(_Reply, frozen=True):
+    """Who this node is and where it can be reached."""
+
+    peer: str
+    name: str
+    addresses: list[str]
+
+
+class Peer(_Reply, frozen=True):
+    """One connected peer. `rtt_ms` is null until it was measured; `since_s` is the age."""
+
+    peer: str
+    name: str
+    address: str
+    direction: str
+    path: str
+    rtt_ms: float | None
+    bytes_in: int
+    bytes_out: int
+    since_s: float
+
+
+class PingRequest(_Reply, frozen=True):
+    """Ping a peer `count` times, a second apart."""
+
+    peer: str
+    count: int = 4
+    interval_s: float = 1.0
+    timeout_s: float = 5.0
+
+
+class Pong(_Reply, frozen=True):
+    """One answer to a ping; `rtt_ms` is null when it was lost, with the reason in `error`."""
+
+    peer: str
+    sequence: int
+    rtt_ms: float | None
+    path: str
+    error: str = ""
+
+
+class Ticket(_Reply, frozen=True):
+    """What `shoal up --join` takes. It holds the swarm's key: give it to members only."""
+
+    ticket: str
+
+
+class Member(_Reply, frozen=True):
+    """One member of the swarm, as the store knows it."""
+
+    peer: str
+    name: str
+    addresses: list[str]
+    version: str
+    started_ms: int
+    connected: bool
+    me: bool
+
+
+class LogLine(_Reply, frozen=True):
+    """One line of the daemon's log. `number` counts from the daemon's start."""
+
+    number: int
+    level: str
+    line: str
+
+
+class StateChange(_Reply, frozen=True):
+    """An event of the daemon's life: its new state and the wall clock."""
+
+    state: str
+    at_ms: int
+
+
+class PeerChange(_Reply, frozen=True):
+    """An event: a peer was connected or lost."""
+
+    peer: str
+    connected: bool
+    at_ms: int
+
+
+class Setting(_Reply, frozen=True):
+    """One option: its value and where it came from (default, file, environment or flag)."""
+
+    key: str
+    value: object
+    origin: str
+
+
+class Health(_Reply, frozen=True):
+    """Whether the daemon does its work; `ok` is false while it starts or drains."""
+
+    ok: bool
+    state: str
+    loop_lag_ms: float
+
+
+class Waited(_Reply, frozen=True):
+    """The answer of `wait`: what was there when the condition held."""
+
+    peers: int
+    waited_s: float
+
+
+@dataclass(frozen=True)
+class Event:
+    """One server-sent event as it arrived; `name` is "" if it has none."""
+
+    name: str
+    data: bytes

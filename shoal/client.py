@@ -1,0 +1,204 @@
+"""The synchronous client of a running daemon: what the command line and plain scripts use.
+
+HTTP/1.1 over the control socket with the standard library: importing it costs 60 ms, trio and
+torch stay out. One connection a call, so a client may be used from several threads.
+"""
+
+import http.client
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TypeVar, overload
+
+from shoal import api
+from shoal.errors import ClientError, DaemonUnreachable, TimedOut
+from shoal.messages import api_error, decode_reply, encode_body, socket_path
+from shoal.sse import Parser
+
+T = TypeVar("T")
+
+CALL_TIMEOUT_S = 30.0  # seconds for a reply; what may take longer says so in its call
+CONNECT_TIMEOUT_S = 5.0  # seconds; a unix socket connects at once or never
+READ_BYTES = 64 * 1024  # bytes asked of the socket at a time
+
+
+def connect_unix(path: Path, *, timeout_s: float) -> socket.socket:
+    """Connect to a unix socket, also when its path is over the kernel's 107 bytes."""
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    link.settimeout(timeout_s)
+    folder = -1
+    try:
+        folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        link.connect(f"/proc/self/fd/{folder}/{path.name}")
+    except PermissionError as error:
+        link.close()
+        raise DaemonUnreachable(
+            f"no permission to use {path}", hint="run it as the user who started the daemon"
+        ) from error
+    except OSError as error:
+        link.close()
+        raise DaemonUnreachable(f"no daemon answers on {path}") from error
+    finally:
+        if folder >= 0:
+            os.close(folder)
+    return link
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """The standard library's HTTP client on a unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=CONNECT_TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the socket instead of a host."""
+        self.sock = connect_unix(self._path, timeout_s=CONNECT_TIMEOUT_S)
+
+
+class Client:
+    """A typed view of one daemon. Raises ClientError and its subclasses, nothing else."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @overload
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        reply: type[T],
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> T: ...
+    @overload
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        reply: None = None,
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> None: ...
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        reply: type[T] | None = None,
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> T | None:
+        """One request, one answer. `body` is JSON-encoded; the answer is parsed as `reply`."""
+        with closing(_UnixConnection(self.path)) as link:
+            try:
+                response = _request(link, method, path, body, timeout_s)
+                data = response.read()
+            except TimeoutError as error:
+                raise TimedOut(f"the daemon did not answer within {timeout_s:g} s") from error
+            except (OSError, http.client.HTTPException) as error:
+                raise ClientError(f"the daemon hung up: {error}") from error
+            if response.status >= 400:
+                raise api_error(response.status, data)
+            return None if reply is None else decode_reply(data, reply)
+
+    def events(
+        self, method: str, path: str, body: object = None, *, timeout_s: float | None = None
+    ) -> Iterator[api.Event]:
+        """Yield server-sent events until the daemon ends the stream.
+
+        `timeout_s` bounds the silence between two events; the daemon says something every 15 s.
+        An `error` event is raised as ApiError.
+        """
+        with closing(_UnixConnection(self.path)) as link:
+            try:
+                response = _request(link, method, path, body, timeout_s)
+                if response.status >= 400:
+                    raise api_error(response.status, response.read())
+                parser = Parser()
+                while data := response.read1(READ_BYTES):
+                    for event in parser.feed(data):
+                        if event.name == "error":
+                            raise api_error(500, event.data)
+                        yield event
+            except TimeoutError as error:
+                raise TimedOut(f"the daemon was silent for {timeout_s:g} s") from error
+            except (OSError, http.client.HTTPException) as error:
+                raise ClientError(f"the daemon hung up: {error}") from error
+
+    def status(self) -> api.Status:
+        """Return the daemon at a glance."""
+        return self.call("GET", "/v1/status", reply=api.Status)
+
+    def id(self) -> api.Identity:
+        """Return the node's peer ID, name and addresses."""
+        return self.call("GET", "/v1/id", reply=api.Identity)
+
+    def peers(self) -> list[api.Peer]:
+        """Return the connected peers, nearest first."""
+        return self.call("GET", "/v1/peers", reply=list[api.Peer])
+
+    def members(self) -> list[api.Member]:
+        """Return the swarm's members, connected or not."""
+        return self.call("GET", "/v1/members", reply=list[api.Member])
+
+    def ping(
+        self, peer: str, *, count: int = 4, interval_s: float = 1.0, timeout_s: float = 5.0
+    ) -> Iterator[api.Pong]:
+        """Ping a peer (its ID, a prefix of it, or its name); yield one answer each."""
+        request = api.PingRequest(peer, count, interval_s, timeout_s)
+        for event in self.events("POST", "/v1/ping", request, timeout_s=CALL_TIMEOUT_S):
+            yield decode_reply(event.data, api.Pong)
+
+    def wait(self, *, peers: int, timeout_s: float = CALL_TIMEOUT_S) -> api.Waited:
+        """Wait until at least so many peers are connected. Raises with code "deadline" if not."""
+        path = f"/v1/wait?peers={peers}&timeout={timeout_s:g}"
+        return self.call("GET", path, reply=api.Waited, timeout_s=timeout_s + CALL_TIMEOUT_S)
+
+    def ticket(self) -> str:
+        """Return the string with which another machine joins this swarm. It is a secret."""
+        return self.call("GET", "/v1/ticket", reply=api.Ticket).ticket
+
+    def logs(self, *, follow: bool = False, level: str = "debug") -> Iterator[api.LogLine]:
+        """Yield the daemon's last log lines, then, with `follow`, the new ones."""
+        path = f"/v1/logs?follow={int(follow)}&level={level}"
+        for event in self.events("GET", path, timeout_s=CALL_TIMEOUT_S):
+            yield decode_reply(event.data, api.LogLine)
+
+    def config(self) -> list[api.Setting]:
+        """Return every option's value and origin."""
+        return self.call("GET", "/v1/config", reply=list[api.Setting])
+
+    def health(self) -> api.Health:
+        """Return whether the daemon does its work."""
+        return self.call("GET", "/v1/health", reply=api.Health)
+
+    def down(self) -> None:
+        """Ask the daemon to drain and stop; it answers before it does."""
+        self.call("POST", "/v1/down")
+
+
+def _request(
+    link: _UnixConnection, method: str, path: str, body: object, timeout_s: float | None
+) -> http.client.HTTPResponse:
+    link.connect()
+    link.sock.settimeout(timeout_s)
+    data = encode_body(body)
+    headers = {"Content-Type": "application/json"} if data else {}
+    link.request(method, path, data or None, {**headers, "Connection": "close"})
+    return link.getresponse()
+
+
+def connect(
+    home: str | os.PathLike[str] | None = None, socket: str | os.PathLike[str] | None = None
+) -> Client:
+    """Return a client of the daemon of a state directory (by default the user's own).
+
+    `socket` names the control socket itself. $SHOAL_HOME and $SHOAL_SOCKET count as in the CLI.
+    Nothing is sent yet: a daemon that is not there shows as DaemonUnreachable at the first call.
+    """
+    return Client(socket_path(home, socket))
