@@ -86,7 +86,8 @@ async def open_child(
         try:
             yield child
         finally:
-            with trio.move_on_after(grace_s + 2 * REAP_S, shield=True):
+            with trio.move_on_after(grace_s + 2 * REAP_S) as burial:
+                burial.shield = True
                 await child.terminate(grace_s)
     finally:
         os.close(ours)
