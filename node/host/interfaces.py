@@ -1,0 +1,32 @@
+"""Which addresses of this machine others may dial, when we listen on all of them."""
+
+import ipaddress
+import socket
+
+import ifaddr
+
+from node.host.addresses import Address
+
+
+def interface_hosts(family: socket.AddressFamily) -> list[str]:
+    """IP addresses of this machine: not loopback, not link-local (useless without a scope).
+
+    Loopback alone is returned when there is nothing else (a machine without a network).
+    """
+    found: list[str] = []
+    for adapter in ifaddr.get_adapters():
+        for entry in adapter.ips:
+            if entry.is_IPv4 != (family == socket.AF_INET):
+                continue
+            ip = ipaddress.ip_address(entry.ip if isinstance(entry.ip, str) else entry.ip[0])
+            if not ip.is_loopback and not ip.is_link_local:
+                found.append(str(ip))
+    return found or ["127.0.0.1" if family == socket.AF_INET else "::1"]
+
+
+def expand(address: Address) -> list[Address]:
+    """Turn a listening address into dialable ones: 0.0.0.0 and :: become the interfaces' own."""
+    if not address.is_unspecified:
+        return [address]
+    hosts = interface_hosts(address.family)
+    return [Address(address.network, host, address.port, address.peer) for host in hosts]
