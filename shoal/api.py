@@ -121,9 +121,8 @@ class Setting(_Reply, frozen=True):
 
 
 class Health(_Reply, frozen=True):
-    """Whether the daemon does its work; `ok` is false while it starts or drains."""
+    """The daemon does its work. While it starts or drains, asking is an error ("unhealthy")."""
 
-    ok: bool
     state: str
     loop_lag_ms: float
 

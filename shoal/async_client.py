@@ -137,7 +137,7 @@ class AsyncClient:
         return (await self.call("GET", "/v1/ticket", reply=api.Ticket)).ticket
 
     async def health(self) -> api.Health:
-        """Return whether the daemon does its work."""
+        """Return how the daemon works; raises with code "unhealthy" while it is not ready."""
         return await self.call("GET", "/v1/health", reply=api.Health)
 
     async def down(self) -> None:

@@ -174,7 +174,7 @@ class Client:
         return self.call("GET", "/v1/config", reply=list[api.Setting])
 
     def health(self) -> api.Health:
-        """Return whether the daemon does its work."""
+        """Return how the daemon works; raises with code "unhealthy" while it is not ready."""
         return self.call("GET", "/v1/health", reply=api.Health)
 
     def down(self) -> None:

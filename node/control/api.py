@@ -29,7 +29,7 @@ _STATUS = {
     "unreachable": 502,
     "peer_fault": 502,
     "bad_message": 502,
-    "stopping": 503,
+    "unhealthy": 503,
     "deadline": 504,
 }
 

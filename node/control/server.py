@@ -32,6 +32,7 @@ from node.control.api import (
     status_of,
 )
 from node.control.http import Connection, Head, HungUp
+from node.faults import root_cause
 from wire.errors import DeadlineExceeded, ShoalError, UsageError
 
 CONNECTIONS_MAX = 128  # both listeners; when all are taken, the longest idle one gives way
@@ -86,7 +87,7 @@ class ControlServer:
             task_status.started()
             await self._listen(listener, _same_user, _let_pass)
         finally:
-            path.unlink(missing_ok=True)
+            _remove(path)
 
     async def serve_tcp(
         self,
@@ -220,9 +221,7 @@ class ControlServer:
 
 def _said(error: Exception) -> ErrorReply:
     """Turn whatever a handler raised into the one shape; a bug is logged and told as such."""
-    cause: BaseException = error
-    while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
-        cause = cause.exceptions[0]  # a nursery of the handler wrapped it
+    cause = root_cause(error)  # a nursery of the handler may have wrapped it
     if isinstance(cause, trio.TooSlowError):
         cause = DeadlineExceeded("the work took too long")
     if isinstance(cause, ShoalError):
@@ -289,6 +288,10 @@ def open_unix(path: Path) -> trio.SocketListener:
     finally:
         os.close(folder)
     return trio.SocketListener(trio.socket.from_stdlib_socket(link))
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
 
 
 def _same_user(stream: trio.SocketStream) -> None:

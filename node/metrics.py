@@ -1,0 +1,106 @@
+"""Figures for Prometheus at /metrics, read from the parts when they are asked for.
+
+Nothing is counted here: each part keeps its own counters, and this file gives them names.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import trio
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from node.parts import Node
+
+LAG_INTERVAL_S = 0.25  # between two measurements of the event loop's lag
+LAG_KEPT = 40  # measurements: the figure is the worst of the last 10 s
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class LoopLag:
+    """How late the event loop wakes a sleeper: what slows every peer's answer."""
+
+    def __init__(self) -> None:
+        self._late_s: deque[float] = deque([0.0], maxlen=LAG_KEPT)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Measure until cancelled."""
+        task_status.started()
+        while True:
+            before = time.perf_counter()
+            await trio.sleep(LAG_INTERVAL_S)
+            self._late_s.append(max(0.0, time.perf_counter() - before - LAG_INTERVAL_S))
+
+    def worst_ms(self) -> float:
+        """Return the worst lag of the last 10 s."""
+        return max(self._late_s) * 1000
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number: `read` is called at each scrape. A total only grows."""
+
+    name: str
+    help: str
+    read: Callable[[], float]
+    is_total: bool = False
+
+
+class Metrics(Collector):
+    """The registry of one node; areas add their figures with `add`."""
+
+    def __init__(self) -> None:
+        self._figures: list[Figure] = []
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def add(self, *figures: Figure) -> None:
+        """Publish figures; names begin with `shoal_` and end with their unit."""
+        self._figures.extend(figures)
+
+    def collect(self) -> Iterator[Metric]:
+        """Read all figures, for prometheus_client."""
+        for figure in self._figures:
+            family = CounterMetricFamily if figure.is_total else GaugeMetricFamily
+            value = figure.read()
+            if math.isfinite(value):
+                yield family(figure.name, figure.help, value=value)
+
+    def text(self) -> bytes:
+        """Return the page that Prometheus reads."""
+        return generate_latest(self._registry)
+
+
+def core_figures(node: Node) -> list[Figure]:
+    """Return the figures of host and process."""
+    host, life = node.host, node.life
+    return [
+        Figure("shoal_peers", "Connected peers.", lambda: len(host.connected())),
+        Figure("shoal_members", "Known members.", lambda: len(node.membership.members())),
+        Figure("shoal_ready", "1 while ready.", lambda: float(life.state == "ready")),
+        Figure("shoal_uptime_seconds", "Since the start.", lambda: life.uptime_s),
+        Figure("shoal_loop_lag_ms", "Worst of the last 10 s.", node.loop_lag_ms),
+        _total("shoal_bytes_in", "From peers' sockets.", lambda: host.counters().bytes_in),
+        _total("shoal_bytes_out", "To peers' sockets.", lambda: host.counters().bytes_out),
+        _total("shoal_accepted", "Connections taken.", lambda: host.counters().accepted),
+        _total("shoal_refused", "Connections over a limit.", lambda: host.counters().refused),
+        _total(
+            "shoal_failed_handshakes",
+            "Inbound garbage, time-outs, wrong protocol.",
+            lambda: host.counters().failed_handshakes,
+        ),
+        _total(
+            "shoal_failed_admissions",
+            "Peers without the swarm's key.",
+            lambda: host.counters().failed_admissions,
+        ),
+    ]
+
+
+def _total(name: str, text: str, read: Callable[[], float]) -> Figure:
+    return Figure(name, text, read, is_total=True)

@@ -1,0 +1,129 @@
+"""The parts of a running node, as the control routes see them, and the node's life.
+
+`daemon.py` builds the real parts; the small protocols here say what of them is used, so that a
+test can put a fake in a part's place.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import structlog
+import trio
+
+from node.broadcast import Broadcast
+from node.config import Loaded
+from node.control.api import Event
+from node.home import Home
+from node.host.views import Counters, PeerView
+from node.logs import LogBook
+from node.membership import Member
+from node.tickets import Ticket
+from shoal.api import StateChange
+from wire.ids import PeerId
+
+State = Literal["starting", "joining", "ready", "draining", "stopped"]
+
+_log = structlog.get_logger("node")
+
+
+class HostView(Protocol):
+    """What the core routes need of the libp2p host."""
+
+    @property
+    def peer(self) -> PeerId:
+        """Our own peer ID."""
+        ...
+
+    def addresses(self) -> list[str]:
+        """Our own dialable multiaddrs."""
+        ...
+
+    def connected(self) -> list[PeerId]:
+        """Peers that we hold a connection to now."""
+        ...
+
+    def peers(self) -> list[PeerView]:
+        """The connected peers."""
+        ...
+
+    def counters(self) -> Counters:
+        """Totals since the start."""
+        ...
+
+    async def ping(self, peer: PeerId, *, timeout_s: float) -> float:
+        """Measure a round trip, in seconds."""
+        ...
+
+
+class MemberView(Protocol):
+    """What the core routes need of the membership."""
+
+    def members(self) -> list[Member]:
+        """Every member we know of."""
+        ...
+
+    def resolve(self, name: str, /) -> PeerId:
+        """Find a member by name, peer ID or prefix. Raises UsageError, NotFound."""
+        ...
+
+
+class Life:
+    """Which state the daemon is in, who asked it to stop, and everything that happens to it."""
+
+    def __init__(self) -> None:
+        self.state: State = "starting"
+        self.started = time.monotonic()
+        self.events = Broadcast[Event]()  # any area may send its own events here
+        self._stop = trio.Event()
+
+    def enter(self, state: State) -> None:
+        """Go to the next state and tell everybody who reads `/v1/events`."""
+        self.state = state
+        _log.info("state", state=state, uptime_s=round(self.uptime_s, 3))
+        self.events.send(Event(StateChange(state, now_ms()), name="state"))
+
+    @property
+    def uptime_s(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
+
+    def stop(self) -> None:
+        """Ask the daemon to drain and end."""
+        self._stop.set()
+
+    async def stopping(self) -> None:
+        """Wait until somebody asked it to stop."""
+        await self._stop.wait()
+
+
+def now_ms() -> int:
+    """Milliseconds since the Unix epoch."""
+    return time.time_ns() // 1_000_000
+
+
+def _none() -> list[str]:
+    return []
+
+
+def _no_lag() -> float:
+    return 0.0
+
+
+@dataclass
+class Node:
+    """Everything the control routes may ask."""
+
+    home: Home
+    loaded: Loaded
+    swarm: Ticket
+    name: str
+    version: str
+    logs: LogBook
+    life: Life
+    host: HostView
+    membership: MemberView
+    run_names: Callable[[], list[str]] = field(default=_none)
+    model_names: Callable[[], list[str]] = field(default=_none)
+    loop_lag_ms: Callable[[], float] = field(default=_no_lag)
