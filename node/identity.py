@@ -3,6 +3,7 @@
 One key signs everything (DESIGN, section 4): libp2p handshakes, store entries, records, receipts.
 """
 
+import contextlib
 import os
 import secrets
 import stat
@@ -22,10 +23,9 @@ def load_or_make_identity(path: Path) -> tuple[Signer, bytes]:
     """
     seed = read_private(path, SEED_BYTES + 1)
     if seed is None:
-        try:
+        # If another process was faster, its key is the identity now.
+        with contextlib.suppress(FileExistsError):
             write_private(path, secrets.token_bytes(SEED_BYTES), replace=False)
-        except FileExistsError:
-            pass  # another process was faster; its key is the identity now
         seed = read_private(path, SEED_BYTES + 1) or b""
     if len(seed) != SEED_BYTES:
         found = f"more than {SEED_BYTES}" if len(seed) > SEED_BYTES else str(len(seed))

@@ -1,0 +1,121 @@
+"""One connection to a peer: accepts its streams until it ends, and then everything of it ends."""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, cast
+
+import trio
+from libp2p.abc import IMuxedStream
+from libp2p.network.connection.swarm_connection import SwarmConn
+from libp2p.network.stream.net_stream import NetStream
+from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
+
+from node.host.addresses import Address
+from node.host.gate import Place
+from node.host.tcp import CountedTcp
+from node.host.views import Direction
+from node.host.yamux import MuxedConnection
+from node.host.yamux_stream import MuxedStream
+from wire.ids import PeerId
+
+if TYPE_CHECKING:
+    from node.host.swarm import FencedSwarm
+
+log = logging.getLogger(__name__)
+
+SERVERS_END_S = 1.0  # for stream servers to see their streams break, before they are cancelled
+_NOTIFY_S = 1.0  # for libp2p's own listeners to a disconnection
+
+
+class Connection(SwarmConn):
+    """libp2p's SwarmConn for its own parts to see, with a life of our own.
+
+    Overridden: `start` and `close`. libp2p's run each stream's handler in the host's own nursery,
+    where one exception ends everything (trap 1), and sleep 200 ms while they close.
+    """
+
+    def __init__(
+        self, muxed: MuxedConnection, swarm: "FencedSwarm", tcp: CountedTcp, place: Place
+    ) -> None:
+        direction: Direction = "out" if muxed.is_initiator else "in"
+        super().__init__(muxed, swarm, "outbound" if direction == "out" else "inbound")
+        self.muxed = muxed
+        self.tcp = tcp
+        self.place = place
+        self.peer = PeerId(muxed.peer_id.to_base58())
+        self.way: Direction = direction
+        self.since = time.time()
+        self.rtt_s: float | None = None
+        self.is_admitted = False
+        self.refusal = "the connection ended"  # why not, if it is settled and not admitted
+        self.settled = trio.Event()  # admitted, or never to be
+        self.over = self.event_closed
+
+    @property
+    def address(self) -> str:
+        """The other end, as a multiaddr without /p2p."""
+        host, port = self.tcp.get_remote_address() or ("0.0.0.0", 0)
+        return str(Address("ip6" if ":" in host else "ip4", host, port))
+
+    async def run(
+        self,
+        session: Callable[["Connection"], Awaitable[None]],
+        serve: Callable[["Connection", MuxedStream], Awaitable[None]],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Live until either side ends it. `session` runs beside it, `serve` once per stream; both
+        catch their own errors.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.muxed.start)
+                await self.muxed.event_started.wait()
+                self.event_started.set()
+                await self._register()
+                nursery.start_soon(session, self)
+                task_status.started()
+                while True:
+                    try:
+                        stream = await self.muxed.accept_stream()
+                    except MuxedConnUnavailable:
+                        break
+                    nursery.start_soon(serve, self, stream)
+                self.over.set()
+                nursery.cancel_scope.deadline = trio.current_time() + SERVERS_END_S
+        finally:
+            self.over.set()
+            await self._unregister()
+
+    async def close(self) -> None:
+        """Say goodbye and end; `run` does the rest."""
+        self.over.set()
+        await self.muxed.close()
+
+    def abort(self, reason: str) -> None:
+        """End now, without a word."""
+        self.over.set()
+        self.muxed.abort(reason)
+
+    async def start(self) -> None:
+        """Never called: the swarm calls `run`."""
+        raise NotImplementedError
+
+    async def as_libp2p(self, stream: MuxedStream) -> NetStream:
+        """Wrap a stream for a handler that libp2p brings (identify, later the relay)."""
+        return await self._add_stream(cast(IMuxedStream, stream))
+
+    async def _register(self) -> None:
+        swarm = cast("FencedSwarm", self.swarm)
+        swarm.connections.setdefault(self.muxed.peer_id, []).append(self)
+        swarm.live.add(self)
+        await swarm.notify_connected(self)
+
+    async def _unregister(self) -> None:
+        swarm = cast("FencedSwarm", self.swarm)
+        swarm.remove_conn(self)
+        swarm.live.discard(self)
+        with trio.move_on_after(_NOTIFY_S, shield=True):
+            await swarm.notify_disconnected(self)
+        log.debug("connection.over peer=%s reason=%s", self.peer, self.muxed.ended_by)

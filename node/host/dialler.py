@@ -1,0 +1,183 @@
+"""Reaching a peer: all its addresses at once, one dial per peer at a time.
+
+In place of libp2p's dialler: facts, network, traps 4 and 5.
+"""
+
+import logging
+import socket
+from collections.abc import Iterable
+
+import trio
+from libp2p.peer.id import ID
+
+from node.host.addresses import Address, parse_address
+from node.host.admission import NotAdmitted
+from node.host.backoff import STAGGER_S, AddressBook
+from node.host.connection import Connection
+from node.host.peers import Peers
+from node.host.race import race
+from node.host.swarm import FencedSwarm
+from node.host.tcp import CountedTcp
+from node.host.yamux import MuxedConnection
+from wire.errors import BadMessage, PeerUnreachable, ShoalError
+from wire.ids import PeerId
+
+log = logging.getLogger(__name__)
+
+CONNECT_S = 5.0  # for one TCP connection: three SYNs
+DIAL_S = 10.0  # for all addresses together, Noise included
+NAME_ADDRESSES_MAX = 4  # that a DNS name may stand for
+PEERS_MAX = 4096  # whose addresses we remember; at 16 addresses of 100 bytes, 6 MB
+
+
+class _Flight:
+    """One dial in progress, and everybody who waits for it."""
+
+    def __init__(self) -> None:
+        self.landed = trio.Event()
+        self.error: ShoalError | None = None
+
+
+class Dialler:
+    """Knows addresses and makes connections. Give it the nursery that its dials live in."""
+
+    def __init__(self, own: PeerId, swarm: FencedSwarm, peers: Peers) -> None:
+        self._own = own
+        self._swarm = swarm
+        self._peers = peers
+        self._books: dict[PeerId, AddressBook] = {}
+        self._flights: dict[PeerId, _Flight] = {}
+        self.nursery: trio.Nursery | None = None
+
+    def learn(self, peer: PeerId, addresses: Iterable[str]) -> None:
+        """Remember addresses. Malformed ones, and ones of other peers, are dropped."""
+        good: list[str] = []
+        for text in addresses:
+            try:
+                address = parse_address(text)
+            except BadMessage as error:
+                log.debug("address.dropped peer=%s %s", peer, error)
+                continue
+            if address.peer in (None, peer) and not address.is_unspecified and address.port:
+                good.append(str(address.with_peer(peer)))
+        if good and peer != self._own:
+            self._book(peer).learn(good)
+
+    def addresses_of(self, peer: PeerId) -> list[str]:
+        """Addresses known for a peer, best first."""
+        book = self._books.get(peer)
+        return book.plan() if book else []
+
+    async def reach(self, peer: PeerId) -> Connection:
+        """Return an admitted connection, dialling if there is none.
+
+        Raises PeerUnreachable with the reason for each address, or NotAdmitted. A caller that is
+        cancelled leaves the dial to the others who wait for it.
+        """
+        if peer == self._own:
+            raise PeerUnreachable("that is this node itself")
+        while (connection := self._peers.best(peer)) is None:
+            if self.nursery is None:
+                raise PeerUnreachable("the host is not running")
+            flight = self._flights.get(peer)
+            if flight is None:
+                flight = self._flights[peer] = _Flight()
+                self.nursery.start_soon(self._fly, peer, flight)
+            await flight.landed.wait()
+            if flight.error is not None:
+                raise type(flight.error)(str(flight.error))
+        await trio.lowlevel.checkpoint()
+        return connection
+
+    async def _fly(self, peer: PeerId, flight: _Flight) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._until_connected, peer, nursery.cancel_scope)
+                await self._dial(peer)
+                nursery.cancel_scope.cancel()
+        except* ShoalError as errors:
+            flight.error = _first(errors)
+        except* Exception as errors:  # a bug, or libp2p's: this dial's only
+            log.exception("dial.failed peer=%s", peer)
+            flight.error = PeerUnreachable(repr(errors.exceptions[0]))
+        finally:
+            del self._flights[peer]
+            flight.landed.set()
+
+    async def _until_connected(self, peer: PeerId, dialling: trio.CancelScope) -> None:
+        while self._peers.best(peer) is None:
+            await self._peers.changed.park()
+        dialling.cancel()  # it was faster than we
+
+    async def _dial(self, peer: PeerId) -> None:
+        plan = [parse_address(text) for text in self.addresses_of(peer)]
+        if not plan:
+            raise PeerUnreachable(f"no address known for {peer}")
+        place = self._swarm.gate.enter(None)
+        if place is None:
+            raise PeerUnreachable("too many connections here")
+        try:
+            with trio.move_on_after(DIAL_S) as patience:
+                address, muxed, tcp = await race(plan, self._attempt, _discard, stagger_s=STAGGER_S)
+            if patience.cancelled_caught:
+                raise PeerUnreachable(f"no address of {peer} answered within {DIAL_S:.0f} s")
+            self._book(peer).worked(str(address))
+            connection = await self._swarm.adopt(muxed, tcp, place)
+        except BaseException:
+            place.leave()
+            raise
+        await connection.settled.wait()
+        if not connection.is_admitted:
+            raise NotAdmitted(f"{peer}: {connection.refusal}")
+
+    async def _attempt(self, address: Address) -> tuple[Address, MuxedConnection, CountedTcp]:
+        assert address.peer is not None
+        stream = await _connect(address)
+        try:
+            muxed, tcp = await self._swarm.dial_tcp(stream, ID.from_base58(address.peer))
+        except Exception as error:  # libp2p's many: not our peer, not libp2p, not in time
+            raise PeerUnreachable(f"no handshake: {error!r}") from error
+        return address, muxed, tcp
+
+    def _book(self, peer: PeerId) -> AddressBook:
+        book = self._books.pop(peer, None) or AddressBook()
+        self._books[peer] = book  # last: the one learned of longest ago falls out first
+        if len(self._books) > PEERS_MAX:
+            del self._books[next(iter(self._books))]
+        return book
+
+
+async def _connect(address: Address) -> trio.SocketStream:
+    """Open a TCP connection. Raises PeerUnreachable."""
+    try:
+        with trio.fail_after(CONNECT_S):
+            found = await trio.socket.getaddrinfo(
+                address.host, address.port, family=address.family, type=socket.SOCK_STREAM
+            )
+            error: OSError = OSError("the name has no address")
+            for family, kind, protocol, _, place in found[:NAME_ADDRESSES_MAX]:
+                sock = trio.socket.socket(family, kind, protocol)
+                try:
+                    await sock.connect(place)
+                except OSError as caught:
+                    sock.close()
+                    error = caught
+                except BaseException:
+                    sock.close()
+                    raise
+                else:
+                    return trio.SocketStream(sock)
+            raise error
+    except trio.TooSlowError:
+        raise PeerUnreachable(f"no answer within {CONNECT_S:.0f} s") from None
+    except OSError as error:
+        raise PeerUnreachable(error.strerror or str(error)) from error
+
+
+def _discard(result: tuple[Address, MuxedConnection, CountedTcp]) -> None:
+    result[2].abort()
+
+
+def _first(errors: BaseExceptionGroup[ShoalError]) -> ShoalError:
+    found = errors.exceptions[0]
+    return _first(found) if isinstance(found, BaseExceptionGroup) else found

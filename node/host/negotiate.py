@@ -1,0 +1,94 @@
+"""multistream-select 1.0 on one stream: which protocol it carries. Source: multiformats/multistream
+
+Ours because libp2p 0.8.1's takes two round trips to open a stream and reads byte by byte through
+four locks (3 ms of CPU a stream); this one takes one round trip.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from wire.errors import BadMessage
+
+HELLO = "/multistream/1.0.0"
+REFUSED = "na"
+MESSAGE_MAX = 256  # bytes; the longest protocol name in use is under 60
+ROUNDS_MAX = 16  # proposals before we hang up; clients know what they want
+
+
+class ByteStream(Protocol):
+    """What negotiation needs of a stream."""
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Return between 1 and `n` bytes."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Send all of `data`."""
+        ...
+
+
+async def select(stream: ByteStream, protocols: list[str]) -> str | None:
+    """Propose protocols in order; return the first the peer accepts, None if it refuses all.
+
+    Raises BadMessage, and what the stream raises.
+    """
+    await stream.write(_pack(HELLO) + _pack(protocols[0]))
+    if await _read(stream) != HELLO:
+        raise BadMessage("peer does not speak multistream")
+    for index, protocol in enumerate(protocols):
+        if index:
+            await stream.write(_pack(protocol))
+        answer = await _read(stream)
+        if answer == protocol:
+            return protocol
+        if answer != REFUSED:
+            raise BadMessage(f"peer answers {answer[:32]!r} to {protocol}")
+    return None
+
+
+async def accept(stream: ByteStream, offers: Callable[[str], Awaitable[bool]]) -> str | None:
+    """Answer proposals until we offer one, and return it; None if none of many was.
+
+    Raises BadMessage, and what the stream raises.
+    """
+    await stream.write(_pack(HELLO))
+    if await _read(stream) != HELLO:
+        raise BadMessage("peer does not speak multistream")
+    for _ in range(ROUNDS_MAX):
+        protocol = await _read(stream)
+        if await offers(protocol):
+            await stream.write(_pack(protocol))
+            return protocol
+        await stream.write(_pack(REFUSED))
+    return None
+
+
+def _pack(text: str) -> bytes:
+    body = text.encode() + b"\n"
+    length = len(body)
+    assert length <= MESSAGE_MAX, text
+    head = bytes((length,)) if length < 0x80 else bytes((length & 0x7F | 0x80, length >> 7))
+    return head + body
+
+
+async def _read(stream: ByteStream) -> str:
+    length = (await _read_exactly(stream, 1))[0]
+    if length >= 0x80:
+        length = length & 0x7F | (await _read_exactly(stream, 1))[0] << 7
+    if not 0 < length <= MESSAGE_MAX:
+        raise BadMessage(f"negotiation message of {length} B is over {MESSAGE_MAX} B")
+    body = await _read_exactly(stream, length)
+    try:
+        return body.decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise BadMessage("negotiation message is not text") from error
+
+
+async def _read_exactly(stream: ByteStream, size: int) -> bytes:
+    data = await stream.read(size)
+    while len(data) < size:
+        more = await stream.read(size - len(data))
+        if not more:
+            raise BadMessage("negotiation cut short")
+        data += more
+    return data

@@ -1,0 +1,290 @@
+"""The libp2p host: TCP, Noise and Yamux, fenced; streams to admitted peers (wire.ports.Host).
+
+`LibP2pHost` is what the daemon builds and runs. Facts: network, section 2; DESIGN, sections 5, 9.
+"""
+
+import logging
+import random
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+import trio
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.custom_types import StreamHandlerFn, TProtocol
+from libp2p.host.basic_host import BasicHost
+from libp2p.identity.identify.identify import ID as IDENTIFY
+from libp2p.identity.identify.identify import identify_handler_for
+from libp2p.peer.id import ID
+
+from node.host.addresses import Address, parse_address
+from node.host.backoff import Backoff
+from node.host.connection import Connection
+from node.host.dialler import Dialler
+from node.host.gate import Gate, Limits
+from node.host.interfaces import expand
+from node.host.listeners import Listener, open_listener
+from node.host.peers import Peers, Watcher
+from node.host.ping import PING, ping
+from node.host.sessions import Sessions
+from node.host.stream import HostStream
+from node.host.swarm import FencedSwarm
+from node.host.views import Counters, PeerView
+from node.tickets import SwarmKey
+from wire.errors import BadMessage, DeadlineExceeded, PeerError, PeerUnreachable, UsageError
+from wire.ids import PeerId, Signer
+from wire.ports import StreamServer
+
+log = logging.getLogger(__name__)
+
+KEPT_MAX = 256  # peers that we stay connected to; beyond, a node is a hub that nobody needs
+YIELD_S = 0.2  # of two that keep each other, the larger peer ID lets the other dial first
+
+
+class _FencedBasicHost(BasicHost):
+    """libp2p's host, for the protocols that libp2p brings; it opens and dials nothing by itself.
+
+    Overridden: both would run as trio system tasks, where an exception ends the process.
+    """
+
+    def _schedule_identify(self, peer_id: ID, *, reason: str) -> None:
+        return
+
+    async def _push_identify_to_all_peers(self) -> None:
+        return
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A peer that we stay connected to."""
+
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    news: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
+
+
+class LibP2pHost:
+    """Start it with `await nursery.start(host.run)`; it stops by cancellation, within a second.
+
+    signer_seed: the node's Ed25519 seed. swarm: its key, or None for an open swarm.
+    listen: multiaddrs, port 0 for any; none to only dial.
+    """
+
+    def __init__(
+        self,
+        signer_seed: bytes,
+        swarm: SwarmKey | None,
+        listen: list[str],
+        *,
+        limits: Limits | None = None,
+    ) -> None:
+        self._peer = Signer(signer_seed).peer
+        self._listen = list(listen)
+        self._limits = limits or Limits()
+        self._listeners: list[Listener] = []
+        self._peers = Peers()
+        self._swarm = FencedSwarm(create_new_key_pair(signer_seed), Gate(self._limits))
+        self._libp2p = _FencedBasicHost(self._swarm, default_protocols=_no_protocols())
+        public: dict[TProtocol, StreamHandlerFn] = {IDENTIFY: identify_handler_for(self._libp2p)}
+        self._libp2p.multiselect.handlers = dict(public)
+        self._sessions = Sessions(self._peer, swarm, self._peers, self._limits, public)
+        self._dialler = Dialler(self._peer, self._swarm, self._peers)
+        self._swarm.session = self._sessions.run
+        self._swarm.serve = self._sessions.serve
+        self._swarm.reach = self._reach_for_libp2p
+        self._kept: dict[PeerId, _Kept] = {}
+
+    @property
+    def peer(self) -> PeerId:
+        """Our own peer ID."""
+        return self._peer
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen, dial and serve until cancelled. Raises UsageError if it cannot listen."""
+        try:
+            for text in self._listen:
+                self._listeners.append(await open_listener(_listen_address(text)))
+                self._swarm.listeners[text] = self._listeners[-1]
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._swarm.run)
+                assert self._swarm.background_nursery is not None
+                for listener in self._listeners:
+                    nursery.start_soon(
+                        listener.serve, self._swarm.serve_tcp, self._swarm.background_nursery
+                    )
+                self._dialler.nursery = nursery
+                for peer, kept in self._kept.items():
+                    nursery.start_soon(self._keep, peer, kept)
+                log.info("host.listening peer=%s addresses=%s", self._peer, self.addresses())
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            self._dialler.nursery = None
+            for listener in self._listeners:
+                listener.sock.close()
+
+    # wire.ports.Host
+
+    def connected(self) -> list[PeerId]:
+        """Admitted peers that we hold a connection to now."""
+        return self._peers.connected()
+
+    def serve(self, protocol: str, server: StreamServer) -> None:
+        """Answer streams of a protocol, before or after the start.
+
+        When `server` returns, the stream is over in both directions; when it raises, it is reset.
+        A second later than its connection ends, it is cancelled.
+        """
+        assert protocol not in self._sessions.servers, protocol
+        self._sessions.servers[protocol] = server
+
+    async def open(self, peer: PeerId, protocol: str, *, timeout_s: float) -> HostStream:
+        """Open a stream, connecting first if need be. Raises PeerUnreachable, DeadlineExceeded."""
+        with trio.move_on_after(timeout_s):
+            try:
+                connection = await self._dialler.reach(peer)
+                stream, _ = await self._sessions.open(connection, [protocol])
+            except PeerError as error:
+                raise PeerUnreachable(str(error)) from error
+            return stream
+        raise DeadlineExceeded(f"no stream to {peer} within {timeout_s:g} s")
+
+    # peers
+
+    def learn(self, peer: PeerId, addrs: list[str]) -> None:
+        """Remember where a peer is (with or without /p2p); malformed addresses are dropped."""
+        self._dialler.learn(peer, addrs)
+
+    def addresses_of(self, peer: PeerId) -> list[str]:
+        """Multiaddrs known for a peer, the one that worked last first."""
+        return self._dialler.addresses_of(peer)
+
+    async def connect(self, target: PeerId | str, addrs: list[str] | None = None) -> PeerId:
+        """Connect to a peer ID or to a multiaddr that ends in /p2p/PEER; returns whom to.
+
+        Nothing is dialled if it is connected. Raises PeerUnreachable, NotAdmitted (another swarm),
+        or UsageError if the multiaddr names no peer.
+        """
+        peer = PeerId(target)
+        if target.startswith("/"):
+            try:
+                address = parse_address(target)
+            except BadMessage as error:
+                raise UsageError(str(error)) from error
+            if address.peer is None:
+                raise UsageError(f"{target} names no peer", hint="add /p2p/PEER to it")
+            peer = address.peer
+            self.learn(peer, [target])
+        self.learn(peer, addrs or [])
+        await self._dialler.reach(peer)
+        return peer
+
+    async def disconnect(self, peer: PeerId) -> None:
+        """Close all connections to a peer, politely. If it is kept, it is dialled again."""
+        async with trio.open_nursery() as nursery:
+            for connection in self._peers.of(peer):
+                nursery.start_soon(connection.close)
+
+    def keep(self, peer: PeerId, addrs: list[str]) -> None:
+        """Stay connected to a peer: dial it now and whenever it is gone, with back-off."""
+        known = set(self.addresses_of(peer))
+        self.learn(peer, addrs)
+        if kept := self._kept.get(peer):
+            if not known.issuperset(self.addresses_of(peer)):
+                kept.news.unpark_all()  # it moved: do not wait for the back-off
+        elif peer != self._peer and len(self._kept) < KEPT_MAX:
+            kept = self._kept[peer] = _Kept()
+            if self._dialler.nursery is not None:
+                self._dialler.nursery.start_soon(self._keep, peer, kept)
+
+    def forget(self, peer: PeerId) -> None:
+        """Stop keeping a peer; a connection that is there stays."""
+        kept = self._kept.pop(peer, None)
+        if kept is not None:
+            kept.scope.cancel()
+
+    async def ping(self, peer: PeerId, *, timeout_s: float = 5.0) -> float:
+        """Return one round trip in seconds. Raises PeerUnreachable, DeadlineExceeded."""
+        with trio.move_on_after(timeout_s):
+            stream = await self.open(peer, PING, timeout_s=timeout_s)
+            rtt_s = await ping(stream)
+            await stream.finish()
+            return rtt_s
+        raise DeadlineExceeded(f"no answer from {peer} within {timeout_s:g} s")
+
+    # views
+
+    def addresses(self) -> list[str]:
+        """Where others can dial us: real ports, interfaces' addresses for 0.0.0.0, our peer ID."""
+        dialable = [place for listener in self._listeners for place in expand(listener.address)]
+        return [str(place.with_peer(self._peer)) for place in dialable]
+
+    def peers(self) -> list[PeerView]:
+        """Admitted peers and how they are connected."""
+        return [_view(peer, self._peers.of(peer)) for peer in self._peers.connected()]
+
+    def watch(self) -> Watcher:
+        """Iterate over PeerUp and PeerDown, beginning with a PeerUp for each peer that is here."""
+        return Watcher(self._peers)
+
+    def counters(self) -> Counters:
+        """Totals since the start."""
+        return Counters(
+            bytes_in=self._swarm.traffic.bytes_in,
+            bytes_out=self._swarm.traffic.bytes_out,
+            connections=self._swarm.gate.total,
+            accepted=self._swarm.accepted,
+            refused=self._swarm.refused,
+            failed_handshakes=self._swarm.failed_handshakes,
+            failed_admissions=self._sessions.failed_admissions,
+            server_errors=self._sessions.server_errors,
+        )
+
+    async def _keep(self, peer: PeerId, kept: "_Kept") -> None:
+        backoff = Backoff()
+        with kept.scope:
+            while True:
+                while self._peers.best(peer) is not None:
+                    backoff.reset()
+                    await self._peers.changed.park()
+                if self._peer > peer:
+                    await trio.sleep(YIELD_S)
+                try:
+                    await self._dialler.reach(peer)
+                except (PeerUnreachable, PeerError) as error:
+                    wait_s = backoff.after_failure(random.random())
+                    log.debug("keep.retry peer=%s in_s=%.2f %s", peer, wait_s, error)
+                    with trio.move_on_after(wait_s):
+                        await kept.news.park()
+
+    async def _reach_for_libp2p(self, peer_id: ID) -> Connection:
+        return await self._dialler.reach(PeerId(peer_id.to_base58()))
+
+
+def _listen_address(text: str) -> Address:
+    try:
+        return parse_address(text)
+    except BadMessage as error:
+        raise UsageError(f"cannot listen: {error}") from error
+
+
+def _no_protocols() -> "OrderedDict[TProtocol, StreamHandlerFn]":
+    # libp2p takes an empty dict as "the default ones", so this one is put in and taken out again.
+    async def never(_stream: object) -> None:
+        return
+
+    return OrderedDict({TProtocol("/shoal/none"): never})
+
+
+def _view(peer: PeerId, connections: list[Connection]) -> PeerView:
+    newest = connections[-1]
+    rtts = [connection.rtt_s for connection in connections if connection.rtt_s is not None]
+    return PeerView(
+        peer=peer,
+        address=newest.address,
+        direction=newest.way,
+        path="direct",
+        rtt_ms=round(rtts[-1] * 1000, 3) if rtts else None,
+        bytes_in=sum(connection.tcp.own.bytes_in for connection in connections),
+        bytes_out=sum(connection.tcp.own.bytes_out for connection in connections),
+        since=connections[0].since,
+        connections=len(connections),
+    )

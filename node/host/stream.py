@@ -1,0 +1,62 @@
+"""One stream as the protocols see it (wire.ports.Stream): our errors, and safe to cancel."""
+
+import trio
+from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError
+
+from node.host.yamux_stream import MuxedStream
+from wire.errors import PeerUnreachable
+from wire.ids import PeerId
+
+
+class HostStream:
+    """Wraps a muxed stream after its protocol is agreed."""
+
+    def __init__(self, muxed: MuxedStream, peer: PeerId, protocol: str) -> None:
+        self._muxed = muxed
+        self._peer = peer
+        self.protocol = protocol
+
+    @property
+    def peer(self) -> PeerId:
+        """Who is at the other end; Noise has authenticated it."""
+        return self._peer
+
+    async def read(self, max_bytes: int) -> bytes:
+        """Return between 1 and `max_bytes` bytes, or b"" at the end. Raises PeerUnreachable."""
+        try:
+            return await self._muxed.read(max_bytes)
+        except MuxedStreamEOF:
+            return b""
+        except MuxedStreamError as error:
+            raise PeerUnreachable(f"{self.protocol} of {self._peer}: {error}") from error
+
+    async def read_exactly(self, size_bytes: int) -> bytes:
+        """Return that many bytes. Raises PeerUnreachable if the stream ends before."""
+        data = bytearray()
+        while len(data) < size_bytes:
+            more = await self.read(size_bytes - len(data))
+            if not more:
+                raise PeerUnreachable(f"{self.protocol} of {self._peer}: ended early")
+            data += more
+        return bytes(data)
+
+    async def write(self, data: bytes) -> None:
+        """Send all of `data`. Cancelled, it resets the stream: a part may have gone already.
+
+        The connection stays whole, since only its own task writes frames to the socket.
+        """
+        try:
+            await self._muxed.write(data)
+        except MuxedStreamError as error:
+            raise PeerUnreachable(f"{self.protocol} of {self._peer}: {error}") from error
+        except trio.Cancelled:
+            self._muxed.drop()
+            raise
+
+    async def finish(self) -> None:
+        """Close our direction; the other end reads to its end."""
+        await self._muxed.close()
+
+    async def reset(self) -> None:
+        """Throw the stream away, both directions. Safe at any time, also twice."""
+        await self._muxed.reset()

@@ -1,0 +1,195 @@
+"""libp2p's Swarm without its traps: what listens, upgrades and holds connections.
+
+Facts: network, section 2. A subclass, so that libp2p's own parts (identify, later the relay and
+AutoNAT) find the network they expect; each override says what it avoids.
+"""
+
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+
+import trio
+from libp2p.abc import IMuxedConn, INetConn, IRawConnection, ISecureConn
+from libp2p.crypto.keys import KeyPair
+from libp2p.crypto.x25519 import create_new_key_pair as create_new_x25519_key_pair
+from libp2p.custom_types import TProtocol
+from libp2p.io.abc import ReadWriteCloser
+from libp2p.network.config import ConnectionConfig
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStore
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
+from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
+from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
+from libp2p.transport.upgrader import TransportUpgrader
+from multiaddr import Multiaddr
+
+from node.host.connection import Connection
+from node.host.gate import Gate, Place
+from node.host.tcp import CountedTcp, Traffic
+from node.host.yamux import MuxedConnection
+from node.host.yamux_stream import MuxedStream
+
+log = logging.getLogger(__name__)
+
+HANDSHAKE_S = 10.0  # Noise and Yamux, either side (facts: security 3.4, pre-auth deadline)
+CLOSE_ALL_S = 0.5  # for all connections to say goodbye when the host stops
+
+
+class _Upgrader(TransportUpgrader):
+    """Noise as libp2p does it, our own Yamux (libp2p's selector would insist on its own)."""
+
+    async def upgrade_connection(self, conn: ISecureConn, peer_id: ID) -> MuxedConnection:
+        await self.muxer_multistream.select_transport(conn)
+        return MuxedConnection(conn, peer_id)
+
+
+class FencedSwarm(Swarm):
+    """Runs connections; `session` and `serve` are what the host does with one and its streams."""
+
+    def __init__(self, key_pair: KeyPair, gate: Gate) -> None:
+        peer_id = ID.from_pubkey(key_pair.public_key)
+        store = PeerStore()
+        store.add_key_pair(peer_id, key_pair)
+        noise = NoiseTransport(key_pair, create_new_x25519_key_pair().private_key)
+        upgrader = _Upgrader({NOISE: noise}, {TProtocol(YAMUX): MuxedConnection}, int(HANDSHAKE_S))
+        # Watermarks of 0: nothing is dialled or pruned by itself (auto-connector, pruner, health
+        # monitor), which `run` does not start either.
+        config = ConnectionConfig(min_connections=0, low_watermark=0)
+        super().__init__(peer_id, store, upgrader, [], connection_config=config)
+        self.gate = gate
+        self.traffic = Traffic()
+        self.accepted = self.refused = self.failed_handshakes = 0
+        self.live: set[Connection] = set()
+        self.session: Callable[[Connection], Awaitable[None]] = _no_session
+        self.serve: Callable[[Connection, MuxedStream], Awaitable[None]] = _refuse
+        self.reach: Callable[[ID], Awaitable[Connection]] = _no_dialler
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Hold connections until cancelled.
+
+        Overridden: libp2p's runs under a service manager in which any task's exception ends the
+        host (trap 1), and starts its auto-connector and pruner.
+        """
+        async with trio.open_nursery() as nursery:
+            self.background_nursery = nursery
+            self.event_background_nursery_created.set()
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                with trio.move_on_after(CLOSE_ALL_S, shield=True):
+                    async with trio.open_nursery() as goodbyes:
+                        for connection in self.live:
+                            goodbyes.start_soon(connection.muxed.close)
+
+    async def serve_tcp(self, stream: trio.SocketStream) -> None:
+        """One inbound TCP connection, from its first byte to its last. Never raises.
+
+        In place of `_handle_inbound_connection`, which holds its slot until the host stops, so that
+        a limit of N connections means N in the host's whole life (trap 3).
+        """
+        tcp = CountedTcp(stream, self.traffic)
+        remote = tcp.get_remote_address()
+        place = self.gate.enter(remote[0]) if remote else None
+        if place is None:
+            self.refused += 1
+            await _close(tcp)
+            return
+        self.accepted += 1
+        try:
+            muxed = await self._upgrade(RawConnection(tcp, initiator=False), None)
+            await self._run(Connection(muxed, self, tcp, place))
+        except Exception as error:  # a stranger's bytes reach deep into libp2p and its libraries
+            self.failed_handshakes += 1
+            log.debug("handshake.failed from=%s error=%r", remote, error)
+        finally:
+            place.leave()
+            await _close(tcp)
+
+    async def dial_tcp(
+        self, stream: trio.SocketStream, peer_id: ID
+    ) -> tuple[MuxedConnection, CountedTcp]:
+        """Secure an outbound TCP connection and check who answers. Raises libp2p's errors."""
+        tcp = CountedTcp(stream, self.traffic)
+        try:
+            return await self._upgrade(RawConnection(tcp, initiator=True), peer_id), tcp
+        except BaseException:
+            await _close(tcp)
+            raise
+
+    async def adopt(self, muxed: MuxedConnection, tcp: CountedTcp, place: Place) -> Connection:
+        """Run a connection that we dialled, in the background."""
+        assert self.background_nursery is not None
+        connection = Connection(muxed, self, tcp, place)
+        await self.background_nursery.start(self._run_outbound, connection)
+        return connection
+
+    async def _run_outbound(
+        self, connection: Connection, *, task_status: trio.TaskStatus[None]
+    ) -> None:
+        try:
+            await self._run(connection, task_status=task_status)
+        except Exception:  # a bug, but one connection's only
+            log.exception("connection.failed peer=%s", connection.peer)
+        finally:
+            connection.place.leave()
+            await _close(connection.tcp)
+
+    async def _run(
+        self,
+        connection: Connection,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        await connection.run(self.session, self.serve, task_status=task_status)
+
+    async def _upgrade(self, raw: IRawConnection, peer_id: ID | None) -> MuxedConnection:
+        with trio.fail_after(HANDSHAKE_S):
+            secured = await self.upgrader.upgrade_security(raw, peer_id is not None, peer_id)
+            muxed = await self.upgrader.upgrade_connection(secured, secured.get_remote_peer())
+        assert isinstance(muxed, MuxedConnection)
+        return muxed
+
+    async def dial_peer(self, peer_id: ID) -> list[INetConn]:
+        """Reach a peer through the host's own dialler.
+
+        Overridden: libp2p's tries one address per transport, waits 250 ms always, and bars a peer
+        that failed once for 60 s (traps 4 and 5).
+        """
+        return [await self.reach(peer_id)]
+
+    async def add_conn(self, muxed_conn: IMuxedConn, direction: str = "unknown") -> Connection:
+        """Not for TCP; relayed connections come in with the relay."""
+        raise NotImplementedError(f"add_conn of a {direction} {type(muxed_conn).__name__}")
+
+    async def _handle_inbound_connection(
+        self, read_write_closer: ReadWriteCloser, maddr: Multiaddr
+    ) -> None:
+        raise NotImplementedError("our listeners call serve_tcp")
+
+    async def notify_disconnected(self, conn: INetConn) -> None:
+        """Overridden: libp2p's also wakes its auto-connector."""
+        await self._notify("disconnected", conn)
+
+    async def close(self) -> None:
+        """Nothing: the host cancels `run`. libp2p's closes one connection after the other."""
+
+
+async def _close(tcp: CountedTcp) -> None:
+    with trio.CancelScope(shield=True), contextlib.suppress(Exception):
+        await tcp.close()
+
+
+async def _no_session(_connection: Connection) -> None:
+    return
+
+
+async def _refuse(_connection: Connection, stream: MuxedStream) -> None:
+    stream.drop()
+
+
+async def _no_dialler(peer_id: ID) -> Connection:
+    raise MuxedConnUnavailable(f"no way to {peer_id}")

@@ -1,0 +1,139 @@
+"""Yamux frames, sans-IO: bytes in, events out. Source: hashicorp/yamux, spec.md.
+
+A frame's body is handed on piece by piece as it arrives, so that no announced length is ever held
+in memory; the receive window is enforced above (node/host/yamux.py).
+"""
+
+import struct
+from dataclasses import dataclass
+
+from wire.errors import BadMessage
+
+HEADER = struct.Struct("!BBHII")  # version, type, flags, stream, length
+DATA, WINDOW_UPDATE, PING, GO_AWAY = range(4)
+SYN, ACK, FIN, RST = 1, 2, 4, 8
+NORMAL, PROTOCOL_ERROR = 0, 1  # codes of GO_AWAY
+RECORD_BYTES = 65519  # plaintext of the largest Noise record: one of our frames then is one record
+BODY_MAX = RECORD_BYTES - HEADER.size
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The other side opens a stream."""
+
+    stream: int
+
+
+@dataclass(frozen=True)
+class Data:
+    """A piece of a stream's bytes, in order."""
+
+    stream: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Credit:
+    """The other side will take so many more bytes on a stream."""
+
+    stream: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """No more bytes come on a stream."""
+
+    stream: int
+
+
+@dataclass(frozen=True)
+class Reset:
+    """A stream is thrown away, both directions."""
+
+    stream: int
+
+
+@dataclass(frozen=True)
+class Pinged:
+    """The other side asks for the same value back."""
+
+    value: int
+
+
+@dataclass(frozen=True)
+class GoneAway:
+    """The other side ends the connection."""
+
+    code: int
+
+
+Event = Opened | Data | Credit | Finished | Reset | Pinged | GoneAway
+
+
+def pack(kind: int, flags: int, stream: int, length: int) -> bytes:
+    """Return a frame header; for DATA the body follows it."""
+    return HEADER.pack(0, kind, flags, stream, length)
+
+
+class FrameReader:
+    """Cuts the byte stream of one connection into events. Raises BadMessage."""
+
+    def __init__(self) -> None:
+        self._partial = b""  # of a header; at most 11 bytes
+        self._stream = 0
+        self._flags = 0
+        self._body_left = 0
+
+    def feed(self, data: bytes) -> list[Event]:
+        """Take what arrived, whatever its size, and return what it says."""
+        events: list[Event] = []
+        if self._partial:
+            data = self._partial + data
+        position, end = 0, len(data)
+        while True:
+            if self._body_left:
+                piece = data[position : position + self._body_left]
+                if not piece:
+                    break
+                position += len(piece)
+                self._body_left -= len(piece)
+                events.append(Data(self._stream, piece))
+                if not self._body_left:
+                    self._end_of_frame(events)
+            elif end - position >= HEADER.size:
+                self._header(data, position, events)
+                position += HEADER.size
+            else:
+                break
+        self._partial = data[position:]
+        return events
+
+    def _header(self, data: bytes, position: int, events: list[Event]) -> None:
+        version, kind, flags, stream, length = HEADER.unpack_from(data, position)
+        if version != 0 or kind > GO_AWAY:
+            raise BadMessage(f"not a yamux frame: version {version}, type {kind}")
+        if kind == PING:
+            if flags & SYN:  # we send none ourselves, so an answer means nothing
+                events.append(Pinged(length))
+            return
+        if kind == GO_AWAY:
+            events.append(GoneAway(length))
+            return
+        if stream == 0:
+            raise BadMessage("yamux data for stream 0")
+        if flags & SYN:
+            events.append(Opened(stream))
+        self._stream, self._flags = stream, flags
+        if kind == DATA and length:
+            self._body_left = length
+            return
+        if kind == WINDOW_UPDATE and length:
+            events.append(Credit(stream, length))
+        self._end_of_frame(events)
+
+    def _end_of_frame(self, events: list[Event]) -> None:
+        if self._flags & FIN:
+            events.append(Finished(self._stream))
+        if self._flags & RST:
+            events.append(Reset(self._stream))

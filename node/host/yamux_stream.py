@@ -1,0 +1,182 @@
+"""One Yamux stream: its two windows, its buffer, its end. See node/host/yamux.py."""
+
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import trio
+from libp2p.abc import IMuxedStream
+from libp2p.stream_muxer.exceptions import MuxedStreamClosed, MuxedStreamEOF, MuxedStreamReset
+
+from node.host import yamux_frames as frames
+from wire.errors import BadMessage
+
+if TYPE_CHECKING:
+    from node.host.yamux import MuxedConnection
+
+FIRST_WINDOW_BYTES = 256 * 1024  # fixed by the specification
+WINDOW_MAX_BYTES = 4 * 1024 * 1024  # 100 MB/s over 40 ms of round trip
+CREDIT_MAX_BYTES = 1 << 31  # what a peer may grant in all: beyond is an attack on arithmetic
+_GROW_WITHIN_ROUND_TRIPS = 4.0  # half a window read faster than this: the window is the limit
+
+
+class MuxedStream(IMuxedStream):
+    """Made by its connection only. Errors are libp2p's MuxedStream*."""
+
+    def __init__(self, stream_id: int, connection: "MuxedConnection") -> None:
+        self.stream_id = stream_id
+        self.muxed_conn = self._connection = connection
+        self._buffer = bytearray()
+        self._window = FIRST_WINDOW_BYTES
+        self._credit_in = FIRST_WINDOW_BYTES  # what the peer may still send
+        self._credit_out = FIRST_WINDOW_BYTES  # what we may still send
+        self._read_since_update = 0
+        self._last_update_at = trio.current_time()
+        self._no_more_in = self._no_more_out = False
+        self._is_reset = False  # no direction works any more
+        self._is_cut = False  # and the peer had more to say
+        self._readable = trio.lowlevel.ParkingLot()
+        self._writable = trio.lowlevel.ParkingLot()
+        self._write_lock = trio.Lock()  # two writers: whole writes, one after the other
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Return between 1 and `n` bytes. Raises MuxedStreamEOF at the end, MuxedStreamReset."""
+        await trio.lowlevel.checkpoint()
+        while not self._buffer:
+            if self._is_cut:
+                raise MuxedStreamReset("stream reset")
+            if self._no_more_in:
+                raise MuxedStreamEOF("end of stream")
+            await self._readable.park()
+        size = len(self._buffer) if n is None or n < 0 else min(n, len(self._buffer))
+        data = bytes(memoryview(self._buffer)[:size])
+        del self._buffer[:size]
+        self._return_credit(size)
+        return data
+
+    async def write(self, data: bytes) -> None:
+        """Send all of `data`, waiting for the peer to take it. Raises MuxedStreamClosed, -Reset."""
+        async with self._write_lock:
+            left = memoryview(data)
+            while left:
+                if self._is_reset:
+                    raise MuxedStreamReset("stream reset")
+                if self._no_more_out:
+                    raise MuxedStreamClosed("stream finished")
+                if not self._credit_out:
+                    await self._writable.park()
+                elif not self._connection.has_room:
+                    await self._connection.room.park()
+                else:
+                    size = min(len(left), self._credit_out, frames.BODY_MAX)
+                    self._credit_out -= size
+                    self._connection.send_data(self.stream_id, left[:size])
+                    left = left[size:]
+
+    async def close(self) -> None:
+        """Finish our direction; what the peer still sends can be read."""
+        await trio.lowlevel.checkpoint()
+        self.finish()
+
+    async def reset(self) -> None:
+        """Throw the stream away, both directions."""
+        self.drop()
+        await trio.lowlevel.checkpoint()
+
+    def finish(self) -> None:
+        """Finish our direction, at once."""
+        if not self._no_more_out:
+            self._no_more_out = True
+            self._say(frames.FIN)
+            self._writable.unpark_all()
+            if self._no_more_in:
+                self._connection.forget(self)
+
+    def drop(self) -> None:
+        """Throw the stream away, at once; what was not read is lost."""
+        self._buffer.clear()
+        if not (self._is_reset or (self._no_more_in and self._no_more_out)):
+            self._say(frames.RST)
+        self.on_reset()
+
+    @property
+    def grown_bytes(self) -> int:
+        """What this stream's window has taken from its connection's budget."""
+        return self._window - FIRST_WINDOW_BYTES
+
+    def on_data(self, data: bytes) -> None:
+        """Take bytes from the peer. Raises BadMessage if they are more than we allowed."""
+        self._credit_in -= len(data)
+        if self._credit_in < 0:
+            raise BadMessage(f"{-self._credit_in} bytes over the window of stream {self.stream_id}")
+        if not self._no_more_in:
+            self._buffer += data
+            self._readable.unpark_all()
+
+    def on_credit(self, size_bytes: int) -> None:
+        """The peer takes more. Raises BadMessage beyond reason."""
+        self._credit_out += size_bytes
+        if self._credit_out > CREDIT_MAX_BYTES:
+            raise BadMessage(f"window of {self._credit_out} bytes on stream {self.stream_id}")
+        self._writable.unpark_all()
+
+    def on_finished(self) -> None:
+        """The peer sends no more."""
+        self._no_more_in = True
+        self._readable.unpark_all()
+        if self._no_more_out:
+            self._connection.forget(self)
+
+    def on_reset(self) -> None:
+        """The stream is gone: wake everybody who waits for it. What came whole stays readable."""
+        self.on_connection_lost()
+        self._connection.forget(self)
+
+    def on_connection_lost(self) -> None:
+        """Like a reset: bytes that a finish has followed can still be read, others are dropped."""
+        if not self._no_more_in:
+            self._is_cut = True
+            self._buffer.clear()
+        self._is_reset = self._no_more_in = self._no_more_out = True
+        self._readable.unpark_all()
+        self._writable.unpark_all()
+
+    def _say(self, flag: int) -> None:
+        self._connection.send_control(frames.pack(frames.WINDOW_UPDATE, flag, self.stream_id, 0))
+
+    def _return_credit(self, size: int) -> None:
+        self._read_since_update += size
+        if self._no_more_in or self._read_since_update < self._window // 2:
+            return
+        now = trio.current_time()
+        increment = self._read_since_update
+        within_s = _GROW_WITHIN_ROUND_TRIPS * self._connection.rtt_s
+        if now - self._last_update_at < within_s and self._window < WINDOW_MAX_BYTES:
+            growth = min(self._window, self._connection.growth_left_bytes)
+            self._connection.growth_left_bytes -= growth
+            self._window += growth
+            increment += growth
+        self._read_since_update = 0
+        self._last_update_at = now
+        self._credit_in += increment
+        self._connection.send_control(
+            frames.pack(frames.WINDOW_UPDATE, 0, self.stream_id, increment)
+        )
+
+    def set_deadline(self, ttl: int) -> bool:
+        """Deadlines are trio's cancel scopes."""
+        raise NotImplementedError("use trio.move_on_after")
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        """Return IP address and port of the other end."""
+        return self._connection.get_remote_address()
+
+    async def __aenter__(self) -> "MuxedStream":
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        await self.close()
