@@ -1,0 +1,347 @@
+"""Drives the machine of one run: announces that we are ready, leads and follows attempts."""
+
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import trio
+
+from protocols.modelsync.attempt import Aborted, Follow, Lead
+from protocols.modelsync.codecs import Vector
+from protocols.modelsync.exchange import Complete, Exchange, Fault
+from protocols.modelsync.machine import Diverged, Propose, Rounds
+from protocols.modelsync.wire import (
+    READY,
+    Answer,
+    Ballot,
+    Certificate,
+    Heard,
+    Nack,
+    Order,
+    Piece,
+    Prepare,
+    Ready,
+    result_of,
+)
+from wire.errors import BadMessage, RemoteError, ShoalError
+from wire.ids import PeerId, Signer
+from wire.ports import Call, Rpc
+
+REPEAT_S = 2.0  # seconds between two announcements that we are ready, for those who missed one
+LOOK_S = 0.5  # seconds between two looks at the members' leases while we wait
+READY_WAIT_S = 3.0  # seconds for an answer to it; who does not answer is not waited for
+PREPARE_WAIT_S = 4.0  # seconds that data may come before its PREPARE
+
+
+class SchemaMismatch(ShoalError):
+    """Another member's run of this name has other parameters or another codec."""
+
+    code = "schema"
+    hint = "give the run another --name, or start all its members with the same settings"
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """What a trainer brings: the shape of its run and the buffer that it shares with us.
+
+    The buffer holds its contribution; after COMMIT, the mean.
+    """
+
+    run: str
+    elements: int
+    codec: str
+    rounds: int
+    min_members: int
+    patience_s: float
+    exchange: Vector
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a round ended here. Without certificate: we are behind, fetch a state first.
+
+    `at_least` is the round that the state to fetch must have, `root` its hash if known.
+    """
+
+    certificate: Certificate | None
+    at_least: int = 0
+    root: bytes | None = None
+    bytes_in: int = 0
+    bytes_out: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Census:
+    """Who belongs to the run: by lease, by farewell; and whom else to tell (connected peers)."""
+
+    live: list[PeerId] = field(default_factory=list[PeerId])
+    left: list[PeerId] = field(default_factory=list[PeerId])
+    others: list[PeerId] = field(default_factory=list[PeerId])
+
+
+class RunDriver:
+    """One run that a trainer of this node takes part in."""
+
+    def __init__(
+        self,
+        attachment: Attachment,
+        rpc: Rpc,
+        signer: Signer,
+        *,
+        census: Callable[[], Census],
+        on_commit: Callable[[Certificate], Awaitable[None]],
+        limiter: trio.CapacityLimiter,
+    ) -> None:
+        self.attachment = attachment
+        self.rounds = Rounds(
+            attachment.run, rpc.peer, attachment.min_members, attachment.patience_s
+        )
+        self._rpc, self._signer = rpc, signer
+        self._census, self._on_commit, self._limiter = census, on_commit, limiter
+        self._current: Lead | Follow | None = None
+        self._exchanges: dict[Ballot, Exchange] = {}
+        self._held: Exchange | None = None  # a whole mean whose COMMIT we have not seen
+        self._outcome: Outcome | None = None
+        self._submitted_at = 0.0
+        self._wake = trio.Event()
+        self._spread_wake = trio.Event()
+        self._changed = trio.Event()
+        self._refusals: dict[PeerId, str] = {}
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self) -> None:
+        """Drive rounds until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._spread)
+            while True:
+                self._wake = trio.Event()
+                census = self._census()
+                self.rounds.see(live=census.live, left=census.left)
+                now = trio.current_time()
+                for effect in self.rounds.tick(now):
+                    match effect:
+                        case Propose(prepare):
+                            nursery.start_soon(self._lead, prepare)
+                        case Diverged(root):
+                            assert self.rounds.mine is not None
+                            self._fall_behind(self.rounds.mine.round, root)
+                waits = self.rounds.mine is not None
+                with trio.move_on_at(
+                    min(self.rounds.deadline, now + LOOK_S if waits else math.inf)
+                ):
+                    await self._wake.wait()
+
+    # -- the trainer's side ------------------------------------------------------------------
+
+    def submit(self, round_: int, root: bytes, weight: float) -> None:
+        """The buffer holds our contribution to a round (nothing to read there at weight 0)."""
+        attachment = self.attachment
+        self._outcome = None
+        self._refusals.clear()
+        self._submitted_at = trio.current_time()
+        self.rounds.submit(
+            Ready(attachment.run, round_, root, weight, attachment.elements, attachment.codec)
+        )
+        self._poke()
+        self._spread_wake.set()
+
+    async def outcome(self, timeout_s: float) -> Outcome | None:
+        """Wait for the end of the submitted round. Raises SchemaMismatch if others refuse us."""
+        with trio.move_on_after(timeout_s):
+            while self._outcome is None:
+                self._check_refusals()
+                await self._changed.wait()
+        return self._outcome
+
+    def adopt(self, certificate: Certificate | None) -> None:
+        """Our trainer has loaded a downloaded state; its certificate names the electorate."""
+        self._held = None
+        self.rounds.adopt(certificate)
+
+    # -- what peers ask of us ----------------------------------------------------------------
+
+    def on_ready(self, peer: PeerId, ready: Ready) -> Heard:
+        """Note that a peer is ready; tell it what we know."""
+        ours = self.attachment
+        if (ready.elements, ready.codec) != (ours.elements, ours.codec):
+            raise SchemaMismatch(
+                f"run {ours.run} has {ours.elements} parameters on the {ours.codec} wire here, "
+                f"not {ready.elements} on {ready.codec}"
+            )
+        self.rounds.hear(peer, ready)
+        self._poke()
+        certificate = self.rounds.certificate
+        if certificate is not None and certificate.round < ready.round:
+            certificate = None
+        return Heard(self.rounds.mine, certificate)
+
+    async def on_attempt(self, call: Call[Answer, Order], first: Order) -> None:
+        """Take part in the attempt of the peer that opened this stream."""
+        order = first.body
+        if not isinstance(order, Prepare) or order.proposer != call.peer:
+            raise BadMessage("the stream of an attempt opens with the proposer's PREPARE")
+        reason = self.rounds.offered(order)
+        if reason:
+            known = self.rounds.certificate
+            is_over = known is not None and known.round >= order.round
+            nack = Nack(reason, self.rounds.attempt, known if is_over else None)
+            await call.send(Answer(nack))
+            return
+        self._supersede()
+        follow = Follow(order, call, self._signer, self._open_exchange)
+        self._current = follow
+        outcome: Certificate | Aborted = Aborted(frozenset({order.proposer}))
+        try:
+            outcome = await follow.run()
+        finally:  # also when the proposer cancels the call
+            self._settle(order.ballot, outcome, follow)
+
+    async def on_reduce(self, call: Call[Piece, Piece], first: Piece) -> None:
+        """Average our shard for the peer that opened this stream."""
+        with trio.move_on_after(PREPARE_WAIT_S):
+            while first.ballot not in self._exchanges:
+                await self._changed.wait()
+        exchange = self._exchanges.get(first.ballot)
+        if exchange is None:
+            raise ShoalError("no such attempt here")
+        await exchange.serve(call, first)
+
+    # -- attempts ----------------------------------------------------------------------------
+
+    async def _lead(self, prepare: Prepare) -> None:
+        lead = Lead(prepare, self._rpc, self._signer, self._open_exchange)
+        self._supersede()
+        self._current = lead
+        outcome = await lead.run()
+        self._settle(prepare.ballot, outcome, lead)
+
+    def _open_exchange(
+        self, prepare: Prepare, news: Callable[[Fault | Complete], None]
+    ) -> Exchange:
+        contribution = self.attachment.exchange
+        exchange = Exchange(prepare, self._rpc, contribution, self._limiter, news)
+        self._exchanges[prepare.ballot] = exchange
+        self._change()
+        return exchange
+
+    def _supersede(self) -> None:
+        if isinstance(self._current, Follow):
+            self._current.supersede(self.rounds.attempt)
+        elif self._current is not None:
+            self._current.supersede()
+        self._current = None
+
+    def _settle(
+        self, ballot: Ballot, outcome: Certificate | Aborted, attempt: Lead | Follow
+    ) -> None:
+        """Take in how an attempt ended."""
+        exchange = attempt.exchange
+        exchange.close()
+        self._exchanges.pop(ballot, None)
+        if self._current is attempt:
+            self._current = None
+        if exchange.shards:
+            self._held = exchange
+        self._poke()
+        certificate = outcome if isinstance(outcome, Certificate) else outcome.certificate
+        if certificate is not None:
+            self._learn(certificate)
+        if isinstance(outcome, Certificate):
+            return
+        for peer in outcome.stale:
+            self.rounds.forget(peer)
+        self.rounds.failed(ballot, outcome.excluded, attempt=outcome.attempt)
+
+    def _learn(self, certificate: Certificate) -> None:
+        """A round is over somewhere: apply its mean if we hold it, else we are behind."""
+        mine, held = self.rounds.mine, self._held
+        if mine is None or certificate.run != mine.run or certificate.round < mine.round:
+            return
+        if not self.rounds.is_quorum(certificate.members):
+            return
+        is_held = (
+            held is not None
+            and certificate.ballot == held.prepare.ballot
+            and certificate.result == result_of(held.shards)
+        )
+        if held is None or not is_held:
+            self._supersede()
+            self._fall_behind(certificate.round + 1, None)
+            return
+        np.copyto(self.attachment.exchange, held.mean)
+        self._held = None
+        self.rounds.committed(certificate)
+        self._end(
+            Outcome(
+                certificate,
+                at_least=certificate.round + 1,
+                bytes_in=held.bytes_in,
+                bytes_out=held.bytes_out,
+                seconds=trio.current_time() - self._submitted_at,
+            )
+        )
+        if self._nursery is not None:
+            self._nursery.start_soon(self._on_commit, certificate)
+
+    def _fall_behind(self, at_least: int, root: bytes | None) -> None:
+        self.rounds.withdraw()
+        self._end(Outcome(None, at_least=at_least, root=root))
+
+    def _end(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+        self._change()
+        self._poke()
+
+    # -- telling others ----------------------------------------------------------------------
+
+    async def _spread(self) -> None:
+        """While we wait for a round, tell the others that we are ready."""
+        while True:
+            self._spread_wake = trio.Event()
+            mine = self.rounds.mine
+            if mine is not None and self.rounds.ballot is None:
+                await self._tell_all(mine)
+            wait_s = REPEAT_S if mine is not None else math.inf
+            with trio.move_on_after(wait_s):
+                await self._spread_wake.wait()
+
+    async def _tell_all(self, ready: Ready) -> None:
+        census = self._census()
+        peers = set(census.live) | set(census.others)
+        async with trio.open_nursery() as nursery:
+            for peer in peers - {self._rpc.peer}:
+                nursery.start_soon(partial(self._tell, peer, ready))
+
+    async def _tell(self, peer: PeerId, ready: Ready) -> None:
+        try:
+            heard = await self._rpc.call(peer, READY, ready, timeout_s=READY_WAIT_S)
+        except RemoteError as error:
+            self.rounds.lose(peer)  # not in the run, or in another of the same name
+            if error.code == SchemaMismatch.code:
+                self._refusals[peer] = str(error)
+                self._change()
+        except ShoalError:
+            self.rounds.lose(peer)
+        else:
+            self.rounds.meet(peer)
+            if heard.ready is not None:
+                self.rounds.hear(peer, heard.ready)
+            if heard.certificate is not None and heard.certificate.is_signed():
+                self._learn(heard.certificate)
+        self._poke()
+
+    def _check_refusals(self) -> None:
+        if self._refusals and not self.rounds.waiting_for():
+            raise SchemaMismatch(next(iter(self._refusals.values())))
+
+    def _poke(self) -> None:
+        self._wake.set()
+
+    def _change(self) -> None:
+        """Wake all who wait for something to change; each looks for itself."""
+        self._changed.set()
+        self._changed = trio.Event()

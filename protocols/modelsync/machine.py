@@ -1,0 +1,294 @@
+"""The rounds of one run, as one node sees them: who is ready, whose turn it is to propose, which
+attempt we are in, and when the next goes on without whom. No I/O, no clock.
+
+Safety: an attempt commits only when every member of it signed, its members are more than half of
+the previous certificate's, and a member takes part in one attempt at a time, the best it knows.
+Views of who is alive may differ: they cost time (two proposers, one wins), never agreement.
+"""
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+from protocols.modelsync.shards import equal_shards
+from protocols.modelsync.wire import (
+    ATTEMPTS_MAX,
+    MEMBERS_MAX,
+    Ballot,
+    Certificate,
+    Prepare,
+    Ready,
+)
+from wire.ids import PeerId
+
+TURN_S = 1.0  # the next in the proposers' order steps in after this long without a PREPARE
+
+
+@dataclass(frozen=True)
+class Propose:
+    """It is our turn: lead this attempt."""
+
+    prepare: Prepare
+
+
+@dataclass(frozen=True)
+class Diverged:
+    """Most of the run starts from another state: fetch the one with this hash first."""
+
+    root: bytes
+
+
+Effect = Propose | Diverged
+
+
+def order_of(run: str, round_: int, attempt: int, peer: PeerId) -> bytes:
+    """Rank of a proposer: lowest SHA-256(run, round, attempt, peer) is first. Rotates by itself."""
+    return hashlib.sha256(f"{run}\0{round_}\0{attempt}\0{peer}".encode()).digest()
+
+
+def is_better(run: str, new: Ballot, old: Ballot) -> bool:
+    """A later attempt beats an earlier one; within an attempt, the first in order wins."""
+    if new.attempt != old.attempt:
+        return new.attempt > old.attempt
+    ranks = [order_of(run, new.round, new.attempt, ballot.proposer) for ballot in (new, old)]
+    return ranks[0] < ranks[1]
+
+
+def excluded_by(accusations: Iterable[tuple[PeerId, PeerId]]) -> set[PeerId]:
+    """Decide whom the next attempt leaves out, from (accuser, accused) pairs, deterministically.
+
+    An accuser that is itself out is not believed, so of two that cannot reach each other only
+    one is left out. The most accused go first.
+    """
+    pairs = set(accusations)
+    votes = Counter(accused for _, accused in pairs)
+    out: set[PeerId] = set()
+    for accuser, accused in sorted(pairs, key=lambda pair: (-votes[pair[1]], pair[1], pair[0])):
+        if accuser not in out:
+            out.add(accused)
+    return out
+
+
+@dataclass
+class Rounds:
+    """The state of one run at one node. Times are in seconds of the caller's clock."""
+
+    run: str
+    me: PeerId
+    min_members: int
+    patience_s: float
+    certificate: Certificate | None = None  # of the round before ours: the electorate
+    mine: Ready | None = None
+    ballot: Ballot | None = None  # the attempt that we are in
+    attempt: int = 0  # the lowest attempt that we would take part in
+    deadline: float = math.inf
+    _readies: dict[PeerId, Ready] = field(default_factory=dict[PeerId, Ready])
+    _live: frozenset[PeerId] = frozenset()
+    _left: frozenset[PeerId] = frozenset()
+    _unreachable: set[PeerId] = field(default_factory=set[PeerId])
+    _suspects: set[PeerId] = field(default_factory=set[PeerId])  # until it is ready again
+    _quorum_since: float | None = None
+    _turn_since: float | None = None
+
+    # -- what we are told --------------------------------------------------------------------
+
+    def submit(self, ready: Ready) -> None:
+        """Our trainer has its contribution; the same round again replaces it."""
+        if self.mine is None or self.mine.round != ready.round:
+            self._start_round(ready.round)
+        self.mine = ready
+        self._readies[self.me] = ready
+
+    def withdraw(self) -> None:
+        """Our trainer is gone, or must fetch a state first."""
+        self.mine = None
+        self.ballot = None
+        self._readies.pop(self.me, None)
+
+    def adopt(self, certificate: Certificate | None) -> None:
+        """Take over the electorate that came with a downloaded state."""
+        self.certificate = certificate
+
+    def hear(self, peer: PeerId, ready: Ready) -> None:
+        """Another member is ready. One that says so is not suspect any more."""
+        if len(self._readies) >= MEMBERS_MAX - 1 and peer not in self._readies:
+            return
+        self._suspects.discard(peer)
+        self._unreachable.discard(peer)
+        self._readies[peer] = ready
+
+    def meet(self, peer: PeerId) -> None:
+        """A peer answers: worth waiting for, unless it is suspect of something else."""
+        self._unreachable.discard(peer)
+
+    def lose(self, peer: PeerId) -> None:
+        """We cannot reach a peer: do not wait for it until it answers again."""
+        if peer != self.me:
+            self._unreachable.add(peer)
+            self._readies.pop(peer, None)
+
+    def forget(self, peer: PeerId) -> None:
+        """What we heard of a peer is out of date; it will say it again."""
+        if peer != self.me:
+            self._readies.pop(peer, None)
+
+    def see(self, *, live: Collection[PeerId], left: Collection[PeerId]) -> None:
+        """Members by lease, and those that said goodbye: they are no longer asked for a quorum."""
+        self._live, self._left = frozenset(live), frozenset(left)
+
+    # -- proposing ---------------------------------------------------------------------------
+
+    def tick(self, now: float) -> list[Effect]:
+        """Return what is to be done now, and set `deadline` for the next tick."""
+        self.deadline = math.inf
+        mine = self.mine
+        if mine is None or self.ballot is not None:
+            return []
+        ready = self._ready_peers(mine)
+        if not self.is_quorum(ready):
+            self._quorum_since = self._turn_since = None
+            return []
+        self._quorum_since = now if self._quorum_since is None else self._quorum_since
+        root = self._reference_root(ready)
+        same = {peer for peer in ready if self._readies[peer].root == root}
+        if self.me not in same:
+            return [Diverged(root)]
+        if not self._is_complete(same, now):
+            self._turn_since = None
+            return []
+        self._turn_since = now if self._turn_since is None else self._turn_since
+        order = sorted(same, key=lambda peer: order_of(self.run, mine.round, self.attempt, peer))
+        turn = self._turn_since + TURN_S * order.index(self.me)
+        if now < turn:
+            self.deadline = turn
+            return []
+        return [self._propose(mine, sorted(same))]
+
+    def is_quorum(self, members: Collection[PeerId]) -> bool:
+        """More than half of the previous members that have not left; at first, `min_members`."""
+        if not members:
+            return False
+        if self.certificate is None:
+            return len(members) >= self.min_members
+        electorate = set(self.certificate.members) - self._left
+        return not electorate or 2 * len(electorate & set(members)) > len(electorate)
+
+    def waiting_for(self) -> list[PeerId]:
+        """Members by lease that are expected and not ready yet."""
+        ready = set(self._ready_peers(self.mine)) if self.mine is not None else set[PeerId]()
+        return sorted(self._expected() - ready)
+
+    # -- taking part -------------------------------------------------------------------------
+
+    def offered(self, prepare: Prepare) -> str:
+        """Decide on a PREPARE; "" accepts (and leaves any worse attempt), else a reason."""
+        mine = self.mine
+        if mine is None or mine.round > prepare.round:
+            return "not_ready"
+        if mine.round < prepare.round:
+            return "behind"
+        if prepare.base_root != mine.root:
+            return "diverged"
+        if (prepare.elements, prepare.codec) != (mine.elements, mine.codec):
+            return "schema"
+        if not self._is_well_formed(prepare, mine) or not self.is_quorum(prepare.members):
+            return "invalid"
+        if prepare.attempt < self.attempt:
+            return "old"
+        if self.ballot is not None and not is_better(self.run, prepare.ballot, self.ballot):
+            return "busy"
+        self.ballot, self.attempt = prepare.ballot, prepare.attempt
+        return ""
+
+    def failed(self, ballot: Ballot, excluded: Collection[PeerId], *, attempt: int = 0) -> None:
+        """An attempt of ours failed; go on to the next one without `excluded`.
+
+        `attempt`: the attempt that others are known to be in.
+        """
+        if self.ballot != ballot:
+            return  # we have left it for a better one
+        self.attempt = min(ATTEMPTS_MAX, max(ballot.attempt + 1, attempt))
+        self.ballot = None
+        self._turn_since = None
+        for peer in set(excluded) - {self.me}:
+            self._suspects.add(peer)
+            self._readies.pop(peer, None)
+
+    def committed(self, certificate: Certificate) -> None:
+        """The round is over for us; the certificate's members are the next electorate."""
+        self.certificate = certificate
+        self._start_round(certificate.round + 1)
+        self.mine = None
+
+    # -- inside ------------------------------------------------------------------------------
+
+    def _expected(self) -> frozenset[PeerId]:
+        return self._live - self._left - self._suspects - self._unreachable - {self.me}
+
+    def _start_round(self, round_: int) -> None:
+        self.ballot = None
+        self.attempt = 0
+        self._quorum_since = self._turn_since = None
+        self._readies = {p: r for p, r in self._readies.items() if r.round >= round_}
+
+    def _ready_peers(self, mine: Ready) -> list[PeerId]:
+        schema = (mine.round, mine.elements, mine.codec)
+        return [
+            peer
+            for peer, ready in self._readies.items()
+            if (ready.round, ready.elements, ready.codec) == schema
+        ]
+
+    def _reference_root(self, ready: Collection[PeerId]) -> bytes:
+        """The state that most ready members start from; ties go to the first proposer."""
+        votes = Counter(self._readies[peer].root for peer in ready)
+        most = max(votes.values())
+        round_ = self._readies[next(iter(ready))].round
+        first = min(
+            (peer for peer in ready if votes[self._readies[peer].root] == most),
+            key=lambda peer: order_of(self.run, round_, 0, peer),
+        )
+        return self._readies[first].root
+
+    def _is_complete(self, same: set[PeerId], now: float) -> bool:
+        """True if nobody is worth waiting for, or the patience for slow members is over."""
+        if not self.is_quorum(same):
+            return False
+        assert self._quorum_since is not None
+        missing = self._expected() - same
+        missing |= {p for p in self._ready_peers(self._readies[self.me]) if p not in same}
+        patience_over = self._quorum_since + self.patience_s
+        if not missing or now >= patience_over:
+            self._suspects |= missing  # not waited for again until it is heard
+            return True
+        self.deadline = patience_over
+        return False
+
+    def _propose(self, mine: Ready, members: list[PeerId]) -> Propose:
+        members = members[:MEMBERS_MAX]
+        prepare = Prepare(
+            run=self.run,
+            round=mine.round,
+            attempt=self.attempt,
+            proposer=self.me,
+            members=members,
+            weights=[self._readies[peer].weight for peer in members],
+            shards=equal_shards(mine.elements, len(members)),
+            codec=mine.codec,
+            base_root=mine.root,
+            elements=mine.elements,
+        )
+        self.ballot = prepare.ballot
+        return Propose(prepare)
+
+    def _is_well_formed(self, prepare: Prepare, mine: Ready) -> bool:
+        members = prepare.members
+        if len({len(members), len(prepare.weights), len(prepare.shards)}) != 1:
+            return False
+        if len(set(members)) != len(members) or sum(prepare.shards) != prepare.elements:
+            return False
+        if prepare.proposer not in members or self.me not in members:
+            return False
+        return prepare.weights[members.index(self.me)] == mine.weight

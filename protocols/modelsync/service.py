@@ -1,0 +1,350 @@
+"""ModelSync: averaging over the live members of named runs, without a coordinator.
+
+The trainer's process owns the numbers and does the outer step; this service moves them. Numpy
+only, no torch. The mean is made of separate float32 ufuncs (no fused multiply-add), so that all
+replicas hold the same bits on any mix of processors.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+import trio
+
+from protocols.modelsync import state as states
+from protocols.modelsync.codecs import Vector
+from protocols.modelsync.driver import Attachment, Census, Outcome, RunDriver
+from protocols.modelsync.wire import (
+    ATTEMPT,
+    LATEST,
+    READY,
+    REDUCE,
+    STATE,
+    Answer,
+    Ask,
+    Certificate,
+    Heard,
+    Latest,
+    Order,
+    Piece,
+    Ready,
+    StatePart,
+)
+from wire.errors import DeadlineExceeded, NotFound, ShoalError, UsageError
+from wire.ids import PeerId, Signer
+from wire.ports import Call, Rpc, Store
+
+NAMESPACE = "runs"
+LEASE_TTL_S = 15.0  # seconds without renewal until a member is not waited for any more
+LEASE_RENEW_S = 5.0  # three chances per lease
+FAREWELL_TTL_S = 600.0  # seconds that a farewell is kept: no round waits longer for its quorum
+PUBLISH_WAIT_S = 2.0  # seconds for the proposer to publish before another member does
+CERTIFICATES_KEPT_S = 24 * 3600.0  # seconds that certificates stay in the store
+SURVEY_WAIT_S = 3.0  # seconds for a peer to say which state it has
+FETCH_WAIT_S = 60.0  # seconds to find and load a state that must exist
+FETCH_RETRY_S = 0.25  # seconds between two surveys: donors publish within milliseconds
+DONORS_MAX = 32  # peers asked for a state
+VALUE_MAX_BYTES = 2000  # a store value holds 2 KiB; longer certificates go in without signatures
+CODEC_THREADS = 2  # encoding and summing at a time, so that many runs do not starve the loop
+
+_log = logging.getLogger(__name__)
+
+
+class MemberLease(msgspec.Struct, forbid_unknown_fields=False):
+    """The value under `NAME/member/@PEER`."""
+
+    round: int = 0
+    left: bool = False
+    elements: int = 0
+    codec: str = ""
+    rounds: int = 0
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A state was downloaded into the target buffer."""
+
+    round: int
+    root: bytes
+
+
+class ModelSync:
+    """The runs that trainers of this node take part in, and the states it can give to others."""
+
+    def __init__(
+        self, rpc: Rpc, store: Store, signer: Signer, *, peers: Callable[[], list[PeerId]]
+    ) -> None:
+        self._rpc, self._store, self._signer, self._peers = rpc, store, signer, peers
+        self._drivers: dict[str, RunDriver] = {}
+        self._scopes: dict[str, trio.CancelScope] = {}
+        self._states: dict[str, states.State] = {}
+        self._limiter = trio.CapacityLimiter(CODEC_THREADS)
+        self._nursery: trio.Nursery | None = None
+        rpc.serve(READY, self._on_ready)
+        rpc.serve(LATEST, self._on_latest)
+        rpc.serve_stream(ATTEMPT, self._on_attempt)
+        rpc.serve_stream(REDUCE, self._on_reduce)
+        rpc.serve_stream(STATE, self._on_state)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Drive attached runs and renew their leases until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            while True:
+                await trio.sleep(LEASE_RENEW_S)
+                for run in list(self._drivers):
+                    await self._renew(run)
+
+    # -- for the trainer of this node --------------------------------------------------------
+
+    async def attach(self, attachment: Attachment) -> None:
+        """Take part in a run from now on. Raises UsageError if a trainer is attached already,
+        or if the run's members have other parameters or another codec.
+        """
+        run = attachment.run
+        if run in self._drivers:
+            raise UsageError(f"a trainer of run {run} is attached to this node already")
+        for peer, lease in self._leases(run).items():
+            shape = (lease.elements, lease.codec)
+            if not lease.left and peer != self._rpc.peer:
+                _check_schema(run, shape, (attachment.elements, attachment.codec))
+        assert self._nursery is not None, "the service does not run"
+        driver = RunDriver(
+            attachment,
+            self._rpc,
+            self._signer,
+            census=functools.partial(self._census, run),
+            on_commit=self._publish,
+            limiter=self._limiter,
+        )
+        self._drivers[run] = driver
+        await self._nursery.start(self._drive, run, driver)
+
+    async def join(self, run: str, round_: int, target: Vector) -> Fetched | None:
+        """If members hold a later state than that before `round_`, load it into `target`.
+
+        Then the run counts us as a member. Call it once, before the first submit.
+        """
+        driver = self._driver(run)
+        fetched = None
+        with trio.move_on_after(FETCH_WAIT_S):
+            while any(latest.round > round_ for _, latest in await self._survey(run)):
+                fetched = await self._fetch_best(driver, target, round_ + 1, None)
+                if fetched is not None:
+                    break
+                await trio.sleep(FETCH_RETRY_S)
+        await self._renew(run)
+        return fetched
+
+    async def fetch(
+        self, run: str, target: Vector, *, at_least: int, root: bytes | None = None
+    ) -> Fetched:
+        """Load a state that must exist somewhere. Raises DeadlineExceeded if nobody gives it."""
+        driver = self._driver(run)
+        with trio.move_on_after(FETCH_WAIT_S):
+            while True:
+                fetched = await self._fetch_best(driver, target, at_least, root)
+                if fetched is not None:
+                    return fetched
+                await trio.sleep(FETCH_RETRY_S)
+        raise DeadlineExceeded(f"no member of run {run} gives the state before round {at_least}")
+
+    def submit(self, run: str, round_: int, root: bytes, weight: float) -> None:
+        """The exchange buffer holds our contribution; at weight 0 it is not read."""
+        self._driver(run).submit(round_, root, weight)
+
+    async def outcome(self, run: str, *, timeout_s: float) -> Outcome | None:
+        """Wait for the end of the submitted round; None if it takes longer."""
+        return await self._driver(run).outcome(timeout_s)
+
+    def waiting_for(self, run: str) -> list[PeerId]:
+        """Members that the submitted round waits for."""
+        return self._driver(run).rounds.waiting_for()
+
+    def announce(self, run: str, round_: int, root: bytes, vector: Vector) -> None:
+        """Offer a state (parameters, then momentum) to joiners; keep the buffer until the next."""
+        certificate = self._driver(run).rounds.certificate
+        self._states[run] = states.State(round_, root, vector, certificate)
+
+    async def leave(self, run: str, *, keep: Vector | None = None) -> None:
+        """Leave a run. `keep` is a copy of the announced state to go on giving to others."""
+        driver = self._drivers.pop(run, None)
+        if driver is None:
+            return
+        self._scopes.pop(run).cancel()
+        last = self._states.pop(run, None)
+        if last is not None and keep is not None:
+            self._states[run] = states.State(last.round, last.root, keep, last.certificate)
+        farewell = MemberLease(round=last.round if last else 0, left=True)
+        await self._put_lease(run, farewell, FAREWELL_TTL_S)
+
+    def members(self, run: str) -> list[PeerId]:
+        """Live members of a run, by lease."""
+        return [peer for peer, lease in self._leases(run).items() if not lease.left]
+
+    def certificates(self, run: str) -> list[Certificate]:
+        """Certificates of a run's rounds in the store, oldest first."""
+        found: list[Certificate] = []
+        for item in self._store.scan(NAMESPACE, f"{run}/round/"):
+            try:
+                found.append(msgspec.msgpack.decode(_bytes(item.value), type=Certificate))
+            except msgspec.DecodeError:
+                continue  # another member's nonsense
+        return found
+
+    # -- leases and certificates -------------------------------------------------------------
+
+    async def _drive(
+        self,
+        run: str,
+        driver: RunDriver,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        async with trio.open_nursery() as nursery:
+            self._scopes[run] = nursery.cancel_scope
+            task_status.started()
+            await driver.run()
+
+    async def _renew(self, run: str) -> None:
+        driver = self._drivers[run]
+        shape, certificate = driver.attachment, driver.rounds.certificate
+        round_ = certificate.round + 1 if certificate is not None else 0
+        lease = MemberLease(
+            round=round_, elements=shape.elements, codec=shape.codec, rounds=shape.rounds
+        )
+        await self._put_lease(run, lease, LEASE_TTL_S)
+
+    async def _put_lease(self, run: str, lease: MemberLease, ttl_s: float) -> None:
+        key = f"{run}/member/@{self._rpc.peer}"
+        try:
+            await self._store.put(NAMESPACE, key, msgspec.to_builtins(lease), ttl_s=ttl_s)
+        except ShoalError as error:
+            _log.warning("run.lease_failed run=%s error=%s", run, error)
+
+    def _leases(self, run: str) -> dict[PeerId, MemberLease]:
+        prefix = f"{run}/member/@"
+        leases: dict[PeerId, MemberLease] = {}
+        for item in self._store.scan(NAMESPACE, prefix):
+            if item.key != prefix + item.author:
+                continue
+            try:
+                leases[item.author] = msgspec.convert(item.value, MemberLease)
+            except msgspec.ValidationError:
+                continue  # another member's nonsense
+        return leases
+
+    def _census(self, run: str) -> Census:
+        leases = self._leases(run)
+        return Census(
+            live=[peer for peer, lease in leases.items() if not lease.left],
+            left=[peer for peer, lease in leases.items() if lease.left],
+            others=self._peers()[:DONORS_MAX],
+        )
+
+    async def _publish(self, certificate: Certificate) -> None:
+        """Put the certificate into the store: the proposer at once, others if it did not."""
+        key = f"{certificate.run}/round/{certificate.round:08d}"
+        if certificate.proposer != self._rpc.peer:
+            await trio.sleep(PUBLISH_WAIT_S)
+            if self._store.get(NAMESPACE, key) is not None:
+                return
+        value = msgspec.msgpack.encode(certificate)
+        if len(value) > VALUE_MAX_BYTES:
+            value = certificate.body()
+        try:
+            await self._store.put(NAMESPACE, key, value, ttl_s=CERTIFICATES_KEPT_S)
+        except ShoalError as error:
+            _log.warning("run.publish_failed run=%s error=%s", certificate.run, error)
+
+    # -- fetching ----------------------------------------------------------------------------
+
+    async def _survey(self, run: str) -> list[tuple[PeerId, Latest]]:
+        """Ask members and connected peers which state they hold; the latest first."""
+        answers: list[tuple[PeerId, Latest]] = []
+
+        async def ask(peer: PeerId) -> None:
+            try:
+                answer = await self._rpc.call(peer, LATEST, Ask(run), timeout_s=SURVEY_WAIT_S)
+            except ShoalError:
+                return  # not a member, or not there
+            answers.append((peer, answer))
+
+        peers = list(dict.fromkeys([*self._leases(run), *self._peers()]))
+        async with trio.open_nursery() as nursery:
+            for peer in peers[:DONORS_MAX]:
+                if peer != self._rpc.peer:
+                    nursery.start_soon(ask, peer)
+        return sorted(answers, key=lambda answer: -answer[1].round)
+
+    async def _fetch_best(
+        self, driver: RunDriver, target: Vector, at_least: int, root: bytes | None
+    ) -> Fetched | None:
+        """Try the donors in turn; None if none of them gives a state that will do."""
+        run = driver.attachment.run
+        for donor, offer in await self._survey(run):
+            if offer.round < at_least or (root is not None and offer.root != root):
+                continue
+            _check_schema(run, (offer.elements,), (driver.attachment.elements,))
+            try:
+                latest = await states.fetch(self._rpc, donor, run, target)
+            except ShoalError as error:
+                _log.info("run.fetch_failed run=%s donor=%s error=%s", run, donor, error)
+                continue
+            if latest.round >= at_least:
+                driver.adopt(latest.certificate)
+                return Fetched(latest.round, latest.root)
+        return None
+
+    # -- for peers ---------------------------------------------------------------------------
+
+    def _driver(self, run: str) -> RunDriver:
+        driver = self._drivers.get(run)
+        if driver is None:
+            raise NotFound(f"no trainer of run {run} is attached here")
+        return driver
+
+    async def _on_ready(self, peer: PeerId, ready: Ready) -> Heard:
+        if ready.run in self._drivers:
+            return self._drivers[ready.run].on_ready(peer, ready)
+        finished = self._states.get(ready.run)
+        if finished is not None and finished.round > ready.round:
+            return Heard(None, finished.certificate)
+        raise NotFound(f"no trainer of run {ready.run} is attached here")
+
+    async def _on_latest(self, peer: PeerId, ask: Ask) -> Latest:
+        state = self._states.get(ask.run)
+        if state is None:
+            raise NotFound(f"no state of run {ask.run} here")
+        return state.latest()
+
+    async def _on_attempt(self, call: Call[Answer, Order]) -> None:
+        order = await call.receive()
+        run = getattr(order.body, "run", "")
+        await self._driver(run).on_attempt(call, order)
+
+    async def _on_reduce(self, call: Call[Piece, Piece]) -> None:
+        piece = await call.receive()
+        await self._driver(piece.run).on_reduce(call, piece)
+
+    async def _on_state(self, call: Call[StatePart, Ask]) -> None:
+        ask = await call.receive()
+        state = self._states.get(ask.run)
+        if state is None:
+            raise NotFound(f"no state of run {ask.run} here")
+        await states.give(call, state)
+
+
+def _check_schema(run: str, theirs: tuple[object, ...], ours: tuple[object, ...]) -> None:
+    if theirs != ours:
+        raise UsageError(
+            f"run {run} has {theirs[0]} parameters, ours {ours[0]} ({theirs[1:]}, {ours[1:]})",
+            hint="give the run another --name, or use the settings of its members",
+        )
+
+
+def _bytes(value: object) -> bytes:
+    return value if isinstance(value, bytes) else b""

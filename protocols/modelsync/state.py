@@ -1,0 +1,91 @@
+"""The state of a run for those who join late: served in chunks, verified by its hash.
+
+The donor reads the buffer that its trainer announced and does not touch until it announces the
+next; a download that straddles two rounds fails the hash check and is tried again.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import trio
+
+from protocols.modelsync.codecs import Vector
+from protocols.modelsync.wire import STATE, Ask, Certificate, Latest, StatePart
+from wire.errors import BadMessage, DeadlineExceeded
+from wire.ids import PeerId
+from wire.ports import Call, Rpc
+
+PART_BYTES = 1024 * 1024  # one part; the frame limit leaves 4 KiB for its header
+PART_WAIT_S = 4.0  # seconds for the next part: 256 KiB/s
+OPEN_S = 4.0  # seconds to open a stream
+
+
+def state_root(vector: Vector) -> bytes:
+    """Hash a state: outer parameters, then outer momentum, as raw little-endian float32."""
+    return hashlib.sha256(vector.astype("<f4", copy=False).data.cast("B")).digest()
+
+
+@dataclass(frozen=True)
+class State:
+    """What a node can give to joiners: the state before `round`."""
+
+    round: int
+    root: bytes
+    vector: Vector  # parameters, then momentum
+    certificate: Certificate | None
+
+    def latest(self) -> Latest:
+        """Describe it for the wire."""
+        return Latest(self.round, self.root, len(self.vector) // 2, self.certificate)
+
+
+async def give(call: Call[StatePart, Ask], state: State) -> None:
+    """Send a whole state."""
+    await call.send(StatePart(state.latest(), b""))
+    view = state.vector.astype("<f4", copy=False).data.cast("B")
+    for start, stop in _parts(len(view)):
+        await call.send(StatePart(None, bytes(view[start:stop])))
+
+
+async def fetch(rpc: Rpc, donor: PeerId, run: str, target: Vector) -> Latest:
+    """Download a donor's state into `target` (parameters, then momentum) and verify it.
+
+    Raises DeadlineExceeded, PeerUnreachable, RemoteError, or BadMessage if it is not what its
+    hash says; `target` then holds rubbish.
+    """
+    view = target.data.cast("B")
+    async with rpc.stream(donor, STATE, timeout_s=OPEN_S) as call:
+        await call.send(Ask(run))
+        latest = (await _next(call)).latest
+        if latest is None or 8 * latest.elements != len(view):
+            raise BadMessage(f"the state of {run} at {donor} is not of our size")
+        for start, stop in _parts(len(view)):
+            part = await _next(call)
+            if len(part.data) != stop - start:
+                raise BadMessage(f"state part of {len(part.data)} B, expected {stop - start} B")
+            view[start:stop] = part.data
+    root = await trio.to_thread.run_sync(state_root, target)
+    certificate = latest.certificate
+    if root != latest.root:
+        raise BadMessage(f"the state of {run} from {donor} does not match its hash")
+    if certificate is not None and not (
+        certificate.is_signed() and certificate.round == latest.round - 1
+    ):
+        raise BadMessage(f"the state of {run} from {donor} has a false certificate")
+    return latest
+
+
+async def _next(call: Call[Ask, StatePart]) -> StatePart:
+    try:
+        with trio.fail_after(PART_WAIT_S):
+            return await call.receive()
+    except trio.TooSlowError as error:
+        raise DeadlineExceeded(f"{call.peer} stopped sending the state") from error
+    except trio.EndOfChannel as error:
+        raise BadMessage(f"{call.peer} ended the state too early") from error
+
+
+def _parts(size_bytes: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, size_bytes, PART_BYTES):
+        yield start, min(start + PART_BYTES, size_bytes)
