@@ -84,7 +84,8 @@ class LibP2pHost:
         self._swarm = FencedSwarm(create_new_key_pair(signer_seed), Gate(self._limits))
         self._libp2p = _FencedBasicHost(self._swarm, default_protocols=_no_protocols())
         public: dict[TProtocol, StreamHandlerFn] = {IDENTIFY: identify_handler_for(self._libp2p)}
-        self._libp2p.multiselect.handlers = dict(public)
+        self._libp2p.multiselect.handlers.clear()
+        self._libp2p.multiselect.handlers[IDENTIFY] = public[IDENTIFY]
         self._sessions = Sessions(self._peer, swarm, self._peers, self._limits, public)
         self._dialler = Dialler(self._peer, self._swarm, self._peers)
         self._swarm.session = self._sessions.run

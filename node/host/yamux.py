@@ -14,7 +14,8 @@ import contextlib
 from collections import deque
 
 import trio
-from libp2p.abc import ConnectionType, IMuxedConn, ISecureConn
+from libp2p.abc import IMuxedConn, ISecureConn
+from libp2p.connection_types import ConnectionType
 from libp2p.peer.id import ID
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from multiaddr import Multiaddr

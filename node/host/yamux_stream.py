@@ -162,7 +162,7 @@ class MuxedStream(IMuxedStream):
             frames.pack(frames.WINDOW_UPDATE, 0, self.stream_id, increment)
         )
 
-    def set_deadline(self, ttl: int) -> bool:
+    def set_deadline(self, ttl: int) -> None:
         """Deadlines are trio's cancel scopes."""
         raise NotImplementedError("use trio.move_on_after")
 
