@@ -28,6 +28,7 @@ SEEN_MAX_MS = 3_600_000  # how long a member that died stays in the list, as not
 SEEN_MAX = 1024  # members remembered after their lease died
 FIND_MAX = 4  # DHT lookups for members without addresses per round of `RENEW_S`
 SHORT_ID_MIN = 4  # characters of a peer ID that may stand for it
+PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]*\Z"  # it ends up on people's terminals
 
 Address = Annotated[str, Meta(min_length=1, max_length=ADDRESS_MAX, pattern=r"^/[!-~]+\Z")]
 
@@ -46,9 +47,9 @@ class MemberInfo:
 class Lease(msgspec.Struct, frozen=True):
     """The value of `member/@PEER`. Unknown fields are left to newer versions."""
 
-    name: Annotated[str, Meta(max_length=64)]
+    name: Annotated[str, Meta(max_length=64, pattern=PRINTABLE)]
     addrs: Annotated[list[Address], Meta(max_length=ADDRESSES_MAX)]
-    version: Annotated[str, Meta(max_length=32)]
+    version: Annotated[str, Meta(max_length=32, pattern=PRINTABLE)]
     started_ms: Annotated[int, Meta(ge=0)]
     offers: dict[str, object] = msgspec.field(default_factory=dict[str, object])
 
