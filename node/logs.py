@@ -26,6 +26,7 @@ LINES_MAX = 1000  # lines kept in memory: what a person scrolls back over
 LINE_MAX_CHARS = 8192  # characters of one line; a traceback fits, a runaway repr does not
 FILE_MAX_BYTES = 8 * 1024 * 1024  # the file is moved to daemon.log.1 over this; so at most twice it
 _LEVELS: Mapping[str, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
+_OURS = ("node", "protocols", "dht", "crdt", "wire", "shoal")
 
 
 def level_number(level: str) -> int:
@@ -121,7 +122,8 @@ class _FromLibraries(logging.Handler):
             text = record.getMessage()
         except (TypeError, ValueError):
             text = str(record.msg)
-        log.log(min(record.levelno, 40), "library", source=record.name, text=text[:LINE_MAX_CHARS])
+        error = {"exc_info": record.exc_info} if record.exc_info else {}
+        log.log(min(record.levelno, 40), text[:LINE_MAX_CHARS], source=record.name, **error)
 
 
 def open_logs(
@@ -150,12 +152,16 @@ def open_logs(
         logger_factory=lambda *_: book,
         cache_logger_on_first_use=False,
     )
-    tame_libraries()
+    tame_libraries(level)
     return book
 
 
-def tame_libraries() -> None:
-    """Remove all handlers of the standard library's logging and put ours in their place."""
+def tame_libraries(level: Level) -> None:
+    """Remove all handlers of the standard library's logging and put ours in their place.
+
+    Ours log at `level`, everybody else's libraries at WARNING. libp2p sets up its own when it is
+    imported: call this again after that.
+    """
     root = logging.getLogger()
     root.handlers[:] = [_FromLibraries()]
     root.setLevel(logging.WARNING)
@@ -164,6 +170,8 @@ def tame_libraries() -> None:
         logger.handlers.clear()
         logger.propagate = True
         logger.setLevel(logging.NOTSET)
+    for name in _OURS:
+        logging.getLogger(name).setLevel(level_number(level))
 
 
 def _plain_values(_: object, __: str, event: MutableMapping[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def choose_swarm(home: Home, joining: Ticket | None) -> Ticket:
         raise UsageError(
             f"{home.path} belongs to swarm {mine.swarm_name!r}; "
             f"the ticket is for {joining.swarm_name!r}",
-            hint="use another --home DIR, or leave that swarm: `shoal init --force`, then join",
+            hint="use another --home DIR, or leave that swarm: `shoal init --force --join TICKET`",
         )
     save_swarm(home.swarm, joining)
     return joining
@@ -68,15 +68,20 @@ def host_name() -> str:
     return "".join(c for c in socket.gethostname() if c.isprintable())[:_NAME_MAX] or "node"
 
 
+def check(wish: Wish) -> tuple[Home, Loaded, Ticket | None]:
+    """Read what the flags name; raise UsageError for what is wrong. Writes nothing."""
+    joining = parse_ticket(wish.join) if wish.join is not None else None
+    home = Home(wish.home.absolute())
+    return home, load_config(home, file=wish.config_file, flags=wish.flags), joining
+
+
 def start(wish: Wish, on_ready: Callable[[str, list[str], str], None]) -> None:
     """Run the daemon until it is told to stop.
 
     `on_ready` gets the peer ID, the addresses and the swarm's name. What is wrong with the wish
     is raised before anything is written.
     """
-    joining = parse_ticket(wish.join) if wish.join is not None else None
-    home = Home(wish.home.absolute())
-    loaded = load_config(home, file=wish.config_file, flags=wish.flags)
+    home, loaded, joining = check(wish)
     home.make()
     with home.lock():
         swarm = choose_swarm(home, joining)
@@ -84,6 +89,27 @@ def start(wish: Wish, on_ready: Callable[[str, list[str], str], None]) -> None:
         options = loaded.config.log
         stream = None if wish.in_background else sys.stderr
         logs = open_logs(home.log, level=options.level, format_=options.format, stream=stream)
+        name = loaded.config.node.name or host_name()
         from node.daemon import Start, run  # libp2p takes 0.9 s: only now, when all is well
 
-        run(Start(home, loaded, swarm, signer, seed, loaded.config.node.name or host_name(), logs), on_ready)
+        run(Start(home, loaded, swarm, signer, seed, name, logs), on_ready)
+
+
+def make_swarm(home: Home, *, name: str | None, join: str | None, force: bool) -> Ticket:
+    """Give a home a new swarm, or with `join` that of a ticket. Raises UsageError, AlreadyRunning.
+
+    With `force` it leaves the swarm it has: what the store says of that one is removed.
+    """
+    swarm = parse_ticket(join) if join is not None else fresh_swarm(name or default_swarm_name())
+    home.make()
+    with home.lock():
+        mine = load_swarm(home.swarm)
+        if mine is not None and not force:
+            raise UsageError(
+                f"{home.path} belongs to swarm {mine.swarm_name!r} already",
+                hint="`shoal init --force` leaves it",
+            )
+        for path in (home.store, *home.path.glob(f"{home.store.name}-*"), home.peers):
+            path.unlink(missing_ok=True)
+        save_swarm(home.swarm, swarm)
+    return swarm

@@ -78,13 +78,14 @@ class Ticket(_Reply, frozen=True):
 
 
 class Member(_Reply, frozen=True):
-    """One member of the swarm, as the store knows it."""
+    """One member of the swarm. `alive`: connected to us, or heard of within 30 s."""
 
     peer: str
     name: str
     addresses: list[str]
     version: str
     started_ms: int
+    alive: bool
     connected: bool
     me: bool
 

@@ -22,17 +22,20 @@ class Context:
     """The global options; `@click.pass_obj` hands it to a command."""
 
     def __init__(self, *, home: str | None = None, socket: str | None = None) -> None:
-        self._home = home
-        self._socket = socket
+        self._given = {"home": home, "socket": socket}
+
+    def override(self, name: str, value: str) -> None:
+        """Take a global option that stands behind the command's name."""
+        self._given[name] = value
 
     @property
     def home(self) -> Path:
         """The state directory that this call is about."""
-        return home_dir(self._home)
+        return home_dir(self._given["home"])
 
     def client(self) -> Client:
         """Return a client of the daemon; it connects at its first call."""
-        return connect(home=self._home, socket=self._socket)
+        return connect(**self._given)
 
 
 def seconds(text: str) -> float:

@@ -26,6 +26,9 @@ Exit status:
   0 done   1 failed   2 usage   3 no daemon is running   4 timed out
 """
 
+_HOME_HELP = "State directory of the daemon.  [env: SHOAL_HOME]"
+_SOCKET_HELP = "Control socket.  [env: SHOAL_SOCKET]"
+
 _CORE = "node.cli.core:COMMANDS"
 _RUNS = "node.cli.runs:COMMANDS"
 _MODELS = "node.cli.models:COMMANDS"
@@ -67,7 +70,7 @@ class _LazyGroup(click.Group):
             return None
         module, _, attribute = _TABLE[cmd_name][0].partition(":")
         commands: dict[str, click.Command] = getattr(importlib.import_module(module), attribute)
-        return commands[cmd_name]
+        return _with_global_options(commands[cmd_name])
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands from the table: `--help` imports none of them."""
@@ -75,11 +78,34 @@ class _LazyGroup(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in _TABLE.items()])
 
 
+def _with_global_options(command: click.Command) -> click.Command:
+    """Let `--home` and `--socket` stand behind the command's name too, as people type them."""
+    if isinstance(command, click.Group):
+        for each in command.commands.values():
+            _with_global_options(each)
+    if not any(param.name == "home" for param in command.params):
+        for name, text in (("home", _HOME_HELP), ("socket", _SOCKET_HELP)):
+            option = click.Option(
+                [f"--{name}"],
+                metavar=name.upper(),
+                help=text,
+                expose_value=False,
+                callback=_override,
+            )
+            command.params.append(option)
+    return command
+
+
+def _override(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        ctx.find_root().obj.override(str(param.name), value)
+
+
 @click.group(
     cls=_LazyGroup, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]}
 )
-@click.option("--home", metavar="DIR", help="State directory of the daemon.  [env: SHOAL_HOME]")
-@click.option("--socket", metavar="PATH", help="Control socket.  [env: SHOAL_SOCKET]")
+@click.option("--home", metavar="DIR", help=_HOME_HELP)
+@click.option("--socket", metavar="PATH", help=_SOCKET_HELP)
 @click.version_option(version("shoal"), prog_name="shoal")
 @click.pass_context
 def cli(ctx: click.Context, home: str | None, socket: str | None) -> None:

@@ -97,6 +97,7 @@ class Core:
                 addresses=member.addrs,
                 version=member.version,
                 started_ms=member.started_ms,
+                alive=member.alive,
                 connected=member.connected,
                 me=member.peer == me,
             )

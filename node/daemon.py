@@ -1,0 +1,260 @@
+"""The daemon: builds the parts in order of need, starts them, and takes them down again.
+
+This is the one place where parts are wired together. `startup.py` decides whether a daemon may
+start at all; here the event loop runs.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import structlog
+import trio
+
+import node.control.core as core_routes
+from crdt.service import StoreService
+from dht.service import DhtService
+from node.config import Loaded, http_address
+from node.control.api import Api, Event
+from node.control.server import ControlServer
+from node.faults import root_cause
+from node.home import Home
+from node.host.gate import Limits
+from node.host.service import LibP2pHost
+from node.host.views import PeerUp
+from node.known_peers import read_known, write_known
+from node.logs import LogBook, tame_libraries
+from node.membership import MemberInfo, Membership
+from node.metrics import LoopLag, Metrics, core_figures
+from node.notify import notify
+from node.parts import Life, Node, now_ms
+from node.tickets import Ticket
+from node.token import load_or_make_token
+from protocols.blobs.service import BlobService
+from protocols.blobs.store import BlobStore
+from protocols.channels.service import ChannelService
+from protocols.rpc.service import RpcService
+from shoal.api import PeerChange
+from wire.clock import SystemClock
+from wire.errors import ShoalError
+from wire.ids import Signer
+
+JOIN_S = 0.5  # seconds that a start waits for a first peer; joining goes on behind it
+DRAIN_S = 4.5  # seconds from the first signal to the end, whatever hangs
+LEAVE_S = 1.5  # seconds for the farewell to the swarm
+REMEMBER_INTERVAL_S = 30.0  # between two savings of the connected peers' addresses
+
+OnReady = Callable[[str, list[str], str], None]  # peer ID, addresses, swarm
+_log = structlog.get_logger("daemon")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a daemon is started with: all of it read and checked before."""
+
+    home: Home
+    loaded: Loaded
+    swarm: Ticket
+    signer: Signer
+    seed: bytes
+    name: str
+    logs: LogBook
+
+
+class Daemon:
+    """All parts of one node. Later parts may use earlier ones."""
+
+    def __init__(self, start: Start) -> None:
+        self.start = start
+        config, home = start.loaded.config, start.home
+        self.life = Life()
+        self.clock = SystemClock()
+        self.version = version("shoal")
+        self.started_ms = now_ms()
+        limits = Limits(connections=config.net.max_connections)
+        self.host = LibP2pHost(start.seed, start.swarm.key, config.net.listen, limits=limits)
+        peers = self.host.connected
+        self.rpc = RpcService(self.host)
+        self.channels = ChannelService(self.rpc, peers)
+        self.store = StoreService(
+            self.rpc.network("crdt.sync"),
+            self.channels,
+            self.clock,
+            start.signer,
+            home.store,
+            peers=peers,
+        )
+        self.rpc.answer("crdt.sync", self.store.answer)
+        self.dht = DhtService(
+            self.rpc.network("dht"), self.host, start.signer, self.clock, peers=peers
+        )
+        self.rpc.answer("dht", self.dht.answer)
+        self.membership = Membership(
+            self.store, self.host, self._about_us, self.clock, finder=self.dht
+        )
+        self.blobs = BlobService(self.rpc, BlobStore(home.blobs))
+        self.lag = LoopLag()
+        self.metrics = Metrics()
+        self.node = Node(
+            home=home,
+            loaded=start.loaded,
+            swarm=start.swarm,
+            name=start.name,
+            version=self.version,
+            logs=start.logs,
+            life=self.life,
+            host=self.host,
+            membership=self.membership,
+            loop_lag_ms=self.lag.worst_ms,
+        )
+        self.metrics.add(*core_figures(self.node))
+        self.api = Api()
+        core_routes.routes(self.api, self.node, self.metrics)
+        self.control = ControlServer(self.api)
+
+    def _about_us(self) -> MemberInfo:
+        config = self.start.loaded.config.serve
+        offers: dict[str, object] = {"serve": config.offer, "memory_gib": config.memory_gib}
+        return MemberInfo(
+            name=self.start.name,
+            addrs=self.host.addresses(),
+            version=self.version,
+            started_ms=self.started_ms,
+            offers=offers,
+        )
+
+    async def run(self, on_ready: OnReady) -> None:
+        """Run all parts until somebody asks to stop; then drain."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_heed_signals, self.life)
+            await nursery.start(self.lag.run)
+            await nursery.start(self.control.serve_unix, self.start.home.socket)
+            await nursery.start(self.host.run)
+            await nursery.start(self.store.run)
+            await nursery.start(self.dht.run)
+            await nursery.start(self.membership.run)
+            await self._start_http(nursery)
+            await self._join(nursery)
+            self.life.enter("ready")
+            notify("READY=1")
+            on_ready(self.host.peer, self.host.addresses(), self.start.swarm.swarm_name)
+            await self.life.stopping()
+            await self._drain()
+            nursery.cancel_scope.cancel()
+
+    async def _start_http(self, nursery: trio.Nursery) -> None:
+        address = http_address(self.start.loaded.config.http.listen)
+        if address is None:
+            return
+        token = load_or_make_token(self.start.home.token)
+        port = await nursery.start(self.control.serve_tcp, *address, token)
+        _log.info("http", listen=f"{address[0]}:{port}", token=self.start.home.token)
+
+    async def _join(self, nursery: trio.Nursery) -> None:
+        """Dial everybody we know of, and wait a moment for the first to answer."""
+        self.life.enter("joining")
+        first = trio.Event()
+        nursery.start_soon(self._follow_peers, first)
+        nursery.start_soon(self._remember_peers)
+        known = read_known(self.start.home.peers, self.start.swarm.bootstrap)
+        known.pop(self.host.peer, None)
+        for peer, addresses in known.items():
+            self.host.keep(peer, addresses)
+        if known:
+            with trio.move_on_after(JOIN_S):
+                await first.wait()
+
+    async def _follow_peers(self, first: trio.Event) -> None:
+        """Tell the parts, and whoever reads `/v1/events`, who comes and goes."""
+        async with trio.open_nursery() as nursery:
+            async for event in self.host.watch():
+                is_up = isinstance(event, PeerUp)
+                change = PeerChange(event.peer, is_up, now_ms())
+                self.life.events.send(Event(change, name="peer"))
+                if not is_up:
+                    continue
+                self.store.peer_up(event.peer)
+                self.dht.peer_up(event.peer)
+                if not first.is_set():
+                    first.set()
+                    nursery.start_soon(self._bootstrap)
+
+    async def _bootstrap(self) -> None:
+        try:
+            found = await self.dht.bootstrap()
+        except ShoalError as error:
+            _log.warning("dht bootstrap failed", error=error)
+            return
+        _log.info("dht bootstrap", contacts=found)
+
+    async def _remember_peers(self) -> None:
+        while True:
+            await trio.sleep(REMEMBER_INTERVAL_S)
+            await self._remember()
+
+    async def _remember(self) -> None:
+        host = self.host
+        peers = {peer: host.addresses_of(peer) for peer in host.connected()}
+        await trio.to_thread.run_sync(write_known, self.start.home.peers, peers)
+
+    async def _drain(self) -> None:
+        """Say farewell within `DRAIN_S`; a hanging part does not keep the process."""
+        _exit_after(DRAIN_S)
+        notify("STOPPING=1")
+        self.life.enter("draining")
+        with trio.move_on_after(LEAVE_S):
+            await self.membership.leave(timeout_s=LEAVE_S)
+        with trio.move_on_after(LEAVE_S):
+            await self._remember()
+        await self.control.drain()
+
+
+async def _heed_signals(life: Life) -> None:
+    """The first signal drains; a second one ends the process at once."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        seen = 0
+        async for number in signals:
+            seen += 1
+            if seen > 1 or life.state == "starting":
+                _log.warning("stopped at once", signal=signal.Signals(number).name)
+                os._exit(128 + number)
+            _log.info("stopping", signal=signal.Signals(number).name)
+            life.stop()
+
+
+def _exit_after(seconds: float) -> None:
+    """End the process after so long even if the event loop hangs."""
+
+    def end() -> None:
+        time.sleep(seconds)
+        os._exit(1)
+
+    threading.Thread(target=end, name="drain-deadline", daemon=True).start()
+
+
+async def _run(start: Start, on_ready: OnReady) -> None:
+    start.logs.attach()
+    try:
+        daemon = Daemon(start)
+        daemon.life.enter("starting")
+        await daemon.run(on_ready)
+        daemon.life.enter("stopped")
+    finally:
+        start.logs.detach()
+
+
+def run(start: Start, on_ready: OnReady) -> None:
+    """Run a daemon to its end. Raises what kept it from starting as one error, not as a group."""
+    tame_libraries(start.loaded.config.log.level)  # libp2p's were made when it was imported
+    try:
+        trio.run(_run, start, on_ready)
+    except BaseExceptionGroup as group:
+        cause = root_cause(group)
+        if isinstance(cause, ShoalError):
+            raise cause from None
+        _log.error("daemon.bug", exc_info=group)
+        raise
