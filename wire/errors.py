@@ -31,6 +31,12 @@ class NotFound(ShoalError):
     code = "not_found"
 
 
+class Busy(ShoalError):
+    """There is no room for more now; later there may be."""
+
+    code = "busy"
+
+
 class PeerError(ShoalError):
     """A remote broke the protocol: score it, never crash."""
 
