@@ -185,6 +185,15 @@ class ModelSync:
         """Live members of a run, by lease."""
         return [peer for peer, lease in self._leases(run).items() if not lease.left]
 
+    def run_names(self) -> list[str]:
+        """Every run that has a member in the swarm."""
+        keys = (item.key for item in self._store.scan(NAMESPACE))
+        return sorted({key.split("/", 1)[0] for key in keys if "/member/@" in key})
+
+    def state_of(self, run: str) -> states.State | None:
+        """The state that this node gives to joiners."""
+        return self._states.get(run)
+
     def certificates(self, run: str) -> list[Certificate]:
         """Certificates of a run's rounds in the store, oldest first."""
         found: list[Certificate] = []

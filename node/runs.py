@@ -1,0 +1,455 @@
+"""Training runs at this node: scripts as supervised children, and the trainers that attach.
+
+Everything of a run is in HOME/runs/NAME: config.json, train.log, metrics.jsonl, and after the end
+state.f32 (parameters, then outer momentum, raw float32) with state.json beside it.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import structlog
+import trio
+from numpy.typing import NDArray
+
+from node.broadcast import Broadcast
+from node.children import Child, open_child
+from node.run_files import last_line, read_metrics, save_state
+from node.segments import map_segment, unlink_segment
+from protocols.modelsync.driver import Attachment, Outcome
+from protocols.modelsync.service import ModelSync
+from protocols.modelsync.wire import ELEMENTS_MAX, ROUNDS_MAX, RunName
+from shoal.runs import (
+    Attach,
+    Attached,
+    CertificateView,
+    FetchState,
+    Leave,
+    Metric,
+    Report,
+    RoundResult,
+    Run,
+    StartRun,
+    StateAt,
+    SubmitRound,
+)
+from wire.errors import Busy, NotFound, ShoalError, UsageError
+from wire.ids import PeerId
+
+ROUND_WAIT_S = 20.0  # seconds that one request waits for its round; the trainer then asks again
+RUNS_MAX = 256  # runs remembered; enough for a year of a person's training
+ACTIVE = ("starting", "training")
+
+_log = structlog.get_logger("runs")
+
+
+@dataclass
+class _Trainer:
+    """An attached trainer: its process and its shared memory."""
+
+    pid: int
+    pidfd: int
+    shape: Attach
+    states: list[NDArray[np.float32]]
+    attached_at: float
+    wire_at: tuple[int, int]
+    round_at: float = 0.0
+    rounds_done: int = 0
+    last: RoundResult | None = None
+
+
+@dataclass
+class _Record:
+    """One run of this node."""
+
+    name: str
+    state: str
+    directory: Path
+    child: Child | None = None
+    trainer: _Trainer | None = None
+    metric: Metric | None = None
+    rounds: int = 0
+    root: str = ""
+    round: int = 0
+    error: str = ""
+    stopping: bool = False
+    ended: trio.Event = field(default_factory=trio.Event)
+    news: Broadcast[Run | Metric] = field(default_factory=Broadcast[Run | Metric])
+
+
+class Runs:
+    """The runs of this node, and what the control API may do with them.
+
+    `traffic` returns the bytes that came in and went out over the node's sockets so far.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        sync: ModelSync,
+        *,
+        member: PeerId,
+        env: dict[str, str],
+        traffic: Callable[[], tuple[int, int]],
+    ) -> None:
+        self._directory, self._sync, self._member = directory, sync, member
+        self._env, self._traffic = env, traffic
+        self._records: dict[str, _Record] = {}
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Supervise children and trainers until cancelled; cancelling ends the children."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            await trio.sleep_forever()
+
+    # -- for people --------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        """Names of the runs that are going on here."""
+        return [r.name for r in self._records.values() if r.state in ACTIVE]
+
+    def views(self) -> list[Run]:
+        """Every run: of this node, and those that other members train."""
+        here = {name: self._view(record) for name, record in self._records.items()}
+        for name in self._sync.run_names():
+            if name not in here:
+                here[name] = Run(name, "elsewhere", members=list(self._sync.members(name)))
+        return [here[name] for name in sorted(here)]
+
+    def view(self, name: str) -> Run:
+        """One run. Raises NotFound."""
+        return self._view(self._record(name))
+
+    def start(self, request: StartRun) -> Run:
+        """Start a run's script. Raises UsageError, or Busy if the run is going on."""
+        script = Path(request.script)
+        if not script.is_file():
+            raise UsageError(f"there is no script {script}")
+        record = self._new_record(request.name)
+        config = record.directory / "config.json"
+        config.write_text(json.dumps(request.config, indent=1))
+        env = {
+            **self._env,
+            "SHOAL_RUN_NAME": record.name,
+            "SHOAL_RUN_CONFIG": str(config),
+            "SHOAL_RUN_DIR": str(record.directory),
+            "PYTHONUNBUFFERED": "1",
+        }
+        assert self._nursery is not None, "the service does not run"
+        self._nursery.start_soon(self._supervise, record, script, env)
+        return self._view(record)
+
+    async def stop(self, name: str) -> Run:
+        """Stop this node's part in a run; the others go on."""
+        record = self._record(name)
+        record.stopping = True
+        if record.child is not None:
+            await record.child.terminate()
+            await record.ended.wait()
+        elif record.trainer is not None:
+            await self._detach(record, record.trainer, keep=False)
+            self._enter(record, "stopped")
+        return self._view(record)
+
+    async def follow(self, name: str) -> AsyncGenerator[Run | Metric]:
+        """Yield the run and its metrics as they come, until it ends."""
+        record = self._record(name)
+        yield self._view(record)
+        async with record.news.read() as news:
+            if record.state in ACTIVE:
+                async for item in news:
+                    yield item
+                    if isinstance(item, Run) and item.state not in ACTIVE:
+                        return
+
+    async def metrics(self, name: str) -> list[Metric]:
+        """Every line of the run's metrics.jsonl."""
+        return await trio.to_thread.run_sync(read_metrics, self._record(name).directory)
+
+    def certificates(self, name: str) -> list[CertificateView]:
+        """Committed rounds, as the store has them."""
+        return [
+            CertificateView(
+                round=c.round,
+                attempt=c.attempt,
+                proposer=c.proposer,
+                members=list(c.members),
+                weights=c.weights,
+                codec=c.codec,
+                base_root=c.base_root.hex(),
+                result=c.result.hex(),
+                signatures=len(c.signatures),
+            )
+            for c in self._sync.certificates(name)
+        ]
+
+    # -- for the trainer ---------------------------------------------------------------------
+
+    async def attach(self, name: str, shape: Attach) -> Attached:
+        """Map the trainer's memory, join the run, load its state if it is ahead."""
+        self._check_shape(shape)
+        record = self._records.get(name)
+        if record is None or record.state not in ACTIVE:
+            record = self._new_record(name)
+        if record.trainer is not None:
+            raise Busy(f"a trainer of run {name} is attached already (pid {record.trainer.pid})")
+        exchange = map_segment(shape.exchange, shape.elements)
+        states = [map_segment(segment, 2 * shape.elements) for segment in shape.states]
+        try:
+            pidfd = os.pidfd_open(shape.pid)
+        except (OSError, OverflowError) as error:
+            raise UsageError(f"there is no process {shape.pid}") from error
+        now = time.monotonic()
+        trainer = _Trainer(shape.pid, pidfd, shape, states, now, self._traffic(), now)
+        record.trainer, record.rounds = trainer, shape.rounds
+        assert self._nursery is not None, "the service does not run"
+        self._nursery.start_soon(self._watch_trainer, record, trainer)
+        attachment = Attachment(
+            run=name,
+            elements=shape.elements,
+            codec=shape.wire,
+            rounds=shape.rounds,
+            min_members=shape.min_members,
+            patience_s=shape.patience_s,
+            exchange=exchange,
+        )
+        try:
+            await self._sync.attach(attachment)
+            fetched = await self._sync.join(name, shape.round, states[1])
+        except ShoalError:
+            await self._detach(record, trainer, keep=False)
+            raise
+        self._enter(record, "training")
+        round_, root = (fetched.round, fetched.root.hex()) if fetched else (shape.round, shape.root)
+        folder = str(record.directory)
+        return Attached(self._member, round_, root, fetched is not None, folder)
+
+    async def round(self, name: str, request: SubmitRound) -> RoundResult:
+        """Submit a contribution and wait a while for the round to end."""
+        record, trainer = self._attached(name)
+        if request.fresh:
+            weight = request.weight
+            self._sync.submit(name, request.round, _hash(request.root), weight)
+        outcome = await self._sync.outcome(name, timeout_s=ROUND_WAIT_S)
+        if outcome is None:
+            waiting_for = [str(peer) for peer in self._sync.waiting_for(name)]
+            return RoundResult("waiting", request.round, waiting_for=waiting_for)
+        result = _result(request.round, outcome)
+        if outcome.certificate is not None:
+            trainer.last = result
+            trainer.rounds_done += 1
+            record.round = result.round + 1
+            members = len(result.members)
+            _log.info("round", run=name, round=result.round, members=members, s=result.seconds)
+        return result
+
+    async def fetch(self, name: str, request: FetchState) -> StateAt:
+        """Load the run's state into the trainer's buffer."""
+        _, trainer = self._attached(name)
+        target = trainer.states[_buffer(request.buffer)]
+        root = _hash(request.root) if request.root else None
+        fetched = await self._sync.fetch(name, target, at_least=request.at_least, root=root)
+        return StateAt(fetched.round, fetched.root.hex(), request.buffer)
+
+    def announce(self, name: str, state: StateAt) -> None:
+        """Offer the state in one of the trainer's buffers to joiners."""
+        record, trainer = self._attached(name)
+        vector = trainer.states[_buffer(state.buffer)]
+        self._sync.announce(name, state.round, _hash(state.root), vector)
+        record.round, record.root = state.round, state.root
+
+    async def report(self, name: str, report: Report) -> Metric:
+        """Add what the node knows to the trainer's figures; record them."""
+        record, trainer = self._attached(name)
+        last, wire = trainer.last or RoundResult("waiting", 0), self._traffic()
+        eta_s = None
+        if trainer.rounds_done:
+            each = (time.monotonic() - trainer.round_at) / trainer.rounds_done
+            eta_s = round(each * max(0, record.rounds - report.round), 1)
+        metric = Metric(
+            time_ms=time.time_ns() // 1_000_000,
+            run=name,
+            member=self._member,
+            step=report.step,
+            round=report.round,
+            rounds=record.rounds,
+            loss=report.loss,
+            val_loss=report.val_loss,
+            peers=len(last.members),
+            attempt=last.attempt,
+            bytes_in=last.bytes_in,
+            bytes_out=last.bytes_out,
+            seconds=round(last.seconds, 3),
+            eta_s=eta_s,
+            root=record.root,
+            wire_in=wire[0] - trainer.wire_at[0],
+            wire_out=wire[1] - trainer.wire_at[1],
+            note=report.note,
+        )
+        record.metric = metric
+        with (record.directory / "metrics.jsonl").open("ab") as lines:
+            lines.write(msgspec.json.encode(metric) + b"\n")
+        record.news.send(metric)
+        return metric
+
+    async def leave(self, name: str, request: Leave) -> Run:
+        """The trainer is done; keep its state for others if it has finished the run."""
+        record, trainer = self._attached(name)
+        await self._detach(record, trainer, keep=request.finished)
+        if record.child is None:
+            self._enter(record, "finished" if request.finished else "stopped")
+        return self._view(record)
+
+    # -- inside ------------------------------------------------------------------------------
+
+    async def _supervise(self, record: _Record, script: Path, env: dict[str, str]) -> None:
+        log_path = record.directory / "train.log"
+        try:
+            argv = [sys.executable, str(script)]
+            async with open_child(argv, env=env, log_path=log_path) as child:
+                record.child = child
+                status = await child.wait()
+        except OSError as error:
+            record.error, status = f"cannot start it: {error}", 1
+        record.child = None
+        if record.trainer is not None:
+            await self._detach(record, record.trainer, keep=False)
+        if record.stopping:
+            self._enter(record, "stopped")
+        elif status == 0:
+            self._enter(record, "finished")
+        else:
+            record.error = record.error or last_line(log_path) or f"exit status {status}"
+            self._enter(record, "failed")
+        record.ended.set()
+
+    async def _watch_trainer(self, record: _Record, trainer: _Trainer) -> None:
+        """Free what a trainer holds when its process ends without saying so."""
+        with suppress(trio.ClosedResourceError):  # it has left by itself
+            await trio.lowlevel.wait_readable(trainer.pidfd)
+        if record.trainer is trainer:
+            _log.warning("trainer_gone", run=record.name, pid=trainer.pid)
+            await self._detach(record, trainer, keep=False)
+            if record.child is None:
+                record.error = "the trainer's process ended"
+                self._enter(record, "failed")
+
+    async def _detach(self, record: _Record, trainer: _Trainer, *, keep: bool) -> None:
+        record.trainer = None
+        trio.lowlevel.notify_closing(trainer.pidfd)
+        os.close(trainer.pidfd)
+        kept = None
+        state = self._sync.state_of(record.name) if keep else None
+        if state is not None:
+            kept = await trio.to_thread.run_sync(save_state, record.directory, state)
+        await self._sync.leave(record.name, keep=kept)
+        for segment in (trainer.shape.exchange, *trainer.shape.states):
+            unlink_segment(segment)
+
+    def _enter(self, record: _Record, state: str) -> None:
+        record.state = state
+        _log.info("run", run=record.name, state=state, error=record.error)
+        record.news.send(self._view(record))
+
+    def _new_record(self, name: str) -> _Record:
+        try:
+            msgspec.convert(name, RunName)
+        except msgspec.ValidationError as error:
+            raise UsageError(
+                f"{name[:64]!r} is no name for a run",
+                hint="use lower-case letters, digits, dots and dashes",
+            ) from error
+        old = self._records.get(name)
+        if old is not None and old.state in ACTIVE:
+            raise Busy(f"run {name} is going on here", hint=f"`shoal runs` shows it; {name} --stop")
+        if len(self._records) >= RUNS_MAX:
+            raise Busy(f"{RUNS_MAX} runs are remembered", hint="restart the daemon")
+        directory = self._directory / name
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        record = _Record(name, "starting", directory)
+        self._records[name] = record
+        return record
+
+    def _record(self, name: str) -> _Record:
+        record = self._records.get(name)
+        if record is None:
+            raise NotFound(f"there is no run {name[:64]!r} here", hint="`shoal runs` lists them")
+        return record
+
+    def _attached(self, name: str) -> tuple[_Record, _Trainer]:
+        record = self._record(name)
+        if record.trainer is None:
+            raise NotFound(f"no trainer of run {name} is attached here")
+        return record, record.trainer
+
+    def _view(self, record: _Record) -> Run:
+        metric, child, trainer = record.metric, record.child, record.trainer
+        pid = child.pid if child is not None else trainer.pid if trainer is not None else None
+        return Run(
+            name=record.name,
+            state=record.state,
+            round=record.round,
+            rounds=record.rounds,
+            step=metric.step if metric else 0,
+            loss=metric.loss if metric else None,
+            val_loss=metric.val_loss if metric else None,
+            members=list(self._sync.members(record.name)),
+            root=record.root,
+            pid=pid,
+            error=record.error,
+            directory=str(record.directory),
+        )
+
+    def _check_shape(self, shape: Attach) -> None:
+        if not 1 <= shape.elements <= ELEMENTS_MAX or not 1 <= shape.rounds <= ROUNDS_MAX:
+            raise UsageError(f"{shape.elements} parameters, {shape.rounds} rounds: out of range")
+        if shape.wire not in ("float32", "int8"):
+            raise UsageError(f"no such wire: {shape.wire[:16]!r}", hint="float32 or int8")
+        if not (1 <= shape.min_members <= 64 and 0 <= shape.patience_s <= 3600):
+            raise UsageError("min_members is 1 to 64, patience_s 0 to 3600")
+        if len(shape.states) != 2:
+            raise UsageError("a trainer has two state buffers")
+        _hash(shape.root)
+
+
+def _result(round_: int, outcome: Outcome) -> RoundResult:
+    certificate = outcome.certificate
+    if certificate is None:
+        root = outcome.root.hex() if outcome.root else ""
+        return RoundResult("behind", round_, at_least=outcome.at_least, root=root)
+    return RoundResult(
+        outcome="committed",
+        round=certificate.round,
+        attempt=certificate.attempt,
+        members=list(certificate.members),
+        weights=certificate.weights,
+        result=certificate.result.hex(),
+        bytes_in=outcome.bytes_in,
+        bytes_out=outcome.bytes_out,
+        seconds=outcome.seconds,
+    )
+
+
+def _hash(text: str) -> bytes:
+    try:
+        value = bytes.fromhex(text)
+    except ValueError:
+        value = b""
+    if len(value) != 32:
+        raise UsageError(f"{text[:16]!r} is not a SHA-256 in hexadecimal")
+    return value
+
+
+def _buffer(index: int) -> int:
+    if index not in (0, 1):
+        raise UsageError(f"there is no state buffer {index}")
+    return index
