@@ -7,8 +7,8 @@ handler works, and cancels it. One peer's fault ends that peer's call and nothin
 
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 INBOUND_PER_PEER_MAX = 256  # calls at once from one peer; go-libp2p allows as many streams
 OPENING_S = 10.0  # for a peer to say what it calls once its stream is open
 LINGER_S = 10.0  # for the server to end after the caller left a streaming call normally
+RESET_S = 1.0  # a reset is one small frame; if it does not go out, the connection is dead anyway
 READ_BYTES = 4096  # of the opening; the rest is read by the call
 
 
@@ -71,7 +72,6 @@ class RpcService:
                     return await call.receive()
                 except trio.EndOfChannel:
                     raise BadMessage(f"{peer} ended {method.name} without an answer") from None
-        raise AssertionError("unreachable: the deadline raises")
 
     def stream(
         self, peer: PeerId, method: Method[Q, R], *, timeout_s: float
@@ -134,7 +134,7 @@ class RpcService:
 
     async def _leave(self, call: StreamCall[Any, Any]) -> None:
         """End our side and let the server end; what it still says is thrown away."""
-        with trio.fail_after(LINGER_S):
+        with _deadline(call.peer, "the end of a call", LINGER_S):
             try:
                 await call.finish()
                 await call.drain()
@@ -181,21 +181,15 @@ class RpcService:
         await stream.finish()
 
 
-class _deadline:  # noqa: N801 - reads as the context manager it is
+@contextmanager
+def _deadline(peer: PeerId, name: str, timeout_s: float) -> Generator[None]:
     """Raise DeadlineExceeded, naming the peer and the method, when the time is over."""
-
-    def __init__(self, peer: PeerId, name: str, timeout_s: float) -> None:
-        self._text = f"{peer} did not answer {name} within {timeout_s:g} s"
-        self._scope = trio.CancelScope(deadline=trio.current_time() + timeout_s)
-
-    def __enter__(self) -> None:
-        self._scope.__enter__()
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
-        swallowed = self._scope.__exit__(kind, error, trace)
-        if self._scope.cancelled_caught:
-            raise DeadlineExceeded(self._text)
-        return bool(swallowed)
+    try:
+        with trio.fail_after(timeout_s):
+            yield
+    except trio.TooSlowError as error:
+        text = f"{peer} did not answer {name} within {timeout_s:g} s"
+        raise DeadlineExceeded(text) from error
 
 
 @dataclass(frozen=True)
@@ -231,5 +225,5 @@ async def _read_opening(stream: Stream, machine: CallMachine) -> Open:
 
 
 async def _reset(stream: Stream) -> None:
-    with trio.CancelScope(shield=True, deadline=trio.current_time() + 1.0):
+    with trio.move_on_after(RESET_S, shield=True):
         await stream.reset()
