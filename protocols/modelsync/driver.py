@@ -25,6 +25,7 @@ from protocols.modelsync.wire import (
     Ready,
     result_of,
 )
+from protocols.modelsync.work import Work
 from wire.errors import BadMessage, RemoteError, ShoalError
 from wire.ids import PeerId, Signer
 from wire.ports import Call, Rpc
@@ -93,14 +94,14 @@ class RunDriver:
         *,
         census: Callable[[], Census],
         on_commit: Callable[[Certificate], Awaitable[None]],
-        limiter: trio.CapacityLimiter,
+        work: Work,
     ) -> None:
         self.attachment = attachment
         self.rounds = Rounds(
             attachment.run, rpc.peer, attachment.min_members, attachment.patience_s
         )
         self._rpc, self._signer = rpc, signer
-        self._census, self._on_commit, self._limiter = census, on_commit, limiter
+        self._census, self._on_commit, self._work = census, on_commit, work
         self._current: Lead | Follow | None = None
         self._exchanges: dict[Ballot, Exchange] = {}
         self._held: Exchange | None = None  # a whole mean whose COMMIT we have not seen
@@ -223,7 +224,7 @@ class RunDriver:
         self, prepare: Prepare, news: Callable[[Fault | Complete], None]
     ) -> Exchange:
         contribution = self.attachment.exchange
-        exchange = Exchange(prepare, self._rpc, contribution, self._limiter, news)
+        exchange = Exchange(prepare, self._rpc, contribution, self._work, news)
         self._exchanges[prepare.ballot] = exchange
         self._change()
         return exchange

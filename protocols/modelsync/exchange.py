@@ -10,11 +10,10 @@ open until the proposer has decided, or a healthy member's retreat would look li
 """
 
 import hashlib
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 import trio
@@ -22,6 +21,7 @@ import trio
 from protocols.modelsync.codecs import Vector, codec_named, weighted_mean
 from protocols.modelsync.shards import chunks, shard_range
 from protocols.modelsync.wire import REDUCE, Piece, Prepare
+from protocols.modelsync.work import Work
 from wire.errors import BadMessage, PeerError, PeerUnreachable, ShoalError
 from wire.ids import PeerId
 from wire.ports import Call, Rpc
@@ -30,8 +30,6 @@ PIECE_WAIT_S = 4.0  # seconds an owner waits for the next chunk of a contributio
 MEAN_WAIT_S = 7.0  # seconds a member waits for the next chunk of a mean; the owner blames first
 OPEN_S = 4.0  # seconds to open a stream
 SLOT_CHUNKS = 2  # chunks of one contribution kept while others are slower; then it waits
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Exchange:
         prepare: Prepare,
         rpc: Rpc,
         contribution: Vector,
-        limiter: trio.CapacityLimiter,
+        work: Work,
         news: Callable[[Fault | Complete], None],
     ) -> None:
         self.prepare = prepare
@@ -76,7 +74,7 @@ class Exchange:
         self.shards: list[bytes] = []
         self._rpc = rpc
         self._contribution = contribution
-        self._limiter = limiter
+        self._work = work
         self._news = news
         self._codec = codec_named(prepare.codec)
         me = prepare.members.index(rpc.peer)
@@ -150,8 +148,8 @@ class Exchange:
                 vectors.append(vector)
                 weights.append(weight)
             vectors = vectors or [np.zeros(stop - start, dtype=np.float32)]
-            data = await self._in_thread(self._mean_bytes, vectors, weights or [0.0])
-            self.mean[start:stop] = await self._in_thread(self._codec.decode, data, stop - start)
+            data, mean = await self._work(partial(self._average, vectors, weights or [0.0]))
+            self.mean[start:stop] = mean
             digest.update(data)
             self._made.append(data)
             self._made_event[index].set()
@@ -163,8 +161,10 @@ class Exchange:
         self._news(Fault(member, "silent"))
         return None
 
-    def _mean_bytes(self, vectors: list[Vector], weights: list[float]) -> bytes:
-        return self._codec.encode(weighted_mean(vectors, weights))
+    def _average(self, vectors: list[Vector], weights: list[float]) -> tuple[bytes, Vector]:
+        """Encode the mean, and decode it again: what we apply is what the others decode."""
+        data = self._codec.encode(weighted_mean(vectors, weights))
+        return data, self._codec.decode(data, len(vectors[0]))
 
     # -- as member of another's shard --------------------------------------------------------
 
@@ -187,7 +187,7 @@ class Exchange:
             else:
                 for index, (start, stop) in enumerate(parts):
                     values = self._contribution[start:stop]
-                    data = await self._in_thread(self._codec.encode, values)
+                    data = await self._work(partial(self._codec.encode, values))
                     await call.send(self._piece(index, data))
 
     async def _collect_mean(self, call: Call[Piece, Piece], parts: list[tuple[int, int]]) -> bytes:
@@ -210,10 +210,7 @@ class Exchange:
         if piece.index != index:
             raise BadMessage(f"chunk {piece.index} where {index} was due")
         self.bytes_in += len(piece.data)
-        return await self._in_thread(self._codec.decode, piece.data, elements)
-
-    def _in_thread(self, work: Callable[..., T], *args: object) -> Awaitable[T]:
-        return trio.to_thread.run_sync(partial(work, *args), limiter=self._limiter)
+        return await self._work(partial(self._codec.decode, piece.data, elements))
 
     def _finish(self, owner: PeerId, digest: bytes) -> None:
         self._hashes[owner] = digest

@@ -32,6 +32,7 @@ from protocols.modelsync.wire import (
     Ready,
     StatePart,
 )
+from protocols.modelsync.work import Work, in_threads
 from wire.errors import DeadlineExceeded, NotFound, ShoalError, UsageError
 from wire.ids import PeerId, Signer
 from wire.ports import Call, Rpc, Store
@@ -47,7 +48,6 @@ FETCH_WAIT_S = 60.0  # seconds to find and load a state that must exist
 FETCH_RETRY_S = 0.25  # seconds between two surveys: donors publish within milliseconds
 DONORS_MAX = 32  # peers asked for a state
 VALUE_MAX_BYTES = 2000  # a store value holds 2 KiB; longer certificates go in without signatures
-CODEC_THREADS = 2  # encoding and summing at a time, so that many runs do not starve the loop
 
 _log = logging.getLogger(__name__)
 
@@ -74,13 +74,19 @@ class ModelSync:
     """The runs that trainers of this node take part in, and the states it can give to others."""
 
     def __init__(
-        self, rpc: Rpc, store: Store, signer: Signer, *, peers: Callable[[], list[PeerId]]
+        self,
+        rpc: Rpc,
+        store: Store,
+        signer: Signer,
+        *,
+        peers: Callable[[], list[PeerId]],
+        work: Work | None = None,
     ) -> None:
         self._rpc, self._store, self._signer, self._peers = rpc, store, signer, peers
         self._drivers: dict[str, RunDriver] = {}
         self._scopes: dict[str, trio.CancelScope] = {}
         self._states: dict[str, states.State] = {}
-        self._limiter = trio.CapacityLimiter(CODEC_THREADS)
+        self._work = work or in_threads()
         self._nursery: trio.Nursery | None = None
         rpc.serve(READY, self._on_ready)
         rpc.serve(LATEST, self._on_latest)
@@ -118,7 +124,7 @@ class ModelSync:
             self._signer,
             census=functools.partial(self._census, run),
             on_commit=self._publish,
-            limiter=self._limiter,
+            work=self._work,
         )
         self._drivers[run] = driver
         await self._nursery.start(self._drive, run, driver)
@@ -299,7 +305,7 @@ class ModelSync:
                 continue
             _check_schema(run, (offer.elements,), (driver.attachment.elements,))
             try:
-                latest = await states.fetch(self._rpc, donor, run, target)
+                latest = await states.fetch(self._rpc, donor, run, target, self._work)
             except ShoalError as error:
                 _log.info("run.fetch_failed run=%s donor=%s error=%s", run, donor, error)
                 continue

@@ -7,11 +7,13 @@ next; a download that straddles two rounds fails the hash check and is tried aga
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
 from protocols.modelsync.codecs import Vector
 from protocols.modelsync.wire import STATE, Ask, Certificate, Latest, StatePart
+from protocols.modelsync.work import Work
 from wire.errors import BadMessage, DeadlineExceeded
 from wire.ids import PeerId
 from wire.ports import Call, Rpc
@@ -48,7 +50,7 @@ async def give(call: Call[StatePart, Ask], state: State) -> None:
         await call.send(StatePart(None, bytes(view[start:stop])))
 
 
-async def fetch(rpc: Rpc, donor: PeerId, run: str, target: Vector) -> Latest:
+async def fetch(rpc: Rpc, donor: PeerId, run: str, target: Vector, work: Work) -> Latest:
     """Download a donor's state into `target` (parameters, then momentum) and verify it.
 
     Raises DeadlineExceeded, PeerUnreachable, RemoteError, or BadMessage if it is not what its
@@ -65,7 +67,7 @@ async def fetch(rpc: Rpc, donor: PeerId, run: str, target: Vector) -> Latest:
             if len(part.data) != stop - start:
                 raise BadMessage(f"state part of {len(part.data)} B, expected {stop - start} B")
             view[start:stop] = part.data
-    root = await trio.to_thread.run_sync(state_root, target)
+    root = await work(partial(state_root, target))
     certificate = latest.certificate
     if root != latest.root:
         raise BadMessage(f"the state of {run} from {donor} does not match its hash")
