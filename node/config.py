@@ -228,11 +228,11 @@ def http_address(text: str) -> tuple[str, int] | None:
     try:
         local = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError as error:
-        raise UsageError(f"http.listen: {text!r} is not HOST:PORT", hint=wanted) from error
+        raise UsageError(f"{text!r} is not HOST:PORT", hint=wanted) from error
     if not local:
-        raise UsageError(f"http.listen: {host} is not a loopback address", hint=wanted)
+        raise UsageError(f"{host} is not a loopback address", hint=wanted)
     if not port.isdecimal() or int(port) > 65535:
-        raise UsageError(f"http.listen: {port[:16]!r} is not a port", hint=wanted)
+        raise UsageError(f"{port[:16]!r} is not a port", hint=wanted)
     return "127.0.0.1" if host == "localhost" else host, int(port)
 
 
@@ -244,8 +244,9 @@ def _checked(option: Option, value: object, origin: str, *, strict: bool) -> obj
                 parse_address(address)
         if option.key == "http.listen":
             http_address(typing.cast("str", checked))
-    except (msgspec.ValidationError, BadMessage) as error:
-        raise UsageError(f"{origin}: {option.key}: {error}") from error
+    except (msgspec.ValidationError, BadMessage, UsageError) as error:
+        hint = getattr(error, "hint", "")
+        raise UsageError(f"{origin}: {option.key}: {error}", hint=hint) from error
     return checked
 
 
