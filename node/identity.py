@@ -39,12 +39,13 @@ def load_or_make_identity(path: Path) -> tuple[Signer, bytes]:
 def read_private(path: Path, max_bytes: int) -> bytes | None:
     """Read a secret file, None if there is none. Raises UsageError if others may read it."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Not blocking: opening a FIFO would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    with open(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise UsageError(f"{path} is not a regular file")
@@ -53,7 +54,9 @@ def read_private(path: Path, max_bytes: int) -> bytes | None:
                 f"{path} holds a secret but has mode {stat.S_IMODE(status.st_mode):04o}",
                 hint=f"chmod 600 {path}  (and make a new key if others use this machine)",
             )
-        return file.read(max_bytes)
+        return os.read(descriptor, max_bytes)
+    finally:
+        os.close(descriptor)
 
 
 def write_private(path: Path, data: bytes, *, replace: bool) -> None:

@@ -42,7 +42,7 @@ _FOREIGN = (
     ("http", "a web address"),
 )
 
-_Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")]
+_Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+\Z")]
 _Key = Annotated[bytes, Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
 _Bootstrap = Annotated[list[Annotated[str, Meta(max_length=ADDRESS_MAX)]], Meta(max_length=8)]
 

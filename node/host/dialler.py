@@ -3,7 +3,9 @@
 In place of libp2p's dialler: facts, network, traps 4 and 5.
 """
 
+import errno
 import logging
+import os
 import socket
 from collections.abc import Iterable
 
@@ -117,10 +119,12 @@ class Dialler:
         if place is None:
             raise PeerUnreachable("too many connections here")
         try:
-            with trio.move_on_after(DIAL_S) as patience:
-                address, muxed, tcp = await race(plan, self._attempt, _discard, stagger_s=STAGGER_S)
-            if patience.cancelled_caught:
+            won: tuple[Address, MuxedConnection, CountedTcp] | None = None
+            with trio.move_on_after(DIAL_S):
+                won = await race(plan, self._attempt, _discard, stagger_s=STAGGER_S)
+            if won is None:
                 raise PeerUnreachable(f"no address of {peer} answered within {DIAL_S:.0f} s")
+            address, muxed, tcp = won
             self._book(peer).worked(str(address))
             connection = await self._swarm.adopt(muxed, tcp, place)
         except BaseException:
@@ -136,7 +140,7 @@ class Dialler:
         try:
             muxed, tcp = await self._swarm.dial_tcp(stream, ID.from_base58(address.peer))
         except Exception as error:  # libp2p's many: not our peer, not libp2p, not in time
-            raise PeerUnreachable(f"no handshake: {error!r}") from error
+            raise PeerUnreachable(f"no handshake: {error.__cause__ or error!r}") from error
         return address, muxed, tcp
 
     def _book(self, peer: PeerId) -> AddressBook:
@@ -171,7 +175,9 @@ async def _connect(address: Address) -> trio.SocketStream:
     except trio.TooSlowError:
         raise PeerUnreachable(f"no answer within {CONNECT_S:.0f} s") from None
     except OSError as error:
-        raise PeerUnreachable(error.strerror or str(error)) from error
+        # Not strerror: trio puts the address in it, which the caller names already.
+        reason = os.strerror(error.errno) if error.errno in errno.errorcode else str(error)
+        raise PeerUnreachable(reason) from error
 
 
 def _discard(result: tuple[Address, MuxedConnection, CountedTcp]) -> None:

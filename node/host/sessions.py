@@ -11,6 +11,7 @@ from typing import Any
 import trio
 from libp2p.abc import INetStream
 from libp2p.custom_types import StreamHandlerFn
+from libp2p.stream_muxer.exceptions import MuxedStreamError
 
 from node.host import admission
 from node.host.admission import ADMIT, ADMIT_S, OPEN, Binding, NotAdmitted
@@ -98,13 +99,14 @@ class Sessions:
             if protocol is not None:
                 await self._serve(connection, muxed, protocol)
                 muxed.finish()
-        except (ShoalError, trio.TooSlowError) as error:
-            log.debug("stream.failed peer=%s protocol=%s %r", connection.peer, protocol, error)
-        except Exception:
+        except Exception as error:
             # libp2p's own handlers raise at malformed bytes; ours may have bugs. Unfenced, either
             # ends the whole host (trap 1).
-            self.server_errors += 1
-            log.exception("stream.server_failed peer=%s protocol=%s", connection.peer, protocol)
+            if _is_peers_fault(error):
+                log.debug("stream.failed peer=%s protocol=%s %r", connection.peer, protocol, error)
+            else:
+                self.server_errors += 1
+                log.exception("stream.server_failed peer=%s protocol=%s", connection.peer, protocol)
         finally:
             muxed.drop()
 
@@ -228,3 +230,9 @@ class Sessions:
             if patience.cancelled_caught:
                 liveness.missed(trio.current_time(), connection.tcp.own.bytes_in)
         connection.abort("no answer to pings")
+
+
+def _is_peers_fault(error: Exception) -> bool:
+    if isinstance(error, ExceptionGroup):
+        return all(_is_peers_fault(part) for part in error.exceptions)
+    return isinstance(error, ShoalError | MuxedStreamError | trio.TooSlowError)

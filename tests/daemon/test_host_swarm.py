@@ -1,0 +1,358 @@
+"""Real hosts together: who gets in, who comes back, who is noticed to be gone."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+import trio
+from libp2p.peer.id import ID
+
+from node.host.admission import ADMIT, NotAdmitted
+from node.host.addresses import Address, parse_address
+from node.host.gate import Limits
+from node.host.negotiate import select
+from node.host.service import LibP2pHost
+from node.host.swarm import FencedSwarm
+from node.host.views import PeerDown, PeerUp
+from node.host.yamux import MuxedConnection
+from node.tickets import SwarmKey
+from tests.daemon.hosts import ANY_PORT, KEY, call, eventually, make_host, running
+from wire.errors import DeadlineExceeded, PeerUnreachable, UsageError
+from wire.ids import PeerId
+
+OTHER_KEY = SwarmKey(b"o" * 32)
+
+
+async def test_two_members_see_each_other() -> None:
+    a, b = make_host(), make_host()
+    async with running(a, b):
+        assert await b.connect(a.addresses()[0]) == a.peer
+        await eventually(lambda: a.connected() == [b.peer])
+        assert b.connected() == [a.peer]
+        await call(b, a)
+        await call(a, b)
+        await eventually(lambda: all(host.peers()[0].rtt_ms is not None for host in (a, b)))
+        (seen,) = b.peers()
+        assert (seen.peer, seen.direction, seen.path) == (a.peer, "out", "direct")
+        assert a.addresses()[0] == f"{seen.address}/p2p/{a.peer}"
+        assert a.peers()[0].direction == "in"
+        assert 0 < await b.ping(a.peer) < 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(KEY, OTHER_KEY), (KEY, None), (None, KEY)], ids=["keys", "to", "from"]
+)
+async def test_two_swarms_never_become_peers(one: SwarmKey | None, other: SwarmKey | None) -> None:
+    a, b = make_host(key=one), make_host(key=other)
+    up: list[object] = []
+
+    async def note(host: LibP2pHost) -> None:
+        async for event in host.watch():
+            up.append(event)
+
+    async with running(a, b), trio.open_nursery() as nursery:
+        nursery.start_soon(note, a)
+        nursery.start_soon(note, b)
+        with pytest.raises(NotAdmitted):
+            await b.connect(a.addresses()[0])
+        with pytest.raises(PeerUnreachable):
+            await b.open(a.peer, "/echo", timeout_s=3)
+        await eventually(lambda: a.counters().connections == b.counters().connections == 0)
+        assert up == a.connected() == b.connected() == []
+        assert b.counters().failed_admissions >= 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_open_swarm_takes_its_own_at_once() -> None:
+    a, b = make_host(key=None), make_host(key=None)
+    async with running(a, b):
+        with trio.fail_after(0.5):
+            await b.connect(a.addresses()[0])
+            await call(b, a)
+            await call(a, b)
+
+
+class Stranger:
+    """A libp2p node that does the handshake and then what the test says."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.host = LibP2pHost(secrets.token_bytes(32), None, [])
+        self._nursery = nursery
+
+    async def handshake(self, host: LibP2pHost) -> MuxedConnection:
+        address: Address = parse_address(host.addresses()[0])
+        tcp = await trio.open_tcp_stream(address.host, address.port)
+        swarm: FencedSwarm = self.host._swarm  # pyright: ignore[reportPrivateUsage]
+        muxed, _ = await swarm.dial_tcp(tcp, ID.from_base58(host.peer))
+        self._nursery.start_soon(muxed.start)
+        return muxed
+
+
+async def test_a_stranger_gets_identify_and_ping_and_nothing_else(nursery: trio.Nursery) -> None:
+    a = make_host()
+    async with running(a):
+        muxed = await Stranger(nursery).handshake(a)
+        for protocol in ("/ipfs/ping/1.0.0", "/ipfs/id/1.0.0", ADMIT):
+            assert await select(await muxed.open_stream(), [protocol]) == protocol
+        with trio.move_on_after(0.3) as waited:
+            await select(await muxed.open_stream(), ["/echo"])
+        assert waited.cancelled_caught
+        assert a.connected() == []
+        await muxed.close()
+
+
+async def test_a_half_open_stranger_is_gone_after_five_seconds(nursery: trio.Nursery) -> None:
+    a = make_host()
+    async with running(a):
+        muxed = await Stranger(nursery).handshake(a)
+        start = trio.current_time()
+        with trio.fail_after(7):
+            await muxed.event_closed.wait()
+        assert 4 < trio.current_time() - start < 7
+        assert a.counters().connections == 0
+        assert a.counters().failed_admissions == 1
+
+
+async def test_strangers_may_open_few_streams(nursery: trio.Nursery) -> None:
+    a = make_host()
+    async with running(a):
+        muxed = await Stranger(nursery).handshake(a)
+        refused = 0
+        for _ in range(12):
+            try:
+                await select(await muxed.open_stream(), ["/ipfs/ping/1.0.0"])
+            except Exception:
+                refused += 1
+        assert refused == 4
+        await muxed.close()
+
+
+async def test_a_restarted_peer_is_reachable_at_once_on_another_port() -> None:
+    b, seed = make_host(), os.urandom(32)
+    async with running(b):
+        for _ in range(3):
+            a = make_host(seed=seed)
+            async with running(a):
+                with trio.fail_after(1):
+                    await b.connect(a.addresses()[0])
+                await call(b, a)
+            await eventually(lambda: not b.connected())
+
+
+async def test_peers_that_dial_each_other_at_once_settle() -> None:
+    for _ in range(10):
+        a, b = make_host(), make_host()
+        async with running(a, b):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(a.connect, b.addresses()[0])
+                nursery.start_soon(b.connect, a.addresses()[0])
+            assert (a.connected(), b.connected()) == ([b.peer], [a.peer])
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(call, a, b)
+                nursery.start_soon(call, b, a)
+            assert a.peers()[0].connections == b.peers()[0].connections <= 2
+
+
+async def test_many_callers_share_one_dial() -> None:
+    a, b = make_host(), make_host()
+    async with running(a, b):
+        b.learn(a.peer, a.addresses())
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(call, b, a)
+        assert a.counters().accepted == 1
+
+
+async def test_a_caller_that_gives_up_does_not_stop_the_dial_for_others() -> None:
+    a, b = make_host(), make_host()
+    async with running(a, b):
+        b.learn(a.peer, a.addresses())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call, b, a)
+            with trio.move_on_after(0.001):
+                await b.connect(a.peer)
+        assert a.counters().accepted == 1
+
+
+async def test_too_many_connections_to_one_peer_cost_the_oldest() -> None:
+    seed = os.urandom(32)
+    a = make_host(limits=Limits(per_peer=2))
+    async with running(a):
+        hosts = [make_host(seed=seed) for _ in range(4)]  # one identity, dialling four times
+        async with running(*hosts):
+            for host in hosts:
+                await host.connect(a.addresses()[0])
+            await eventually(lambda: a.counters().connections == 2)
+            await eventually(lambda: [bool(host.connected()) for host in hosts] == [0, 0, 1, 1])
+            await call(hosts[3], a)
+
+
+async def test_inbound_over_the_limit_is_refused_and_those_inside_stay() -> None:
+    a = make_host(limits=Limits(connections=1))
+    b, c = make_host(), make_host()
+    async with running(a, b, c):
+        await b.connect(a.addresses()[0])
+        with pytest.raises(PeerUnreachable):
+            await c.connect(a.addresses()[0])
+        assert a.counters().refused == 1
+        await call(b, a)
+
+
+async def test_a_kept_peer_is_dialled_again_until_it_is_forgotten() -> None:
+    b, seed = make_host(), os.urandom(32)
+    first = make_host(seed=seed)
+    async with running(b):
+        async with running(first):
+            address = first.addresses()[0]
+            b.keep(first.peer, [address])
+            await eventually(lambda: b.connected() == [first.peer])
+        await eventually(lambda: not b.connected())
+        second = make_host(seed=seed, listen=address.split("/p2p/")[0])
+        async with running(second):
+            await eventually(lambda: b.connected() == [second.peer])
+            b.forget(second.peer)
+            await b.disconnect(second.peer)
+            await eventually(lambda: not b.connected())
+            await trio.sleep(0.8)
+            assert b.connected() == []
+
+
+async def test_news_of_a_kept_peer_that_moved_ends_the_back_off() -> None:
+    b, seed = make_host(), os.urandom(32)
+    gone = make_host(seed=seed)
+    async with running(gone):
+        address = gone.addresses()[0]
+    async with running(b):
+        b.keep(gone.peer, [address])
+        await trio.sleep(1.5)  # by now it waits for a second between attempts
+        moved = make_host(seed=seed)
+        async with running(moved):
+            b.keep(moved.peer, moved.addresses())
+            await eventually(lambda: b.connected() == [moved.peer], within_s=0.4)
+
+
+async def test_every_watcher_learns_who_is_here_and_who_comes_and_goes() -> None:
+    a, b = make_host(), make_host()
+    async with running(a):
+        early = a.watch()
+        async with running(b):
+            await b.connect(a.addresses()[0])
+            assert await anext(early) == PeerUp(b.peer)
+            late = a.watch()
+            assert await anext(late) == PeerUp(b.peer)
+        for watcher in (early, late):
+            with trio.fail_after(3):
+                assert await anext(watcher) == PeerDown(b.peer)
+
+
+async def test_bytes_are_those_that_crossed_the_sockets() -> None:
+    a, b = make_host(), make_host()
+    async with running(a, b):
+        await b.connect(a.addresses()[0])
+        handshake = b.counters().bytes_out
+        assert 300 < handshake < 3000  # Noise, negotiation and admission are in it
+        stream = await b.open(a.peer, "/count", timeout_s=3)
+        await stream.write(bytes(1_000_000))
+        await stream.finish()
+        await stream.read_exactly(8)
+        sent = b.counters().bytes_out
+        assert 1_000_000 < sent - handshake < 1_010_000  # 0.1 % of framing and encryption
+        await eventually(lambda: a.counters().bytes_in == b.counters().bytes_out)
+        assert a.counters().bytes_out == b.counters().bytes_in
+        assert b.peers()[0].bytes_out == b.counters().bytes_out
+
+
+async def test_ipv6_and_all_interfaces_are_listened_on_and_told_with_real_ports() -> None:
+    hosts = [make_host(listen="/ip6/::1/tcp/0"), make_host(listen="/ip4/0.0.0.0/tcp/0")]
+    b = make_host()
+    async with running(*hosts, b):
+        for host in hosts:
+            for address in host.addresses():
+                assert parse_address(address).port > 0
+                assert not parse_address(address).is_unspecified
+        await b.connect(hosts[0].addresses()[0])
+        assert b.peers()[0].address.startswith("/ip6/::1/tcp/")
+        await eventually(lambda: hosts[0].connected())
+        assert hosts[0].peers()[0].address.startswith("/ip6/::1/tcp/")
+
+
+@pytest.mark.parametrize(
+    ("listen", "said"),
+    [("/ip4/127.0.0.1", "not an address"), ("/dns/localhost/tcp/0", "cannot listen on a name")],
+)
+async def test_an_address_that_cannot_be_listened_on_is_named(listen: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        await make_host(listen=listen).run()
+
+
+async def test_a_port_that_another_host_has_is_not_shared_silently() -> None:
+    a = make_host()
+    async with running(a):
+        with pytest.raises(UsageError, match="in use"):
+            await make_host(listen=a.addresses()[0]).run()
+
+
+async def test_asking_for_the_impossible_says_why() -> None:
+    a, b = make_host(), make_host()
+    async with running(a, b):
+        with pytest.raises(PeerUnreachable, match="no address known"):
+            await b.connect(a.peer)
+        with pytest.raises(PeerUnreachable, match="this node itself"):
+            await b.connect(b.addresses()[0])
+        with pytest.raises(UsageError, match="names no peer"):
+            await b.connect("/ip4/127.0.0.1/tcp/1")
+        await b.connect(a.addresses()[0])
+        with pytest.raises(PeerUnreachable, match="does not speak /absent"):
+            await b.open(a.peer, "/absent", timeout_s=3)
+        # The right place, the wrong name: whoever answers there is not whom we asked for.
+        b.learn(PeerId(b.peer[:-1] + "1"), [])
+        somebody = make_host()
+        with pytest.raises(PeerUnreachable):
+            await b.connect(somebody.peer, [a.addresses()[0].split("/p2p/")[0]])
+
+
+async def test_opening_a_stream_to_a_peer_that_is_silent_ends_in_time() -> None:
+    b, somebody = make_host(), make_host()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        async with running(b):
+            b.learn(somebody.peer, [f"/ip4/127.0.0.1/tcp/{silent.getsockname()[1]}"])
+            start = trio.current_time()
+            with pytest.raises(DeadlineExceeded):
+                await b.open(somebody.peer, "/echo", timeout_s=0.2)
+            assert trio.current_time() - start < 0.5
+
+
+CHILD = f"""
+import sys, trio
+from node.host.service import LibP2pHost
+async def main():
+    host = LibP2pHost(bytes.fromhex(sys.argv[1]), {KEY!r}, ["{ANY_PORT}"])
+    async with trio.open_nursery() as nursery:
+        await nursery.start(host.run)
+        print(host.addresses()[0], flush=True)
+trio.run(main)
+"""
+
+
+@pytest.mark.slow
+async def test_a_stopped_process_is_noticed_within_ten_seconds_and_a_killed_one_at_once() -> None:
+    b = make_host()
+    async with running(b):
+        for how, within_s in ((signal.SIGKILL, 1.0), (signal.SIGSTOP, 11.0)):
+            child = subprocess.Popen(
+                [sys.executable, "-c", CHILD, secrets.token_hex(32)], stdout=subprocess.PIPE
+            )
+            try:
+                assert child.stdout
+                with child.stdout as out:
+                    address = await trio.to_thread.run_sync(out.readline)
+                await b.connect(address.decode().strip())
+                child.send_signal(how)
+                await eventually(lambda: not b.connected(), within_s=within_s)
+            finally:
+                child.kill()
+                child.wait()
