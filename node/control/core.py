@@ -138,7 +138,7 @@ class Core:
         """Make a ticket with our own addresses in it."""
         swarm = self._node.swarm
         addresses = sorted(self._node.host.addresses(), key=_is_local)[:BOOTSTRAP_MAX]
-        return shapes.Ticket(str(Ticket(swarm.swarm_name, swarm.key, tuple(addresses))))
+        return shapes.Ticket(Ticket(swarm.swarm_name, swarm.key, tuple(addresses)).text())
 
     async def wait(self, request: Request) -> shapes.Waited:
         """Answer once enough peers are connected. Raises DeadlineExceeded."""
