@@ -6,7 +6,7 @@ that nobody reads stalls the pump, and so, through the stream's window, the send
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar, cast
 
 import msgspec
 import trio
@@ -54,13 +54,13 @@ class Body(Generic[T]):
 
     def decode(self, body: bytes, max_size: int) -> T:
         """Return the message in `body`. Raises BadMessage."""
-        if issubclass_of_bytes(self._type):
-            return body  # type: ignore[return-value]  # T is bytes here
+        if self._type is bytes:
+            return cast(T, body)
         return codec.decode(body, self._decoder, max_size)
 
 
 class StreamCall(Generic[Out, In]):
-    """One side of a call. Implements `wire.ports.Call`. One task may send while another receives."""
+    """One side of a call: `wire.ports.Call`. One task may send while another receives."""
 
     def __init__(
         self,
@@ -120,11 +120,14 @@ class StreamCall(Generic[Out, In]):
             if not self._machine.ended and not self.is_broken and not self.has_left:
                 await self._write(self._machine.end())
 
-    async def close(self, last: bytes = b"") -> None:
-        """Write what was held and the `last` frame, then close our direction of the stream."""
+    async def close(self) -> None:
+        """Write what was held, end our side if it has not ended, close our half of the stream."""
         async with self._write_lock:
-            if self._tail or last:
-                await self._write(self._tail + last)
+            if not self._machine.ended:
+                self._tail += self._machine.end()
+            if self._tail:
+                await self._stream.write(self._tail)
+                self._counters.bytes_out += len(self._tail)
             await self._stream.finish()
 
     def __aiter__(self) -> AsyncIterator[In]:
@@ -199,8 +202,3 @@ class StreamCall(Generic[Out, In]):
             raise self._failure
         if self.has_left:
             raise RemoteError("call_ended", f"{self.peer} has ended the call")
-
-
-def issubclass_of_bytes(type_: object) -> Literal[True, False]:
-    """Tell whether messages of this type are plain bytes, sent without an encoding of their own."""
-    return type_ is bytes
