@@ -3,7 +3,6 @@
 In place of libp2p's dialler: facts, network, traps 4 and 5.
 """
 
-import errno
 import logging
 import os
 import socket
@@ -176,7 +175,7 @@ async def _connect(address: Address) -> trio.SocketStream:
         raise PeerUnreachable(f"no answer within {CONNECT_S:.0f} s") from None
     except OSError as error:
         # Not strerror: trio puts the address in it, which the caller names already.
-        reason = os.strerror(error.errno) if error.errno in errno.errorcode else str(error)
+        reason = os.strerror(error.errno) if error.errno else str(error)
         raise PeerUnreachable(reason) from error
 
 

@@ -23,21 +23,29 @@ from node.host.dialler import Dialler
 from node.host.gate import Gate, Limits
 from node.host.interfaces import expand
 from node.host.listeners import Listener, open_listener
+from node.host.mdns import Found, Mdns
 from node.host.peers import Peers, Watcher
 from node.host.ping import PING, ping
 from node.host.sessions import Sessions
 from node.host.stream import HostStream
 from node.host.swarm import FencedSwarm
 from node.host.views import Counters, PeerView
-from node.tickets import SwarmKey
-from wire.errors import BadMessage, DeadlineExceeded, PeerError, PeerUnreachable, UsageError
+from node.tickets import SwarmKey, swarm_tag
+from wire.errors import (
+    BadMessage,
+    DeadlineExceeded,
+    PeerError,
+    PeerUnreachable,
+    ShoalError,
+    UsageError,
+)
 from wire.ids import PeerId, Signer
 from wire.ports import StreamServer
 
 log = logging.getLogger(__name__)
 
 KEPT_MAX = 256  # peers that we stay connected to; beyond, a node is a hub that nobody needs
-YIELD_S = 0.2  # of two that keep each other, the larger peer ID lets the other dial first
+YIELD_S = 0.2  # of two that want each other, the larger peer ID lets the other dial first
 
 
 class _FencedBasicHost(BasicHost):
@@ -65,7 +73,8 @@ class LibP2pHost:
     """Start it with `await nursery.start(host.run)`; it stops by cancellation, within a second.
 
     signer_seed: the node's Ed25519 seed. swarm: its key, or None for an open swarm.
-    listen: multiaddrs, port 0 for any; none to only dial.
+    listen: multiaddrs, port 0 for any; none to only dial. mdns: find members on the LAN;
+    mdns_interfaces: on these IP addresses only.
     """
 
     def __init__(
@@ -75,6 +84,8 @@ class LibP2pHost:
         listen: list[str],
         *,
         limits: Limits | None = None,
+        mdns: bool = False,
+        mdns_interfaces: list[str] | None = None,
     ) -> None:
         self._peer = Signer(signer_seed).peer
         self._listen = list(listen)
@@ -92,6 +103,15 @@ class LibP2pHost:
         self._swarm.serve = self._sessions.serve
         self._swarm.reach = self._reach_for_libp2p
         self._kept: dict[PeerId, _Kept] = {}
+        self._mdns: Mdns | None = None
+        if mdns:
+            self._mdns = Mdns(
+                self._peer,
+                swarm_tag(swarm),
+                self.addresses,
+                self._found_on_lan,
+                interfaces=mdns_interfaces,
+            )
 
     @property
     def peer(self) -> PeerId:
@@ -114,6 +134,8 @@ class LibP2pHost:
                 self._dialler.nursery = nursery
                 for peer, kept in self._kept.items():
                     nursery.start_soon(self._keep, peer, kept)
+                if self._mdns is not None:
+                    await nursery.start(self._mdns.run)
                 log.info("host.listening peer=%s addresses=%s", self._peer, self.addresses())
                 task_status.started()
                 await trio.sleep_forever()
@@ -255,6 +277,19 @@ class LibP2pHost:
                     log.debug("keep.retry peer=%s in_s=%.2f %s", peer, wait_s, error)
                     with trio.move_on_after(wait_s):
                         await kept.news.park()
+
+    def _found_on_lan(self, found: Found) -> None:
+        self.learn(found.peer, list(found.addresses))
+        if self._dialler.nursery is not None and self._peers.best(found.peer) is None:
+            self._dialler.nursery.start_soon(self._try, found.peer)
+
+    async def _try(self, peer: PeerId) -> None:
+        if self._peer > peer:
+            await trio.sleep(YIELD_S)
+        try:
+            await self._dialler.reach(peer)
+        except ShoalError as error:
+            log.debug("mdns.unreachable peer=%s %s", peer, error)
 
     async def _reach_for_libp2p(self, peer_id: ID) -> Connection:
         return await self._dialler.reach(PeerId(peer_id.to_base58()))

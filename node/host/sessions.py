@@ -233,6 +233,7 @@ class Sessions:
 
 
 def _is_peers_fault(error: Exception) -> bool:
+    faults = (ShoalError, MuxedStreamError, trio.TooSlowError)
     if isinstance(error, ExceptionGroup):
-        return all(_is_peers_fault(part) for part in error.exceptions)
-    return isinstance(error, ShoalError | MuxedStreamError | trio.TooSlowError)
+        return error.split(faults)[1] is None
+    return isinstance(error, faults)
