@@ -1,0 +1,59 @@
+"""`shoal demo`: four daemons meet, train, lose one and regain it, and serve; all checked."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import FrameType
+
+from node.demo.narrator import Narrator, check
+from node.demo.serving import serve, smollm2
+from node.demo.swarm import DemoSwarm, demo_swarm
+from node.demo.training import RUN, peers_of, train
+
+NAMES = ["ash", "birch", "cedar", "dune"]
+PROMPTS = {"shakespeare": "ROMEO:", "smollm2": "The capital of France is"}
+CURVE_LINES = 12
+
+
+def tell(folder: Path, model: str) -> None:
+    """Run the demo in `folder`. Raises DemoFailed at the first fact that is not so."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    narrator = Narrator()
+    with demo_swarm(folder) as swarm:
+        _meet(swarm, narrator)
+        peers_of(swarm, narrator)
+        training = train(swarm, narrator, NAMES[-1])
+        picture = _plot(swarm, narrator)
+        served = training.directory if model == "shakespeare" else smollm2()
+        serve(swarm, narrator, served, PROMPTS[model])
+        narrator.say(f"curves: {picture}")
+    narrator.head(f"all of this was checked; nothing is left running; logs and homes: {folder}")
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _meet(swarm: DemoSwarm, narrator: Narrator) -> None:
+    narrator.head("four daemons start; one makes a swarm, three join with its ticket")
+    swarm.start(NAMES)
+    peers: set[str] = set()
+    for node in swarm.nodes:
+        status = node.client.status()
+        peers.add(status.peer)
+        narrator.say(f"  {node.name:<6} {status.peer}  pid {status.pid}")
+    check(len(peers) == len(NAMES), "four identities")
+
+
+def _plot(swarm: DemoSwarm, narrator: Narrator) -> Path:
+    picture = swarm.folder / "curves.png"
+    argv = [
+        *(sys.executable, "-P", "-m", "node.cli.main", "--home", str(swarm.nodes[0].home)),
+        *("plot", RUN, "--terminal", "--out", str(picture)),
+    ]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    check(done.returncode == 0, f"`shoal plot` draws the curves: {done.stderr.strip()}")
+    check(picture.read_bytes()[:4] == b"\x89PNG", "the curves are a PNG")
+    narrator.say("\n".join(done.stdout.splitlines()[:CURVE_LINES]))
+    return picture
