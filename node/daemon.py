@@ -14,6 +14,9 @@ from importlib.metadata import version
 
 import structlog
 import trio
+from protocols.blobs.service import BlobService
+from protocols.blobs.store import BlobStore
+from protocols.channels.service import ChannelService
 
 import node.control.core as core_routes
 from crdt.service import StoreService
@@ -29,14 +32,11 @@ from node.host.views import PeerUp
 from node.known_peers import read_known, write_known
 from node.logs import LogBook, tame_libraries
 from node.membership import MemberInfo, Membership
-from node.metrics import LoopLag, Metrics, core_figures
+from node.metrics import LoopLag, Metrics, core_figures, rpc_figures, store_figures
 from node.notify import notify
 from node.parts import Life, Node, now_ms
 from node.tickets import Ticket
 from node.token import load_or_make_token
-from protocols.blobs.service import BlobService
-from protocols.blobs.store import BlobStore
-from protocols.channels.service import ChannelService
 from protocols.rpc.service import RpcService
 from shoal.api import PeerChange
 from wire.clock import SystemClock
@@ -111,7 +111,8 @@ class Daemon:
             membership=self.membership,
             loop_lag_ms=self.lag.worst_ms,
         )
-        self.metrics.add(*core_figures(self.node))
+        self.metrics.add(*core_figures(self.node), *rpc_figures(self.rpc.counters))
+        self.metrics.add(*store_figures(self.store.stats))
         self.api = Api()
         core_routes.routes(self.api, self.node, self.metrics)
         self.control = ControlServer(self.api)

@@ -14,7 +14,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from crdt.service import StoreStats
 from node.parts import Node
+from protocols.rpc.call import RpcCounters
 
 LAG_INTERVAL_S = 0.25  # between two measurements of the event loop's lag
 LAG_KEPT = 40  # measurements: the figure is the worst of the last 10 s
@@ -99,6 +101,29 @@ def core_figures(node: Node) -> list[Figure]:
             "Peers without the swarm's key.",
             lambda: host.counters().failed_admissions,
         ),
+    ]
+
+
+def rpc_figures(counters: RpcCounters) -> list[Figure]:
+    """Return the figures of the calls between peers."""
+    return [
+        _total("shoal_rpc_calls_out", "Calls to peers.", lambda: counters.calls_out),
+        _total("shoal_rpc_calls_in", "Calls of peers.", lambda: counters.calls_in),
+        _total("shoal_rpc_errors_out", "Calls to peers that failed.", lambda: counters.errors_out),
+        _total("shoal_rpc_errors_in", "Calls answered with errors.", lambda: counters.errors_in),
+        _total("shoal_rpc_refused", "Calls answered busy.", lambda: counters.refused),
+        _total("shoal_rpc_bad_messages", "Peers' nonsense.", lambda: counters.bad_messages),
+        _total("shoal_rpc_bytes_out", "RPC frames sent.", lambda: counters.bytes_out),
+        _total("shoal_rpc_bytes_in", "RPC frames received.", lambda: counters.bytes_in),
+    ]
+
+
+def store_figures(stats: Callable[[], StoreStats]) -> list[Figure]:
+    """Return the figures of the replicated store."""
+    return [
+        Figure("shoal_store_entries", "Live and dead entries held.", lambda: stats().entries),
+        _total("shoal_store_syncs", "Syncs with peers.", lambda: stats().syncs),
+        _total("shoal_store_syncs_failed", "Syncs that failed.", lambda: stats().syncs_failed),
     ]
 
 

@@ -82,6 +82,7 @@ def start(wish: Wish, on_ready: Callable[[str, list[str], str], None]) -> None:
     is raised before anything is written.
     """
     home, loaded, joining = check(wish)
+    os.umask(0o077)  # whatever any part writes is for this user only
     home.make()
     with home.lock():
         swarm = choose_swarm(home, joining)

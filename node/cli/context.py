@@ -15,6 +15,7 @@ from shoal.messages import home_dir
 F = TypeVar("F", bound=Callable[..., Any])
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|)")
+_NUMBER = re.compile(r"-|[\d.]+%?( [A-Za-z]+)?")  # as a cell: 12, 3.4 ms, 2.0 KiB
 _UNIT_S = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -64,7 +65,7 @@ def echo_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         return
     columns = list(zip(*[list(heads), *cells], strict=True))
     widths = [max(len(cell) for cell in column) for column in columns]
-    right = [all(re.match(r"[\d.\-]", cell) for cell in column[1:]) for column in columns]
+    right = [all(map(_NUMBER.fullmatch, column[1:])) for column in columns]
     for row in [list(heads), *cells]:
         parts = [
             cell.rjust(width) if to_right else cell.ljust(width)
