@@ -88,6 +88,10 @@ class Connector(Protocol):
         """Stay connected to a peer, reconnecting with back-off. May be said again."""
         ...
 
+    def forget(self, peer: PeerId, /) -> object:
+        """Stop keeping a peer."""
+        ...
+
 
 class Finder(Protocol):
     """What membership needs of the DHT."""
@@ -244,7 +248,6 @@ class Membership:
         dead = [peer for peer in self._seen if peer not in live]
         for peer in dead[:-SEEN_MAX]:
             del self._seen[peer]
-        self._kept &= set(self._seen)
 
     def _look_at(self, item: Item) -> bool:
         """Note one lease; False if it is not one."""
@@ -270,7 +273,13 @@ class Membership:
                 self._keep(peer, list(seen.lease.addrs))
 
     def _keep(self, peer: PeerId, addrs: list[str]) -> None:
-        if peer not in self._kept and len(self._kept) < KEPT_MAX:
+        if peer in self._kept:
+            return
+        if len(self._kept) >= KEPT_MAX:  # room is made only at the cost of those who are gone
+            for gone in self._kept - set(self._seen):
+                self._host.forget(gone)
+                self._kept.discard(gone)
+        if len(self._kept) < KEPT_MAX:
             self._kept.add(peer)
             self._host.keep(peer, addrs)
 

@@ -38,6 +38,9 @@ class FakeHost:
     def keep(self, peer: PeerId, addrs: list[str]) -> None:
         self.kept[peer] = addrs
 
+    def forget(self, peer: PeerId) -> None:
+        del self.kept[peer]
+
 
 @dataclass
 class FakeFinder:
@@ -197,6 +200,10 @@ async def test_connections_are_kept_to_a_limited_number_of_members(
     await trio.sleep(60)
     assert len(alice.membership.members()) == KEPT_MAX + 7
     assert len(alice.host.kept) == KEPT_MAX
+    await trio.sleep(5000)  # all of them are gone and forgotten
+    late = await start_node(nursery, links, 100)
+    await trio.sleep(60)
+    assert set(alice.host.kept) == {late.peer}
 
 
 async def test_a_lease_with_many_addresses_is_cut_to_what_the_store_takes(

@@ -1,0 +1,97 @@
+"""Store and DHT on the real RPC, as the daemon wires them."""
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from crdt.service import StoreService
+from dht.service import DhtService
+from tests.sim.net import Net
+from tests.sim.replicas import Silence, SimClock, in_place, signer
+from wire.errors import BadMessage, RemoteError
+from wire.ids import PeerId
+
+
+@dataclass
+class NoBook:
+    """The simulated host dials by peer ID."""
+
+    learnt: dict[PeerId, list[str]] = field(default_factory=dict)
+
+    def addresses(self) -> list[str]:
+        return ["/ip4/10.0.0.1/tcp/1"]
+
+    def addresses_of(self, peer: PeerId) -> list[str]:
+        return self.learnt.get(peer, [])
+
+    def learn(self, peer: PeerId, addrs: list[str]) -> None:
+        self.learnt[peer] = addrs
+
+
+async def start_store(nursery: trio.Nursery, net: Net, number: int) -> StoreService:
+    own = signer(number)
+    rpc, host = net.rpc(own.peer), net.host(own.peer)
+    store = StoreService(
+        rpc.network("crdt.sync"),
+        Silence(),
+        SimClock(),
+        own,
+        ":memory:",
+        peers=host.connected,
+        off_loop=in_place,
+        rng=random.Random(number),
+    )
+    rpc.answer("crdt.sync", store.answer)
+    await nursery.start(store.run)
+    return store
+
+
+async def test_stores_sync_over_rpc_and_again_after_a_cut(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    net = Net(nursery)
+    a, b = [await start_store(nursery, net, number) for number in (1, 2)]
+    for index in range(300):
+        await a.put("runs", f"k/{index}", "x" * 1000)
+    assert (await b.sync_with(signer(1).peer)).entries_in == 300
+    net.cut(signer(1).peer, signer(2).peer)
+    await a.put("runs", "k/0", "new")
+    await trio.sleep(100)
+    assert a.state_root("runs") != b.state_root("runs")
+    net.heal()
+    a.peer_up(signer(2).peer)
+    await trio.sleep(100)
+    assert a.state_root("runs") == b.state_root("runs")
+
+
+async def test_a_bad_request_comes_back_as_its_code(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    net = Net(nursery)
+    await start_store(nursery, net, 1)
+    network = net.rpc(signer(2).peer).network("crdt.sync")
+    with pytest.raises(RemoteError) as caught:
+        await network.request(signer(1).peer, b"garbage", timeout_s=5)
+    assert caught.value.code == BadMessage.code
+
+
+async def test_providers_are_found_over_rpc(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    net, swarm = Net(nursery), list[DhtService]()
+    for number in range(1, 6):
+        own = signer(number)
+        rpc = net.rpc(own.peer)
+        dht = DhtService(
+            rpc.network("dht"), NoBook(), own, SimClock(), peers=net.host(own.peer).connected
+        )
+        rpc.answer("dht", dht.answer)
+        await nursery.start(dht.run)
+        swarm.append(dht)
+    assert await swarm[0].bootstrap() == 4
+    await trio.sleep(5)
+    assert await swarm[1].provide(b"cid") == 4
+    assert await swarm[4].providers(b"cid") == [signer(2).peer]
