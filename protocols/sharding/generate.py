@@ -55,14 +55,14 @@ async def open_generation(
 
     Raises ShoalError if a stage refuses or cannot be reached.
     """
-    failure: ShoalError | None = None
+    failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         generation = Generation(nursery, connector, shape, max_tokens, sampling, replace)
         try:
             await generation.open(route)
             yield generation
-        except ShoalError as error:
-            failure = error  # raised below: a nursery would wrap it in a group
+        except Exception as error:
+            failure = error  # raised below: the nursery would wrap it in a group
         finally:
             generation.close()
     if failure is not None:

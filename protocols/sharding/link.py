@@ -35,8 +35,8 @@ class Link(Generic[A]):
         self._pending: dict[int, trio.MemorySendChannel[A]] = {}
         self._sending = trio.Lock()
         self._next = 1
-        self._gone = False
-        self.ready = trio.Event()
+        self.ready = trio.Event()  # also set when the worker is gone: look at `gone`
+        self.gone = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take answers until the worker is gone; then every open request fails."""
@@ -50,14 +50,15 @@ class Link(Generic[A]):
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # it was killed: the same as an end
         finally:
-            self._gone = True
+            self.gone.set()
+            self.ready.set()
             for waiting in self._pending.values():
                 waiting.close()
             await trio.aclose_forcefully(self._stream)
 
     async def ask(self, message: object, *, timeout_s: float) -> A:
         """Ask and wait. Raises WorkerGone, DeadlineExceeded, or the worker's RemoteError."""
-        if self._gone:
+        if self.gone.is_set():
             raise WorkerGone("the worker process ended")
         number, self._next = self._next, self._next + 1
         send, receive = trio.open_memory_channel[A](1)  # one answer: it never waits

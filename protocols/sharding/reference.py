@@ -22,7 +22,7 @@ def load(source: Path) -> tuple[Any, Any]:
         folder = source.parent
     else:
         named, folder = {}, source
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **named)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **named)
     return model.eval(), AutoTokenizer.from_pretrained(folder, **named)
 
 

@@ -1,0 +1,138 @@
+"""The files of served models on this node: split here, or fetched from other nodes as blobs."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+import trio
+
+from node.model_workers import last_line, python, run_to_end
+from protocols.sharding.manifest import (
+    MANIFEST_MAX,
+    Manifest,
+    Part,
+    decode_manifest,
+    encode_manifest,
+    model_id,
+)
+from protocols.sharding.records import ModelRecord
+from protocols.sharding.splitting import RESULT, Split, read_split
+from wire.errors import BadMessage, ShoalError, UsageError
+from wire.ids import PeerId
+
+SPLIT_S = 1800.0  # seconds to split a model: it is read and written once
+Progress = Callable[[int], object]  # bytes done
+
+_log = structlog.get_logger("models")
+
+
+class Blobs(Protocol):
+    """What models need of `protocols.blobs`."""
+
+    async def put_file(self, path: Path, /) -> str:
+        """Store a file; return its CID."""
+        ...
+
+    async def fetch(self, cid: str, providers: list[PeerId], /) -> object:
+        """Make a blob whole here, from any of the providers."""
+        ...
+
+    async def export(self, cid: str, path: Path, /) -> object:
+        """Write a whole blob to a file."""
+        ...
+
+
+class ModelFiles:
+    """Folder `models/`: one folder per model, with the parts that this node uses."""
+
+    def __init__(self, folder: Path, blobs: Blobs) -> None:
+        self.folder = folder
+        self._blobs = blobs
+        self._lock = trio.Lock()  # one part at a time: two users of a model share its folder
+
+    def log_path(self, name: str) -> Path:
+        """Return where the children of a model write what they say."""
+        return self.folder / "logs" / f"{name}.log"
+
+    async def split(self, source: Path, name: str) -> tuple[Path, Split]:
+        """Cut a model into parts in a child process. Raises UsageError with its reason."""
+        scratch = self.folder / "split" / name
+        await trio.to_thread.run_sync(_remove, scratch)
+        log_path = self.log_path(name)
+        argv = python("protocols.sharding.split", str(source), str(scratch))
+        with trio.move_on_after(SPLIT_S):
+            status = await run_to_end(argv, log_path=log_path)
+            result = scratch / RESULT
+            if not result.exists():
+                raise ShoalError(f"splitting ended with status {status}: {last_line(log_path)}")
+            split = read_split(result.read_bytes())
+            if split.error:
+                raise UsageError(split.error)
+            return scratch, split
+        raise ShoalError(f"splitting took more than {SPLIT_S:.0f} s")
+
+    async def store(self, scratch: Path, name: str, split: Split) -> tuple[Manifest, str, str]:
+        """Make blobs of the parts; return the manifest, its model id and its CID."""
+        parts: list[Part] = []
+        for cut in split.cuts:
+            path = scratch / cut.name
+            size_bytes = path.stat().st_size
+            cid = await self._blobs.put_file(path)
+            parts.append(Part(cut.role, cut.block, cut.name, cid, size_bytes))
+        manifest = Manifest(
+            version=1,
+            name=name,
+            family=split.family,
+            dtype="float32",
+            n_layers=split.n_layers,
+            hidden_size=split.hidden_size,
+            vocab_size=split.vocab_size,
+            context=split.context,
+            parameters=split.parameters,
+            eos=split.eos,
+            parts=parts,
+        )
+        data = encode_manifest(manifest)
+        path = scratch / "manifest"
+        path.write_bytes(data)
+        cid = await self._blobs.put_file(path)
+        await trio.to_thread.run_sync(_remove, scratch)
+        return decode_manifest(data, model_id(data)), model_id(data), cid
+
+    async def manifest(self, record: ModelRecord, providers: list[PeerId]) -> Manifest:
+        """Return a model's manifest, fetched if need be. Raises BadMessage if it is not that."""
+        path = self.folder / record.model / "manifest"
+        async with self._lock:
+            await self._bring(record.manifest, path, providers)
+        if path.stat().st_size > MANIFEST_MAX:
+            raise BadMessage(f"a manifest of {path.stat().st_size} B")
+        return decode_manifest(path.read_bytes(), record.model)
+
+    async def bring(
+        self, model: str, parts: list[Part], providers: list[PeerId], progress: Progress
+    ) -> Path:
+        """Have these parts in the model's folder; return the folder."""
+        folder = self.folder / model
+        done = 0
+        for part in parts:
+            async with self._lock:
+                await self._bring(part.cid, folder / part.name, providers)
+            done += part.size_bytes
+            progress(done)
+        return folder
+
+    async def _bring(self, cid: str, path: Path, providers: list[PeerId]) -> None:
+        if await trio.Path(path).exists():
+            return
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        await self._blobs.fetch(cid, providers)
+        scratch = path.with_name(path.name + ".new")
+        scratch.unlink(missing_ok=True)
+        await self._blobs.export(cid, scratch)
+        scratch.rename(path)
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,178 @@
+"""Served models, for scripts and for the CLI: the JSON of `--json`, and functions to use them.
+
+Fields may be added; none is renamed or changes its meaning within /v1.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from shoal.client import Client
+from shoal.messages import decode_reply
+
+SILENCE_S = 60.0  # seconds without a word after which the daemon is taken to hang
+
+
+class _Reply(msgspec.Struct, frozen=True):
+    """Common options of replies: immutable; unknown fields of newer daemons are ignored."""
+
+
+class ServeRequest(_Reply, frozen=True):
+    """Serve the model at a path of the daemon's machine: a Hugging Face folder, or a .gguf file.
+
+    `nodes` bounds over how many nodes it is split; null is all that offer room.
+    """
+
+    path: str
+    name: str = ""
+    nodes: int | None = None
+
+
+class Stage(_Reply, frozen=True):
+    """A span of layers on a node. `state`: waiting, fetching, loading, ready, failed, refused."""
+
+    peer: str
+    start: int
+    end: int
+    state: str
+    note: str = ""
+    done_bytes: int = 0
+    total_bytes: int = 0
+
+
+class Model(_Reply, frozen=True):
+    """A served model. `ready`: a route through all of its layers exists now."""
+
+    name: str
+    model: str
+    layers: int
+    ready: bool
+    created_ms: int
+    stages: list[Stage]
+
+
+class ServeProgress(_Reply, frozen=True):
+    """An event while a model is brought into service.
+
+    `state`: splitting, storing, placing, waiting, ready.
+    """
+
+    state: str
+    name: str
+    model: Model | None = None
+
+
+class Hop(_Reply, frozen=True):
+    """One stage of the route that an answer took."""
+
+    peer: str
+    start: int
+    end: int
+
+
+class Trace(_Reply, frozen=True):
+    """How an answer came about: in the field `shoal` of the last chunk of a completion."""
+
+    model: str
+    route: list[Hop]
+    replaced_hops: int
+    first_token_s: float
+    tokens_per_s: float
+
+
+class Usage(_Reply, frozen=True):
+    """How many tokens went in and came out."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Answer(_Reply, frozen=True):
+    """A piece of an answer, or, with `finish_reason`, its end."""
+
+    text: str
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    trace: Trace | None = None
+
+
+def serve(
+    client: Client, path: str, *, name: str = "", nodes: int | None = None
+) -> Iterator[ServeProgress]:
+    """Bring a model into service; yield progress until every layer is ready."""
+    body = ServeRequest(path, name, nodes)
+    for event in client.events("POST", "/v1/served", body, timeout_s=SILENCE_S):
+        yield decode_reply(event.data, ServeProgress)
+
+
+def models(client: Client) -> list[Model]:
+    """Return the models that the swarm serves."""
+    return client.call("GET", "/v1/served", reply=list[Model])
+
+
+def unserve(client: Client, name: str) -> None:
+    """Take a model out of service on all nodes."""
+    client.call("DELETE", f"/v1/served/{name}")
+
+
+def generate(
+    client: Client,
+    prompt: str,
+    *,
+    model: str = "",
+    chat: bool = False,
+    max_tokens: int = 64,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+    stop: list[str] | None = None,
+) -> Iterator[Answer]:
+    """Let a model continue `prompt`, or with `chat` answer it; yield the text as it comes.
+
+    `model` may be left out when one model is served. Temperature 0 is greedy.
+    """
+    body: dict[str, Any] = {
+        "model": model,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+        "stop": stop,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if chat:
+        body["messages"] = [{"role": "user", "content": prompt}]
+    else:
+        body["prompt"] = prompt
+    path = "/v1/chat/completions" if chat else "/v1/completions"
+    for event in client.events("POST", path, body, timeout_s=SILENCE_S):
+        if event.data == b"[DONE]":
+            return
+        yield _answer(decode_reply(event.data, _Chunk))
+
+
+class _Delta(_Reply, frozen=True):
+    content: str | None = None
+
+
+class _Choice(_Reply, frozen=True):
+    text: str = ""
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _Chunk(_Reply, frozen=True):
+    """What we read of OpenAI's chunks, of chats and of plain completions."""
+
+    choices: list[_Choice] = []
+    usage: Usage | None = None
+    shoal: Trace | None = None
+
+
+def _answer(chunk: _Chunk) -> Answer:
+    choice = chunk.choices[0] if chunk.choices else _Choice()
+    text = choice.text if choice.delta is None else choice.delta.content or ""
+    return Answer(text, choice.finish_reason, chunk.usage, chunk.shoal)

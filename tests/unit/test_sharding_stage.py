@@ -1,0 +1,163 @@
+"""A chain of stages computes what the whole model does, bit for bit."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from protocols.sharding.manifest import BLOCK, EMBED, HEAD, SHARED, part_name
+from protocols.sharding.split import Unsuitable, split
+from protocols.sharding.splitting import Split
+from protocols.sharding.stage import Stage, load_stage
+from tests.unit.sharding_models import (
+    FAMILIES,
+    LAYERS,
+    PROMPT,
+    cuts,
+    make_model,
+    prefill_and_decode,
+    save_model,
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def run_chain(stages: list[Stage], *, steps: int = 6, shift: int = 0) -> list[Tensor]:
+    """Prefill and decode greedily through a chain; `shift` makes every position wrong."""
+    caches = [stage.new_cache() for stage in stages]
+    inputs, position, found = torch.tensor([PROMPT]), 0, []
+    for _ in range(steps):
+        value = inputs
+        for stage, cache in zip(stages, caches, strict=True):
+            value = stage.forward(value, cache, position + shift)
+        found.append(value)
+        position += inputs.shape[1]
+        inputs = value.argmax(-1, keepdim=True)
+    return found
+
+
+def equal(found: list[Tensor], expected: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stages_are_bit_exact(family: str) -> None:
+    model = make_model(family)
+    expected = prefill_and_decode(model)
+    for count in range(1, LAYERS + 1):
+        stages = [Stage(copy.deepcopy(model), *span) for span in cuts(count)]
+        assert equal(run_chain(stages), expected), f"{count} stages"
+
+
+def test_the_comparison_sees_a_small_change() -> None:
+    model = make_model("llama")
+    expected = prefill_and_decode(model)
+    stages = [Stage(copy.deepcopy(model), *span) for span in cuts(2)]
+    with torch.no_grad():
+        next(stages[1].model.model.layers[2].parameters()).mul_(1.001)
+    assert not equal(run_chain(stages), expected)
+
+
+def test_the_comparison_sees_a_wrong_position() -> None:
+    model = make_model("llama")
+    stages = [Stage(model, 0, LAYERS)]
+    assert not equal(run_chain(stages, shift=1, steps=2), run_chain(stages, steps=2))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stages_loaded_from_parts_are_bit_exact(family: str, tmp_path: Path) -> None:
+    expected = prefill_and_decode(save_model(tmp_path / "model", family))
+    split(tmp_path / "model", tmp_path / "parts")
+    stages = [load_stage(tmp_path / "parts", *span) for span in cuts(3)]
+    assert equal(run_chain(stages), expected)
+
+
+def test_a_stage_reads_and_holds_its_own_parts_only(tmp_path: Path) -> None:
+    save_model(tmp_path / "model")
+    split(tmp_path / "model", tmp_path / "parts")
+    for role in (EMBED, HEAD, SHARED):
+        (tmp_path / "parts" / part_name(role)).unlink()
+    for block in (0, 3):
+        (tmp_path / "parts" / part_name(BLOCK, block)).unlink()
+    stage = load_stage(tmp_path / "parts", 1, 3)
+    held = {p.untyped_storage().data_ptr(): p.untyped_storage() for p in stage.model.parameters()}
+    own = sum(p.numel() * 4 for i in (1, 2) for p in stage.model.model.layers[i].parameters())
+    outside = len([p for p in stage.model.parameters()]) - 2 * 9
+    assert sum(storage.nbytes() for storage in held.values()) == own + 4 * outside
+    with pytest.raises(FileNotFoundError):
+        load_stage(tmp_path / "parts", 0, 1)
+
+
+def test_a_tied_embedding_is_stored_once_and_given_to_both_ends(tmp_path: Path) -> None:
+    save_model(tmp_path / "model", "gpt2")
+    split(tmp_path / "model", tmp_path / "parts")
+    names: dict[str, list[str]] = {}
+    for role in (EMBED, HEAD, SHARED):
+        with safe_open(tmp_path / "parts" / part_name(role), framework="pt") as part:
+            names[role] = list(part.keys())
+    assert names == {
+        EMBED: ["transformer.wpe.weight"],
+        HEAD: ["transformer.ln_f.bias", "transformer.ln_f.weight"],
+        SHARED: ["transformer.wte.weight"],
+    }
+
+
+def test_half_precision_weights_are_kept_and_computed_in_float32(tmp_path: Path) -> None:
+    model = make_model("llama").to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "model")
+    whole_model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    expected = prefill_and_decode(whole_model)
+    split(tmp_path / "model", tmp_path / "parts")
+    block = tmp_path / "parts" / part_name(BLOCK, 0)
+    whole = sum(p.numel() for p in model.model.layers[0].parameters())
+    assert block.stat().st_size < 2 * whole + 4096
+    stages = [load_stage(tmp_path / "parts", *span) for span in cuts(2)]
+    assert equal(run_chain(stages), expected)
+
+
+def test_a_split_says_what_the_model_is(tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model", eos_token_id=[7, 8])
+    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    (tmp_path / "model" / "tokenizer.py").write_text("raise SystemExit")
+    (tmp_path / "model" / "README.md").write_text("hello")
+    found = split(tmp_path / "model", tmp_path / "parts")
+    assert found == Split(
+        family="llama",
+        n_layers=LAYERS,
+        hidden_size=32,
+        vocab_size=97,
+        context=128,
+        parameters=sum(p.numel() for p in model.parameters()),
+        eos=[7, 8],
+        cuts=found.cuts,
+    )
+    assert [cut.name for cut in found.cuts] == [
+        *(part_name(BLOCK, index) for index in range(LAYERS)),
+        *(part_name(role) for role in (EMBED, HEAD, SHARED)),
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+    ]
+
+
+def test_a_model_that_is_a_pickle_is_refused(tmp_path: Path) -> None:
+    save_model(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "pytorch_model.bin")
+    with pytest.raises(Unsuitable, match="safetensors"):
+        split(tmp_path / "model", tmp_path / "parts")
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Unsuitable, match=r"config\.json"):
+        split(tmp_path, tmp_path / "parts")
