@@ -7,7 +7,7 @@ MODEL ?= shakespeare
 TORCH := torch==2.13.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test check bench format clean env
+.PHONY: help demo test check bench bench-talk format clean env
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -45,8 +45,10 @@ format: env ## let ruff rewrite the code
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: env ## measure; prints one JSON object a line (QUICK=1 for a short version)
-	@for area in $$(ls benchmarks | sed -n 's/^\([a-z_]*\)\.py$$/\1/p'); do $(BIN)/python -m benchmarks.$$area || exit 1; done
+bench: bench-talk ## measure everything; prints one JSON object a line (QUICK=1 for a short version)
+
+bench-talk: env ## measure calls, streams and connecting
+	@$(BIN)/python -m benchmarks.talk
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
