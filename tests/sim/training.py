@@ -1,0 +1,285 @@
+"""Simulated training: real modelsync over in-memory streams, random numbers for learning."""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import trio
+
+from protocols.modelsync import codecs
+from protocols.modelsync.driver import Attachment, Outcome
+from protocols.modelsync.service import ModelSync
+from protocols.modelsync.state import state_root
+from protocols.rpc.service import RpcService
+from shoal.averaging import nesterov, weighted_mean
+from tests.sim.net import Net
+from wire.ids import PeerId, Signer
+from wire.ports import Item
+
+T = TypeVar("T")
+ELEMENTS = 700_000  # more than one chunk a shard with two members
+RUN = "test"
+
+
+async def in_place(work: Callable[[], T], /) -> T:
+    """Blocking work on the loop: a mock clock would jump while a thread works."""
+    await trio.lowlevel.checkpoint()
+    return work()
+
+
+@dataclass
+class SharedStore:
+    """A store that all nodes see at once; leases expire by virtual time."""
+
+    me: PeerId
+    items: dict[tuple[str, str], tuple[Item, float]]
+
+    async def put(
+        self, namespace: str, key: str, value: object, *, ttl_s: float | None = None
+    ) -> Item:
+        await trio.lowlevel.checkpoint()
+        item = Item(key, value, self.me, 0, 0)
+        until = float("inf") if ttl_s is None else trio.current_time() + ttl_s
+        self.items[namespace, key] = (item, until)
+        return item
+
+    async def delete(self, namespace: str, key: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self.items.pop((namespace, key), None)
+
+    def get(self, namespace: str, key: str) -> Item | None:
+        item, until = self.items.get((namespace, key), (None, 0.0))
+        return item if until > trio.current_time() else None
+
+    def scan(self, namespace: str, prefix: str = "") -> list[Item]:
+        keys = sorted(k for n, k in self.items if n == namespace and k.startswith(prefix))
+        return [item for key in keys if (item := self.get(namespace, key)) is not None]
+
+    def watch(self, namespace: str, prefix: str = "") -> object:
+        raise NotImplementedError
+
+
+@dataclass
+class Trainer:
+    """What shoal.Trainer does, with random numbers instead of learning."""
+
+    number: int
+    sync: ModelSync
+    codec: str = "float32"
+    min_members: int = 1
+    patience_s: float = 20.0
+    round: int = 0
+    buffer: codecs.Vector = field(default_factory=lambda: np.zeros(ELEMENTS, np.float32))
+    states: list[codecs.Vector] = field(
+        default_factory=lambda: [np.zeros(2 * ELEMENTS, np.float32) for _ in range(2)]
+    )
+    outcomes: list[Outcome] = field(default_factory=list[Outcome])
+    roots: dict[int, bytes] = field(default_factory=dict[int, bytes])
+    fetched: int = 0
+    seconds_a_round: float = 1.0
+    committed_at: list[float] = field(default_factory=list[float])
+
+    @property
+    def phi(self) -> codecs.Vector:
+        return self.states[0][:ELEMENTS]
+
+    def contribution(self, round_: int) -> codecs.Vector:
+        random = np.random.default_rng((self.number, round_))
+        return random.standard_normal(ELEMENTS, dtype=np.float32)
+
+    async def attach(self) -> None:
+        await self.sync.attach(
+            Attachment(
+                RUN, ELEMENTS, self.codec, 100, self.min_members, self.patience_s, self.buffer
+            )
+        )
+        fetched = await self.sync.join(RUN, self.round, self.states[1])
+        if fetched is not None:
+            self.take(fetched.round)
+        self.announce()
+
+    def take(self, round_: int) -> None:
+        self.states.reverse()
+        self.round = round_
+        self.fetched += 1
+
+    def announce(self) -> None:
+        root = state_root(self.states[0])
+        self.roots[self.round] = root
+        self.sync.announce(RUN, self.round, root, self.states[0])
+
+    async def train(self, rounds: int) -> None:
+        """Attach, then take part until `rounds` are done."""
+        await self.attach()
+        weight = 0.0 if self.fetched else 1.0
+        while self.round < rounds:
+            if weight:
+                await trio.sleep(self.seconds_a_round)
+                self.buffer[:] = self.contribution(self.round)
+            weight = await self.one_round(weight)
+
+    async def one_round(self, weight: float) -> float:
+        self.sync.submit(RUN, self.round, self.roots[self.round], weight)
+        outcome = await self.sync.outcome(RUN, timeout_s=600)
+        assert outcome is not None
+        if outcome.certificate is None:
+            fetched = await self.sync.fetch(
+                RUN, self.states[1], at_least=outcome.at_least, root=outcome.root
+            )
+            self.take(fetched.round)
+            self.announce()
+            return 0.0
+        self.outcomes.append(outcome)
+        self.committed_at.append(trio.current_time())
+        phi, momentum = self.states[0][:ELEMENTS], self.states[0][ELEMENTS:]
+        new = self.states[1]
+        new[:ELEMENTS], new[ELEMENTS:] = nesterov(phi, momentum, self.buffer, lr=0.7, momentum=0.5)
+        self.states.reverse()
+        self.round += 1
+        self.announce()
+        return 1.0
+
+
+@dataclass
+class Tripwire:
+    """An Rpc that calls `on_send(message)` before each message that this node sends.
+
+    If that returns True the message is not sent and nothing more happens: the node is dead.
+    """
+
+    inner: RpcService
+    on_send: Callable[[object], bool]
+
+    @property
+    def peer(self) -> PeerId:
+        return self.inner.peer
+
+    async def call(self, peer: PeerId, method: Any, message: Any, *, timeout_s: float) -> Any:
+        await self._pass(message)
+        return await self.inner.call(peer, method, message, timeout_s=timeout_s)
+
+    @asynccontextmanager
+    async def stream(self, peer: PeerId, method: Any, *, timeout_s: float) -> AsyncGenerator[Any]:
+        async with self.inner.stream(peer, method, timeout_s=timeout_s) as call:
+            yield TrippedCall(call, self)
+
+    def serve(self, method: Any, handler: Any) -> None:
+        self.inner.serve(method, handler)
+
+    def serve_stream(self, method: Any, handler: Any) -> None:
+        self.inner.serve_stream(method, lambda call: handler(TrippedCall(call, self)))
+
+    async def _pass(self, message: object) -> None:
+        if self.on_send(message):
+            await trio.sleep_forever()
+
+
+@dataclass
+class TrippedCall:
+    """A call of a Tripwire."""
+
+    inner: Any
+    wire: Tripwire
+
+    @property
+    def peer(self) -> PeerId:
+        return self.inner.peer
+
+    async def send(self, message: object) -> None:
+        await self.wire._pass(message)
+        await self.inner.send(message)
+
+    async def receive(self) -> Any:
+        return await self.inner.receive()
+
+    async def finish(self) -> None:
+        await self.inner.finish()
+
+
+class Swarm:
+    """Some nodes with a trainer each."""
+
+    def __init__(self, net: Net, nursery: trio.Nursery) -> None:
+        self.net, self.nursery = net, nursery
+        self.items: dict[tuple[str, str], tuple[Item, float]] = {}
+        self.trainers: list[Trainer] = []
+        self.scopes: dict[int, trio.CancelScope] = {}
+        self.on_send: Callable[[int, object], bool] = lambda number, message: False
+        self.dead: dict[int, float] = {}
+
+    async def add(self, **options: object) -> Trainer:
+        number = len(self.trainers)
+        signer = Signer(bytes([number + 1]) * 32)
+        rpc = Tripwire(self.net.rpc(signer.peer), partial(self._on_send, number))
+        store = SharedStore(signer.peer, self.items)
+        sync = ModelSync(rpc, store, signer, peers=self.net.host(signer.peer).connected, work=in_place)
+        trainer = Trainer(number, sync, **options)
+        self.trainers.append(trainer)
+        await self.nursery.start(self._life, trainer)
+        return trainer
+
+    async def _life(self, trainer: Trainer, *, task_status: trio.TaskStatus[None]) -> None:
+        async with trio.open_nursery() as nursery:
+            self.scopes[trainer.number] = nursery.cancel_scope
+            await nursery.start(trainer.sync.run)
+            task_status.started()
+
+    def peer(self, number: int) -> PeerId:
+        return Signer(bytes([number + 1]) * 32).peer
+
+    def kill(self, number: int) -> None:
+        """As kill -9 of the daemon, which takes its trainer along."""
+        self.dead[number] = trio.current_time()
+        self.net.kill(self.peer(number))
+        self.scopes[number].cancel()
+
+    def _on_send(self, number: int, message: object) -> bool:
+        return number in self.dead or self.on_send(number, message)
+
+    @property
+    def alive(self) -> list[Trainer]:
+        return [t for t in self.trainers if t.number not in self.dead]
+
+    async def train(self, rounds: int, *, within_s: float = 600) -> None:
+        """Let all trainers train to the end; those that are killed stop."""
+        with trio.fail_after(within_s):
+            async with trio.open_nursery() as nursery:
+                for trainer in self.trainers:
+                    nursery.start_soon(self._train, trainer, rounds)
+
+    async def _train(self, trainer: Trainer, rounds: int) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._end_with_daemon, trainer.number, nursery.cancel_scope)
+            await trainer.train(rounds)
+            nursery.cancel_scope.cancel()
+
+    async def _end_with_daemon(self, number: int, scope: trio.CancelScope) -> None:
+        while number not in self.dead:
+            await trio.sleep(0.05)
+        scope.cancel()
+
+    def check(self, rounds: int) -> None:
+        """All who live hold the same state, and every mean was the exact mean."""
+        assert len({t.roots[rounds] for t in self.alive}) == 1
+        for trainer in self.alive:
+            for outcome in trainer.outcomes:
+                assert outcome.certificate is not None
+                assert outcome.certificate.is_signed()
+        # Replay the certificates: their members' contributions must lead to the same state.
+        certificates = {}
+        for trainer in self.trainers:
+            for outcome in trainer.outcomes:
+                c = outcome.certificate
+                assert certificates.setdefault(c.round, c).result == c.result
+        by_peer = {self.peer(t.number): t for t in self.trainers}
+        phi, momentum = np.zeros(ELEMENTS, np.float32), np.zeros(ELEMENTS, np.float32)
+        for round_ in range(rounds):
+            c = certificates[round_]
+            vectors = [by_peer[m].contribution(round_) for m in c.members]
+            mean = weighted_mean(vectors, c.weights)
+            phi, momentum = nesterov(phi, momentum, mean, lr=0.7, momentum=0.5)
+        assert state_root(np.concatenate([phi, momentum])) == self.alive[0].roots[rounds]
+
