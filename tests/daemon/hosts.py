@@ -61,7 +61,7 @@ async def running(*hosts: LibP2pHost) -> AsyncIterator[None]:
 async def eventually(condition: Callable[[], object], *, within_s: float = PATIENCE_S) -> None:
     """Wait for something that other tasks or processes bring about."""
     with trio.fail_after(within_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - other processes set no events of ours
             await trio.sleep(0.005)
 
 

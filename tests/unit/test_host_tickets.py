@@ -46,7 +46,7 @@ def sealed(body: bytes) -> str:
 def test_a_ticket_comes_back_as_it_was() -> None:
     assert parse_ticket(TEXT) == TICKET
     assert TEXT.isalnum()
-    assert TEXT == TEXT.lower()
+    assert TEXT.islower()
 
 
 def test_an_open_swarm_has_a_ticket_without_key() -> None:
