@@ -10,6 +10,7 @@ from trio.testing import MockClock
 from protocols.modelsync import wire
 from tests.sim.net import Net
 from tests.sim.training import ELEMENTS, Swarm
+from wire.errors import UsageError
 
 
 async def make_swarm(nursery: trio.Nursery, count: int, **options: object) -> Swarm:
@@ -94,4 +95,170 @@ async def test_a_member_killed_in_any_phase_costs_the_others_less_than_ten_secon
         assert trainer.fetched == 0, "nobody had to reload the state"
         assert min(at for at in trainer.committed_at if at > died_at) - died_at < 10
     swarm.check(4)
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("phase", ["data", "done"])
+async def test_a_member_that_freezes_is_left_out_within_seconds(
+    autojump_clock: MockClock, nursery: trio.Nursery, phase: str
+) -> None:
+    swarm = await make_swarm(nursery, 4)
+    frozen: list[int] = []
+
+    def freeze(number: int, message: object) -> bool:
+        if not frozen and PHASES[phase](message) and swarm.trainers[number].round == 1:
+            frozen.append(number)
+            swarm.dead[number] = trio.current_time()
+            for other in range(4):
+                if other != number:
+                    swarm.net.cut(swarm.peer(number), swarm.peer(other), silent=True)
+            return True
+        return False
+
+    swarm.on_send = freeze
+    await swarm.train(3)
+    (frozen_at,) = swarm.dead.values()
+    for trainer in swarm.alive:
+        assert trainer.fetched == 0
+        assert min(at for at in trainer.committed_at if at > frozen_at) - frozen_at < 20
+    swarm.check(3)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_late_joiner_enters_the_next_round_without_stalling_the_others(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await make_swarm(nursery, 3, seconds_a_round=10.0)
+
+    async def join_late() -> None:
+        await trio.sleep(34)  # in the middle of round 3
+        joiner = await swarm.add(seconds_a_round=10.0)
+        await joiner.train(6)
+
+    async with trio.open_nursery() as training:
+        training.start_soon(join_late)
+        await swarm.train(6)
+    joiner = swarm.trainers[3]
+    assert joiner.fetched == 1
+    first = joiner.outcomes[0].certificate
+    assert first is not None
+    assert first.round == 3
+    assert first.weights[first.members.index(swarm.peer(3))] == 0.0
+    assert len(joiner.outcomes) == 3
+    for earlier, later in zip(
+        swarm.trainers[0].committed_at, swarm.trainers[0].committed_at[1:], strict=False
+    ):
+        assert later - earlier < 10.5
+    swarm.check(6)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_killed_member_that_returns_is_exact_again(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await make_swarm(nursery, 4, seconds_a_round=5.0)
+
+    async def kill_and_return() -> None:
+        await trio.sleep(12)
+        swarm.kill(3)
+        await trio.sleep(6)
+        returned = await swarm.restart(3, seconds_a_round=5.0)
+        await returned.train(8)
+
+    async with trio.open_nursery() as training:
+        training.start_soon(kill_and_return)
+        await swarm.train(8)
+    returned = swarm.trainers[3]
+    assert returned.fetched >= 1
+    assert returned.roots[8] == swarm.trainers[0].roots[8]
+    swarm.check(8)
+    nursery.cancel_scope.cancel()
+
+
+async def test_members_that_begin_with_different_parameters_agree_in_the_first_round(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await make_swarm(nursery, 3)
+    for trainer in swarm.trainers:
+        trainer.states[0][:] = trainer.number
+    await swarm.train(2)
+    assert sorted(t.fetched for t in swarm.trainers) == [0, 1, 1]
+    assert len({t.roots[2] for t in swarm.trainers}) == 1
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_slow_member_is_waited_for_only_as_long_as_patience_says(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await make_swarm(nursery, 3, patience_s=5.0)
+    swarm.trainers[2].seconds_a_round = 30.0
+    started = trio.current_time()
+    with trio.move_on_after(60):
+        await swarm.train(50, within_s=100)
+    first, second, *_ = swarm.trainers[0].committed_at
+    assert first - started == pytest.approx(30.0, abs=1)  # min_members: the first needs all
+    assert second - first == pytest.approx(1.0 + 5.0, abs=1)
+    assert swarm.trainers[0].round >= 20, "not waited for again until it says that it is ready"
+    nursery.cancel_scope.cancel()
+
+
+async def test_half_of_the_members_may_not_go_on_alone(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await make_swarm(nursery, 4)
+
+    async def split() -> None:
+        await trio.sleep(2.5)
+        for one in (0, 1):
+            for other in (2, 3):
+                swarm.net.cut(swarm.peer(one), swarm.peer(other))
+        await trio.sleep(60)
+        assert {t.round for t in swarm.trainers} <= {2, 3}
+        swarm.net.heal()
+
+    async with trio.open_nursery() as training:
+        training.start_soon(split)
+        await swarm.train(5)
+    swarm.check(5)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_member_that_leaves_is_no_longer_needed_for_a_quorum(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await make_swarm(nursery, 2)
+    await swarm.train(2)
+    leaver, stays = swarm.trainers
+    await leaver.sync.leave("test")
+    with trio.fail_after(30):
+        await stays.go_on(4)
+    assert stays.round == 4
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_member_with_other_settings_is_told_so(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await make_swarm(nursery, 1)
+    await swarm.train(1)
+    other = await swarm.add(codec="int8")
+    with pytest.raises(UsageError, match="parameters"):
+        await other.attach()
+    nursery.cancel_scope.cancel()
+
+
+async def test_one_of_two_broken_links_costs_one_member_not_the_round(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await make_swarm(nursery, 5)
+
+    async def cut() -> None:
+        await trio.sleep(2.5)
+        swarm.net.cut(swarm.peer(0), swarm.peer(1))
+
+    with trio.move_on_after(60):
+        async with trio.open_nursery() as training:
+            training.start_soon(cut)
+            await swarm.train(30, within_s=100)
+    assert sum(t.round >= 6 for t in swarm.trainers) >= 3
     nursery.cancel_scope.cancel()

@@ -114,6 +114,10 @@ class Trainer:
     async def train(self, rounds: int) -> None:
         """Attach, then take part until `rounds` are done."""
         await self.attach()
+        await self.go_on(rounds)
+
+    async def go_on(self, rounds: int) -> None:
+        """Take part until `rounds` are done."""
         weight = 0.0 if self.fetched else 1.0
         while self.round < rounds:
             if weight:
@@ -209,15 +213,22 @@ class Swarm:
         self.scopes: dict[int, trio.CancelScope] = {}
         self.on_send: Callable[[int, object], bool] = lambda number, message: False
         self.dead: dict[int, float] = {}
+        self.returned: dict[int, float] = {}
 
-    async def add(self, **options: object) -> Trainer:
-        number = len(self.trainers)
+    async def restart(self, number: int, **options: object) -> Trainer:
+        """As a new daemon and a new trainer with the same identity, after `kill`."""
+        self.net.restart(self.peer(number))
+        self.returned[number] = self.dead.pop(number)
+        return await self.add(number=number, **options)
+
+    async def add(self, *, number: int | None = None, **options: Any) -> Trainer:
+        number = len(self.trainers) if number is None else number
         signer = Signer(bytes([number + 1]) * 32)
         rpc = Tripwire(self.net.rpc(signer.peer), partial(self._on_send, number))
         store = SharedStore(signer.peer, self.items)
         sync = ModelSync(rpc, store, signer, peers=self.net.host(signer.peer).connected, work=in_place)
         trainer = Trainer(number, sync, **options)
-        self.trainers.append(trainer)
+        self.trainers[number : number + 1] = [trainer]
         await self.nursery.start(self._life, trainer)
         return trainer
 
@@ -257,7 +268,7 @@ class Swarm:
             nursery.cancel_scope.cancel()
 
     async def _end_with_daemon(self, number: int, scope: trio.CancelScope) -> None:
-        while number not in self.dead:
+        while number not in self.dead and number not in self.returned:
             await trio.sleep(0.05)
         scope.cancel()
 
