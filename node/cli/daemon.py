@@ -63,7 +63,7 @@ def up(
         join=join,
         in_background=in_background,
     )
-    if detach:
+    if detach and not in_background:
         check(wish)  # what is wrong with the flags is said here, at once
         from node.cli.detach import start_in_background
 
