@@ -22,7 +22,7 @@ ENTRIES_MAX = 512  # entries in one message, however small they are
 SLOT_DIGITS = 32  # hex digits of a slot
 ID_BYTES = 8  # of an entry's name in a leaf: enough to see a difference, the slot says which
 SPLIT_BYTES = 340  # of one Split on the wire, at most
-HELD_BYTES = 40  # of one item of a leaf on the wire, at most
+HELD_BYTES = 56  # of one item of a leaf on the wire, at most
 
 assert BODY_MAX + SIGNED_OVERHEAD < FRAME_BUDGET
 

@@ -11,6 +11,7 @@ from crdt.reconcile import Session, compare, supply
 from crdt.wire import (
     FRAME_MAX,
     LEAF_MAX,
+    Ask,
     Compare,
     Differ,
     Entries,
@@ -111,8 +112,22 @@ def test_the_older_of_two_versions_is_not_sent() -> None:
 
 
 def test_versions_of_one_stamp_are_settled_too() -> None:
-    a, b = replica([record("k", value=b"\x01")]), replica([record("k", value=b"\x02")])
-    run(a, b)
+    values = [record("k", value=b"\x01")], [record("k", value=b"\x02")]
+    for mine, theirs in (values, values[::-1]):
+        a, b = replica(mine), replica(theirs)
+        run(a, b)
+        assert a.root("runs") == b.root("runs")
+
+
+def test_an_answer_that_would_not_fit_is_cut_and_the_rest_asked_again() -> None:
+    many = [record(f"many/{index}") for index in range(6000)]
+    b = replica(many)
+    asks = [Ask(f"{prefix:02x}", bytes(16)) for prefix in range(128)]
+    answer = compare(b, Compare(asks))
+    assert 0 < answer.handled < 128
+    assert len(codec.encode(answer)) <= FRAME_MAX
+    session, _ = run(a := replica(many[:3]), b)
+    assert session.entries_in == 5997
     assert a.root("runs") == b.root("runs")
 
 
