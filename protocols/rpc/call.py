@@ -4,6 +4,7 @@ One task pumps the stream into a bounded queue; whoever holds the call sends and
 that nobody reads stalls the pump, and so, through the stream's window, the sender at the far end.
 """
 
+import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
@@ -76,7 +77,7 @@ class StreamCall(Generic[Out, In]):
         self._arrived, self._inbox = trio.open_memory_channel[bytes](room)  # full: wait
         self._failure: ShoalError | None = None
         self._write_lock = trio.Lock()
-        self._sending = trio.CancelScope()
+        self._sending = trio.move_on_after(math.inf)
         self._tail = b""
         self.over = trio.Event()  # nothing more comes from the other side
         self.is_broken = False  # reset, or broke the protocol: nobody hears us any more
@@ -187,7 +188,7 @@ class StreamCall(Generic[Out, In]):
             self._arrived.close()
 
     async def _write(self, data: bytes) -> None:
-        with trio.CancelScope() as self._sending:
+        with trio.move_on_after(math.inf) as self._sending:
             try:
                 await self._stream.write(data)
             except PeerUnreachable as error:

@@ -83,31 +83,28 @@ class RpcService:
         """
         self.counters.calls_out += 1
         machine = CallMachine("caller", frame_max=method.frame_max)
-        stream: Stream | None = None
         failure: Exception | None = None
         try:
-            with trio.move_on_after(timeout_s) as opening:
-                stream = await self._host.open(peer, PROTOCOL, timeout_s=timeout_s)
-                await stream.write(machine.open(method.name, 0))
-            if stream is None or opening.cancelled_caught:
-                raise DeadlineExceeded(f"{method.name}: {peer} not reached in {timeout_s:g} s")
-            request, reply = self._body(method.request), self._body(method.reply)
-            call = StreamCall(stream, machine, request, reply, self.counters)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(call.pump, _nothing)
-                try:
-                    yield call
-                    call.ignore_rest()
-                    await _leave(call)
-                except Exception as error:  # carried out of the nursery, which would wrap it
-                    failure = error
-                nursery.cancel_scope.cancel()
-            if failure is not None:
-                raise failure
-        except BaseException as error:
-            self.counters.errors_out += isinstance(error, ShoalError)
-            if stream is not None:
+            stream = await self._open(peer, method, machine, timeout_s)
+            try:
+                request, reply = self._body(method.request), self._body(method.reply)
+                call = StreamCall(stream, machine, request, reply, self.counters)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(call.pump, _nothing)
+                    try:
+                        yield call
+                        call.ignore_rest()
+                        await _leave(call)
+                    except Exception as error:  # carried out of the nursery, which would wrap it
+                        failure = error
+                    nursery.cancel_scope.cancel()
+                if failure is not None:
+                    raise failure
+            except BaseException:
                 await _reset(stream)
+                raise
+        except ShoalError:
+            self.counters.errors_out += 1
             raise
 
     def serve(self, method: Method[Q, R], handler: Callable[[PeerId, Q], Awaitable[R]]) -> None:
@@ -153,6 +150,19 @@ class RpcService:
         if type_ not in self._bodies:
             self._bodies[type_] = Body(type_)
         return self._bodies[type_]
+
+    async def _open(
+        self, peer: PeerId, method: Method[Any, Any], machine: CallMachine, timeout_s: float
+    ) -> Stream:
+        with trio.move_on_after(timeout_s):
+            stream = await self._host.open(peer, PROTOCOL, timeout_s=timeout_s)
+            try:
+                await stream.write(machine.open(method.name, 0))
+            except BaseException:
+                await _reset(stream)
+                raise
+            return stream
+        raise DeadlineExceeded(f"{method.name}: {peer} not reached within {timeout_s:g} s")
 
     async def _exchange(self, peer: PeerId, method: Method[Q, R], message: Q, until: float) -> R:
         machine = CallMachine("caller", frame_max=method.frame_max)
@@ -234,7 +244,7 @@ class RpcService:
     ) -> None:
         """Run the handler while the stream is watched, then end the call. Raises what failed."""
         call = StreamCall(stream, machine, endpoint.reply, endpoint.request, self.counters)
-        scope = trio.CancelScope()
+        scope = trio.move_on_after(math.inf)
         if opened.deadline_ms:
             scope.deadline = trio.current_time() + opened.deadline_ms / 1000
         failure: ShoalError | None = None
@@ -288,13 +298,17 @@ class _ByteNetwork:
 
 def _explain(error: Exception, method: str) -> ShoalError:
     """Return what the caller may know of an error; what is not ours is logged in full."""
-    inner: BaseException = error
-    while isinstance(inner, BaseExceptionGroup) and len(inner.exceptions) == 1:
-        inner = inner.exceptions[0]
+    inner = _sole(error)
     if isinstance(inner, ShoalError):
         return inner
     log.error("rpc.handler_failed method=%s", method, exc_info=error)
     return RemoteError("internal", f"{method} failed at the server: {type(inner).__name__}")
+
+
+def _sole(error: BaseException) -> BaseException:
+    """Take an error out of the groups that nurseries put around it, if it is alone in them."""
+    inside: tuple[BaseException, ...] = getattr(error, "exceptions", ())
+    return _sole(inside[0]) if len(inside) == 1 else error
 
 
 async def _leave(call: StreamCall[Any, Any]) -> None:
@@ -304,7 +318,8 @@ async def _leave(call: StreamCall[Any, Any]) -> None:
 
 
 async def _reset(stream: Stream) -> None:
-    with trio.CancelScope(deadline=trio.current_time() + RESET_TIMEOUT_S, shield=True):
+    with trio.move_on_after(RESET_TIMEOUT_S) as scope:
+        scope.shield = True
         await stream.reset()
 
 

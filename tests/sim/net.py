@@ -217,7 +217,7 @@ class SimHost:
         return near
 
     async def _run(self, server: StreamServer, stream: "SimStream") -> None:
-        with trio.CancelScope() as scope:
+        with trio.move_on_after(math.inf) as scope:
             self.scopes.add(scope)
             try:
                 await server(stream)
@@ -250,7 +250,8 @@ class SimStream:
         """Return between 1 and `max_bytes` bytes, or b"" at the end of the stream."""
         await trio.lowlevel.checkpoint()
         while True:
-            self._check()
+            if not self._is_ended():  # what came whole can be read even after a reset
+                self._check()
             when, data = self._arriving[0] if self._arriving else (math.inf, b"")
             if when > trio.current_time() or self._is_silent():
                 await self._wait(when)
@@ -287,6 +288,8 @@ class SimStream:
         if not self._finished:
             self._finished = True
             self._send(b"")
+            self._forget()
+            self.other._forget()
 
     async def reset(self) -> None:
         """Throw the stream away, both directions. Safe at any time, also twice."""
@@ -301,8 +304,9 @@ class SimStream:
     def _drop(self) -> None:
         if not self._is_reset:
             self._is_reset = True
+            if not (self._finished and self._is_ended()):
+                self.other.break_at(trio.current_time() + self.net.latency_s)
             self._arriving.clear()
-            self.other.break_at(trio.current_time() + self.net.latency_s)
             self.lot.unpark_all()
             self.owner.streams.discard(self)
 
@@ -311,6 +315,14 @@ class SimStream:
         self.other._arriving.append((trio.current_time() + self.net.latency_s, piece))
         self.other._unread_bytes += len(piece)
         self.other.lot.unpark_all()
+
+    def _forget(self) -> None:
+        if self._finished and self._is_ended():
+            self.owner.streams.discard(self)
+
+    def _is_ended(self) -> bool:
+        """Tell whether the other side's finish has arrived (or is on its way)."""
+        return bool(self._arriving) and not self._arriving[-1][1]
 
     def _is_silent(self) -> bool:
         return self.net.link(self.owner.peer, self.peer).silent

@@ -1,0 +1,312 @@
+"""Unary calls over an in-memory network: deadlines, cancellation, faults."""
+
+import logging
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from protocols.rpc import service
+from protocols.rpc.machine import MessageTooBig
+from protocols.rpc.wire import PROTOCOL
+from tests.sim.net import Net
+from tests.sim.rpc_methods import (
+    BULK,
+    COUNT,
+    DOUBLE,
+    LATENCY_S,
+    A,
+    Ask,
+    B,
+    Blob,
+    C,
+    Reply,
+    Sleeper,
+    double,
+)
+from wire import frames
+from wire.errors import BadMessage, DeadlineExceeded, NotFound, PeerUnreachable, RemoteError
+from wire.ids import PeerId
+from wire.ports import Method, Stream
+
+
+@pytest.fixture
+def net(nursery: trio.Nursery) -> Net:
+    return Net(nursery, latency_s=LATENCY_S)
+
+
+async def test_a_call_brings_the_answer_in_two_round_trips(
+    autojump_clock: MockClock, net: Net
+) -> None:
+    net.rpc(B).serve(DOUBLE, double)
+    began = trio.current_time()
+    assert await net.rpc(A).call(B, DOUBLE, Ask(21), timeout_s=1) == Reply(42)
+    assert trio.current_time() - began == pytest.approx(4 * LATENCY_S)
+
+
+async def test_a_finished_call_leaves_nothing_behind(autojump_clock: MockClock, net: Net) -> None:
+    net.rpc(B).serve(DOUBLE, double)
+    for number in range(20):
+        await net.rpc(A).call(B, DOUBLE, Ask(number), timeout_s=1)
+    await trio.sleep(1)
+    assert net.rpc(B).counters.active_in == 0
+    assert not net.host(A).streams
+    assert not net.host(B).streams
+    assert (net.rpc(A).counters.calls_out, net.rpc(B).counters.calls_in) == (20, 20)
+    assert net.rpc(A).counters.bytes_out == net.rpc(B).counters.bytes_in > 0
+    assert net.rpc(B).counters.bytes_out == net.rpc(A).counters.bytes_in > 0
+
+
+async def test_our_errors_keep_their_code_and_text(autojump_clock: MockClock, net: Net) -> None:
+    async def fail(peer: PeerId, ask: Ask) -> Reply:
+        raise NotFound(f"no {ask.number}")
+
+    net.rpc(B).serve(DOUBLE, fail)
+    with pytest.raises(RemoteError, match="no 7") as caught:
+        await net.rpc(A).call(B, DOUBLE, Ask(7), timeout_s=1)
+    assert caught.value.code == "not_found"
+    assert net.rpc(A).counters.errors_out == net.rpc(B).counters.errors_in == 1
+
+
+async def test_an_error_inside_the_handler_s_own_nursery_keeps_its_code(
+    autojump_clock: MockClock, net: Net
+) -> None:
+    async def fail() -> None:
+        raise NotFound("deep")
+
+    async def handler(peer: PeerId, ask: Ask) -> Reply:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail)
+        raise AssertionError
+
+    net.rpc(B).serve(DOUBLE, handler)
+    with pytest.raises(RemoteError, match="deep") as caught:
+        await net.rpc(A).call(B, DOUBLE, Ask(7), timeout_s=1)
+    assert caught.value.code == "not_found"
+
+
+async def test_a_bug_in_a_handler_is_logged_and_ends_its_call_only(
+    autojump_clock: MockClock, net: Net, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def bug(peer: PeerId, ask: Ask) -> Reply:
+        raise ZeroDivisionError("secret")
+
+    net.rpc(B).serve(DOUBLE, bug)
+    net.rpc(B).serve(COUNT, double)
+    with caplog.at_level(logging.ERROR), pytest.raises(RemoteError) as caught:
+        await net.rpc(A).call(B, DOUBLE, Ask(7), timeout_s=1)
+    assert caught.value.code == "internal"
+    assert "secret" not in str(caught.value)
+    assert "ZeroDivisionError: secret" in caplog.text
+    assert await net.rpc(A).call(B, COUNT, Ask(1), timeout_s=1) == Reply(2)
+    assert net.errors == []
+
+
+async def test_an_unknown_method_is_a_typed_error(autojump_clock: MockClock, net: Net) -> None:
+    net.rpc(B)
+    with pytest.raises(RemoteError, match=r"test\.double") as caught:
+        await net.rpc(A).call(B, DOUBLE, Ask(1), timeout_s=1)
+    assert caught.value.code == "unknown_method"
+    with pytest.raises(RemoteError) as caught:
+        async with net.rpc(A).stream(B, COUNT, timeout_s=1) as call:
+            await call.receive()
+    assert caught.value.code == "unknown_method"
+
+
+async def test_an_absent_peer_is_unreachable(autojump_clock: MockClock, net: Net) -> None:
+    with pytest.raises(PeerUnreachable):
+        await net.rpc(A).call(B, DOUBLE, Ask(1), timeout_s=1)
+    assert net.rpc(A).counters.errors_out == 1
+
+
+async def test_the_deadline_holds_at_both_ends(autojump_clock: MockClock, net: Net) -> None:
+    sleeper = Sleeper()
+    net.rpc(B).serve(DOUBLE, sleeper)
+    began = trio.current_time()
+    with pytest.raises(DeadlineExceeded, match=r"test\.double: no answer of B within 2 s"):
+        await net.rpc(A).call(B, DOUBLE, Ask(1), timeout_s=2)
+    assert trio.current_time() - began == pytest.approx(2)
+    await trio.sleep(1)
+    assert sleeper.cancelled_at == pytest.approx(began + 2, abs=2 * LATENCY_S)
+
+
+async def test_the_server_keeps_the_deadline_when_the_caller_has_vanished_silently(
+    autojump_clock: MockClock,
+    net: Net,
+) -> None:
+    sleeper = Sleeper()
+    net.rpc(B).serve(DOUBLE, sleeper)
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_call_until_deadline, net)
+        await sleeper.started.wait()
+        net.cut(A, B, silent=True)
+    await trio.sleep(1)
+    assert sleeper.cancelled_at == pytest.approx(began + 2, abs=3 * LATENCY_S)
+
+
+async def _call_until_deadline(net: Net) -> None:
+    with pytest.raises(DeadlineExceeded):
+        await net.rpc(A).call(B, DOUBLE, Ask(1), timeout_s=2)
+
+
+async def test_cancelling_a_call_cancels_the_working_handler_at_once(
+    autojump_clock: MockClock, net: Net
+) -> None:
+    sleeper = Sleeper()
+    net.rpc(B).serve(DOUBLE, sleeper)
+    async with trio.open_nursery() as nursery:
+
+        async def call() -> None:
+            await net.rpc(A).call(B, DOUBLE, Ask(1), timeout_s=1000)
+
+        nursery.start_soon(call)
+        await sleeper.started.wait()
+        began = trio.current_time()
+        nursery.cancel_scope.cancel()
+    await trio.sleep(1)
+    assert sleeper.cancelled_at == pytest.approx(began + LATENCY_S)
+    assert net.rpc(B).counters.active_in == 0
+
+
+async def test_a_broken_link_is_noticed_at_both_ends(autojump_clock: MockClock, net: Net) -> None:
+    sleeper = Sleeper()
+    net.rpc(B).serve(DOUBLE, sleeper)
+    async with trio.open_nursery() as nursery:
+
+        async def call() -> None:
+            with pytest.raises(PeerUnreachable):
+                await net.rpc(A).call(B, DOUBLE, Ask(1), timeout_s=1000)
+
+        nursery.start_soon(call)
+        await sleeper.started.wait()
+        net.cut(A, B)
+    assert sleeper.cancelled_at == trio.current_time()
+
+
+async def test_a_big_message_crosses_whole(autojump_clock: MockClock, net: Net) -> None:
+    async def echo(peer: PeerId, blob: Blob) -> Blob:
+        return blob
+
+    net.rpc(B).serve(BULK, echo)
+    data = bytes(range(256)) * 4000
+    assert await net.rpc(A).call(B, BULK, Blob(data), timeout_s=60) == Blob(data)
+    with pytest.raises(MessageTooBig):
+        await net.rpc(A).call(B, BULK, Blob(bytes(1 << 20)), timeout_s=60)
+
+
+async def test_an_oversized_answer_is_an_error_not_a_hang(
+    autojump_clock: MockClock, net: Net
+) -> None:
+    async def grow(peer: PeerId, blob: Blob) -> Blob:
+        return Blob(bytes(1 << 20))
+
+    net.rpc(B).serve(BULK, grow)
+    with pytest.raises(RemoteError) as caught:
+        await net.rpc(A).call(B, BULK, Blob(b""), timeout_s=60)
+    assert caught.value.code == "too_big"
+
+
+async def test_the_257th_call_of_a_peer_is_refused_and_others_are_served(
+    autojump_clock: MockClock, net: Net
+) -> None:
+    gate = trio.Event()
+
+    async def wait(peer: PeerId, ask: Ask) -> Reply:
+        await gate.wait()
+        return Reply(ask.number)
+
+    net.rpc(B).serve(COUNT, wait)
+    outcomes = list[str]()
+
+    async def call(peer: PeerId) -> None:
+        try:
+            await net.rpc(peer).call(B, COUNT, Ask(1), timeout_s=100)
+            outcomes.append("done")
+        except RemoteError as error:
+            outcomes.append(error.code)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(service.INBOUND_MAX + 1):
+            nursery.start_soon(call, A)
+        await trio.sleep(1)
+        assert outcomes == ["busy"]
+        nursery.start_soon(call, C)
+        await trio.sleep(1)
+        gate.set()
+    assert outcomes.count("done") == service.INBOUND_MAX + 1
+    assert net.rpc(B).counters.refused == 1
+
+
+async def test_bytes_in_and_bytes_out_under_a_name(autojump_clock: MockClock, net: Net) -> None:
+    async def shout(peer: PeerId, message: bytes) -> bytes:
+        return peer.encode() + message.upper()
+
+    net.rpc(B).answer("test.shout", shout)
+    network = net.network(A, "test.shout")
+    assert network.peer == A
+    assert await network.request(B, b"hey", timeout_s=1) == b"AHEY"
+    whole = bytes(64 * 1024)
+    with pytest.raises(RemoteError, match="over the limit"):
+        await network.request(B, whole, timeout_s=9)  # its answer has one byte more
+    with pytest.raises(MessageTooBig):
+        await network.request(B, whole + b"1", timeout_s=9)
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\0", b"\xff" * 100, b"GET / HTTP/1.1\r\n", frames.pack(b"\x93\xa4open\xa1m")]
+)
+async def test_garbage_is_answered_and_counted(
+    autojump_clock: MockClock, net: Net, garbage: bytes
+) -> None:
+    net.rpc(B).serve(DOUBLE, double)
+    stream = await net.host(A).open(B, PROTOCOL, timeout_s=1)
+    await stream.write(garbage)
+    await stream.finish()
+    answer = await stream.read(1000)
+    assert b"bad_message" in answer
+    assert net.rpc(B).counters.bad_messages == 1
+    assert await net.rpc(A).call(B, DOUBLE, Ask(21), timeout_s=1) == Reply(42)
+
+
+async def test_a_message_of_the_wrong_type_is_bad_and_never_reaches_the_handler(
+    autojump_clock: MockClock, net: Net
+) -> None:
+    net.rpc(B).serve(DOUBLE, double)
+    wrong = Method("test.double", Blob, Reply)
+    with pytest.raises(RemoteError) as caught:
+        await net.rpc(A).call(B, wrong, Blob(b"1"), timeout_s=1)
+    assert caught.value.code == "bad_message"
+    other = Method("test.double", Ask, Blob)
+    with pytest.raises(BadMessage):
+        await net.rpc(A).call(B, other, Ask(1), timeout_s=1)
+
+
+async def test_one_who_opens_and_says_nothing_is_thrown_out(
+    autojump_clock: MockClock, net: Net
+) -> None:
+    net.rpc(B).serve(DOUBLE, double)
+    stream = await net.host(A).open(B, PROTOCOL, timeout_s=1)
+    began = trio.current_time()
+    assert b"deadline" in await stream.read(1000)
+    assert await stream.read(1000) == b""
+    assert trio.current_time() - began == pytest.approx(service.OPEN_TIMEOUT_S, abs=0.1)
+    await trio.sleep(service.LINGER_S + 1)
+    assert net.rpc(B).counters.active_in == 0
+    assert not net.host(B).streams
+
+
+async def test_a_server_that_answers_nonsense_is_a_bad_message(
+    autojump_clock: MockClock, net: Net
+) -> None:
+    async def nonsense(stream: Stream) -> None:
+        await stream.write(b"\xff\xff\xff\xff\xff")
+        await trio.sleep(100)
+
+    net.host(B).serve(PROTOCOL, nonsense)
+    with pytest.raises(BadMessage):
+        await net.rpc(A).call(B, DOUBLE, Ask(1), timeout_s=1)
+    with pytest.raises(BadMessage):
+        async with net.rpc(A).stream(B, COUNT, timeout_s=1) as call:
+            await call.receive()
+    await wait_all_tasks_blocked()
