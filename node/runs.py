@@ -10,22 +10,26 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import structlog
 import trio
-from numpy.typing import NDArray
 
-from node.broadcast import Broadcast
-from node.children import Child, open_child
+from node.children import open_child
 from node.run_files import last_line, read_metrics, save_state
+from node.run_records import (
+    AttachedTrainer,
+    Record,
+    buffer_index,
+    check_shape,
+    hash_of,
+    round_result,
+)
 from node.segments import map_segment, unlink_segment
-from protocols.modelsync.driver import Attachment, Outcome
+from protocols.modelsync.driver import Attachment
 from protocols.modelsync.service import ModelSync
-from protocols.modelsync.wire import ELEMENTS_MAX, ROUNDS_MAX, RunName
+from protocols.modelsync.wire import RunName
 from shoal.runs import (
     Attach,
     Attached,
@@ -50,40 +54,6 @@ ACTIVE = ("starting", "training")
 _log = structlog.get_logger("runs")
 
 
-@dataclass
-class _Trainer:
-    """An attached trainer: its process and its shared memory."""
-
-    pid: int
-    pidfd: int
-    shape: Attach
-    states: list[NDArray[np.float32]]
-    attached_at: float
-    wire_at: tuple[int, int]
-    round_at: float = 0.0
-    rounds_done: int = 0
-    last: RoundResult | None = None
-
-
-@dataclass
-class _Record:
-    """One run of this node."""
-
-    name: str
-    state: str
-    directory: Path
-    child: Child | None = None
-    trainer: _Trainer | None = None
-    metric: Metric | None = None
-    rounds: int = 0
-    root: str = ""
-    round: int = 0
-    error: str = ""
-    stopping: bool = False
-    ended: trio.Event = field(default_factory=trio.Event)
-    news: Broadcast[Run | Metric] = field(default_factory=Broadcast[Run | Metric])
-
-
 class Runs:
     """The runs of this node, and what the control API may do with them.
 
@@ -101,7 +71,7 @@ class Runs:
     ) -> None:
         self._directory, self._sync, self._member = directory, sync, member
         self._env, self._traffic = env, traffic
-        self._records: dict[str, _Record] = {}
+        self._records: dict[str, Record] = {}
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -196,7 +166,7 @@ class Runs:
 
     async def attach(self, name: str, shape: Attach) -> Attached:
         """Map the trainer's memory, join the run, load its state if it is ahead."""
-        self._check_shape(shape)
+        check_shape(shape)
         record = self._records.get(name)
         if record is None or record.state not in ACTIVE:
             record = self._new_record(name)
@@ -208,8 +178,8 @@ class Runs:
             pidfd = os.pidfd_open(shape.pid)
         except (OSError, OverflowError) as error:
             raise UsageError(f"there is no process {shape.pid}") from error
-        now = time.monotonic()
-        trainer = _Trainer(shape.pid, pidfd, shape, states, now, self._traffic(), now)
+        since = time.monotonic()
+        trainer = AttachedTrainer(shape.pid, pidfd, shape, states, self._traffic(), since)
         record.trainer, record.rounds = trainer, shape.rounds
         assert self._nursery is not None, "the service does not run"
         self._nursery.start_soon(self._watch_trainer, record, trainer)
@@ -238,12 +208,12 @@ class Runs:
         record, trainer = self._attached(name)
         if request.fresh:
             weight = request.weight
-            self._sync.submit(name, request.round, _hash(request.root), weight)
+            self._sync.submit(name, request.round, hash_of(request.root), weight)
         outcome = await self._sync.outcome(name, timeout_s=ROUND_WAIT_S)
         if outcome is None:
             waiting_for = [str(peer) for peer in self._sync.waiting_for(name)]
             return RoundResult("waiting", request.round, waiting_for=waiting_for)
-        result = _result(request.round, outcome)
+        result = round_result(request.round, outcome)
         if outcome.certificate is not None:
             trainer.last = result
             trainer.rounds_done += 1
@@ -255,16 +225,16 @@ class Runs:
     async def fetch(self, name: str, request: FetchState) -> StateAt:
         """Load the run's state into the trainer's buffer."""
         _, trainer = self._attached(name)
-        target = trainer.states[_buffer(request.buffer)]
-        root = _hash(request.root) if request.root else None
+        target = trainer.states[buffer_index(request.buffer)]
+        root = hash_of(request.root) if request.root else None
         fetched = await self._sync.fetch(name, target, at_least=request.at_least, root=root)
         return StateAt(fetched.round, fetched.root.hex(), request.buffer)
 
     def announce(self, name: str, state: StateAt) -> None:
         """Offer the state in one of the trainer's buffers to joiners."""
         record, trainer = self._attached(name)
-        vector = trainer.states[_buffer(state.buffer)]
-        self._sync.announce(name, state.round, _hash(state.root), vector)
+        vector = trainer.states[buffer_index(state.buffer)]
+        self._sync.announce(name, state.round, hash_of(state.root), vector)
         record.round, record.root = state.round, state.root
 
     async def report(self, name: str, report: Report) -> Metric:
@@ -273,7 +243,7 @@ class Runs:
         last, wire = trainer.last or RoundResult("waiting", 0), self._traffic()
         eta_s = None
         if trainer.rounds_done:
-            each = (time.monotonic() - trainer.round_at) / trainer.rounds_done
+            each = (time.monotonic() - trainer.since) / trainer.rounds_done
             eta_s = round(each * max(0, record.rounds - report.round), 1)
         metric = Metric(
             time_ms=time.time_ns() // 1_000_000,
@@ -311,7 +281,7 @@ class Runs:
 
     # -- inside ------------------------------------------------------------------------------
 
-    async def _supervise(self, record: _Record, script: Path, env: dict[str, str]) -> None:
+    async def _supervise(self, record: Record, script: Path, env: dict[str, str]) -> None:
         log_path = record.directory / "train.log"
         try:
             argv = [sys.executable, str(script)]
@@ -332,7 +302,7 @@ class Runs:
             self._enter(record, "failed")
         record.ended.set()
 
-    async def _watch_trainer(self, record: _Record, trainer: _Trainer) -> None:
+    async def _watch_trainer(self, record: Record, trainer: AttachedTrainer) -> None:
         """Free what a trainer holds when its process ends without saying so."""
         with suppress(trio.ClosedResourceError):  # it has left by itself
             await trio.lowlevel.wait_readable(trainer.pidfd)
@@ -343,7 +313,7 @@ class Runs:
                 record.error = "the trainer's process ended"
                 self._enter(record, "failed")
 
-    async def _detach(self, record: _Record, trainer: _Trainer, *, keep: bool) -> None:
+    async def _detach(self, record: Record, trainer: AttachedTrainer, *, keep: bool) -> None:
         record.trainer = None
         trio.lowlevel.notify_closing(trainer.pidfd)
         os.close(trainer.pidfd)
@@ -355,12 +325,12 @@ class Runs:
         for segment in (trainer.shape.exchange, *trainer.shape.states):
             unlink_segment(segment)
 
-    def _enter(self, record: _Record, state: str) -> None:
+    def _enter(self, record: Record, state: str) -> None:
         record.state = state
         _log.info("run", run=record.name, state=state, error=record.error)
         record.news.send(self._view(record))
 
-    def _new_record(self, name: str) -> _Record:
+    def _new_record(self, name: str) -> Record:
         try:
             msgspec.convert(name, RunName)
         except msgspec.ValidationError as error:
@@ -375,23 +345,23 @@ class Runs:
             raise Busy(f"{RUNS_MAX} runs are remembered", hint="restart the daemon")
         directory = self._directory / name
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        record = _Record(name, "starting", directory)
+        record = Record(name, "starting", directory)
         self._records[name] = record
         return record
 
-    def _record(self, name: str) -> _Record:
+    def _record(self, name: str) -> Record:
         record = self._records.get(name)
         if record is None:
             raise NotFound(f"there is no run {name[:64]!r} here", hint="`shoal runs` lists them")
         return record
 
-    def _attached(self, name: str) -> tuple[_Record, _Trainer]:
+    def _attached(self, name: str) -> tuple[Record, AttachedTrainer]:
         record = self._record(name)
         if record.trainer is None:
             raise NotFound(f"no trainer of run {name} is attached here")
         return record, record.trainer
 
-    def _view(self, record: _Record) -> Run:
+    def _view(self, record: Record) -> Run:
         metric, child, trainer = record.metric, record.child, record.trainer
         pid = child.pid if child is not None else trainer.pid if trainer is not None else None
         return Run(
@@ -408,48 +378,3 @@ class Runs:
             error=record.error,
             directory=str(record.directory),
         )
-
-    def _check_shape(self, shape: Attach) -> None:
-        if not 1 <= shape.elements <= ELEMENTS_MAX or not 1 <= shape.rounds <= ROUNDS_MAX:
-            raise UsageError(f"{shape.elements} parameters, {shape.rounds} rounds: out of range")
-        if shape.wire not in ("float32", "int8"):
-            raise UsageError(f"no such wire: {shape.wire[:16]!r}", hint="float32 or int8")
-        if not (1 <= shape.min_members <= 64 and 0 <= shape.patience_s <= 3600):
-            raise UsageError("min_members is 1 to 64, patience_s 0 to 3600")
-        if len(shape.states) != 2:
-            raise UsageError("a trainer has two state buffers")
-        _hash(shape.root)
-
-
-def _result(round_: int, outcome: Outcome) -> RoundResult:
-    certificate = outcome.certificate
-    if certificate is None:
-        root = outcome.root.hex() if outcome.root else ""
-        return RoundResult("behind", round_, at_least=outcome.at_least, root=root)
-    return RoundResult(
-        outcome="committed",
-        round=certificate.round,
-        attempt=certificate.attempt,
-        members=list(certificate.members),
-        weights=certificate.weights,
-        result=certificate.result.hex(),
-        bytes_in=outcome.bytes_in,
-        bytes_out=outcome.bytes_out,
-        seconds=outcome.seconds,
-    )
-
-
-def _hash(text: str) -> bytes:
-    try:
-        value = bytes.fromhex(text)
-    except ValueError:
-        value = b""
-    if len(value) != 32:
-        raise UsageError(f"{text[:16]!r} is not a SHA-256 in hexadecimal")
-    return value
-
-
-def _buffer(index: int) -> int:
-    if index not in (0, 1):
-        raise UsageError(f"there is no state buffer {index}")
-    return index
