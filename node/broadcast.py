@@ -18,6 +18,13 @@ class Broadcast(Generic[T]):
     def __init__(self, queue_max: int = QUEUE_MAX) -> None:
         self._queue_max = queue_max
         self._readers: set[_Reader[T]] = set()
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Nothing comes any more: readers end when they have read what is there."""
+        self._is_closed = True
+        for reader in self._readers:
+            reader.close()
 
     def send(self, item: T) -> None:
         """Give an item to all readers; never blocks. Call it in the trio thread only."""
@@ -29,6 +36,8 @@ class Broadcast(Generic[T]):
         """Read what is sent from now on, until the block is left."""
         reader = _Reader[T](self._queue_max)
         self._readers.add(reader)
+        if self._is_closed:
+            reader.close()
         try:
             yield reader
         finally:
@@ -41,6 +50,12 @@ class _Reader(Generic[T]):
     def __init__(self, queue_max: int) -> None:
         self._items: deque[T] = deque(maxlen=queue_max)
         self._wake = trio.Event()
+        self._is_closed = False
+
+    def close(self) -> None:
+        """End the iteration after what is there."""
+        self._is_closed = True
+        self._wake.set()
 
     def put(self, item: T) -> None:
         """Add an item, dropping the oldest if there is no room."""
@@ -48,12 +63,14 @@ class _Reader(Generic[T]):
         self._wake.set()
 
     def __aiter__(self) -> AsyncIterator[T]:
-        """Iterate for ever."""
+        """Iterate until the sender closes."""
         return self
 
     async def __anext__(self) -> T:
         """Return the next item."""
         while not self._items:
+            if self._is_closed:
+                raise StopAsyncIteration
             self._wake = trio.Event()
             await self._wake.wait()
         await trio.lowlevel.checkpoint()

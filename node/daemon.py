@@ -211,6 +211,8 @@ class Daemon:
             await self.membership.leave(timeout_s=LEAVE_S)
         with trio.move_on_after(LEAVE_S):
             await self._remember()
+        self.life.events.close()
+        self.start.logs.fresh.close()
         await self.control.drain()
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, overload
 
@@ -81,7 +82,8 @@ class AsyncClient:
         self, method: str, path: str, body: object, *, silence_s: float | None = None
     ) -> AsyncGenerator[bytes]:
         """Send one request and yield the answer's body as it comes. Raises on error statuses."""
-        link = connect_unix(self.path, timeout_s=CONNECT_TIMEOUT_S)
+        connect = partial(connect_unix, self.path, timeout_s=CONNECT_TIMEOUT_S)
+        link = await trio.to_thread.run_sync(connect)  # it waits while the daemon's queue is full
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(link))
         async with stream:
             http = h11.Connection(h11.CLIENT)

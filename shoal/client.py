@@ -7,6 +7,7 @@ torch stay out. One connection a call, so a client may be used from several thre
 import http.client
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -21,17 +22,21 @@ T = TypeVar("T")
 
 CALL_TIMEOUT_S = 30.0  # seconds for a reply; what may take longer says so in its call
 CONNECT_TIMEOUT_S = 5.0  # seconds; a unix socket connects at once or never
+_TIMEVAL = struct.Struct("ll")  # seconds, microseconds: socket(7)
 READ_BYTES = 64 * 1024  # bytes asked of the socket at a time
 
 
 def connect_unix(path: Path, *, timeout_s: float) -> socket.socket:
     """Connect to a unix socket, also when its path is over the kernel's 107 bytes."""
     link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    link.settimeout(timeout_s)
+    # A full queue of the daemon shows as EAGAIN at once if the socket has a timeout of Python's;
+    # one of the kernel's makes connect wait for a place.
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(int(timeout_s), 0))
     folder = -1
     try:
         folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         link.connect(f"/proc/self/fd/{folder}/{path.name}")
+        link.settimeout(timeout_s)
     except PermissionError as error:
         link.close()
         raise DaemonUnreachable(

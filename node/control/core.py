@@ -12,12 +12,13 @@ from msgspec import Meta
 from node.control import openapi
 from node.control.api import Api, Event, Events, Raw, Request
 from node.logs import level_number
+from node.membership import SHORT_ID_MIN
 from node.metrics import CONTENT_TYPE, Metrics
 from node.parts import Node, now_ms
 from node.tickets import BOOTSTRAP_MAX, Ticket
 from shoal import api as shapes
-from wire.errors import BadMessage, DeadlineExceeded, NotFound, ShoalError, UsageError
-from wire.ids import PeerId, public_key_of
+from wire.errors import DeadlineExceeded, NotFound, ShoalError, UsageError
+from wire.ids import PeerId
 
 WAIT_MAX_S = 3600.0  # for /v1/wait: a script that waits longer asks again
 
@@ -122,16 +123,18 @@ class Core:
             yield Event(pong)
 
     def resolve(self, name: str) -> PeerId:
-        """Find a peer by name, peer ID or a unique prefix of it."""
+        """Find a peer by name, peer ID or a unique part of it.
+
+        A peer that is connected counts too while we have not heard its name yet.
+        """
         try:
             return self._node.membership.resolve(name)
         except NotFound:
-            try:
-                public_key_of(PeerId(name))
-            except BadMessage:
-                pass
-            else:
-                return PeerId(name)  # not a known member, but something that can be dialled
+            fits = [
+                p for p in self._node.host.connected() if p.startswith(name) or p.endswith(name)
+            ]
+            if len(fits) == 1 and len(name) >= SHORT_ID_MIN:
+                return fits[0]
             raise
 
     async def ticket(self, _: Request) -> shapes.Ticket:
@@ -148,7 +151,8 @@ class Core:
         with trio.move_on_after(timeout_s):
             async with self._node.life.events.read() as events:
                 while len(self._node.host.connected()) < peers:
-                    await anext(events)
+                    if await anext(events, None) is None:
+                        break  # the daemon stops
         found = len(self._node.host.connected())
         if found < peers:
             raise DeadlineExceeded(
@@ -180,8 +184,9 @@ class Core:
                 last = line.number
                 if level_number(line.level) >= least:
                     yield Event(line)
-            while follow:
-                line = await anext(fresh)
+            if not follow:
+                return
+            async for line in fresh:
                 if line.number > last and level_number(line.level) >= least:
                     yield Event(line)
 

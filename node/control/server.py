@@ -36,8 +36,8 @@ from node.faults import root_cause
 from wire.errors import DeadlineExceeded, ShoalError, UsageError
 
 CONNECTIONS_MAX = 128  # both listeners; when all are taken, the longest idle one gives way
-DRAIN_S = 0.5  # seconds for replies in progress when the daemon stops; streams are cut
-BACKLOG = 64
+DRAIN_S = 0.5  # seconds for replies and streams in progress when the daemon stops
+BACKLOG = 512  # connections not yet accepted: a burst of clients, not an error
 _UCRED = struct.Struct("3i")  # pid, uid, gid: unix(7)
 _log = structlog.get_logger("control")
 
@@ -116,7 +116,7 @@ class ControlServer:
         await self._listen(trio.SocketListener(link), lambda _: None, guard)
 
     async def drain(self) -> None:
-        """Wait a moment for replies in progress; the daemon is about to stop."""
+        """Wait a moment for replies and streams in progress; the daemon is about to stop."""
         with trio.move_on_after(DRAIN_S):
             while self._replying:
                 self._quiet = trio.Event()
@@ -201,14 +201,14 @@ class ControlServer:
         self._replying += 1
         try:
             result = await self._handle(head, guard)
-            if not isinstance(result, Events):
+            if isinstance(result, Events):
+                await link.stream(result, _last_event)
+            else:
                 await _send(link, result)
-                return
         finally:
             self._replying -= 1
             if not self._replying:
                 self._quiet.set()
-        await link.stream(result, _last_event)
 
     async def _handle(self, head: Head, guard: Guard) -> object:
         try:

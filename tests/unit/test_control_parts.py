@@ -85,6 +85,16 @@ async def test_a_slow_reader_loses_the_oldest_and_holds_up_nobody() -> None:
     channel.send(99)  # nobody reads any more
 
 
+async def test_readers_of_a_closed_channel_end_after_what_is_there() -> None:
+    channel = Broadcast[int]()
+    async with channel.read() as early:
+        channel.send(1)
+        channel.close()
+        assert [number async for number in early] == [1]
+    async with channel.read() as late:
+        assert [number async for number in late] == []
+
+
 async def test_a_reader_sleeps_until_something_comes(nursery: trio.Nursery) -> None:
     channel = Broadcast[int]()
     async with channel.read() as reader:
