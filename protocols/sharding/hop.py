@@ -91,7 +91,7 @@ class Hop:
         self._scope = trio.CancelScope()
         # Steps of a session follow each other: nothing ever waits in either channel.
         self._ask, self._asked = trio.open_memory_channel[Step](0)
-        self._answer, self._answered = trio.open_memory_channel[Output | ShoalError](1)
+        self._answer, self._answered = trio.open_memory_channel[Output](1)
         self._error: ShoalError | None = None
 
     async def run(
@@ -102,16 +102,18 @@ class Hop:
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Hold the session. Its errors go to who asks, never to the nursery."""
+        opened = False
         with self._scope, self._asked, self._answer:
             try:
                 async with connector.session(self.span, request) as session:
+                    opened = True
                     task_status.started()
                     async for step in self._asked:
                         await self._answer.send(await session.step(step))
             except ShoalError as error:
                 self._error = error
                 log.debug("hop.ended", peer=self.span.peer, error=str(error))
-        if self._error is not None:
+        if not opened:
             task_status.started()
 
     def check(self) -> None:
@@ -131,8 +133,6 @@ class Hop:
         except (trio.BrokenResourceError, trio.EndOfChannel) as error:
             self.check()
             raise PeerUnreachable(f"the session on {self.span.peer} has ended") from error
-        if isinstance(answer, ShoalError):
-            raise answer
         self._remember(step)
         return answer
 

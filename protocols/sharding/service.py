@@ -3,11 +3,12 @@
 import itertools
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 import structlog
 import trio
 
-from protocols.sharding.link import Link, WorkerGone
+from protocols.sharding.link import WorkerGone
 from protocols.sharding.wire import (
     SESSION,
     Open,
@@ -32,6 +33,14 @@ CLOSE_S = 2.0  # seconds to tell the worker that a session is over; its idle lim
 log = structlog.get_logger(__name__)
 
 
+class Worker(Protocol):
+    """What answers for a stage: the link to its process."""
+
+    async def ask(self, message: object, *, timeout_s: float) -> WorkerAnswer:
+        """Ask and wait. Raises WorkerGone, DeadlineExceeded, or the worker's RemoteError."""
+        ...
+
+
 def step_timeout_s(step: Step, *, row_bytes: int) -> float:
     """Return how long one step may take: prompts take longer than single tokens."""
     return STEP_S + STEP_TOKEN_S * max(len(step.tokens), len(step.hidden) // row_bytes)
@@ -40,7 +49,7 @@ def step_timeout_s(step: Step, *, row_bytes: int) -> float:
 class StageSession:
     """One session on a stage of this node."""
 
-    def __init__(self, link: Link[WorkerAnswer], number: int, row_bytes: int) -> None:
+    def __init__(self, link: Worker, number: int, row_bytes: int) -> None:
         self._link = link
         self._number = number
         self._row_bytes = row_bytes
@@ -59,14 +68,12 @@ class StageService:
 
     def __init__(self, rpc: Rpc) -> None:
         self.peer = rpc.peer
-        self._stages: dict[tuple[str, int, int], tuple[Link[WorkerAnswer], int]] = {}
+        self._stages: dict[tuple[str, int, int], tuple[Worker, int]] = {}
         self._numbers = itertools.count(1)
         self.sessions = 0  # open now
         rpc.serve_stream(SESSION, self._serve)
 
-    def attach(
-        self, model: str, start: int, end: int, link: Link[WorkerAnswer], *, hidden_size: int
-    ) -> None:
+    def attach(self, model: str, start: int, end: int, link: Worker, *, hidden_size: int) -> None:
         """Begin to answer for a stage whose worker is ready."""
         self._stages[model, start, end] = link, 4 * hidden_size
 
@@ -111,7 +118,7 @@ class StageService:
                 await call.send(await session.step(step))
 
 
-async def _close(link: Link[WorkerAnswer], number: int) -> None:
+async def _close(link: Worker, number: int) -> None:
     try:
         await link.ask(WorkerClose(number), timeout_s=CLOSE_S)
     except WorkerGone:

@@ -1,6 +1,7 @@
 """Tiny random models of several families, for the tests of sharding."""
 
 import inspect
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 def make_model(family: str, *, seed: int = 0, **changes: object) -> Any:
     """Build a model whose weights and norms are all random: nothing is an identity."""
+    torch.set_num_threads(1)  # as in the worker; two are slower where tests share the cores
     torch.manual_seed(seed)
     config = CONFIG_MAPPING[family](**{**FAMILIES[family], **changes})
     model = AutoModelForCausalLM.from_config(config).eval()
@@ -81,4 +83,4 @@ def prefill_and_decode(model: Any, *, steps: int = 6) -> list[Tensor]:
 def cuts(stages: int, layers: int = LAYERS) -> list[tuple[int, int]]:
     """Return so many even spans."""
     edges = [index * layers // stages for index in range(stages + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))

@@ -1,7 +1,6 @@
 """A chain of stages computes what the whole model does, bit for bit."""
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,14 +22,6 @@ from tests.unit.sharding_models import (
     prefill_and_decode,
     save_model,
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def run_chain(stages: list[Stage], *, steps: int = 6, shift: int = 0) -> list[Tensor]:
@@ -93,7 +84,7 @@ def test_a_stage_reads_and_holds_its_own_parts_only(tmp_path: Path) -> None:
     stage = load_stage(tmp_path / "parts", 1, 3)
     held = {p.untyped_storage().data_ptr(): p.untyped_storage() for p in stage.model.parameters()}
     own = sum(p.numel() * 4 for i in (1, 2) for p in stage.model.model.layers[i].parameters())
-    outside = len([p for p in stage.model.parameters()]) - 2 * 9
+    outside = len(list(stage.model.parameters())) - 2 * 9
     assert sum(storage.nbytes() for storage in held.values()) == own + 4 * outside
     with pytest.raises(FileNotFoundError):
         load_stage(tmp_path / "parts", 0, 1)
