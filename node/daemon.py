@@ -16,9 +16,11 @@ import structlog
 import trio
 from protocols.blobs.service import BlobService
 from protocols.blobs.store import BlobStore
-from protocols.channels.service import ChannelService
 
 import node.control.core as core_routes
+import node.control.models as model_routes
+import node.control.openai as openai_routes
+import node.control.runs as run_routes
 from crdt.service import StoreService
 from dht.service import DhtService
 from node.config import Loaded, http_address
@@ -27,16 +29,21 @@ from node.control.server import ControlServer
 from node.faults import root_cause
 from node.home import Home
 from node.host.gate import Limits
+from node.host.mdns import Found, Mdns
 from node.host.service import LibP2pHost
 from node.host.views import PeerUp
 from node.known_peers import read_known, write_known
 from node.logs import LogBook, tame_libraries
 from node.membership import MemberInfo, Membership
 from node.metrics import LoopLag, Metrics, core_figures, rpc_figures, store_figures
+from node.models import Models
 from node.notify import notify
 from node.parts import Life, Node, now_ms
-from node.tickets import Ticket
+from node.runs import Runs
+from node.tickets import Ticket, swarm_tag
 from node.token import load_or_make_token
+from protocols.channels.service import ChannelService
+from protocols.modelsync.service import ModelSync
 from protocols.rpc.service import RpcService
 from shoal.api import PeerChange
 from wire.clock import SystemClock
@@ -97,6 +104,24 @@ class Daemon:
             self.store, self.host, self._about_us, self.clock, finder=self.dht
         )
         self.blobs = BlobService(self.rpc, BlobStore(home.blobs))
+        self.modelsync = ModelSync(self.rpc, self.store, start.signer, peers=peers)
+        self.runs = Runs(
+            home.runs,
+            self.modelsync,
+            member=self.host.peer,
+            env={"SHOAL_HOME": str(home.path)},
+            traffic=self._traffic,
+        )
+        self.models = Models(
+            folder=home.models,
+            store=self.store,
+            blobs=self.blobs,
+            rpc=self.rpc,
+            members=lambda: [*self.membership.members()],
+            clock=self.clock,
+            offer=config.serve.offer,
+            memory_gib=config.serve.memory_gib,
+        )
         self.lag = LoopLag()
         self.metrics = Metrics()
         self.node = Node(
@@ -109,36 +134,51 @@ class Daemon:
             life=self.life,
             host=self.host,
             membership=self.membership,
+            run_names=self.runs.names,
+            model_names=self.models.names,
             loop_lag_ms=self.lag.worst_ms,
         )
         self.metrics.add(*core_figures(self.node), *rpc_figures(self.rpc.counters))
         self.metrics.add(*store_figures(self.store.stats))
         self.api = Api()
         core_routes.routes(self.api, self.node, self.metrics)
+        run_routes.routes(self.api, self.runs)
+        model_routes.routes(self.api, self.models)
+        openai_routes.routes(self.api, self.models)
         self.control = ControlServer(self.api)
 
     def _about_us(self) -> MemberInfo:
-        config = self.start.loaded.config.serve
-        offers: dict[str, object] = {"serve": config.offer, "memory_gib": config.memory_gib}
         return MemberInfo(
             name=self.start.name,
             addrs=self.host.addresses(),
             version=self.version,
             started_ms=self.started_ms,
-            offers=offers,
+            offers=self.models.offers(),
         )
+
+    def _traffic(self) -> tuple[int, int]:
+        counters = self.host.counters()
+        return counters.bytes_in, counters.bytes_out
 
     async def run(self, on_ready: OnReady) -> None:
         """Run all parts until somebody asks to stop; then drain."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_heed_signals, self.life)
             await nursery.start(self.lag.run)
+            for part in (
+                self.host,
+                self.channels,
+                self.store,
+                self.dht,
+                self.membership,
+                self.modelsync,
+                self.runs,
+                self.models,
+            ):
+                await nursery.start(part.run)
             await nursery.start(self.control.serve_unix, self.start.home.socket)
-            await nursery.start(self.host.run)
-            await nursery.start(self.store.run)
-            await nursery.start(self.dht.run)
-            await nursery.start(self.membership.run)
             await self._start_http(nursery)
+            await self._start_mdns(nursery)
             await self._join(nursery)
             self.life.enter("ready")
             notify("READY=1")
@@ -154,6 +194,16 @@ class Daemon:
         token = load_or_make_token(self.start.home.token)
         port = await nursery.start(self.control.serve_tcp, *address, token)
         _log.info("http", listen=f"{address[0]}:{port}", token=self.start.home.token)
+
+    async def _start_mdns(self, nursery: trio.Nursery) -> None:
+        if not self.start.loaded.config.net.mdns:
+            return
+        tag = swarm_tag(self.start.swarm.key)
+        mdns = Mdns(self.host.peer, tag, self.host.addresses, self._found_nearby)
+        await nursery.start(mdns.run)
+
+    def _found_nearby(self, found: Found) -> None:
+        self.host.keep(found.peer, list(found.addresses))
 
     async def _join(self, nursery: trio.Nursery) -> None:
         """Dial everybody we know of, and wait a moment for the first to answer."""

@@ -33,7 +33,7 @@ from node.control.api import (
 )
 from node.control.http import Connection, Head, HungUp
 from node.faults import root_cause
-from wire.errors import DeadlineExceeded, ShoalError, UsageError
+from wire.errors import Busy, DeadlineExceeded, ShoalError, UsageError
 
 CONNECTIONS_MAX = 128  # both listeners; when all are taken, the longest idle one gives way
 DRAIN_S = 0.5  # seconds for replies and streams in progress when the daemon stops
@@ -54,12 +54,6 @@ class Forbidden(ShoalError):
     """The wrong user, host or origin."""
 
     code = "forbidden"
-
-
-class Busy(ShoalError):
-    """Too many clients at once."""
-
-    code = "busy"
 
 
 @dataclass(eq=False)
