@@ -15,7 +15,6 @@ from importlib.metadata import version
 import structlog
 import trio
 from protocols.blobs.service import BlobService
-from protocols.blobs.store import BlobStore
 
 import node.control.core as core_routes
 import node.control.models as model_routes
@@ -42,6 +41,7 @@ from node.parts import Life, Node, now_ms
 from node.runs import Runs
 from node.tickets import Ticket, swarm_tag
 from node.token import load_or_make_token
+from protocols.blobs.store import BlobStore
 from protocols.channels.service import ChannelService
 from protocols.modelsync.service import ModelSync
 from protocols.rpc.service import RpcService
@@ -123,14 +123,17 @@ class Daemon:
             memory_gib=config.serve.memory_gib,
         )
         self.lag = LoopLag()
-        self.metrics = Metrics()
-        self.node = Node(
-            home=home,
-            loaded=start.loaded,
-            swarm=start.swarm,
-            name=start.name,
+        self.api = self._declare_routes()
+        self.control = ControlServer(self.api)
+
+    def _declare_routes(self) -> Api:
+        node = Node(
+            home=self.start.home,
+            loaded=self.start.loaded,
+            swarm=self.start.swarm,
+            name=self.start.name,
             version=self.version,
-            logs=start.logs,
+            logs=self.start.logs,
             life=self.life,
             host=self.host,
             membership=self.membership,
@@ -138,14 +141,15 @@ class Daemon:
             model_names=self.models.names,
             loop_lag_ms=self.lag.worst_ms,
         )
-        self.metrics.add(*core_figures(self.node), *rpc_figures(self.rpc.counters))
-        self.metrics.add(*store_figures(self.store.stats))
-        self.api = Api()
-        core_routes.routes(self.api, self.node, self.metrics)
-        run_routes.routes(self.api, self.runs)
-        model_routes.routes(self.api, self.models)
-        openai_routes.routes(self.api, self.models)
-        self.control = ControlServer(self.api)
+        metrics = Metrics()
+        metrics.add(*core_figures(node), *rpc_figures(self.rpc.counters))
+        metrics.add(*store_figures(self.store.stats))
+        api = Api()
+        core_routes.routes(api, node, metrics)
+        run_routes.routes(api, self.runs)
+        model_routes.routes(api, self.models)
+        openai_routes.routes(api, self.models)
+        return api
 
     def _about_us(self) -> MemberInfo:
         return MemberInfo(
