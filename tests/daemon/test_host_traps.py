@@ -166,7 +166,7 @@ async def test_a_dead_first_address_does_not_hide_a_good_last_one(
             plan = b.addresses_of(a.peer)
             b.learn(a.peer, [*plan, a.addresses()[0]])
             assert b.addresses_of(a.peer)[-1] == a.addresses()[0]
-            with trio.fail_after(1.0):
+            with trio.fail_after(0.4):  # usual here: 0.06
                 await b.connect(a.peer)
             assert b.addresses_of(a.peer)[0] == a.addresses()[0]
             await call(b, a)
@@ -211,6 +211,27 @@ async def test_garbage_of_1_mib_is_a_debug_line_and_a_count(
         assert [record.getMessage() for record in caplog.records] == []
         await b.connect(address)
         await call(b, a)
+
+
+async def test_those_who_say_nothing_are_hung_up_on_and_hold_nobody_else_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    a, b = make_host(), make_host()
+    monkeypatch.setattr("node.host.swarm.HANDSHAKE_S", 0.5)
+    async with running(a, b):
+        port = int(a.addresses()[0].split("/")[4])
+        silent = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(50)]
+        await silent[0].send_all(b"\x13/multi")  # begins well
+        start = trio.current_time()
+        await b.connect(a.addresses()[0])
+        await call(b, a)
+        assert trio.current_time() - start < 0.5
+        with trio.fail_after(3):
+            for stream in silent:
+                assert len(await stream.receive_some()) <= 20  # its own greeting
+                await stream.aclose()
+        await eventually(lambda: a.counters().connections == 1)
+        assert a.counters().failed_handshakes == 50
 
 
 async def test_two_peers_in_bulk_both_ways_while_streams_open_never_stop() -> None:

@@ -177,6 +177,28 @@ async def test_a_listener_admits_nobody_who_says_something_else(
     assert await outcome(listen, listener) != "admitted"
 
 
+async def test_a_dialler_trusts_no_listener_that_does_not_know_the_key(
+    autojump_clock: MockClock,
+) -> None:
+    dialler, attacker = pipes()
+    result: list[str] = []
+
+    async def dial() -> None:
+        await admit_as_dialler(dialler, KEY, BINDING)
+
+    async def note() -> None:
+        result.append(await outcome(dial, dialler))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(note)
+        await attacker.read(FRAME_MAX)
+        # Right in everything but the proof, and it welcomes whatever comes.
+        said = pack(encode(Challenge(bytes(32), bytes(32)))) + pack(encode(Welcome()))
+        await attacker.write(said)
+        assert await attacker.read(FRAME_MAX) == b""  # and gets no proof of ours to use elsewhere
+    assert result == ["NotAdmitted"]
+
+
 async def test_silence_is_not_waited_out_by_the_machine_itself(autojump_clock: MockClock) -> None:
     _silent, listener = pipes()
 

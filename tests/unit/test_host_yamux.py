@@ -280,6 +280,27 @@ async def test_a_peer_that_takes_no_bytes_is_disconnected(autojump_clock: MockCl
     await theirs.aclose()
 
 
+async def test_many_writers_queue_no_more_than_a_few_frames(autojump_clock: MockClock) -> None:
+    ours, _ = memory_stream_pair()
+    stuck = trio.StapledStream(
+        MemorySendStream(send_all_hook=trio.sleep_forever), ours.receive_stream
+    )
+    mux, queued = MuxedConnection(MemoryLink(stuck, True), PEER), list[int]()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mux.start)
+
+        async def write() -> None:
+            stream = await mux.open_stream()
+            await stream.write(bytes(60_000))
+            queued.append(60_000)
+
+        for _ in range(100):
+            nursery.start_soon(write)
+        await trio.sleep(1)
+        assert sum(queued) <= yamux.QUEUE_BYTES + 65536
+        nursery.cancel_scope.cancel()
+
+
 async def test_closing_does_not_wait_for_a_peer_that_does_not_read(
     autojump_clock: MockClock,
 ) -> None:
