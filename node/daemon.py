@@ -14,11 +14,9 @@ from importlib.metadata import version
 
 import structlog
 import trio
-from protocols.blobs.service import BlobService
 
 import node.control.core as core_routes
 import node.control.models as model_routes
-import node.control.openai as openai_routes
 import node.control.runs as run_routes
 from crdt.service import StoreService
 from dht.service import DhtService
@@ -41,6 +39,7 @@ from node.parts import Life, Node, now_ms
 from node.runs import Runs
 from node.tickets import Ticket, swarm_tag
 from node.token import load_or_make_token
+from protocols.blobs.service import BlobService
 from protocols.blobs.store import BlobStore
 from protocols.channels.service import ChannelService
 from protocols.modelsync.service import ModelSync
@@ -148,7 +147,6 @@ class Daemon:
         core_routes.routes(api, node, metrics)
         run_routes.routes(api, self.runs)
         model_routes.routes(api, self.models)
-        openai_routes.routes(api, self.models)
         return api
 
     def _about_us(self) -> MemberInfo:
