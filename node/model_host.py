@@ -102,8 +102,8 @@ class Hosting:
         self._stages = stages
         self._files = files
         self._memory_bytes = memory_bytes
-        self._running: dict[Duty, trio.CancelScope] = {}
-        self._taken: dict[Duty, int] = {}  # bytes that each duty takes
+        self._running: dict[str, tuple[Duty, trio.CancelScope]] = {}  # by the model's name
+        self._taken: dict[str, int] = {}  # bytes that each duty takes
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow the placements until cancelled."""
@@ -120,14 +120,14 @@ class Hosting:
             await trio.sleep(LOOK_INTERVAL_S)
 
     def _look(self, nursery: trio.Nursery) -> None:
-        wanted = set(duties(self._store, self._stages.peer).values())
-        for duty, scope in self._running.items():
-            if duty not in wanted:
+        wanted = duties(self._store, self._stages.peer)
+        for duty, scope in self._running.values():
+            if wanted.get(duty.name) != duty:
                 scope.cancel()
-        for duty in wanted:
-            same_name = any(other.name == duty.name for other in self._running)
-            if not same_name:  # else it starts at the next look, when the old one is gone
-                scope = self._running[duty] = trio.CancelScope()
+        for duty in wanted.values():
+            if duty.name not in self._running:  # else it starts when the old one is gone
+                scope = trio.CancelScope()
+                self._running[duty.name] = duty, scope
                 nursery.start_soon(self._serve, duty, scope, nursery)
 
     async def _serve(self, duty: Duty, scope: trio.CancelScope, nursery: trio.Nursery) -> None:
@@ -139,8 +139,8 @@ class Hosting:
                     renewing.start_soon(lease.renew)
                     await self._keep_serving(duty, lease, nursery)
         finally:
-            self._running.pop(duty, None)
-            self._taken.pop(duty, None)
+            del self._running[duty.name]
+            self._taken.pop(duty.name, None)
             await lease.withdraw()
         self._look(nursery)
 
@@ -196,11 +196,11 @@ class Hosting:
         if duty.end > manifest.n_layers:
             raise Refused(f"the model has {manifest.n_layers} layers")
         needed = (duty.end - duty.start) * block_bytes(manifest)
-        others = sum(taken for other, taken in self._taken.items() if other != duty)
+        others = sum(taken for name, taken in self._taken.items() if name != duty.name)
         if needed + others > self._memory_bytes():
             free = max(0, self._memory_bytes() - others)
             raise Refused(f"{needed >> 20} MiB are needed, {free >> 20} MiB are offered here")
-        self._taken[duty] = needed
+        self._taken[duty.name] = needed
 
 
 class _Lease:

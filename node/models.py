@@ -40,7 +40,6 @@ from wire.ports import Clock, Rpc, Store
 
 GIB = 1 << 30
 PROGRESS_INTERVAL_S = 1.0  # between two looks at the stages while a model comes into service
-CONTEXT_UNKNOWN = 0
 
 _log = structlog.get_logger("models")
 
@@ -191,10 +190,11 @@ class Models:
     ) -> None:
         spans = place(manifest.n_layers, self._room(manifest), nodes=min(nodes or 64, STAGES_MAX))
         before = read(self._store.get(NAMESPACE, placement_key(name)), PlacementRecord)
-        record = ModelRecord(model, cid, [self.peer], self._clock.wall_ms())
+        now_ms = self._clock.wall_ms()  # as the epoch it also differs from one before `unserve`
+        record = ModelRecord(model, cid, [self.peer], now_ms)
         placement = PlacementRecord(
             model,
-            1 if before is None else before.epoch + 1,
+            now_ms if before is None else max(now_ms, before.epoch + 1),
             [(span.peer, span.start, span.end) for span in spans],
         )
         await self._store.put(NAMESPACE, manifest_key(name), to_value(record))

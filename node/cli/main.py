@@ -54,6 +54,7 @@ _TABLE = {
     "serve": (_MODELS, "Serve a model split over the swarm."),
     "generate": (_MODELS, "Let a served model continue a text."),
     "models": (_MODELS, "List served models."),
+    "unserve": (_MODELS, "Take a model out of service."),
 }
 
 

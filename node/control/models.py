@@ -3,7 +3,6 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-import node.control.openai as openai_routes
 from node.control.api import Api, Event, Events, Request
 from node.models import Models
 from shoal import models as shapes
@@ -40,7 +39,7 @@ class ModelRoutes:
 
 
 def routes(api: Api, models: Models) -> None:
-    """Declare the routes, OpenAI's among them."""
+    """Declare the routes."""
     handlers = ModelRoutes(models)
     api.add(
         "GET",
@@ -71,4 +70,3 @@ def routes(api: Api, models: Models) -> None:
         handlers.unserve,
         summary="Take a model out of service on all nodes.",
     )
-    openai_routes.routes(api, models)
