@@ -14,7 +14,9 @@ def document(api: Api) -> bytes:
     """Return the document as JSON."""
     types = {_key(t): t for route in api.routes for t in (route.body, route.reply) if _is_json(t)}
     types[_key(ErrorReply)] = ErrorReply
-    schemas, components = msgspec.json.schema_components(types.values(), ref_template=_REF)
+    schemas, components = msgspec.json.schema_components(
+        types.values(), schema_hook=_schema_of_anything, ref_template=_REF
+    )
     schema_of = dict(zip(types, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for route in sorted(api.routes, key=lambda r: (r.path, r.method)):
@@ -56,6 +58,13 @@ def _operation(route: Route, schema_of: dict[str, Any]) -> dict[str, Any]:
             {"name": name, "in": "path", "required": True, "schema": text} for name in names
         ]
     return operation
+
+
+def _schema_of_anything(type_: type) -> dict[str, Any]:
+    """A field of type `object` may hold any JSON."""
+    if type_ is object:
+        return {}
+    raise NotImplementedError(type_)
 
 
 def _is_json(type_: object) -> bool:

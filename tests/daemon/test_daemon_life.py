@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -198,6 +199,26 @@ def test_it_starts_within_two_seconds(tmp_path: Path, record_property: object) -
     assert callable(record_property)
     record_property("ready_after_s", round(took_s, 2))  # measured, not asserted: CI is shared
     assert took_s < 20
+
+
+def test_the_openapi_document_and_the_metrics_cover_all_parts(tmp_path: Path) -> None:
+    with daemons(tmp_path, "a") as (a,):
+        a.start()
+        socket_path = os.fspath(a.home / "control.sock")
+        pages = [
+            subprocess.run(
+                ["curl", "-sf", "--unix-socket", socket_path, f"http://localhost{path}"],
+                capture_output=True,
+                check=True,
+            ).stdout
+            for path in ("/v1/openapi.json", "/metrics")
+        ]
+    document = json.loads(pages[0])
+    for path in ("/v1/status", "/v1/runs/{run}/round", "/v1/served", "/v1/chat/completions"):
+        assert path in document["paths"]
+    references = re.findall(rb'"#/components/schemas/([^"]+)"', pages[0])
+    assert {name.decode() for name in references} <= set(document["components"]["schemas"])
+    assert b"shoal_store_entries 1.0" in pages[1]
 
 
 def test_two_daemons_join_by_ticket_and_again_without_it(tmp_path: Path) -> None:

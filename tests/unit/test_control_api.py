@@ -20,9 +20,10 @@ class Round(msgspec.Struct):
 
 
 class Done(msgspec.Struct):
-    """A reply."""
+    """A reply; `more` is whatever JSON."""
 
     ok: bool
+    more: object = None
 
 
 async def nothing(_: Request) -> None:
