@@ -63,7 +63,7 @@ def _operation(route: Route, schema_of: dict[str, Any]) -> dict[str, Any]:
 def _schema_of_anything(type_: type) -> dict[str, Any]:
     """A field of type `object` may hold any JSON."""
     if type_ is object:
-        return {}
+        return {"description": "any JSON value"}  # msgspec takes an empty one for none at all
     raise NotImplementedError(type_)
 
 
