@@ -80,7 +80,8 @@ class Digest:
         if len(prefix) >= CACHED_DIGITS:
             bucket = self._buckets.get(prefix[:CACHED_DIGITS], {})
             return sorted(held for slot, held in bucket.items() if slot.startswith(prefix))
-        return [held for digit in HEX for held in self.items(prefix + digit)]
+        below = (prefix + digit for digit in HEX if prefix + digit in self._sums)
+        return [held for longer in below for held in self.items(longer)]
 
     def _sum(self, prefix: str) -> Sum:
         if len(prefix) <= CACHED_DIGITS:

@@ -18,6 +18,7 @@ from crdt import wire
 from crdt.clock import ClockError, HybridClock, wall_of
 from crdt.entry import REGISTER, VALUE_MAX, Entry, Record, Signed, is_signed, seal, unseal
 from crdt.merge import Replica
+from crdt.storage import StoreFailed
 from crdt.sync import Syncer, SyncReport
 from crdt.watch import Watchers
 from crdt.writer import Batch, OffLoop, Thread, Writer
@@ -49,7 +50,7 @@ class Channel(Protocol):
     """Gossip, as the store needs it: `protocols.channels` provides it, node/ passes it in."""
 
     def subscribe(self, topic: str, handler: ChannelHandler, /) -> object:
-        """Hand every message of a topic to `handler`; True means valid and news: forward it."""
+        """Hand each message of a topic to `handler`, once; True: valid, goes on to our peers."""
         ...
 
     def publish(self, topic: str, data: bytes, /) -> Awaitable[object]:
@@ -108,12 +109,12 @@ class StoreService:
 
         Raises StoreCorrupt or StoreFailed if the file cannot be opened.
         """
-        async with trio.open_nursery() as nursery:
-            records: list[Record] = await nursery.start(self._writer.run)
+        async with self._writer.open() as records, trio.open_nursery() as nursery:
             for record in records:
                 self._replica.merge(record)
                 self._hybrid.observe(record.entry.hlc, self._clock.wall_ms())
             self._channel.subscribe(TOPIC, self._hear)
+            nursery.start_soon(self._writer.run)
             nursery.start_soon(self._publish_news)
             nursery.start_soon(self._keep_house)
             nursery.start_soon(self._syncer.run)
@@ -220,8 +221,12 @@ class StoreService:
                 await trio.sleep(0.001)
         return self._hybrid.tick(self._clock.wall_ms(), after=after)
 
-    async def _take(self, entries: list[Signed]) -> list[Record]:
-        """Check what a peer sent and merge it; returns the news. Raises BadMessage."""
+    async def _take(self, entries: list[Signed], *, is_spread: bool = True) -> list[Record]:
+        """Check what a peer sent and merge it; returns the news. Raises BadMessage, StoreFailed.
+
+        What a sync brings is news to others too, and goes out on the channel (`is_spread`): so a
+        newcomer's entries get further than to those it syncs with.
+        """
         now_ms = self._clock.wall_ms()
         fresh = [record for record in map(unseal, entries) if self._replica.is_news(record)]
         if len(fresh) > INLINE_MAX:
@@ -232,15 +237,18 @@ class StoreService:
             raise BadMessage("an entry with a wrong signature")
         for record in fresh:
             self._hybrid.observe(record.entry.hlc, now_ms)
-        return await self._writer.submit(Batch(fresh, is_spread=True)) if fresh else []
+        return await self._writer.submit(Batch(fresh, is_spread=is_spread)) if fresh else []
 
     async def _hear(self, peer: PeerId, data: bytes) -> bool:
-        """Take news from the channel; only what is news to us is forwarded, so it ends."""
+        """Take news from the channel; False if it breaks the rules."""
         try:
             push = codec.decode(data, wire.push_decoder, wire.FRAME_MAX)
-            return bool(await self._take(push.entries))
+            await self._take(push.entries, is_spread=False)  # the channel passes it on
         except PeerError:
             return False
+        except StoreFailed:
+            return True  # our disk is full, which is not the sender's fault
+        return True
 
     def _on_news(self, batch: Batch) -> None:
         now_ms = self._clock.wall_ms()

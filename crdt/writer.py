@@ -4,7 +4,8 @@ Writers that come while a commit is on its way go together into the next one (gr
 lone write never waits for company and a thousand share one sync of the disk.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -69,6 +70,7 @@ class Writer:
         self._path, self._replica, self._clock = path, replica, clock
         self._disk, self._on_news = disk, on_news
         self._send, self._receive = trio.open_memory_channel[Batch](BATCHES_MAX)
+        self._storage: Storage | None = None
         self.refused: dict[str, int] = {}
 
     async def submit(self, batch: Batch) -> list[Record]:
@@ -82,19 +84,25 @@ class Writer:
             raise batch.error
         return batch.news
 
-    async def run(
-        self, *, task_status: trio.TaskStatus[list[Record]] = trio.TASK_STATUS_IGNORED
-    ) -> None:
-        """Open the file, report what is in it, write until cancelled. Raises StoreCorrupt."""
-        storage = await self._disk(lambda: Storage(self._path))
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[list[Record]]:
+        """Hold the file open while the block runs; gives what is in it.
+
+        Raises StoreCorrupt, StoreFailed.
+        """
+        self._storage = storage = await self._disk(lambda: Storage(self._path))
         try:
-            task_status.started(await self._disk(storage.load))
-            while True:
-                await self._commit(storage, await self._gather())
+            yield await self._disk(storage.load)
         finally:
             self._refuse_waiting()
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_S):
                 await self._disk(storage.close)
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        assert self._storage is not None, "opened first"
+        while True:
+            await self._commit(self._storage, await self._gather())
 
     async def _gather(self) -> list[Batch]:
         batches = [await self._receive.receive()]

@@ -4,6 +4,7 @@ Stands on requests by bytes and on the host's address book. Every query has a de
 peers enter the table only after they answered us.
 """
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -31,6 +32,7 @@ from wire.ports import Clock, Network
 
 QUERY_S = 3.0  # for one answer, with dialling; a slower peer is no use in a lookup
 LOOKUP_S = 30.0  # for a whole lookup; 40 queries, 8 at a time, with a third of the peers dead
+EARLY_REFRESH_S = (5.0, 30.0)  # a swarm that starts together knows few at the first look
 REFRESH_S = 600.0  # between looks at ourselves and at buckets that heard of nobody since
 PROVIDER_TTL_MS = 3_600_000  # how long our records live when we are gone
 REPUBLISH_S = PROVIDER_TTL_MS / 3000  # two republishings may fail
@@ -328,9 +330,9 @@ class DhtService:
 
     async def _refresh(self) -> None:
         await self._acquainted.wait()
-        while True:
+        for wait_s in itertools.chain(EARLY_REFRESH_S, itertools.repeat(REFRESH_S)):
             await self.bootstrap()
-            await trio.sleep(REFRESH_S)
+            await trio.sleep(wait_s)
 
     async def _refresh_buckets(self, *, before: float) -> None:
         for index in self._table.idle_buckets(before - REFRESH_S):

@@ -52,6 +52,7 @@ class Links:
     listeners: dict[PeerId, dict[str, ChannelHandler]] = field(default_factory=dict)
     cut: set[frozenset[PeerId]] = field(default_factory=set)
     silent: set[PeerId] = field(default_factory=set)
+    seen: set[tuple[PeerId, bytes]] = field(default_factory=set)
     bytes_moved: int = 0
     requests: int = 0
 
@@ -92,7 +93,7 @@ class Wire:
 
 @dataclass
 class Flood:
-    """The `Channel` of one peer: to everybody reachable; forwarded by those to whom it is news."""
+    """The `Channel` of one peer: to everybody reachable, passed on once by each of them."""
 
     links: Links
     peer: PeerId
@@ -103,13 +104,17 @@ class Flood:
 
     async def publish(self, topic: str, data: bytes) -> None:
         await trio.lowlevel.checkpoint()
+        self.links.seen.add((self.peer, data))
         for peer in self.links.peers(self.peer):
             self.nursery.start_soon(self._deliver, topic, peer, data)
 
     async def _deliver(self, topic: str, peer: PeerId, data: bytes) -> None:
         await trio.sleep(self.links.latency_s)
         handler = self.links.listeners.get(peer, {}).get(topic)
-        if handler is not None and await handler(self.peer, data):
+        if handler is None or (peer, data) in self.links.seen:
+            return
+        self.links.seen.add((peer, data))
+        if await handler(self.peer, data):
             await Flood(self.links, peer, self.nursery).publish(topic, data)
 
 

@@ -7,8 +7,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from crdt.service import StoreService
+from crdt.service import Channel, StoreService
 from dht.service import DhtService
+from protocols.channels.service import ChannelService
 from tests.sim.net import Net
 from tests.sim.replicas import Silence, SimClock, in_place, signer
 from wire.errors import BadMessage, RemoteError
@@ -31,12 +32,14 @@ class NoBook:
         self.learnt[peer] = addrs
 
 
-async def start_store(nursery: trio.Nursery, net: Net, number: int) -> StoreService:
+async def start_store(
+    nursery: trio.Nursery, net: Net, number: int, channel: Channel | None = None
+) -> StoreService:
     own = signer(number)
     rpc, host = net.rpc(own.peer), net.host(own.peer)
     store = StoreService(
         rpc.network("crdt.sync"),
-        Silence(),
+        channel or Silence(),
         SimClock(),
         own,
         ":memory:",
@@ -65,6 +68,24 @@ async def test_stores_sync_over_rpc_and_again_after_a_cut(
     a.peer_up(signer(2).peer)
     await trio.sleep(100)
     assert a.state_root("runs") == b.state_root("runs")
+
+
+async def test_an_entry_goes_out_on_the_real_channel_and_nobody_is_blamed(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    net, stores, channels = Net(nursery), list[StoreService](), list[ChannelService]()
+    for number in range(1, 6):
+        own = signer(number).peer
+        channel = ChannelService(net.rpc(own), net.host(own).connected)
+        await nursery.start(channel.run)
+        channels.append(channel)
+        stores.append(await start_store(nursery, net, number, channel))
+    for number, store in enumerate(stores):
+        await store.put("runs", f"k/{number}", number)
+    await trio.sleep(1)
+    assert [len(store.scan("runs")) for store in stores] == [5] * 5
+    assert [channel.stats.invalid for channel in channels] == [0] * 5
+    assert [channel.stats.published for channel in channels] == [1] * 5
 
 
 async def test_a_bad_request_comes_back_as_its_code(

@@ -10,7 +10,7 @@ from trio.testing import MockClock
 from crdt.clock import stamp
 from crdt.entry import REGISTER, TAG, Entry, Signed, seal, unseal
 from crdt.service import StoreService
-from crdt.storage import StoreFailed
+from crdt.storage import StoreCorrupt, StoreFailed
 from crdt.wire import Push
 from tests.sim.replicas import EPOCH_MS, Links, Silence, SimClock, Wire, signer, start_store
 from wire import codec
@@ -290,6 +290,14 @@ async def test_a_writer_is_not_left_waiting_when_the_store_stops(
         nursery.cancel_scope.cancel()
     with pytest.raises(StoreFailed, match="closed"):
         await store.put("runs", "k", 1)
+
+
+async def test_a_damaged_file_is_one_clear_error(
+    autojump_clock: MockClock, nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    (tmp_path / "store.db").write_bytes(b"garbage " * 1000)
+    with pytest.raises(StoreCorrupt, match="damaged"):
+        await start_store(nursery, Links(), 1, path=tmp_path / "store.db")
 
 
 async def test_errors_of_the_peer_reach_the_caller_typed(
