@@ -32,9 +32,10 @@ _SOCKET_HELP = "Control socket.  [env: SHOAL_SOCKET]"
 _CORE = "node.cli.core:COMMANDS"
 _RUNS = "node.cli.runs:COMMANDS"
 _MODELS = "node.cli.models:COMMANDS"
+_DEMO = "node.cli.demo:COMMANDS"
 
 # Name -> (where it is, the line in `shoal --help`: known without importing it).
-_TABLE = {
+TABLE = {
     "up": (_CORE, "Start the daemon."),
     "down": (_CORE, "Stop the daemon."),
     "init": (_CORE, "Make a new swarm."),
@@ -55,6 +56,7 @@ _TABLE = {
     "generate": (_MODELS, "Let a served model continue a text."),
     "models": (_MODELS, "List served models."),
     "unserve": (_MODELS, "Take a model out of service."),
+    "demo": (_DEMO, "Show all of it on this machine: meet, train, fail, serve."),
 }
 
 
@@ -63,20 +65,20 @@ class _LazyGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names, in the table's order."""
-        return list(_TABLE)
+        return list(TABLE)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the module of a command and return the command."""
-        if cmd_name not in _TABLE:
+        if cmd_name not in TABLE:
             return None
-        module, _, attribute = _TABLE[cmd_name][0].partition(":")
+        module, _, attribute = TABLE[cmd_name][0].partition(":")
         commands: dict[str, click.Command] = getattr(importlib.import_module(module), attribute)
         return _with_global_options(commands[cmd_name])
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands from the table: `--help` imports none of them."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in _TABLE.items()])
+            formatter.write_dl([(name, line) for name, (_, line) in TABLE.items()])
 
 
 def _with_global_options(command: click.Command) -> click.Command:

@@ -16,6 +16,7 @@ from shoal.runs import Metric, Run, certificates_of, get_run, metrics_of
 
 CONFIG = Path(__file__).parents[2] / "configs" / "runs" / "shakespeare.toml"
 RUN = "shakespeare"
+MEMBERS = "run.min_members=4"  # the first round waits for everybody
 KILL_AFTER_ROUND = 3  # the victim dies while the next round is under way
 ROUND_WITHIN_S = 90.0  # seconds between two commits; far above what two cores need
 STARTED_WITHIN_S = 60.0
@@ -62,7 +63,7 @@ def train(swarm: DemoSwarm, narrator: Narrator, victim_name: str) -> Training:
 def _start(node: DemoNode) -> None:
     argv = [
         *(sys.executable, "-P", "-m", "node.cli.main", "--home", str(node.home)),
-        *("train", str(CONFIG), "--detach"),
+        *("train", str(CONFIG), "--detach", "--set", MEMBERS),
     ]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, env=dict(os.environ))
     check(done.returncode == 0, f"`shoal train` starts on {node.name}: {done.stderr.strip()}")

@@ -16,7 +16,7 @@ PEER_MAX = 64  # characters of a peer ID; an Ed25519 one has 52
 
 Topic = Annotated[str, Meta(max_length=TOPIC_MAX, pattern=r"^[a-z0-9_./-]+\Z")]
 Origin = Annotated[str, Meta(min_length=1, max_length=PEER_MAX)]
-Number = Annotated[int, Meta(ge=0, lt=1 << 63)]
+Number = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 
 
 class Gossip(Message, frozen=True):
