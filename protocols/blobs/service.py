@@ -98,11 +98,7 @@ class BlobService:
 
     async def has(self, cid: str) -> bool:
         """Tell whether the whole blob is here."""
-        hash_ = parse_cid(cid)
-        manifest = await self._off_loop(functools.partial(self._store.manifest, hash_))
-        if manifest is None:
-            return False
-        return not await self._off_loop(functools.partial(self._store.missing, manifest))
+        return await self._off_loop(functools.partial(self._store.is_whole, parse_cid(cid)))
 
     async def open(self, cid: str) -> io.BufferedReader:
         """Open a whole blob for (blocking) reads and seeks. Raises NotFound."""
@@ -133,10 +129,7 @@ class BlobService:
         manifest = await self._off_loop(functools.partial(self._store.manifest, hash_))
         if manifest is None:
             await _Errand(self, cid, {hash_: None}, others).run()
-            try:
-                manifest = await self._off_loop(functools.partial(self._store.manifest, hash_))
-            except BadMessage as error:
-                raise NotFound(f"{cid} is not a blob: {error}") from error
+            manifest = await self._off_loop(functools.partial(self._store.manifest, hash_))
             assert manifest is not None, "it has just been stored"
         missing = await self._off_loop(functools.partial(self._store.missing, manifest))
         sizes = manifest.sizes()

@@ -78,9 +78,12 @@ class BlobStore:
         return data
 
     def manifest(self, hash_: bytes) -> Manifest | None:
-        """Return the manifest of a blob; None if it is absent. Raises BadMessage if it is none."""
+        """Return the manifest of a blob; None if it is absent. Raises NotFound if it is none."""
         data = self.get(hash_)
-        return None if data is None else decode_manifest(data)
+        try:
+            return None if data is None else decode_manifest(data)
+        except BadMessage as error:
+            raise NotFound(f"{hash_.hex()} is not a blob: {error}") from error
 
     def chunk(self, hash_: bytes) -> bytes:
         """Return a chunk of a whole blob. Raises NotFound if it is absent or decayed."""
@@ -96,6 +99,14 @@ class BlobStore:
             for index, hash_ in enumerate(manifest.chunks)
             if not self.has(hash_, manifest.chunk_size(index))
         }
+
+    def is_whole(self, hash_: bytes) -> bool:
+        """Tell whether a hash names a blob of which nothing is missing here."""
+        try:
+            self._whole(hash_)
+        except NotFound:
+            return False
+        return True
 
     def open(self, hash_: bytes) -> io.BufferedReader:
         """Open a whole blob for reading and seeking. Raises NotFound."""
@@ -116,10 +127,7 @@ class BlobStore:
             scratch.unlink(missing_ok=True)
 
     def _whole(self, hash_: bytes) -> Manifest:
-        try:
-            manifest = self.manifest(hash_)
-        except BadMessage as error:
-            raise NotFound(f"{hash_.hex()} is not a blob: {error}") from error
+        manifest = self.manifest(hash_)
         if manifest is None:
             raise NotFound(f"blob {hash_.hex()} is not here")
         if missing := self.missing(manifest):
