@@ -17,6 +17,7 @@ import trio
 
 import node.control.core as core_routes
 import node.control.models as model_routes
+import node.control.openai as openai_routes
 import node.control.runs as run_routes
 from crdt.service import StoreService
 from dht.service import DhtService
@@ -147,6 +148,7 @@ class Daemon:
         core_routes.routes(api, node, metrics)
         run_routes.routes(api, self.runs)
         model_routes.routes(api, self.models)
+        openai_routes.routes(api, self.models)
         return api
 
     def _about_us(self) -> MemberInfo:
