@@ -39,14 +39,13 @@ class Flood:
 
     def is_news(self, message: Gossip, now: float) -> bool:
         """Tell whether a message is seen for the first time; from then on it is not."""
-        while self._seen and (
-            len(self._seen) >= self.seen_max
-            or next(iter(self._seen.values())) <= now - self.seen_age_s
-        ):
+        while self._seen and next(iter(self._seen.values())) <= now - self.seen_age_s:
             self._seen.popitem(last=False)
         name = message_id(message)
         if name in self._seen:
             return False
+        if len(self._seen) >= self.seen_max:
+            self._seen.popitem(last=False)
         self._seen[name] = now
         return message.origin != self.own  # an echo of ours, from before the restart perhaps
 
