@@ -17,7 +17,7 @@ from node.host.tcp import CountedTcp
 from node.host.views import Direction
 from node.host.yamux import MuxedConnection
 from node.host.yamux_stream import MuxedStream
-from wire.ids import PeerId
+from wire.ids import PeerId, public_key_of
 
 if TYPE_CHECKING:
     from node.host.swarm import FencedSwarm
@@ -44,6 +44,7 @@ class Connection(SwarmConn):
         self.tcp = tcp
         self.place = place
         self.peer = PeerId(muxed.peer_id.to_base58())
+        public_key_of(self.peer)  # raises BadMessage for RSA and other keys that we cannot check by
         self.way: Direction = direction
         self.since = time.time()
         self.rtt_s: float | None = None

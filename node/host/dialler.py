@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 CONNECT_S = 5.0  # for one TCP connection: three SYNs
 DIAL_S = 10.0  # for all addresses together, Noise included
+FLIGHTS_MAX = 2  # that one caller waits for: the first may have been lost by bad luck
 NAME_ADDRESSES_MAX = 4  # that a DNS name may stand for
 PEERS_MAX = 4096  # whose addresses we remember; at 16 addresses of 100 bytes, 6 MB
 
@@ -77,7 +78,11 @@ class Dialler:
         """
         if peer == self._own:
             raise PeerUnreachable("that is this node itself")
+        flights = 0
         while (connection := self._peers.best(peer)) is None:
+            flights += 1
+            if flights > FLIGHTS_MAX:
+                raise PeerUnreachable(f"{peer} ends each connection at once")
             if self.nursery is None:
                 raise PeerUnreachable("the host is not running")
             flight = self._flights.get(peer)

@@ -45,6 +45,7 @@ from wire.ports import StreamServer
 log = logging.getLogger(__name__)
 
 KEPT_MAX = 256  # peers that we stay connected to; beyond, a node is a hub that nobody needs
+STABLE_S = 30.0  # a connection that lived for longer was a good one: the back-off begins anew
 YIELD_S = 0.2  # of two that want each other, the larger peer ID lets the other dial first
 
 
@@ -228,9 +229,10 @@ class LibP2pHost:
         """Return one round trip in seconds. Raises PeerUnreachable, DeadlineExceeded."""
         with trio.move_on_after(timeout_s):
             stream = await self.open(peer, PING, timeout_s=timeout_s)
-            rtt_s = await ping(stream)
-            await stream.finish()
-            return rtt_s
+            try:
+                return await ping(stream)
+            finally:
+                stream.drop()
         raise DeadlineExceeded(f"no answer from {peer} within {timeout_s:g} s")
 
     # views
@@ -264,19 +266,22 @@ class LibP2pHost:
     async def _keep(self, peer: PeerId, kept: "_Kept") -> None:
         backoff = Backoff()
         with kept.scope:
+            if self._peer > peer:
+                await trio.sleep(YIELD_S)
             while True:
-                while self._peers.best(peer) is not None:
-                    backoff.reset()
-                    await self._peers.changed.park()
-                if self._peer > peer:
-                    await trio.sleep(YIELD_S)
+                since, reason = trio.current_time(), "the connection ended"
                 try:
                     await self._dialler.reach(peer)
                 except (PeerUnreachable, PeerError) as error:
-                    wait_s = backoff.after_failure(random.random())
-                    log.debug("keep.retry peer=%s in_s=%.2f %s", peer, wait_s, error)
-                    with trio.move_on_after(wait_s):
-                        await kept.news.park()
+                    reason = str(error)
+                while self._peers.best(peer) is not None:
+                    await self._peers.changed.park()
+                if trio.current_time() - since > STABLE_S:
+                    backoff.reset()
+                wait_s = backoff.after_failure(random.random())
+                log.debug("keep.retry peer=%s in_s=%.2f %s", peer, wait_s, reason)
+                with trio.move_on_after(wait_s):
+                    await kept.news.park()
 
     def _found_on_lan(self, found: Found) -> None:
         self.learn(found.peer, list(found.addresses))

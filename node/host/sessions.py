@@ -22,7 +22,6 @@ from node.host.negotiate import accept, select
 from node.host.peers import Peers
 from node.host.ping import PING, answer_pings, ping
 from node.host.stream import HostStream
-from node.host.yamux import STREAMS_IN_MAX
 from node.host.yamux_stream import MuxedStream
 from node.tickets import SwarmKey
 from wire.errors import PeerUnreachable, ShoalError
@@ -32,7 +31,6 @@ from wire.ports import StreamServer
 log = logging.getLogger(__name__)
 
 NEGOTIATE_S = 10.0  # for a peer that opened a stream to say what for
-STREAMS_UNADMITTED_MAX = 8  # identify, ping, admission, and a relay's few
 STRANGER_S = 1.0  # in an open swarm: who did not say by then what it is, is a foreign libp2p node
 
 
@@ -58,7 +56,6 @@ class Sessions:
 
     async def run(self, connection: Connection) -> None:
         """From the handshake to the end of a connection. Never raises."""
-        connection.muxed.streams_in_max = STREAMS_UNADMITTED_MAX
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._admit_and_keep, connection)
@@ -201,7 +198,7 @@ class Sessions:
             held[0].abort("too many connections to this peer")
         connection.is_admitted = True
         connection.place.admit()
-        connection.muxed.streams_in_max = STREAMS_IN_MAX
+        connection.muxed.trust()
         self._peers.add(connection)
         connection.settled.set()
 
@@ -225,7 +222,9 @@ class Sessions:
                     connection.rtt_s = connection.muxed.rtt_s = await ping(stream)
                     liveness.answered(trio.current_time())
                 except ShoalError:
-                    stream = None
+                    if stream is not None:
+                        stream.drop()
+                        stream = None
                     await trio.sleep_forever()  # never faster than one in PATIENCE_S
             if patience.cancelled_caught:
                 liveness.missed(trio.current_time(), connection.tcp.own.bytes_in)

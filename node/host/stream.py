@@ -57,6 +57,10 @@ class HostStream:
         """Close our direction; the other end reads to its end."""
         await self._muxed.close()
 
+    def drop(self) -> None:
+        """Reset without waiting, for a `finally`."""
+        self._muxed.drop()
+
     async def reset(self) -> None:
         """Throw the stream away, both directions. Safe at any time, also twice."""
         await self._muxed.reset()

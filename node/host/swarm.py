@@ -74,8 +74,7 @@ class FencedSwarm(Swarm):
         host (trap 1), and starts its auto-connector and pruner.
         """
         async with trio.open_nursery() as nursery:
-            self.background_nursery = nursery
-            self.event_background_nursery_created.set()
+            connections: trio.CancelScope = await nursery.start(self._hold)
             task_status.started()
             try:
                 await trio.sleep_forever()
@@ -83,7 +82,17 @@ class FencedSwarm(Swarm):
                 with trio.move_on_after(CLOSE_ALL_S, shield=True):
                     async with trio.open_nursery() as goodbyes:
                         for connection in self.live:
-                            goodbyes.start_soon(connection.muxed.close)
+                            goodbyes.start_soon(connection.close)
+                connections.cancel()
+
+    async def _hold(self, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+        # Shielded: when the host is cancelled, connections first send what is queued.
+        with trio.CancelScope(shield=True) as scope:
+            async with trio.open_nursery() as nursery:
+                self.background_nursery = nursery
+                self.event_background_nursery_created.set()
+                task_status.started(scope)
+                await trio.sleep_forever()
 
     async def serve_tcp(self, stream: trio.SocketStream) -> None:
         """One inbound TCP connection, from its first byte to its last. Never raises.

@@ -28,6 +28,8 @@ QUEUE_BYTES = 2 * 65536  # frames waiting for the socket; more only adds delay f
 CONTROL_FRAMES_MAX = 4096  # unsent answers to what a peer makes us say, 50 KB; then it is abuse
 GROWTH_BYTES = 12 * 1024 * 1024  # all windows together, beyond the 256 KiB that each begins with
 STREAMS_IN_MAX = 256  # at once, per connection, as go-libp2p allows a peer
+STREAMS_UNTRUSTED_MAX = 8  # before admission: identify, ping, admission, and a relay's few
+BYTES_UNTRUSTED_MAX = 64 * 1024  # before admission, from one that dialled us, all streams together
 STREAMS_OUT_MAX = 192  # fewer, since the other end counts a stream as open for longer than we do
 WRITE_STALL_S = 15.0  # for one record: a link slower than 4 KiB/s is of no use to anybody
 CLOSE_S = 0.25  # to say goodbye; a peer that does not read is left without
@@ -41,7 +43,9 @@ class MuxedConnection(IMuxedConn):
         self.peer_id = peer_id
         self.event_started = trio.Event()
         self.event_closed = trio.Event()
-        self.streams_in_max = STREAMS_IN_MAX
+        self.streams_in_max = STREAMS_UNTRUSTED_MAX
+        # Whom we dialled may speak before we have read its welcome; it is our choice anyway.
+        self._untrusted_bytes_left = None if conn.is_initiator else BYTES_UNTRUSTED_MAX
         self.growth_left_bytes = GROWTH_BYTES
         self.rtt_s = 0.001  # what the keep-alive measures; decides how windows grow
         self.ended_by = ""  # why the connection is over, for the log
@@ -84,6 +88,11 @@ class MuxedConnection(IMuxedConn):
         """End the connection now, without a word."""
         self.ended_by = self.ended_by or reason
         self._scope.cancel()
+
+    def trust(self) -> None:
+        """The peer is admitted: give it what members get."""
+        self.streams_in_max = STREAMS_IN_MAX
+        self._untrusted_bytes_left = None
 
     async def open_stream(self) -> MuxedStream:
         """Open a stream; waits while too many are open. Raises MuxedConnUnavailable."""
@@ -176,6 +185,10 @@ class MuxedConnection(IMuxedConn):
             case frames.Opened(stream_id):
                 self._accept(stream_id)
             case frames.Data(stream_id, data):
+                if self._untrusted_bytes_left is not None:
+                    self._untrusted_bytes_left -= len(data)
+                    if self._untrusted_bytes_left < 0:
+                        raise BadMessage(f"over {BYTES_UNTRUSTED_MAX} bytes before admission")
                 if stream := self._streams.get(stream_id):
                     stream.on_data(data)
             case frames.Credit(stream_id, size_bytes):

@@ -20,6 +20,7 @@ from node.tickets import SwarmKey
 from tests.daemon.hosts import ANY_PORT, KEY, call, eventually, make_host, running
 from wire.errors import DeadlineExceeded, PeerUnreachable, UsageError
 from wire.ids import PeerId
+from wire.ports import Stream
 
 OTHER_KEY = SwarmKey(b"o" * 32)
 
@@ -96,6 +97,42 @@ async def test_peers_that_dial_each_other_at_once_settle() -> None:
                 nursery.start_soon(call, a, b)
                 nursery.start_soon(call, b, a)
             assert a.peers()[0].connections == b.peers()[0].connections <= 2
+
+
+async def test_what_was_written_before_the_stop_arrives() -> None:
+    a, got = make_host(), list[int]()
+
+    async def take(stream: Stream) -> None:
+        total = 0
+        while data := await stream.read(1 << 20):
+            total += len(data)
+        got.append(total)
+
+    a.serve("/take", take)
+    async with running(a):
+        for _ in range(10):
+            b = make_host()
+            async with running(b):
+                await b.connect(a.addresses()[0])
+                stream = await b.open(a.peer, "/take", timeout_s=3)
+                await stream.write(bytes(100_000))
+                await stream.finish()
+        await eventually(lambda: got == [100_000] * 10)
+
+
+async def test_a_peer_that_hangs_up_at_once_is_not_dialled_in_a_circle() -> None:
+    a, b = make_host(), make_host()
+
+    async def hang_up() -> None:
+        async for event in a.watch():
+            await a.disconnect(event.peer)
+
+    async with running(a, b), trio.open_nursery() as nursery:
+        nursery.start_soon(hang_up)
+        b.keep(a.peer, a.addresses())
+        await trio.sleep(1.5)
+        assert 2 <= a.counters().accepted <= 6
+        nursery.cancel_scope.cancel()
 
 
 async def test_many_callers_share_one_dial() -> None:

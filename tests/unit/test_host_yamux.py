@@ -91,6 +91,8 @@ async def connected() -> AsyncIterator[tuple[MuxedConnection, MuxedConnection]]:
     ours, theirs = memory_stream_pair()
     a = MuxedConnection(MemoryLink(ours, True), PEER)
     b = MuxedConnection(MemoryLink(theirs, False), PEER)
+    a.trust()
+    b.trust()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(a.start)
         nursery.start_soon(b.start)
@@ -222,6 +224,12 @@ async def over_window(link: Link) -> None:
         await link.send_all(frame(DATA, 0, 1, 16384, bytes(16384)))
 
 
+async def much_before_admission(link: Link) -> None:
+    for stream in (1, 3):
+        await link.send_all(frame(WINDOW_UPDATE, SYN, stream, 0))
+        await link.send_all(frame(DATA, 0, stream, 33_000, bytes(33_000)))
+
+
 async def endless_credit(link: Link) -> None:
     await link.send_all(frame(WINDOW_UPDATE, SYN, 1, 0))
     await link.send_all(frame(WINDOW_UPDATE, 0, 1, 0xFFFFFFFF))
@@ -247,7 +255,7 @@ async def pings_unread(link: Link) -> None:
 
 @pytest.mark.parametrize(
     "attack",
-    [over_window, endless_credit, our_stream_number, stream_twice, noise, pings_unread],
+    [over_window, much_before_admission, endless_credit, our_stream_number, stream_twice, noise, pings_unread],
 )
 async def test_a_peer_that_breaks_the_rules_is_disconnected(
     attack: Attack, autojump_clock: MockClock
@@ -257,6 +265,8 @@ async def test_a_peer_that_breaks_the_rules_is_disconnected(
         never_sends = MemorySendStream(send_all_hook=trio.sleep_forever)
         ours = trio.StapledStream(never_sends, ours.receive_stream)
     mux = MuxedConnection(MemoryLink(ours, False), PEER)
+    if attack is not much_before_admission:
+        mux.trust()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(mux.start)
         await attack(theirs)
@@ -355,6 +365,7 @@ async def test_streams_are_bounded_and_a_place_is_free_again_when_one_ends(
 async def test_it_speaks_with_libp2ps_own_muxer(we_dial: bool, nursery: trio.Nursery) -> None:
     ours, theirs = memory_stream_pair()
     mux = MuxedConnection(MemoryLink(ours, we_dial), PEER)
+    mux.trust()
     reference = Yamux(MemoryLink(theirs, not we_dial), PEER, is_initiator=not we_dial)
     nursery.start_soon(mux.start)
     nursery.start_soon(reference.start)
