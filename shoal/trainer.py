@@ -192,6 +192,8 @@ class Trainer:
         )
         attached = self._post("attach", body, Attached, timeout_s=ATTACH_WAIT_S)
         self.member, self.directory = attached.member, attached.directory
+        for vector in (self._exchange, *self._states):
+            vector.unlink()
         if attached.fetched:
             self._take_other(attached.round, attached.root)
         self._announce()
