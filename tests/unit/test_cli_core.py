@@ -10,10 +10,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import msgspec
 import pytest
 import trio
 
+from node.cli import main
 from node.config import load
 from node.control.api import Api
 from node.control.core import routes
@@ -137,7 +139,7 @@ async def test_status_says_it_all_and_json_is_the_declared_struct(tmp_path: Path
         assert (found.state, found.peer, found.name, found.swarm) == ("ready", ME, "me", "reef")
         assert (found.peers, found.members, found.pid) == (1, 2, os.getpid())
         text = (await it.shoal("status")).stdout.decode()
-        assert "ready, up 0 s" in text
+        assert "state    ready, up " in text
         assert ME in text
 
 
@@ -393,3 +395,11 @@ def test_help_lists_commands_environment_and_exit_codes() -> None:
     done = subprocess.run([*SHOAL, "--help"], capture_output=True, check=True)
     for word in (b"train", b"generate", b"SHOAL_HOME", b"3 no daemon is running"):
         assert word in done.stdout
+
+
+@pytest.mark.parametrize("name", list(main.TABLE))
+def test_every_command_of_the_table_is_where_it_says(name: str) -> None:
+    command = main.cli.get_command(click.Context(main.cli), name)
+    assert command is not None
+    assert command.name == name
+    assert command.help
