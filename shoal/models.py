@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from shoal.client import Client
+from shoal.errors import ClientError
 from shoal.messages import decode_reply
 
 SILENCE_S = 60.0  # seconds without a word after which the daemon is taken to hang
@@ -90,7 +91,7 @@ class Usage(_Reply, frozen=True):
 
 
 class Answer(_Reply, frozen=True):
-    """A piece of an answer, or, with `finish_reason`, its end."""
+    """A piece of an answer; the last one has the other fields, and no text."""
 
     text: str
     finish_reason: str | None = None
@@ -148,10 +149,17 @@ def generate(
     else:
         body["prompt"] = prompt
     path = "/v1/chat/completions" if chat else "/v1/completions"
+    end = Answer("")
     for event in client.events("POST", path, body, timeout_s=SILENCE_S):
         if event.data == b"[DONE]":
+            yield end
             return
-        yield _answer(decode_reply(event.data, _Chunk))
+        piece = _answer(decode_reply(event.data, _Chunk))
+        if piece.text:
+            yield Answer(piece.text)
+        reason = piece.finish_reason or end.finish_reason
+        end = Answer("", reason, piece.usage or end.usage, piece.trace or end.trace)
+    raise ClientError("the daemon ended the answer early", hint="`shoal logs` may say why")
 
 
 class _Delta(_Reply, frozen=True):
