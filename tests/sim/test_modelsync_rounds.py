@@ -109,6 +109,7 @@ async def test_a_member_that_freezes_is_left_out_within_seconds(
         if not frozen and PHASES[phase](message) and swarm.trainers[number].round == 1:
             frozen.append(number)
             swarm.dead[number] = trio.current_time()
+            swarm.ends[number].set()
             for other in range(4):
                 if other != number:
                     swarm.net.cut(swarm.peer(number), swarm.peer(other), silent=True)

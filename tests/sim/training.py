@@ -213,12 +213,12 @@ class Swarm:
         self.scopes: dict[int, trio.CancelScope] = {}
         self.on_send: Callable[[int, object], bool] = lambda number, message: False
         self.dead: dict[int, float] = {}
-        self.returned: dict[int, float] = {}
+        self.ends: dict[int, trio.Event] = {}
 
     async def restart(self, number: int, **options: object) -> Trainer:
         """As a new daemon and a new trainer with the same identity, after `kill`."""
         self.net.restart(self.peer(number))
-        self.returned[number] = self.dead.pop(number)
+        del self.dead[number]
         return await self.add(number=number, **options)
 
     async def add(self, *, number: int | None = None, **options: Any) -> Trainer:
@@ -226,8 +226,10 @@ class Swarm:
         signer = Signer(bytes([number + 1]) * 32)
         rpc = Tripwire(self.net.rpc(signer.peer), partial(self._on_send, number))
         store = SharedStore(signer.peer, self.items)
-        sync = ModelSync(rpc, store, signer, peers=self.net.host(signer.peer).connected, work=in_place)
+        peers = self.net.host(signer.peer).connected
+        sync = ModelSync(rpc, store, signer, peers=peers, work=in_place)
         trainer = Trainer(number, sync, **options)
+        self.ends[number] = trio.Event()
         self.trainers[number : number + 1] = [trainer]
         await self.nursery.start(self._life, trainer)
         return trainer
@@ -244,6 +246,7 @@ class Swarm:
     def kill(self, number: int) -> None:
         """As kill -9 of the daemon, which takes its trainer along."""
         self.dead[number] = trio.current_time()
+        self.ends[number].set()
         self.net.kill(self.peer(number))
         self.scopes[number].cancel()
 
@@ -268,8 +271,7 @@ class Swarm:
             nursery.cancel_scope.cancel()
 
     async def _end_with_daemon(self, number: int, scope: trio.CancelScope) -> None:
-        while number not in self.dead and number not in self.returned:
-            await trio.sleep(0.05)
+        await self.ends[number].wait()
         scope.cancel()
 
     def check(self, rounds: int) -> None:
@@ -293,4 +295,3 @@ class Swarm:
             mean = weighted_mean(vectors, c.weights)
             phi, momentum = nesterov(phi, momentum, mean, lr=0.7, momentum=0.5)
         assert state_root(np.concatenate([phi, momentum])) == self.alive[0].roots[rounds]
-

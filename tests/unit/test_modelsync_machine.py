@@ -1,0 +1,278 @@
+"""The rounds of a run as scripts: whose turn, which quorum, who is left out."""
+
+import math
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocols.modelsync.machine import (
+    TURN_S,
+    Diverged,
+    Propose,
+    Rounds,
+    excluded_by,
+    is_better,
+    order_of,
+)
+from protocols.modelsync.wire import Ballot, Certificate, Prepare, Ready
+from wire.ids import PeerId
+
+A, B, C, D, E = (PeerId(name) for name in "ABCDE")
+ROOT = b"s" * 32
+
+
+def ready(round_: int = 0, *, root: bytes = ROOT, weight: float = 1.0, elements: int = 10) -> Ready:
+    return Ready("run", round_, root, weight, elements, "float32")
+
+
+def machine(me: PeerId, *, members: str = "", min_members: int = 2, round_: int = 0) -> Rounds:
+    rounds = Rounds("run", me, min_members, patience_s=10.0)
+    if members:
+        rounds.certificate = certificate(members, round_ - 1)
+    return rounds
+
+
+def certificate(members: str, round_: int) -> Certificate:
+    names = [PeerId(name) for name in members]
+    return Certificate(
+        "run", round_, 0, names[0], names, [1.0] * len(names), "float32", ROOT, bytes(32)
+    )
+
+
+def order(round_: int, attempt: int, peers: str) -> list[PeerId]:
+    names = [PeerId(name) for name in peers]
+    return sorted(names, key=lambda peer: order_of("run", round_, attempt, peer))
+
+
+def proposal(rounds: Rounds, now: float) -> Prepare:
+    (effect,) = rounds.tick(now)
+    assert isinstance(effect, Propose)
+    return effect.prepare
+
+
+def test_the_first_round_waits_for_min_members() -> None:
+    first = order(0, 0, "AB")[0]
+    rounds = machine(first)
+    rounds.submit(ready())
+    assert rounds.tick(0.0) == []
+    other = A if first == B else B
+    rounds.hear(other, ready())
+    prepare = proposal(rounds, 1.0)
+    assert prepare.members == [A, B]
+    assert prepare.weights == [1.0, 1.0]
+    assert sum(prepare.shards) == 10
+
+
+def test_the_first_in_order_proposes_and_the_next_only_after_its_turn() -> None:
+    first, second, third = order(0, 0, "ABC")
+    rounds = machine(third, min_members=3)
+    rounds.submit(ready())
+    rounds.hear(first, ready())
+    rounds.hear(second, ready())
+    assert rounds.tick(5.0) == []
+    assert rounds.deadline == 5.0 + 2 * TURN_S
+    assert rounds.tick(6.9) == []
+    assert proposal(rounds, 7.0).proposer == third
+
+
+def test_the_proposer_rotates_from_round_to_round() -> None:
+    assert len({order(round_, 0, "ABCD")[0] for round_ in range(40)}) == 4
+
+
+def test_an_expected_member_is_waited_for_until_patience_ends() -> None:
+    rounds = machine(A, members="ABC", round_=1)
+    rounds.see(live=[A, B, C], left=[])
+    rounds.submit(ready(1))
+    rounds.hear(B, ready(1))
+    assert rounds.tick(0.0) == []
+    assert rounds.waiting_for() == [C]
+    assert rounds.deadline == 10.0
+    assert rounds.tick(9.9) == []
+    turn = 10.0 + TURN_S * order(1, 0, "AB").index(A)
+    rounds.tick(10.0)
+    if rounds.ballot is None:
+        rounds.tick(turn)
+    assert rounds.ballot is not None
+    assert rounds.waiting_for() == []
+
+
+def test_an_unreachable_member_is_not_waited_for_until_it_answers_again() -> None:
+    rounds = machine(A, members="ABC", round_=1)
+    rounds.see(live=[A, B, C], left=[])
+    rounds.submit(ready(1))
+    rounds.hear(B, ready(1))
+    rounds.lose(C)
+    assert rounds.waiting_for() == []
+    rounds.meet(C)
+    assert rounds.waiting_for() == [C]
+
+
+def test_a_member_left_out_of_an_attempt_is_waited_for_only_once_it_is_ready_again() -> None:
+    first = order(1, 0, "ABC")[0]
+    rounds = machine(first, members="ABC", round_=1)
+    others = [peer for peer in (A, B, C) if peer != first]
+    rounds.see(live=[A, B, C], left=[])
+    rounds.submit(ready(1))
+    for peer in others:
+        rounds.hear(peer, ready(1))
+    prepare = proposal(rounds, 0.0)
+    rounds.failed(prepare.ballot, [others[0]])
+    rounds.meet(others[0])
+    assert rounds.waiting_for() == []
+    assert rounds.attempt == 1
+    later = proposal(rounds, 0.0) if order(1, 1, first + others[1])[0] == first else None
+    assert later is None or others[0] not in later.members
+
+
+@pytest.mark.parametrize(
+    ("members", "present", "is_quorum"),
+    [
+        ("ABCD", "ABC", True),
+        ("ABCD", "AB", False),
+        ("ABCDE", "ABC", True),
+        ("ABC", "AB", True),
+        ("AB", "A", False),
+        ("A", "A", True),
+        ("ABC", "ADE", False),
+    ],
+)
+def test_a_quorum_is_more_than_half_of_the_previous_members(
+    members: str, present: str, is_quorum: bool
+) -> None:
+    rounds = machine(A, members=members, round_=1)
+    assert rounds.is_quorum([PeerId(p) for p in present]) == is_quorum
+
+
+def test_those_who_said_goodbye_are_not_needed_for_a_quorum() -> None:
+    rounds = machine(A, members="AB", round_=1)
+    assert not rounds.is_quorum([A])
+    rounds.see(live=[A], left=[B])
+    assert rounds.is_quorum([A])
+
+
+def test_two_halves_never_both_have_a_quorum() -> None:
+    for size in range(1, 8):
+        names = "ABCDEFGH"[:size]
+        rounds = machine(A, members=names, round_=1)
+        for mask in range(2**size):
+            some = [PeerId(n) for i, n in enumerate(names) if mask >> i & 1]
+            rest = [PeerId(n) for i, n in enumerate(names) if not mask >> i & 1]
+            assert not (rounds.is_quorum(some) and rounds.is_quorum(rest))
+
+
+def test_a_minority_with_another_state_is_told_to_fetch_and_the_majority_waits_for_it() -> None:
+    odd = machine(A, members="ABC", round_=1)
+    odd.submit(ready(1, root=b"x" * 32))
+    odd.hear(B, ready(1))
+    odd.hear(C, ready(1))
+    assert odd.tick(0.0) == [Diverged(ROOT)]
+    first = order(1, 0, "BC")[0]
+    rounds = machine(first, members="ABC", round_=1)
+    rounds.submit(ready(1))
+    rounds.hear(B if first == C else C, ready(1))
+    rounds.hear(A, ready(1, root=b"x" * 32))
+    assert rounds.tick(0.0) == []
+    assert rounds.deadline == 10.0
+    rounds.hear(A, ready(1, weight=0.0))
+    at = TURN_S * order(1, 0, "ABC").index(first)
+    rounds.tick(0.0)
+    prepare = proposal(rounds, at) if rounds.ballot is None else None
+    assert rounds.ballot is not None
+    assert prepare is None or prepare.weights[0] == 0.0
+
+
+def test_others_with_another_schema_do_not_count() -> None:
+    rounds = machine(A)
+    rounds.submit(ready())
+    rounds.hear(B, ready(elements=11))
+    assert rounds.tick(0.0) == []
+
+
+def offer(**changes: object) -> Prepare:
+    base = Prepare("run", 1, 0, B, [A, B, C], [1.0, 1.0, 1.0], [4, 3, 3], "float32", ROOT, 10)
+    return msgspec.structs.replace(base, **changes)
+
+
+def member() -> Rounds:
+    rounds = machine(A, members="ABC", round_=1)
+    rounds.submit(ready(1))
+    return rounds
+
+
+@pytest.mark.parametrize(
+    ("prepare", "reason"),
+    [
+        (offer(), ""),
+        (offer(round=0), "not_ready"),
+        (offer(round=2), "behind"),
+        (offer(base_root=b"x" * 32), "diverged"),
+        (offer(codec="int8"), "schema"),
+        (offer(weights=[2.0, 1.0, 1.0]), "invalid"),
+        (offer(shards=[4, 4, 3]), "invalid"),
+        (offer(members=[B, C, D]), "invalid"),
+        (offer(members=[A, A, B]), "invalid"),
+        (offer(members=[A], weights=[1.0], shards=[10]), "invalid"),
+        (offer(members=[A, D], weights=[1.0, 1.0], shards=[5, 5], proposer=D), "invalid"),
+    ],
+)
+def test_a_prepare_is_accepted_only_if_it_fits(prepare: Prepare, reason: str) -> None:
+    assert member().offered(prepare) == reason
+
+
+def test_a_member_is_in_one_attempt_at_a_time_the_best_it_knows() -> None:
+    first, second, third = order(1, 0, "ABC")
+    rounds = machine(third, members="ABC", round_=1)
+    rounds.submit(ready(1))
+    assert rounds.offered(offer(proposer=second)) == ""
+    assert rounds.offered(offer(proposer=first)) == ""
+    assert rounds.offered(offer(proposer=second)) == "busy"
+    assert rounds.offered(offer(proposer=second, attempt=1)) == ""
+    assert rounds.offered(offer(proposer=first)) == "old"
+
+
+def test_the_end_of_a_worse_attempt_does_not_end_the_better_one() -> None:
+    first, second, third = order(1, 0, "ABC")
+    rounds = machine(third, members="ABC", round_=1)
+    rounds.submit(ready(1))
+    rounds.offered(offer(proposer=second))
+    rounds.offered(offer(proposer=first))
+    rounds.failed(Ballot(1, 0, second), [second])
+    assert rounds.ballot == Ballot(1, 0, first)
+
+
+def test_after_a_commit_the_next_round_begins_with_its_members_as_electorate() -> None:
+    rounds = member()
+    rounds.hear(B, ready(2))
+    rounds.offered(offer())
+    rounds.committed(certificate("ABC", 1))
+    assert rounds.mine is None
+    assert rounds.ballot is None
+    assert rounds.tick(0.0) == []
+    assert rounds.deadline == math.inf
+    rounds.submit(ready(2))
+    assert rounds.is_quorum([A, B])
+
+
+def test_of_two_that_accuse_each_other_one_is_left_out() -> None:
+    assert len(excluded_by([(A, B), (B, A)])) == 1
+
+
+def test_the_most_accused_is_left_out_and_not_believed() -> None:
+    assert excluded_by([(D, A), (A, D), (B, D), (C, D)]) == {D}
+
+
+@given(st.lists(st.tuples(st.sampled_from("ABCDE"), st.sampled_from("ABCDE")), max_size=12))
+def test_exclusion_does_not_depend_on_the_order_of_evidence(pairs: list[tuple[str, str]]) -> None:
+    evidence = [(PeerId(a), PeerId(b)) for a, b in pairs if a != b]
+    assert excluded_by(evidence) == excluded_by(reversed(evidence))
+
+
+@given(st.integers(0, 3), st.integers(0, 3), st.sampled_from("ABC"), st.sampled_from("ABC"))
+def test_of_two_attempts_exactly_one_is_better(a: int, b: int, p: str, q: str) -> None:
+    one, two = Ballot(0, a, PeerId(p)), Ballot(0, b, PeerId(q))
+    if one == two:
+        assert not is_better("run", one, two)
+    else:
+        assert is_better("run", one, two) != is_better("run", two, one)
