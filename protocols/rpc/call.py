@@ -1,7 +1,8 @@
 """A call in progress on its stream: the thin trio driver of `machine.CallMachine`.
 
 One task pumps the stream into a bounded queue; whoever holds the call sends and receives. A queue
-that nobody reads stalls the pump, and so, through the stream's window, the sender at the far end.
+that nobody reads stalls the pump, and so, through the stream's window, the sender at the far end;
+then a reset, too, is noticed only once what came before it has been received.
 """
 
 import math

@@ -4,6 +4,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from protocols.rpc.machine import CallMachine
+from protocols.rpc.wire import PROTOCOL
 from tests.sim.net import WINDOW_BYTES, Net
 from tests.sim.rpc_methods import (
     BULK,
@@ -17,7 +19,7 @@ from tests.sim.rpc_methods import (
     Sleeper,
 )
 from wire.errors import NotFound, RemoteError
-from wire.ports import Call
+from wire.ports import Call, Stream
 
 
 @pytest.fixture
@@ -115,6 +117,21 @@ async def test_a_sender_learns_that_the_server_failed(autojump_clock: MockClock,
 
     net.rpc(B).serve_stream(BULK, refuse)
     with pytest.raises(RemoteError, match="not here"):  # noqa: PT012
+        async with net.rpc(A).stream(B, BULK, timeout_s=1) as call:
+            while True:
+                await call.send(Blob(bytes(500_000)))
+
+
+async def test_a_blocked_sender_learns_of_the_failure_of_a_server_that_no_longer_reads(
+    autojump_clock: MockClock, net: Net
+) -> None:
+    async def fail_and_stop_reading(stream: Stream) -> None:
+        await stream.read(100)
+        await stream.write(CallMachine("server").fail("not_found", "not here"))
+        await trio.sleep_forever()
+
+    net.host(B).serve(PROTOCOL, fail_and_stop_reading)
+    with trio.fail_after(1), pytest.raises(RemoteError, match="not here"):  # noqa: PT012
         async with net.rpc(A).stream(B, BULK, timeout_s=1) as call:
             while True:
                 await call.send(Blob(bytes(500_000)))
