@@ -68,6 +68,14 @@ class Member:
     connected: bool
 
 
+class SyncedStore(Store, Protocol):
+    """What membership needs of the store."""
+
+    async def sync_with(self, peer: PeerId, /) -> object:
+        """Exchange with a peer what either side lacks. Raises ShoalError."""
+        ...
+
+
 class Connector(Protocol):
     """What membership needs of the host."""
 
@@ -112,7 +120,7 @@ class Membership:
 
     def __init__(
         self,
-        store: Store,
+        store: SyncedStore,
         host: Connector,
         info: Callable[[], MemberInfo],
         clock: Clock,
@@ -145,10 +153,16 @@ class Membership:
         await self._store.put(NAMESPACE, PREFIX + self._host.peer, lease, ttl_s=LEASE_S)
 
     async def leave(self, *, timeout_s: float = 2.0) -> None:
-        """Withdraw our lease on a clean shutdown, while store and host still run."""
+        """Withdraw our lease on a clean shutdown, while store and host still run.
+
+        Returns once the connected members know, or at the deadline.
+        """
         self._renewing.cancel()
         with trio.move_on_after(timeout_s):
             await self._store.delete(NAMESPACE, PREFIX + self._host.peer)
+            async with trio.open_nursery() as nursery:
+                for peer in self._host.connected()[:KEPT_MAX]:
+                    nursery.start_soon(self._tell, peer)
 
     def members(self) -> list[Member]:
         """Return whom we know: ourselves first, then by name. The lately dead are not alive."""
@@ -191,6 +205,13 @@ class Membership:
         return PeerId(name)
 
     # --- inside --------------------------------------------------------------------------------
+
+    async def _tell(self, peer: PeerId) -> None:
+        # The channel only queues, and the process ends before a queue is empty: so we sync.
+        try:
+            await self._store.sync_with(peer)
+        except ShoalError:
+            return  # it hears of us from another member, or when our lease dies
 
     async def _renew(self) -> None:
         with self._renewing:
