@@ -17,7 +17,10 @@ def watch() -> bool:
     if not text.isdigit():
         return False
     fd = int(text)
-    os.set_inheritable(fd, False)
+    try:
+        os.set_inheritable(fd, False)
+    except OSError:
+        return False  # the variable came down from a parent that kept the pipe to itself
     threading.Thread(target=_wait_for_end, args=(fd,), name="lifeline", daemon=True).start()
     return True
 

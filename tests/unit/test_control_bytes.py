@@ -77,8 +77,12 @@ def test_any_bytes_as_events_give_the_same_whole_or_in_pieces(data: bytes, size:
 def test_what_the_server_encodes_the_client_reads(name: str, text: str) -> None:
     text = text.replace("\r", "")
     found = Parser().feed(encode_event(Event(text, name)))
-    # No data at all is no event, as in the standard.
     assert found == [shapes.Event(name, text.encode())]
+
+
+def test_the_name_of_an_event_is_not_that_of_the_next() -> None:
+    data = encode_event(Event("a", "error")) + b": still here\n\n" + encode_event(Event("b"))
+    assert Parser().feed(data) == [shapes.Event("error", b"a"), shapes.Event("", b"b")]
 
 
 @given(st.binary(max_size=200))

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import trio
 
 from node.children import Child, open_child
+from shoal.lifeline import watch
 
 WAITS = """
 import shoal.lifeline, time
@@ -19,7 +21,7 @@ time.sleep(60)
 STUBBORN = "import signal; signal.signal(15, signal.SIG_IGN)" + WAITS
 PARENT = f"""
 import subprocess, sys
-print(subprocess.Popen([sys.executable, '-c', {WAITS!r}]).pid, flush=True)
+print(subprocess.Popen([sys.executable, '-c', {STUBBORN!r}]).pid, flush=True)
 {WAITS}"""
 # A "daemon" that starts a child, says its pid and then hangs in the middle of its work.
 DAEMON = """
@@ -67,10 +69,10 @@ async def test_a_child_gets_its_environment_and_its_log(tmp_path: Path) -> None:
     assert log.stat().st_mode & 0o077 == 0
 
 
-async def test_leaving_the_block_ends_the_child_and_its_group(tmp_path: Path) -> None:
+async def test_leaving_the_block_ends_the_child_and_what_it_left_behind(tmp_path: Path) -> None:
     log = tmp_path / "log"
     async with open_child(python(PARENT), log_path=log) as child:
-        await until_it_said(log, "up")
+        await until_it_said(log, "up\nup\n")  # both
         grandchild = int(log.read_text().split()[0])
         assert os.getpgid(child.pid) == child.pid
     assert child.returncode == -signal.SIGTERM
@@ -106,6 +108,28 @@ async def test_children_of_a_killed_daemon_end_by_themselves(tmp_path: Path) -> 
         daemon.kill()
         await daemon.wait()
     await until_gone(pid)
+
+
+async def test_the_lifeline_ends_a_process_in_a_group_of_others_alone(tmp_path: Path) -> None:
+    lifeline, ours = os.pipe()
+    process = await trio.lowlevel.open_process(
+        python(WAITS),
+        pass_fds=[lifeline],
+        env={**os.environ, "SHOAL_LIFELINE_FD": str(lifeline)},
+        stdout=subprocess.PIPE,
+    )
+    os.close(lifeline)
+    assert process.stdout is not None
+    async with process.stdout:
+        await process.stdout.receive_some()
+        os.close(ours)
+        with trio.fail_after(10):
+            assert await process.wait() == 1
+
+
+def test_without_a_lifeline_there_is_nothing_to_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SHOAL_LIFELINE_FD", raising=False)
+    assert not watch()
 
 
 async def test_a_program_that_is_not_there_leaks_nothing(tmp_path: Path) -> None:

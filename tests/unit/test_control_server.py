@@ -217,14 +217,15 @@ async def test_a_silent_client_is_dropped_at_the_deadline(
     async with serving(tmp_path) as server, await server.open() as stream:
         await stream.send_all(b"GET /raw HTTP/1.1\r\nHost:")
         assert await stream.receive_some() == b""
-        assert trio.current_time() >= HEADERS_WAIT_S
+        assert HEADERS_WAIT_S <= trio.current_time() < HEADERS_WAIT_S + 1
 
 
 async def test_idle_clients_give_way_to_a_new_one(tmp_path: Path) -> None:
     async with serving(tmp_path, connections_max=4) as server:
         idle = [await server.open() for _ in range(10)]
         await server.client().call("POST", "/echo", Echo("in"), reply=Echo)
-        assert await idle[0].receive_some() == b""
+        with trio.fail_after(HEADERS_WAIT_S / 2):  # long before its own deadline
+            assert await idle[0].receive_some() == b""
         for stream in idle:
             await stream.aclose()
 
@@ -303,7 +304,7 @@ async def test_a_stalled_stream_is_dropped_in_the_end(
         for _ in range(100):
             server.feed.send(Event("x" * 100_000))
         await server.cancelled.wait()
-        assert trio.current_time() >= STALL_WAIT_S
+        assert STALL_WAIT_S <= trio.current_time() < STALL_WAIT_S + 60
 
 
 async def test_draining_waits_for_a_reply_but_not_for_long(
