@@ -7,7 +7,7 @@ MODEL ?= shakespeare
 TORCH := torch==2.13.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test check bench bench-talk format clean env
+.PHONY: docs help demo test check bench bench-talk format clean env
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -51,6 +51,9 @@ bench: bench-talk ## measure everything; prints one JSON object a line (QUICK=1 
 
 bench-talk: env ## measure calls, streams and connecting
 	@$(BIN)/python -m benchmarks.talk
+
+docs: env ## write the reference pages from the program
+	@$(BIN)/python docs/make_reference.py
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -23,6 +23,7 @@ from shoal.runs import (
 )
 
 FILES_MAX = 64  # curves in one picture; more cannot be told apart
+CURVE_ROWS = 8  # of text: the curve leaves room for what was said before it
 
 
 class BadRunFile(ClientError):
@@ -207,7 +208,8 @@ def _draw_in_terminal(curves: dict[str, list[Metric]]) -> None:
         steps.append([step for step, _ in points])
         losses.append([loss for _, loss in points])
     uniplot.plot(
-        xs=steps, ys=losses, lines=True, legend_labels=list(curves), title="loss by step", width=70
+        xs=steps, ys=losses, lines=True, legend_labels=list(curves),
+        title="held-out loss by step", width=70, height=CURVE_ROWS
     )
 
 

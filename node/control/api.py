@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 BUSY_RETRY_S = 1  # seconds; what Retry-After says: a round or a generation takes about that long
 
-_STATUS = {
+STATUS = {
     "usage": 400,
     "unauthorised": 401,
     "forbidden": 403,
@@ -180,7 +180,7 @@ def _segments(path: str) -> tuple[str, ...]:
 
 def status_of(code: str) -> int:
     """Return the HTTP status of an error code."""
-    return _STATUS.get(code, 500)
+    return STATUS.get(code, 500)
 
 
 class ErrorBody(msgspec.Struct, frozen=True):

@@ -51,8 +51,8 @@ def train(swarm: DemoSwarm, narrator: Narrator, victim_name: str) -> Training:
     rounds = get_run(witness.client, RUN).rounds
     _follow(witness, narrator, until=rounds, said=KILL_AFTER_ROUND + 1)
     runs = [_finished(node) for node in swarm.nodes]
-    back = [c.round for c in certificates_of(witness.client, RUN) if victim_id in c.members]
-    back = [number for number in back if number > KILL_AFTER_ROUND + 1]
+    signed = certificates_of(witness.client, RUN)
+    back = [c.round + 1 for c in signed if victim_id in c.members and c.round > KILL_AFTER_ROUND]
     check(bool(back), f"{victim.name} takes part again before the end")
     narrator.say(f"  {victim.name} was back in round {min(back)} of {rounds}")
     _check_equal(swarm, runs, narrator)
@@ -104,9 +104,10 @@ def _metric(node: DemoNode, number: int, found: list[Metric]) -> bool:
 
 
 def _check_without(swarm: DemoSwarm, metric: Metric, victim: DemoNode, victim_id: str) -> None:
-    certificate = next(
-        c for c in certificates_of(swarm.nodes[0].client, RUN) if c.round == metric.round
-    )
+    number = metric.round - 1  # a certificate names the round by the averagings before it
+    found = [c for c in certificates_of(swarm.nodes[0].client, RUN) if c.round == number]
+    check(len(found) == 1, f"round {metric.round} has one certificate")
+    certificate = found[0]
     check(victim_id not in certificate.members, "the round was committed without the dead node")
     check(len(certificate.members) == len(swarm.nodes) - 1, "all the others are in that round")
     check(metric.seconds < COMMIT_WITHIN_S, f"that round took under {COMMIT_WITHIN_S:g} s")
