@@ -75,14 +75,14 @@ async def api_page(api: Api) -> str:
     figures = [f"| `{name}` | {text} |" for name, text in helps]
     return "\n".join(
         [
-            f"# Control API\n\n{MADE}HTTP/1.1 and JSON on `control.sock` in the state directory, and",
-            "on a loopback port with `--http` (header `Authorization: Bearer …`, the content of",
+            f"# Control API\n\n{MADE}HTTP/1.1 and JSON on `control.sock` in the state directory,",
+            "and on a loopback port with `--http` (header `Authorization: Bearer …`, the content of",
             "`http.token`).",
             "The whole document, with all fields, is at `/v1/openapi.json`.\n",
             "| method | path | what | body | reply |\n|---|---|---|---|---|",
             *rows,
-            '\n## Errors\n\nOne shape: `{"error": {"code", "message", "hint"}}`. Codes that are not',
-            "here come with status 500.\n\n| code | HTTP status |\n|---|---|",
+            '\n## Errors\n\nOne shape: `{"error": {"code", "message", "hint"}}`. Codes that are',
+            "not here come with status 500.\n\n| code | HTTP status |\n|---|---|",
             *codes,
             "\n## Metrics\n\n| name | what |\n|---|---|",
             *figures,
