@@ -76,8 +76,8 @@ async def api_page(api: Api) -> str:
     return "\n".join(
         [
             f"# Control API\n\n{MADE}HTTP/1.1 and JSON on `control.sock` in the state directory,",
-            "and on a loopback port with `--http` (header `Authorization: Bearer …`, the content of",
-            "`http.token`).",
+            "and on a loopback port with `--http` (header `Authorization: Bearer …`, the content",
+            "of `http.token`).",
             "The whole document, with all fields, is at `/v1/openapi.json`.\n",
             "| method | path | what | body | reply |\n|---|---|---|---|---|",
             *rows,
