@@ -296,6 +296,7 @@ def _answer_room(manifest: Manifest, prompt_tokens: int, max_tokens: int | None)
         wanted = f" and {max_tokens} are asked for" if max_tokens else ""
         raise UsageError(
             f"the model's context is {manifest.context} tokens; the prompt has {prompt_tokens}"
-            + wanted
+            + wanted,
+            hint=f"ask for up to {room} tokens" if room > 0 else "shorten the prompt",
         )
     return room if max_tokens is None else max_tokens

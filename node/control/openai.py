@@ -176,12 +176,13 @@ class OpenAIRoutes:
 class _Shape:
     """The JSON around a piece of answer; chats and texts differ in little."""
 
+    prefix = ""
     kind = ""
     whole_kind = ""
 
     def __init__(self, model: str) -> None:
         self._head = {
-            "id": f"{self.kind.partition('.')[0]}-{secrets.token_hex(12)}",
+            "id": f"{self.prefix}-{secrets.token_hex(12)}",
             "created": int(time.time()),
             "model": model,
         }
@@ -204,6 +205,7 @@ class _Shape:
 
 
 class _ChatShape(_Shape):
+    prefix = "chatcmpl"
     kind = "chat.completion.chunk"
     whole_kind = "chat.completion"
 
@@ -222,6 +224,7 @@ class _ChatShape(_Shape):
 
 
 class _TextShape(_Shape):
+    prefix = "cmpl"
     kind = whole_kind = "text_completion"
 
     def piece(self, text: str, reason: str | None) -> object:

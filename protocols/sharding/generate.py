@@ -98,9 +98,15 @@ class Generation:
         return [hop.span for hop in self._hops]
 
     async def open(self, route: list[Span]) -> None:
-        """Open every stage, in order."""
-        for span in route:
-            self._hops.append(await self._open(span))
+        """Open every stage, in order; one that is not there is replaced at once."""
+        for index, span in enumerate(route):
+            self._hops.append(Hop(span))
+            try:
+                self._hops[index] = await self._open(span)
+            except ShoalError as error:
+                if not is_loss(error):
+                    raise
+                await self._replace_hop(index, error)
 
     def close(self) -> None:
         """End all sessions."""

@@ -196,6 +196,17 @@ async def test_a_stage_that_nobody_else_has_ends_the_answer_with_a_reason(
             await generation.advance([5])
 
 
+async def test_a_stage_that_is_already_gone_is_replaced_before_the_first_token(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    route = chain(2)
+    swarm = Swarm(nursery, [*route, Span(PeerId("twin"), 0, 2)])
+    swarm.net.kill(route[0].peer)
+    async with swarm.open(route) as generation:
+        assert await tokens(generation, 4) == swarm.expected(4)
+        assert [span.peer for span in generation.route] == ["twin", "s1"]
+
+
 async def test_a_stage_that_is_full_refuses_and_the_others_are_let_go(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
