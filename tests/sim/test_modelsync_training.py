@@ -1,0 +1,191 @@
+"""A small model trained by several trainers equals, bit for bit, the one-process simulation."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trio
+
+from shoal.averaging import Vector, nesterov, weighted_mean
+from shoal.errors import ClientError
+from shoal.trainer import Trainer, Wire, flatten, load_vector
+from tests.sim.run_nodes import RunNodes
+
+ROUNDS, SYNC_EVERY = 3, 4
+RATES = {"lr": 0.7, "momentum": 0.5}
+
+
+class Learner:
+    """A tiny regression with batches that depend on (member, step) only."""
+
+    def __init__(self, seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        self.model = torch.nn.Sequential(
+            torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1)
+        )
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2)
+
+    def step(self, member: str, step: int) -> float:
+        random = np.random.default_rng([step, *member.encode()])
+        x = torch.from_numpy(random.standard_normal((32, 8), dtype=np.float32))
+        loss = torch.nn.functional.mse_loss(self.model(x), x.sum(dim=1, keepdim=True))
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(loss.detach())
+
+
+def simulate(members: list[str]) -> Vector:
+    """The same run in one process, one replica after the other."""
+    learners = {member: Learner() for member in members}
+    phi = flatten(Learner().model)
+    momentum = np.zeros_like(phi)
+    for round_ in range(ROUNDS):
+        deltas = []
+        for member, learner in learners.items():
+            load_vector(learner.model, phi)
+            for step in range(round_ * SYNC_EVERY, (round_ + 1) * SYNC_EVERY):
+                learner.step(member, step)
+            deltas.append(np.subtract(phi, flatten(learner.model)))
+        mean = weighted_mean(deltas, [1.0] * len(deltas))
+        phi, momentum = nesterov(phi, momentum, mean, **RATES)
+    return phi
+
+
+def train(client: object, members: int, wire: Wire = "float32") -> tuple[Vector, str]:
+    learner = Learner()
+    with Trainer(
+        learner.model,
+        run="tiny",
+        rounds=ROUNDS,
+        sync_every=SYNC_EVERY,
+        wire=wire,
+        min_members=members,
+        client=client,
+    ) as trainer:
+        while not trainer.done:
+            trainer.step(learner.step(trainer.member, trainer.global_step))
+        return flatten(learner.model), trainer.root
+
+
+async def in_threads(work: list[Callable[[], tuple[Vector, str]]]) -> list[tuple[Vector, str]]:
+    results: list[tuple[Vector, str]] = []
+
+    async def one(job: Callable[[], tuple[Vector, str]]) -> None:
+        results.append(await trio.to_thread.run_sync(job))
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            for job in work:
+                nursery.start_soon(one, job)
+    return results
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_run_over_the_float32_wire_equals_the_simulation_bit_for_bit(
+    nursery: trio.Nursery, tmp_path: Path, count: int
+) -> None:
+    nodes = RunNodes(nursery, tmp_path)
+    clients = [await nodes.add() for _ in range(count)]
+    results = await in_threads([partial(train, client, count) for client in clients])
+    assert len({root for _, root in results}) == 1
+    expected = simulate(sorted(nodes.peers))
+    for parameters, _ in results:
+        assert parameters.tobytes() == expected.tobytes()
+    nursery.cancel_scope.cancel()
+
+
+async def test_over_the_int8_wire_replicas_are_equal_and_close_to_the_simulation(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    nodes = RunNodes(nursery, tmp_path)
+    clients = [await nodes.add() for _ in range(3)]
+    results = await in_threads([partial(train, client, 3, "int8") for client in clients])
+    assert len({root for _, root in results}) == 1
+    expected = simulate(sorted(nodes.peers))
+    assert np.abs(results[0][0] - expected).max() < 0.02
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_finished_run_is_given_to_who_comes_later_from_its_file(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    nodes = RunNodes(nursery, tmp_path)
+    first, second = await nodes.add(), await nodes.add()
+    ((parameters, root),) = await in_threads([partial(train, first, 1)])
+    assert [path.name for path in sorted((tmp_path / nodes.peers[0] / "tiny").iterdir())] == [
+        "metrics.jsonl",
+        "state.f32",
+        "state.json",
+    ]
+    ((late, late_root),) = await in_threads([partial(train, second, 1)])
+    assert late.tobytes() == parameters.tobytes()
+    assert late_root == root
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_contribution_that_is_not_finite_stays_at_home(
+    nursery: trio.Nursery, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    nodes = RunNodes(nursery, tmp_path)
+    clients = [await nodes.add() for _ in range(2)]
+
+    def poisoned(client: object, *, sick: bool) -> tuple[Vector, str]:
+        learner = Learner()
+        with Trainer(
+            learner.model, run="tiny", rounds=2, sync_every=1, min_members=2, client=client
+        ) as trainer:
+            while not trainer.done:
+                learner.step(trainer.member, trainer.global_step)
+                if sick and trainer.round == 0:
+                    load_vector(learner.model, np.full_like(flatten(learner.model), np.nan))
+                trainer.step()
+            return flatten(learner.model), trainer.root
+
+    results = await in_threads(
+        [partial(poisoned, clients[0], sick=True), partial(poisoned, clients[1], sick=False)]
+    )
+    assert len({root for _, root in results}) == 1
+    assert bool(np.isfinite(results[0][0]).all())
+    assert "not finite" in capfd.readouterr().err
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_model_that_changed_its_shape_is_an_error_that_says_so(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    nodes = RunNodes(nursery, tmp_path)
+    client = await nodes.add()
+
+    def grow() -> tuple[Vector, str]:
+        learner = Learner()
+        with Trainer(learner.model, run="tiny", rounds=2, sync_every=1, client=client) as trainer:
+            learner.model.append(torch.nn.Linear(1, 1))
+            trainer.step()
+        return flatten(learner.model), ""
+
+    with pytest.raises(ClientError, match="trainable parameters"):
+        await trio.to_thread.run_sync(grow)
+    assert nodes.runs[0].view("tiny").state == "stopped"
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_second_trainer_of_the_same_run_is_refused(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    nodes = RunNodes(nursery, tmp_path)
+    client = await nodes.add()
+
+    def twice() -> None:
+        with (
+            Trainer(Learner().model, run="tiny", rounds=1, client=client),
+            Trainer(Learner().model, run="tiny", rounds=1, client=client),
+        ):
+            raise AssertionError("two trainers of one run")
+
+    with pytest.raises(ClientError, match="attached already"):
+        await trio.to_thread.run_sync(twice)
+    nursery.cancel_scope.cancel()
