@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from node.broadcast import Broadcast
 from node.children import Child
 from protocols.modelsync.driver import Outcome
-from protocols.modelsync.wire import ELEMENTS_MAX, ROUNDS_MAX
+from protocols.modelsync.wire import ELEMENTS_MAX, ROUNDS_MAX, WEIGHT_MAX
 from shoal.runs import Attach, Metric, RoundResult, Run
 from wire.errors import UsageError
 
@@ -59,6 +59,13 @@ def check_shape(shape: Attach) -> None:
     if len(shape.states) != 2:
         raise UsageError("a trainer has two state buffers")
     hash_of(shape.root)
+
+
+def check_weight(weight: float) -> float:
+    """Return a weight that others will accept. Raises UsageError."""
+    if not 0.0 <= weight <= WEIGHT_MAX:
+        raise UsageError(f"a weight of {weight:g} is not in [0, {WEIGHT_MAX:g}]")
+    return weight
 
 
 def round_result(round_: int, outcome: Outcome) -> RoundResult:

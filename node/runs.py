@@ -23,6 +23,7 @@ from node.run_records import (
     Record,
     buffer_index,
     check_shape,
+    check_weight,
     hash_of,
     round_result,
 )
@@ -48,6 +49,7 @@ from wire.errors import Busy, NotFound, ShoalError, UsageError
 from wire.ids import PeerId
 
 ROUND_WAIT_S = 20.0  # seconds that one request waits for its round; the trainer then asks again
+STOP_WAIT_S = 5.0  # seconds for the farewell to be written after the child has ended
 RUNS_MAX = 256  # runs remembered; enough for a year of a person's training
 ACTIVE = ("starting", "training")
 
@@ -124,7 +126,8 @@ class Runs:
         record.stopping = True
         if record.child is not None:
             await record.child.terminate()
-            await record.ended.wait()
+            with trio.move_on_after(STOP_WAIT_S):
+                await record.ended.wait()
         elif record.trainer is not None:
             await self._detach(record, record.trainer, keep=False)
             self._enter(record, "stopped")
@@ -207,8 +210,8 @@ class Runs:
         """Submit a contribution and wait a while for the round to end."""
         record, trainer = self._attached(name)
         if request.fresh:
-            weight = request.weight
-            self._sync.submit(name, request.round, hash_of(request.root), weight)
+            weight, root = check_weight(request.weight), hash_of(request.root)
+            self._sync.submit(name, request.round, root, weight)
         outcome = await self._sync.outcome(name, timeout_s=ROUND_WAIT_S)
         if outcome is None:
             waiting_for = [str(peer) for peer in self._sync.waiting_for(name)]
@@ -340,7 +343,7 @@ class Runs:
             ) from error
         old = self._records.get(name)
         if old is not None and old.state in ACTIVE:
-            raise Busy(f"run {name} is going on here", hint=f"`shoal runs` shows it; {name} --stop")
+            raise Busy(f"run {name} is going on here", hint=f"`shoal runs --stop {name}` stops it")
         if len(self._records) >= RUNS_MAX:
             raise Busy(f"{RUNS_MAX} runs are remembered", hint="restart the daemon")
         directory = self._directory / name

@@ -225,7 +225,9 @@ class ModelSync:
             await driver.run()
 
     async def _renew(self, run: str) -> None:
-        driver = self._drivers[run]
+        driver = self._drivers.get(run)
+        if driver is None:
+            return  # it left while another run's lease was written
         shape, certificate = driver.attachment, driver.rounds.certificate
         round_ = certificate.round + 1 if certificate is not None else 0
         lease = MemberLease(
