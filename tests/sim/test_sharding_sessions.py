@@ -16,7 +16,7 @@ from protocols.sharding.placement import Span
 from protocols.sharding.route import find_replacement
 from protocols.sharding.service import StageService
 from protocols.sharding.stage import Stage
-from protocols.sharding.wire import SESSION, Open, Sampling, Step, WorkerAnswer
+from protocols.sharding.wire import SESSION, Open, Output, Sampling, Step, WorkerAnswer
 from protocols.sharding.worker import Worker
 from tests.sim.net import Net
 from tests.unit.sharding_models import LAYERS, PROMPT, cuts, make_model
@@ -271,4 +271,22 @@ async def test_an_output_that_does_not_fit_is_refused(
     swarm.services[route[0].peer].attach(MODEL, 0, 2, InProcess(wide), hidden_size=64)
     with pytest.raises(BadMessage, match="not at 12 with 1536 B"):
         async with swarm.open(route) as generation:
+            await generation.advance(PROMPT)
+
+
+async def test_a_stage_that_missed_a_step_is_seen(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    route = chain(2)
+    swarm = Swarm(nursery, route)
+
+    class Forgetful(InProcess):
+        async def ask(self, message: Any, *, timeout_s: float) -> WorkerAnswer:
+            answer = await super().ask(message, timeout_s=timeout_s)
+            return Output(11, answer.hidden, None) if isinstance(answer, Output) else answer
+
+    worker = Forgetful(Stage(copy.deepcopy(swarm.model), 0, 2))
+    swarm.services[route[0].peer].attach(MODEL, 0, 2, worker, hidden_size=32)
+    async with swarm.open(route) as generation:
+        with pytest.raises(BadMessage, match="a stage is at 11 with 1536 B, not at 12"):
             await generation.advance(PROMPT)

@@ -56,7 +56,8 @@ def test_layers_are_shared_evenly_in_peer_order() -> None:
 
 
 def test_a_small_node_gets_what_it_has_room_for() -> None:
-    assert shares(place(30, offers(a=4, b=100, c=100))) == {"a": 4, "b": 13, "c": 13}
+    spans = place(30, offers(b=100, c=100, a=4))
+    assert spans == [Span(A, 0, 4), Span(B, 4, 17), Span(C, 17, 30)]
 
 
 def test_the_nodes_with_most_room_are_chosen() -> None:
