@@ -83,7 +83,11 @@ def core_figures(node: Node) -> list[Figure]:
     host, life = node.host, node.life
     return [
         Figure("shoal_peers", "Connected peers.", lambda: len(host.connected())),
-        Figure("shoal_members", "Known members.", lambda: len(node.membership.members())),
+        Figure(
+            "shoal_members",
+            "Members alive.",
+            lambda: sum(m.alive for m in node.membership.members()),
+        ),
         Figure("shoal_ready", "1 while ready.", lambda: float(life.state == "ready")),
         Figure("shoal_uptime_seconds", "Since the start.", lambda: life.uptime_s),
         Figure("shoal_loop_lag_ms", "Worst of the last 10 s.", node.loop_lag_ms),

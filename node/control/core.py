@@ -58,7 +58,7 @@ class Core:
             home=str(node.home.path),
             addresses=node.host.addresses(),
             peers=len(node.host.connected()),
-            members=len(node.membership.members()),
+            members=sum(member.alive for member in node.membership.members()),
             runs=node.run_names(),
             models=node.model_names(),
         )
