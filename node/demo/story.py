@@ -13,7 +13,6 @@ from node.demo.training import RUN, peers_of, train
 
 NAMES = ["ash", "birch", "cedar", "dune"]
 PROMPTS = {"shakespeare": "ROMEO:", "smollm2": "The capital of France is"}
-CURVE_LINES = 12
 
 
 def tell(folder: Path, model: str) -> None:
@@ -47,13 +46,17 @@ def _meet(swarm: DemoSwarm, narrator: Narrator) -> None:
 
 
 def _plot(swarm: DemoSwarm, narrator: Narrator) -> Path:
+    """Draw all nodes' curves as a PNG, and the first node's in the terminal."""
     picture = swarm.folder / "curves.png"
-    argv = [
-        *(sys.executable, "-P", "-m", "node.cli.main", "--home", str(swarm.nodes[0].home)),
-        *("plot", RUN, "--terminal", "--out", str(picture)),
-    ]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    check(done.returncode == 0, f"`shoal plot` draws the curves: {done.stderr.strip()}")
+    files = [str(node.home / "runs" / RUN / "metrics.jsonl") for node in swarm.nodes]
+    _shoal(swarm, "plot", *files, "--out", str(picture))
     check(picture.read_bytes()[:4] == b"\x89PNG", "the curves are a PNG")
-    narrator.say("\n".join(done.stdout.splitlines()[:CURVE_LINES]))
+    narrator.say(_shoal(swarm, "plot", RUN, "--terminal", "--out", str(swarm.folder / "ash.png")))
     return picture
+
+
+def _shoal(swarm: DemoSwarm, *command: str) -> str:
+    argv = [sys.executable, "-P", "-m", "node.cli.main", "--home", str(swarm.nodes[0].home)]
+    done = subprocess.run([*argv, *command], capture_output=True, text=True, check=False)
+    check(done.returncode == 0, f"`shoal {command[0]}` works: {done.stderr.strip()}")
+    return done.stdout
