@@ -314,7 +314,7 @@ class Trainer:
     def _free(self) -> None:
         self._is_open = False
         for vector in (self._exchange, *self._states):
-            vector.close()
+            vector.unlink()
 
 
 def flatten(model: torch.nn.Module) -> Vector:

@@ -1,6 +1,7 @@
 """The routes of training runs: for the CLI, and for the trainer in the user's process."""
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from node.control.api import Api, Event, Events, Request
 from node.runs import Runs
@@ -69,8 +70,9 @@ class RunRoutes:
         return Events(self._happenings(run))
 
     async def _happenings(self, run: str) -> AsyncGenerator[Event]:
-        async for item in self._runs.follow(run):
-            yield Event(item, name="run" if isinstance(item, Run) else "metric")
+        async with aclosing(self._runs.follow(run)) as items:
+            async for item in items:
+                yield Event(item, name="run" if isinstance(item, Run) else "metric")
 
 
 def routes(api: Api, runs: Runs) -> None:

@@ -19,7 +19,10 @@ RATES = {"lr": 0.7, "momentum": 0.5}
 
 
 class Learner:
-    """A tiny regression with batches that depend on (member, step) only."""
+    """A tiny regression with batches that depend on (member, step) only.
+
+    Make them in one thread: the seed of torch is the process's.
+    """
 
     def __init__(self, seed: int = 0) -> None:
         torch.manual_seed(seed)
@@ -55,8 +58,9 @@ def simulate(members: list[str]) -> Vector:
     return phi
 
 
-def train(client: object, members: int, wire: Wire = "float32") -> tuple[Vector, str]:
-    learner = Learner()
+def train(
+    learner: Learner, client: object, members: int, wire: Wire = "float32"
+) -> tuple[Vector, str]:
     with Trainer(
         learner.model,
         run="tiny",
@@ -90,7 +94,7 @@ async def test_a_run_over_the_float32_wire_equals_the_simulation_bit_for_bit(
 ) -> None:
     nodes = RunNodes(nursery, tmp_path)
     clients = [await nodes.add() for _ in range(count)]
-    results = await in_threads([partial(train, client, count) for client in clients])
+    results = await in_threads([partial(train, Learner(), client, count) for client in clients])
     assert len({root for _, root in results}) == 1
     expected = simulate(sorted(nodes.peers))
     for parameters, _ in results:
@@ -103,7 +107,7 @@ async def test_over_the_int8_wire_replicas_are_equal_and_close_to_the_simulation
 ) -> None:
     nodes = RunNodes(nursery, tmp_path)
     clients = [await nodes.add() for _ in range(3)]
-    results = await in_threads([partial(train, client, 3, "int8") for client in clients])
+    results = await in_threads([partial(train, Learner(), client, 3, "int8") for client in clients])
     assert len({root for _, root in results}) == 1
     expected = simulate(sorted(nodes.peers))
     assert np.abs(results[0][0] - expected).max() < 0.02
@@ -115,13 +119,13 @@ async def test_a_finished_run_is_given_to_who_comes_later_from_its_file(
 ) -> None:
     nodes = RunNodes(nursery, tmp_path)
     first, second = await nodes.add(), await nodes.add()
-    ((parameters, root),) = await in_threads([partial(train, first, 1)])
+    ((parameters, root),) = await in_threads([partial(train, Learner(), first, 1)])
     assert [path.name for path in sorted((tmp_path / nodes.peers[0] / "tiny").iterdir())] == [
         "metrics.jsonl",
         "state.f32",
         "state.json",
     ]
-    ((late, late_root),) = await in_threads([partial(train, second, 1)])
+    ((late, late_root),) = await in_threads([partial(train, Learner(), second, 1)])
     assert late.tobytes() == parameters.tobytes()
     assert late_root == root
     nursery.cancel_scope.cancel()
@@ -133,8 +137,7 @@ async def test_a_contribution_that_is_not_finite_stays_at_home(
     nodes = RunNodes(nursery, tmp_path)
     clients = [await nodes.add() for _ in range(2)]
 
-    def poisoned(client: object, *, sick: bool) -> tuple[Vector, str]:
-        learner = Learner()
+    def poisoned(learner: Learner, client: object, *, sick: bool) -> tuple[Vector, str]:
         with Trainer(
             learner.model, run="tiny", rounds=2, sync_every=1, min_members=2, client=client
         ) as trainer:
@@ -146,7 +149,10 @@ async def test_a_contribution_that_is_not_finite_stays_at_home(
             return flatten(learner.model), trainer.root
 
     results = await in_threads(
-        [partial(poisoned, clients[0], sick=True), partial(poisoned, clients[1], sick=False)]
+        [
+            partial(poisoned, Learner(), clients[0], sick=True),
+            partial(poisoned, Learner(), clients[1], sick=False),
+        ]
     )
     assert len({root for _, root in results}) == 1
     assert bool(np.isfinite(results[0][0]).all())
