@@ -29,6 +29,9 @@ STATUS = {
     "unreachable": 502,
     "peer_fault": 502,
     "bad_message": 502,
+    "hop_lost": 502,
+    "worker_gone": 502,
+    "no_route": 503,
     "unhealthy": 503,
     "deadline": 504,
 }

@@ -51,7 +51,8 @@ def _plot(swarm: DemoSwarm, narrator: Narrator) -> Path:
     files = [str(node.home / "runs" / RUN / "metrics.jsonl") for node in swarm.nodes]
     _shoal(swarm, "plot", *files, "--out", str(picture))
     check(picture.read_bytes()[:4] == b"\x89PNG", "the curves are a PNG")
-    narrator.say(_shoal(swarm, "plot", RUN, "--terminal", "--out", str(swarm.folder / "ash.png")))
+    drawn = _shoal(swarm, "plot", RUN, "--terminal", "--out", str(swarm.folder / "ash.png"))
+    narrator.say("\n".join(drawn.splitlines()[:-1]))  # the last line names the file
     return picture
 
 
