@@ -9,7 +9,7 @@ from urllib.parse import quote
 import msgspec
 
 from shoal.client import Client
-from shoal.errors import ClientError
+from shoal.errors import ApiError
 
 EVENT_SILENCE_S = 60.0  # seconds between two events; the daemon says something every 15 s
 

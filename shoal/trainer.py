@@ -139,8 +139,7 @@ class Trainer:
         if self.done:
             return True
         if loss is not None:
-            is_tensor = isinstance(loss, torch.Tensor)
-            self._losses.append(float(loss.detach()) if is_tensor else loss)
+            self._losses.append(float(loss.detach() if isinstance(loss, torch.Tensor) else loss))
         self.steps += 1
         if self.steps % self.sync_every == 0:
             self._sync()

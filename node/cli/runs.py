@@ -208,8 +208,13 @@ def _draw_in_terminal(curves: dict[str, list[Metric]]) -> None:
         steps.append([step for step, _ in points])
         losses.append([loss for _, loss in points])
     uniplot.plot(
-        xs=steps, ys=losses, lines=True, legend_labels=list(curves),
-        title="held-out loss by step", width=70, height=CURVE_ROWS
+        xs=steps,
+        ys=losses,
+        lines=True,
+        legend_labels=list(curves),
+        title="held-out loss by step",
+        width=70,
+        height=CURVE_ROWS,
     )
 
 

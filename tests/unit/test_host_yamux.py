@@ -255,7 +255,15 @@ async def pings_unread(link: Link) -> None:
 
 @pytest.mark.parametrize(
     "attack",
-    [over_window, much_before_admission, endless_credit, our_stream_number, stream_twice, noise, pings_unread],
+    [
+        over_window,
+        much_before_admission,
+        endless_credit,
+        our_stream_number,
+        stream_twice,
+        noise,
+        pings_unread,
+    ],
 )
 async def test_a_peer_that_breaks_the_rules_is_disconnected(
     attack: Attack, autojump_clock: MockClock
