@@ -129,7 +129,7 @@ class Runs:
             with trio.move_on_after(STOP_WAIT_S):
                 await record.ended.wait()
         elif record.trainer is not None:
-            await self._detach(record, record.trainer, keep=False)
+            await self._detach(record, record.trainer)
             self._enter(record, "stopped")
         return self._view(record)
 
@@ -199,7 +199,7 @@ class Runs:
             await self._sync.attach(attachment)
             fetched = await self._sync.join(name, shape.round, states[1])
         except ShoalError:
-            await self._detach(record, trainer, keep=False)
+            await self._detach(record, trainer)
             raise
         self._enter(record, "training")
         round_, root = (fetched.round, fetched.root.hex()) if fetched else (shape.round, shape.root)
@@ -277,7 +277,7 @@ class Runs:
     async def leave(self, name: str, request: Leave) -> Run:
         """The trainer is done; keep its state for others if it has finished the run."""
         record, trainer = self._attached(name)
-        await self._detach(record, trainer, keep=request.finished)
+        await self._detach(record, trainer)
         if record.child is None:
             self._enter(record, "finished" if request.finished else "stopped")
         return self._view(record)
@@ -295,7 +295,7 @@ class Runs:
             record.error, status = f"cannot start it: {error}", 1
         record.child = None
         if record.trainer is not None:
-            await self._detach(record, record.trainer, keep=False)
+            await self._detach(record, record.trainer)
         if record.stopping:
             self._enter(record, "stopped")
         elif status == 0:
@@ -311,18 +311,18 @@ class Runs:
             await trio.lowlevel.wait_readable(trainer.pidfd)
         if record.trainer is trainer:
             _log.warning("trainer_gone", run=record.name, pid=trainer.pid)
-            await self._detach(record, trainer, keep=False)
+            await self._detach(record, trainer)
             if record.child is None:
                 record.error = "the trainer's process ended"
                 self._enter(record, "failed")
 
-    async def _detach(self, record: Record, trainer: AttachedTrainer, *, keep: bool) -> None:
+    async def _detach(self, record: Record, trainer: AttachedTrainer) -> None:
         record.trainer = None
         trio.lowlevel.notify_closing(trainer.pidfd)
         os.close(trainer.pidfd)
         kept = None
-        state = self._sync.state_of(record.name) if keep else None
-        if state is not None:
+        state = self._sync.state_of(record.name)
+        if state is not None:  # also of a trainer that crashed: others may need what it knew
             kept = await trio.to_thread.run_sync(save_state, record.directory, state)
         await self._sync.leave(record.name, keep=kept)
         for segment in (trainer.shape.exchange, *trainer.shape.states):

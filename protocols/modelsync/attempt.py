@@ -14,7 +14,7 @@ import msgspec
 import trio
 
 from protocols.modelsync.exchange import MEAN_WAIT_S, OPEN_S, Complete, Exchange, Fault
-from protocols.modelsync.machine import excluded_by
+from protocols.modelsync.machine import Accusation, blame
 from protocols.modelsync.wire import (
     ATTEMPT,
     CERTIFICATE_TAG,
@@ -73,8 +73,7 @@ class Lead:
         self._others = [member for member in prepare.members if member != rpc.peer]
         self._order = Order(Abort([]))
         self._decided = trio.Event()
-        self._evidence: list[tuple[PeerId, PeerId]] = []
-        self._hints: list[tuple[PeerId, PeerId]] = []
+        self._accusations: list[Accusation] = []
 
     async def run(self) -> Certificate | Aborted:
         """Lead the attempt to its end, in bounded time."""
@@ -112,30 +111,28 @@ class Lead:
                 case Nack():
                     return await self._refused(member, what)
                 case Fault() | Failed() | _Lost():
-                    self._take_evidence(member, what)
+                    self._note_fault(member, what)
                     return await self._blame()
                 case _:
                     continue
         return self._certify(done)
 
     async def _blame(self) -> Aborted:
-        """Collect evidence for a moment, then decide. Broken links count if nothing better does."""
+        """Collect accusations for a moment, then decide."""
         with trio.move_on_after(BLAME_WAIT_S):
             while True:
                 member, what = await self._news.receive()
-                self._take_evidence(member, what)
-        return Aborted(frozenset(excluded_by(self._evidence or self._hints) - {self._rpc.peer}))
+                self._note_fault(member, what)
+        return Aborted(frozenset(blame(self._accusations) - {self._rpc.peer}))
 
-    def _take_evidence(self, member: PeerId, what: object) -> None:
+    def _note_fault(self, member: PeerId, what: object) -> None:
         me = self._rpc.peer
         match what:
             case _Lost():
-                self._evidence.append((me, member))
+                self._accusations.append(Accusation(me, member, "lost"))
             case Fault(accused, reason) | Failed(accused, reason):
-                if accused == member or accused not in self.prepare.members:
-                    return
-                kind = self._evidence if reason in ("silent", "bad") else self._hints
-                kind.append((member, accused))
+                if accused != member and accused in self.prepare.members:
+                    self._accusations.append(Accusation(member, accused, reason))
             case _:
                 return
 

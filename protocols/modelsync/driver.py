@@ -11,7 +11,7 @@ import trio
 from protocols.modelsync.attempt import Aborted, Follow, Lead
 from protocols.modelsync.codecs import Vector
 from protocols.modelsync.exchange import Complete, Exchange, Fault
-from protocols.modelsync.machine import Diverged, Propose, Rounds
+from protocols.modelsync.machine import Behind, Diverged, Propose, Rounds
 from protocols.modelsync.wire import (
     READY,
     Answer,
@@ -76,10 +76,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Census:
-    """Who belongs to the run: by lease, by farewell; and whom else to tell (connected peers)."""
+    """Who belongs to the run: by lease, by farewell; and whom else to tell (connected peers).
+
+    A farewell names the round that the leaver would have had next.
+    """
 
     live: list[PeerId] = field(default_factory=list[PeerId])
-    left: list[PeerId] = field(default_factory=list[PeerId])
+    left: dict[PeerId, int] = field(default_factory=dict[PeerId, int])
     others: list[PeerId] = field(default_factory=list[PeerId])
 
 
@@ -127,6 +130,8 @@ class RunDriver:
                     match effect:
                         case Propose(prepare):
                             nursery.start_soon(self._lead, prepare)
+                        case Behind(at_least):
+                            self._fall_behind(at_least, None)
                         case Diverged(root):
                             assert self.rounds.mine is not None
                             self._fall_behind(self.rounds.mine.round, root)

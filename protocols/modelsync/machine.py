@@ -9,7 +9,7 @@ Views of who is alive may differ: they cost time (two proposers, one wins), neve
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from protocols.modelsync.shards import equal_shards
@@ -40,7 +40,14 @@ class Diverged:
     root: bytes
 
 
-Effect = Propose | Diverged
+@dataclass(frozen=True)
+class Behind:
+    """Members left the run after a later round than ours: fetch a state of at least theirs."""
+
+    at_least: int
+
+
+Effect = Propose | Diverged | Behind
 
 
 def order_of(run: str, round_: int, attempt: int, peer: PeerId) -> bytes:
@@ -54,6 +61,25 @@ def is_better(run: str, new: Ballot, old: Ballot) -> bool:
         return new.attempt > old.attempt
     ranks = [order_of(run, new.round, new.attempt, ballot.proposer) for ballot in (new, old)]
     return ranks[0] < ranks[1]
+
+
+@dataclass(frozen=True)
+class Accusation:
+    """One member says that it cannot go on because of another.
+
+    Reasons: lost (the proposer's own stream to it), silent, bad, broken, aborted. The last two may
+    be the echo of another fault: a stream breaks when either end gives up.
+    """
+
+    accuser: PeerId
+    accused: PeerId
+    reason: str
+
+
+def blame(accusations: list[Accusation]) -> set[PeerId]:
+    """Decide whom the next attempt leaves out. Echoes count only if there is nothing better."""
+    certain = [a for a in accusations if a.reason in ("lost", "silent", "bad")]
+    return excluded_by((a.accuser, a.accused) for a in certain or accusations)
 
 
 def excluded_by(accusations: Iterable[tuple[PeerId, PeerId]]) -> set[PeerId]:
@@ -86,7 +112,7 @@ class Rounds:
     deadline: float = math.inf
     _readies: dict[PeerId, Ready] = field(default_factory=dict[PeerId, Ready])
     _live: frozenset[PeerId] = frozenset()
-    _left: frozenset[PeerId] = frozenset()
+    _left: Mapping[PeerId, int] = field(default_factory=dict[PeerId, int])
     _unreachable: set[PeerId] = field(default_factory=set[PeerId])
     _suspects: set[PeerId] = field(default_factory=set[PeerId])  # until it is ready again
     _quorum_since: float | None = None
@@ -134,9 +160,12 @@ class Rounds:
         if peer != self.me:
             self._readies.pop(peer, None)
 
-    def see(self, *, live: Collection[PeerId], left: Collection[PeerId]) -> None:
-        """Members by lease, and those that said goodbye: they are no longer asked for a quorum."""
-        self._live, self._left = frozenset(live), frozenset(left)
+    def see(self, *, live: Collection[PeerId], left: Mapping[PeerId, int]) -> None:
+        """Members by lease, and those that said goodbye, each with the round it would have had
+        next. Who left before our round is no longer asked for a quorum; who left after it knows
+        a later state.
+        """
+        self._live, self._left = frozenset(live), dict(left)
 
     # -- proposing ---------------------------------------------------------------------------
 
@@ -149,7 +178,8 @@ class Rounds:
         ready = self._ready_peers(mine)
         if not self.is_quorum(ready):
             self._quorum_since = self._turn_since = None
-            return []
+            later = self._later_farewell(mine.round)
+            return [] if later is None else [Behind(later)]
         self._quorum_since = now if self._quorum_since is None else self._quorum_since
         root = self._reference_root(ready)
         same = {peer for peer in ready if self._readies[peer].root == root}
@@ -172,7 +202,9 @@ class Rounds:
             return False
         if self.certificate is None:
             return len(members) >= self.min_members
-        electorate = set(self.certificate.members) - self._left
+        round_ = self.certificate.round + 1
+        gone = {peer for peer, left_at in self._left.items() if left_at <= round_}
+        electorate = set(self.certificate.members) - gone
         return not electorate or 2 * len(electorate & set(members)) > len(electorate)
 
     def waiting_for(self) -> list[PeerId]:
@@ -225,7 +257,14 @@ class Rounds:
     # -- inside ------------------------------------------------------------------------------
 
     def _expected(self) -> frozenset[PeerId]:
-        return self._live - self._left - self._suspects - self._unreachable - {self.me}
+        absent = self._left.keys() | self._suspects | self._unreachable | {self.me}
+        return frozenset(self._live - absent)
+
+    def _later_farewell(self, round_: int) -> int | None:
+        """The latest round that a voter of ours has left with, if it is later than ours."""
+        voters = self.certificate.members if self.certificate is not None else self._left
+        later = max((self._left.get(peer, 0) for peer in voters), default=0)
+        return later if later > round_ else None
 
     def _start_round(self, round_: int) -> None:
         self.ballot = None

@@ -40,7 +40,7 @@ from wire.ports import Call, Rpc, Store
 NAMESPACE = "runs"
 LEASE_TTL_S = 15.0  # seconds without renewal until a member is not waited for any more
 LEASE_RENEW_S = 5.0  # three chances per lease
-FAREWELL_TTL_S = 600.0  # seconds that a farewell is kept: no round waits longer for its quorum
+FAREWELL_TTL_S = 24 * 3600.0  # seconds that a farewell is kept: longer than a round may take
 PUBLISH_WAIT_S = 2.0  # seconds for the proposer to publish before another member does
 CERTIFICATES_KEPT_S = 24 * 3600.0  # seconds that certificates stay in the store
 SURVEY_WAIT_S = 3.0  # seconds for a peer to say which state it has
@@ -184,7 +184,9 @@ class ModelSync:
         last = self._states.pop(run, None)
         if last is not None and keep is not None:
             self._states[run] = states.State(last.round, last.root, keep, last.certificate)
-        farewell = MemberLease(round=last.round if last else 0, left=True)
+        certificate = driver.rounds.certificate
+        known = certificate.round + 1 if certificate is not None else 0
+        farewell = MemberLease(round=max(known, last.round if last else 0), left=True)
         await self._put_lease(run, farewell, FAREWELL_TTL_S)
 
     def members(self, run: str) -> list[PeerId]:
@@ -258,7 +260,7 @@ class ModelSync:
         leases = self._leases(run)
         return Census(
             live=[peer for peer, lease in leases.items() if not lease.left],
-            left=[peer for peer, lease in leases.items() if lease.left],
+            left={peer: lease.round for peer, lease in leases.items() if lease.left},
             others=self._peers()[:DONORS_MAX],
         )
 

@@ -126,6 +126,58 @@ async def test_a_member_that_freezes_is_left_out_within_seconds(
     nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("phase", ["ack", "done"])
+async def test_a_member_that_never_answers_the_proposer_is_left_out(
+    autojump_clock: MockClock, nursery: trio.Nursery, phase: str
+) -> None:
+    swarm = await make_swarm(nursery, 4)
+    mute: set[int] = set()
+
+    def swallow(number: int, message: object) -> bool:
+        if PHASES[phase](message) and swarm.trainers[number].round == 1 and not mute:
+            mute.add(number)
+        return PHASES[phase](message) and number in mute
+
+    swarm.on_send = swallow
+    with trio.move_on_after(60):
+        await swarm.train(3)
+    assert len(mute) == 1
+    healthy = [t for t in swarm.trainers if t.number not in mute]
+    assert [t.round for t in healthy] == [3, 3, 3]
+    assert len({t.roots[3] for t in healthy}) == 1
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_state_that_does_not_match_its_hash_is_taken_from_another_donor(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await make_swarm(nursery, 3)
+    await swarm.train(2)
+    liar = swarm.trainers[0]
+    liar.sync.announce("test", 9, bytes(32), liar.states[0])
+    joiner = await swarm.add()
+    await joiner.attach()
+    assert joiner.round == 2
+    assert joiner.roots[2] == swarm.trainers[1].roots[2]
+    nursery.cancel_scope.cancel()
+
+
+async def test_who_is_behind_waits_for_a_state_that_is_new_enough(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await make_swarm(nursery, 3, seconds_a_round=5.0, patience_s=0.5)
+    await swarm.train(2)
+    one, two, other = swarm.trainers
+    async with trio.open_nursery() as waiting:
+        waiting.start_soon(one.go_on, 3)
+        waiting.start_soon(two.go_on, 3)
+        started = trio.current_time()
+        fetched = await other.sync.fetch("test", other.states[1], at_least=3)
+    assert fetched.round == 3
+    assert trio.current_time() - started >= 5
+    nursery.cancel_scope.cancel()
+
+
 async def test_a_late_joiner_enters_the_next_round_without_stalling_the_others(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:

@@ -1,5 +1,6 @@
 """A small model trained by several trainers equals, bit for bit, the one-process simulation."""
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -194,4 +195,45 @@ async def test_a_second_trainer_of_the_same_run_is_refused(
 
     with pytest.raises(ClientError, match="attached already"):
         await trio.to_thread.run_sync(twice)
+    nursery.cancel_scope.cancel()
+
+
+async def test_steps_made_from_a_state_that_the_run_has_left_behind_are_not_counted(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    nodes = RunNodes(nursery, tmp_path)
+    clients = [await nodes.add() for _ in range(3)]
+    rounds = [threading.Event() for _ in range(3)]
+
+    def one(learner: Learner, client: object, number: int) -> tuple[Vector, str]:
+        with Trainer(
+            learner.model,
+            run="tiny",
+            rounds=4,
+            sync_every=1,
+            min_members=3,
+            patience_s=0.0,
+            client=client,
+        ) as trainer:
+            while not trainer.done:
+                if number == 2 and trainer.round == 1:
+                    assert rounds[0].wait(10)  # the others go on alone in rounds 1 and 2
+                    assert rounds[1].wait(10)
+                if number < 2 and trainer.round == 3:
+                    rounds[number].set()
+                    assert rounds[2].wait(10)  # until the slow one is about to hand in its steps
+                learner.step(trainer.member, trainer.global_step)
+                if number == 2 and trainer.round == 1:
+                    rounds[2].set()
+                trainer.step()
+        return flatten(learner.model), trainer.root
+
+    jobs = [partial(one, Learner(), client, n) for n, client in enumerate(clients)]
+    results = await in_threads(jobs)
+    assert len({root for _, root in results}) == 1
+    certificates = nodes.runs[0].certificates("tiny")
+    assert [len(c.members) for c in certificates[:3]] == [3, 2, 2]
+    last = certificates[3]
+    slow = nodes.peers[2]
+    assert slow not in last.members or last.weights[last.members.index(slow)] == 0.0
     nursery.cancel_scope.cancel()

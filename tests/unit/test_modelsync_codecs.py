@@ -118,8 +118,8 @@ def test_the_daemon_and_the_trainer_average_to_the_same_bits(seeds: list[int], s
 
 def test_nesterov_is_the_textbook_step() -> None:
     phi, m = averaging.nesterov(
-        np.float32([1.0]), np.float32([0.5]), np.float32([0.25]), lr=0.5, momentum=0.5
+        np.float32([1.0]), np.float32([1.0]), np.float32([0.25]), lr=0.5, momentum=0.5
     )
-    assert m.tolist() == [0.5]  # 0.5 * 0.5 + 0.25
-    assert phi.tolist() == [0.75]  # 1 - 0.5 * (0.25 + 0.5 * 0.5)
+    assert m.tolist() == [0.75]  # 0.5 * 1 + 0.25
+    assert phi.tolist() == [0.6875]  # 1 - 0.5 * (0.25 + 0.5 * 0.75)
     assert phi.dtype == m.dtype == np.float32

@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 
 from protocols.modelsync.machine import (
     TURN_S,
+    Accusation,
+    Behind,
     Diverged,
     Propose,
     Rounds,
+    blame,
     excluded_by,
     is_better,
     order_of,
@@ -83,7 +86,7 @@ def test_the_proposer_rotates_from_round_to_round() -> None:
 
 def test_an_expected_member_is_waited_for_until_patience_ends() -> None:
     rounds = machine(A, members="ABC", round_=1)
-    rounds.see(live=[A, B, C], left=[])
+    rounds.see(live=[A, B, C], left={})
     rounds.submit(ready(1))
     rounds.hear(B, ready(1))
     assert rounds.tick(0.0) == []
@@ -100,7 +103,7 @@ def test_an_expected_member_is_waited_for_until_patience_ends() -> None:
 
 def test_an_unreachable_member_is_not_waited_for_until_it_answers_again() -> None:
     rounds = machine(A, members="ABC", round_=1)
-    rounds.see(live=[A, B, C], left=[])
+    rounds.see(live=[A, B, C], left={})
     rounds.submit(ready(1))
     rounds.hear(B, ready(1))
     rounds.lose(C)
@@ -113,7 +116,7 @@ def test_a_member_left_out_of_an_attempt_is_waited_for_only_once_it_is_ready_aga
     first = order(1, 0, "ABC")[0]
     rounds = machine(first, members="ABC", round_=1)
     others = [peer for peer in (A, B, C) if peer != first]
-    rounds.see(live=[A, B, C], left=[])
+    rounds.see(live=[A, B, C], left={})
     rounds.submit(ready(1))
     for peer in others:
         rounds.hear(peer, ready(1))
@@ -148,8 +151,27 @@ def test_a_quorum_is_more_than_half_of_the_previous_members(
 def test_those_who_said_goodbye_are_not_needed_for_a_quorum() -> None:
     rounds = machine(A, members="AB", round_=1)
     assert not rounds.is_quorum([A])
-    rounds.see(live=[A], left=[B])
+    rounds.see(live=[A], left={B: 1})
     assert rounds.is_quorum([A])
+
+
+def test_those_who_left_after_a_later_round_are_asked_for_its_state() -> None:
+    rounds = machine(A, members="ABC", round_=1)
+    rounds.see(live=[A], left={B: 2, C: 1})
+    assert not rounds.is_quorum([A])
+    rounds.submit(ready(1))
+    assert rounds.tick(0.0) == [Behind(2)]
+
+
+def test_a_lie_about_a_later_round_does_not_stop_a_quorum() -> None:
+    rounds = machine(A, members="ABCD", round_=1)
+    rounds.see(live=[A, B, C], left={D: 1_000_000})
+    rounds.submit(ready(1))
+    for peer in (B, C):
+        rounds.hear(peer, ready(1))
+    rounds.tick(0.0)
+    rounds.tick(3 * TURN_S)
+    assert rounds.ballot is not None
 
 
 def test_two_halves_never_both_have_a_quorum() -> None:
@@ -253,6 +275,14 @@ def test_after_a_commit_the_next_round_begins_with_its_members_as_electorate() -
     assert rounds.deadline == math.inf
     rounds.submit(ready(2))
     assert rounds.is_quorum([A, B])
+
+
+def test_a_stream_that_broke_is_an_echo_where_somebody_fell_silent() -> None:
+    echo, cause = Accusation(A, B, "broken"), Accusation(C, D, "silent")
+    assert blame([echo, cause]) == {D}
+    assert blame([echo]) == {B}
+    assert blame([Accusation(A, B, "aborted"), Accusation(C, D, "lost")]) == {D}
+    assert blame([]) == set()
 
 
 def test_of_two_that_accuse_each_other_one_is_left_out() -> None:

@@ -103,8 +103,9 @@ def test_a_certificate_is_signed_by_every_member() -> None:
     assert not replace(good, result=b"x" * 32).is_signed()
     assert not replace(good, weights=[1.0, 1.0, 2.5]).is_signed()
     assert not replace(good, round=4).is_signed()
-    twice = [good.members[0]] * 3
-    assert not replace(good, members=twice, signatures=(good.signatures[0],) * 3).is_signed()
+    double = replace(good, members=[good.members[0]] * 3, signatures=())
+    signature = SIGNERS[0].sign(wire.CERTIFICATE_TAG, double.body())
+    assert not replace(double, signatures=(signature,) * 3).is_signed()
 
 
 def test_a_certificate_of_fourteen_members_fits_a_store_value() -> None:
