@@ -214,7 +214,7 @@ async def test_a_worker_process_answers_survives_errors_and_is_missed(tmp_path: 
             await link.ask(WorkerStep(1, step(0, PROMPT)), timeout_s=30)
         assert caught.value.code == "bad_message"
         assert await link.ask(WorkerClose(1), timeout_s=30) == Done()
-        child = children_of(os.getpid())
+        child = workers_of(os.getpid())
         assert len(child) == 1
         os.kill(child[0], signal.SIGKILL)
         with pytest.raises(WorkerGone):
@@ -228,9 +228,11 @@ def whole_answer() -> object:
     return worker.answer(WorkerStep(1, step(0, PROMPT)))
 
 
-def children_of(pid: int) -> list[int]:
+def workers_of(pid: int) -> list[int]:
     files = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for file in files for child in file.read_text().split()]
+    children = [int(child) for file in files for child in file.read_text().split()]
+    command = b"protocols.sharding.worker"
+    return [c for c in children if command in Path(f"/proc/{c}/cmdline").read_bytes()]
 
 
 async def test_a_worker_that_cannot_load_says_why(tmp_path: Path) -> None:
