@@ -153,12 +153,13 @@ async def test_a_state_that_does_not_match_its_hash_is_taken_from_another_donor(
 ) -> None:
     swarm = await make_swarm(nursery, 3)
     await swarm.train(2)
-    liar = swarm.trainers[0]
-    liar.sync.announce("test", 9, bytes(32), liar.states[0])
+    good = swarm.trainers[1].roots[2]
+    for broken in (swarm.trainers[0], swarm.trainers[2]):
+        broken.states[0][5] += 1  # after it was announced
     joiner = await swarm.add()
     await joiner.attach()
     assert joiner.round == 2
-    assert joiner.roots[2] == swarm.trainers[1].roots[2]
+    assert joiner.roots[2] == good
     nursery.cancel_scope.cancel()
 
 
