@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL ?= shakespeare
 TORCH := torch==2.13.0
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 
 .PHONY: docs help demo test check bench bench-talk format clean env
 .DEFAULT_GOAL := help
@@ -19,7 +19,7 @@ env: $(VENV)/.installed ## build the environment in .venv (done by the others wh
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Shoal needs Python 3.11 or newer; try: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
-	@echo "installing Shoal into $(VENV) (a few minutes the first time)"
+	@echo "installing Shoal into $(VENV) (a few minutes the first time): torch, then the rest"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { echo "python3 -m venv failed; try: apt-get install python3-venv" >&2; exit 2; }
 	@$(PIP) install $(TORCH)
