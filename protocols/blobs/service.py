@@ -117,12 +117,18 @@ class BlobService:
         await self._off_loop(functools.partial(self._store.export, parse_cid(cid), path))
 
     async def fetch(
-        self, cid: str, providers: list[PeerId], *, progress: Progress | None = None
+        self,
+        cid: str,
+        providers: list[PeerId],
+        *,
+        limit_bytes: int | None = None,
+        progress: Progress | None = None,
     ) -> Manifest:
         """Make a blob whole here; asks nobody if it is. `progress` is called as chunks arrive.
 
-        Raises NotFound if the providers lack a part of it, PeerUnreachable if none could be
-        reached, DiskError. What has arrived is kept.
+        Raises BadMessage, before any chunk is asked for, if the blob is over `limit_bytes`; NotFound
+        if the providers lack a part of it, PeerUnreachable if none could be reached, DiskError. What
+        has arrived is kept.
         """
         hash_ = parse_cid(cid)
         others = [peer for peer in dict.fromkeys(providers) if peer != self._rpc.peer]
@@ -131,6 +137,8 @@ class BlobService:
             await _Errand(self, cid, {hash_: None}, others).run()
             manifest = await self._off_loop(functools.partial(self._store.manifest, hash_))
             assert manifest is not None, "it has just been stored"
+        if limit_bytes is not None and manifest.size_bytes > limit_bytes:
+            raise BadMessage(f"blob {cid} has {manifest.size_bytes} B, over {limit_bytes} B")
         missing = await self._off_loop(functools.partial(self._store.missing, manifest))
         sizes = manifest.sizes()
         here_bytes = manifest.size_bytes - sum(sizes[chunk] for chunk in missing)

@@ -13,7 +13,7 @@ from protocols.blobs.service import BlobService
 from protocols.blobs.store import BlobStore, DiskError
 from protocols.blobs.wire import CHUNK_BYTES, GET, Absent, Answer, Found, Get, hash_of
 from tests.sim.net import Net
-from wire.errors import NotFound, PeerUnreachable, UsageError
+from wire.errors import BadMessage, NotFound, PeerUnreachable, UsageError
 from wire.ids import PeerId
 from wire.ports import Call
 
@@ -184,6 +184,18 @@ async def test_a_provider_that_hangs_is_replaced_after_its_time(
     took_s = trio.current_time() - began
     assert await a.read_bytes(cid) == DATA
     assert service.CHUNK_TIMEOUT_S <= took_s < 2.5 * service.CHUNK_TIMEOUT_S
+
+
+async def test_a_blob_over_the_limit_is_refused_before_a_chunk_of_it_is_fetched(
+    autojump_clock: MockClock, peers: Peers
+) -> None:
+    a, b = peers.make(A), peers.make(B)
+    cid = await b.put_bytes(DATA)
+    with pytest.raises(BadMessage, match=f"has {len(DATA)} B, over {len(DATA) - 1} B"):
+        await a.fetch(cid, [B], limit_bytes=len(DATA) - 1)
+    assert a.bytes_in < 1024  # the manifest
+    await a.fetch(cid, [B], limit_bytes=len(DATA))
+    assert await a.read_bytes(cid) == DATA
 
 
 async def test_errors_name_the_blob_and_say_whose_fault(
