@@ -25,7 +25,10 @@ def demo(model: str, folder: Path) -> None:
     """
     from node.demo.story import tell
     from node.demo.swarm import DemoFailed
+    from node.demo.training import CONFIG
 
+    if not CONFIG.is_file():
+        raise click.UsageError("the demo needs a clone of the repository: try `make demo` there")
     folder = folder.resolve()
     if folder.exists() and any(folder.iterdir()) and not (folder / "ash").exists():
         raise click.UsageError(f"{folder} is not empty and not of an earlier demo; name another")
