@@ -19,10 +19,11 @@ from protocols.sharding.manifest import (
 )
 from protocols.sharding.records import ModelRecord
 from protocols.sharding.splitting import RESULT, Split, read_split
-from wire.errors import BadMessage, ShoalError, UsageError
+from wire.errors import ShoalError, UsageError
 from wire.ids import PeerId
 
 SPLIT_S = 1800.0  # seconds to split a model: it is read and written once
+DISK_RESERVE_BYTES = 1 << 30  # never filled with parts: the store, the logs and others need it
 Progress = Callable[[int], object]  # bytes done
 
 _log = structlog.get_logger("models")
@@ -35,13 +36,21 @@ class Blobs(Protocol):
         """Store a file; return its CID."""
         ...
 
-    async def fetch(self, cid: str, providers: list[PeerId], /) -> object:
-        """Make a blob whole here, from any of the providers."""
+    async def fetch(
+        self, cid: str, providers: list[PeerId], /, *, limit_bytes: int | None = None
+    ) -> object:
+        """Make a blob whole here, from any of the providers; refuse one over the limit."""
         ...
 
     async def export(self, cid: str, path: Path, /) -> object:
         """Write a whole blob to a file."""
         ...
+
+
+class Refused(ShoalError):
+    """This node does not take what it was given."""
+
+    code = "refused"
 
 
 class ModelFiles:
@@ -105,29 +114,47 @@ class ModelFiles:
         """Return a model's manifest, fetched if need be. Raises BadMessage if it is not that."""
         path = self.folder / record.model / "manifest"
         async with self._lock:
-            await self._bring(record.manifest, path, providers)
-        if path.stat().st_size > MANIFEST_MAX:
-            raise BadMessage(f"a manifest of {path.stat().st_size} B")
+            await self._bring(record.manifest, path, providers, limit_bytes=MANIFEST_MAX)
         return decode_manifest(path.read_bytes(), record.model)
 
     async def bring(
         self, model: str, parts: list[Part], providers: list[PeerId], progress: Progress
     ) -> Path:
-        """Have these parts in the model's folder; return the folder."""
+        """Have these parts in the model's folder; return the folder.
+
+        Raises BadMessage if a part is larger than its manifest says, Refused if the disk is full.
+        """
         folder = self.folder / model
         done = 0
         for part in parts:
             async with self._lock:
-                await self._bring(part.cid, folder / part.name, providers)
+                path, limit_bytes = folder / part.name, part.size_bytes
+                await self._bring(part.cid, path, providers, limit_bytes=limit_bytes)
             done += part.size_bytes
             progress(done)
         return folder
 
-    async def _bring(self, cid: str, path: Path, providers: list[PeerId]) -> None:
+    def missing_bytes(self, model: str, parts: list[Part]) -> int:
+        """Return the size of the parts that are not in the model's folder."""
+        folder = self.folder / model
+        return sum(part.size_bytes for part in parts if not (folder / part.name).exists())
+
+    def check_room(self, size_bytes: int) -> None:
+        """Raise Refused if so much cannot be fetched: it lies here as a blob and as a file."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        free_bytes = max(0, shutil.disk_usage(self.folder).free - DISK_RESERVE_BYTES)
+        if 2 * size_bytes > free_bytes:
+            needed = f"{2 * size_bytes >> 20} MiB of disk are needed"
+            raise Refused(f"{needed}, {free_bytes >> 20} MiB can be had here")
+
+    async def _bring(
+        self, cid: str, path: Path, providers: list[PeerId], *, limit_bytes: int
+    ) -> None:
         if await trio.Path(path).exists():
             return
+        self.check_room(limit_bytes)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        await self._blobs.fetch(cid, providers)
+        await self._blobs.fetch(cid, providers, limit_bytes=limit_bytes)
         scratch = path.with_name(path.name + ".new")
         scratch.unlink(missing_ok=True)
         await self._blobs.export(cid, scratch)

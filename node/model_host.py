@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import structlog
 import trio
 
-from node.model_files import ModelFiles
+from node.model_files import ModelFiles, Refused
 from node.model_workers import open_worker
-from protocols.sharding.manifest import Manifest, block_bytes, parts_of_front, parts_of_span
+from protocols.sharding.manifest import Manifest, memory_of_span, parts_of_front, parts_of_span
 from protocols.sharding.records import (
     LEASE_S,
     NAMESPACE,
@@ -32,6 +32,7 @@ RETRY_FIRST_S = 1.0  # seconds before a failed stage is tried again; doubled eac
 RETRY_MAX_S = 30.0
 STEADY_S = 60.0  # seconds that a worker must live for the next failure to count as a first one
 FAREWELL_S = 1.0  # seconds to take a lease back
+STAGES_HERE_MAX = 16  # worker processes of a node: each takes 300 MB besides its weights
 LOOK_INTERVAL_S = 10.0  # between two looks at all placements, besides those at every change
 
 _log = structlog.get_logger("models")
@@ -79,12 +80,6 @@ def providers_of(
     """Return who may have a model's parts: who served it, and who computes it."""
     peers = [*record.providers, *(peer for peer, _, _ in (placement.spans if placement else []))]
     return tuple(PeerId(peer) for peer in dict.fromkeys(peers) if peer != me)
-
-
-class Refused(ShoalError):
-    """This node does not take what it was given."""
-
-    code = "refused"
 
 
 class Hosting:
@@ -166,12 +161,11 @@ class Hosting:
         manifest = await self._files.manifest(duty.record, list(duty.providers))
         self._check(duty, manifest)
         parts = parts_of_span(manifest, duty.start, duty.end)
+        parts += [part for part in parts_of_front(manifest) if part not in parts]
+        self._files.check_room(self._files.missing_bytes(duty.record.model, parts))
         lease.total_bytes = sum(part.size_bytes for part in parts)
         providers = list(duty.providers)
         folder = await self._files.bring(duty.record.model, parts, providers, lease.progress)
-        await self._files.bring(
-            duty.record.model, parts_of_front(manifest), providers, lambda _: None
-        )
         await lease.say("loading")
         arguments = [f"--folder={folder}", f"--start={duty.start}", f"--end={duty.end}"]
         async with open_worker(
@@ -195,8 +189,10 @@ class Hosting:
         """Refuse what is more than we offered: any member can write a placement."""
         if duty.end > manifest.n_layers:
             raise Refused(f"the model has {manifest.n_layers} layers")
-        needed = (duty.end - duty.start) * block_bytes(manifest)
+        needed = memory_of_span(manifest, duty.start, duty.end)
         others = sum(taken for name, taken in self._taken.items() if name != duty.name)
+        if len(self._taken.keys() - {duty.name}) >= STAGES_HERE_MAX:
+            raise Refused(f"{STAGES_HERE_MAX} stages are computed here already")
         if needed + others > self._memory_bytes():
             free = max(0, self._memory_bytes() - others)
             raise Refused(f"{needed >> 20} MiB are needed, {free >> 20} MiB are offered here")

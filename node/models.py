@@ -15,7 +15,7 @@ import trio
 from node.model_answers import Answering, Answers, Options, Prompt, Served
 from node.model_files import Blobs, ModelFiles
 from node.model_host import Hosting, providers_of
-from protocols.sharding.manifest import Manifest, block_bytes, parts_of_front
+from protocols.sharding.manifest import Manifest, blocks_in_memory, parts_of_front
 from protocols.sharding.placement import Offer, Span, place
 from protocols.sharding.records import (
     NAMESPACE,
@@ -205,7 +205,7 @@ class Models:
         """Return how many of a model's blocks each member has room for."""
         room = {member.peer: _offered_bytes(member) for member in self._members() if member.alive}
         room[self.peer] = self._memory_bytes
-        return [Offer(peer, size // block_bytes(manifest)) for peer, size in room.items()]
+        return [Offer(peer, blocks_in_memory(manifest, size)) for peer, size in room.items()]
 
     def _stage_records(self, name: str) -> dict[PeerId, StageRecord]:
         items = self._store.scan(NAMESPACE, f"{name}/stage/")

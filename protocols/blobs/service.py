@@ -126,9 +126,9 @@ class BlobService:
     ) -> Manifest:
         """Make a blob whole here; asks nobody if it is. `progress` is called as chunks arrive.
 
-        Raises BadMessage, before any chunk is asked for, if the blob is over `limit_bytes`; NotFound
-        if the providers lack a part of it, PeerUnreachable if none could be reached, DiskError. What
-        has arrived is kept.
+        Raises BadMessage, before a chunk is asked for, if the blob is over `limit_bytes`; NotFound
+        if the providers lack a part of it, PeerUnreachable if none could be reached, DiskError.
+        What has arrived is kept.
         """
         hash_ = parse_cid(cid)
         others = [peer for peer in dict.fromkeys(providers) if peer != self._rpc.peer]

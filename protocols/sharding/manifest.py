@@ -24,6 +24,7 @@ EMBED = "embed"  # used only before the first layer
 HEAD = "head"  # used only after the last layer
 SHARED = "shared"  # used on both sides (tied embeddings), or unknown where
 TOKENIZER = "tokenizer"  # a file of the tokenizer, by its own name
+TENSOR_ROLES = (BLOCK, EMBED, HEAD, SHARED)
 
 Cid = Annotated[str, Meta(min_length=64, max_length=64, pattern="^[0-9a-f]{64}$")]
 ModelId = Annotated[str, Meta(min_length=64, max_length=64, pattern="^[0-9a-f]{64}$")]
@@ -112,9 +113,30 @@ def parts_of_front(manifest: Manifest) -> list[Part]:
     return [part for part in manifest.parts if part.role in ("config", TOKENIZER)]
 
 
-def block_bytes(manifest: Manifest) -> int:
-    """Return the memory that one block takes in float32, with its share of the rest."""
-    return 4 * manifest.parameters // manifest.n_layers
+def memory_of_span(manifest: Manifest, start: int, end: int) -> int:
+    """Return the bytes that a stage takes in float32, by the sizes of its parts.
+
+    Half precision is widened by what `parameters` says. That is the word of who serves the model:
+    it can only raise the result, and no more than the sizes is ever fetched.
+    """
+    return _widened(manifest, parts_of_span(manifest, start, end))
+
+
+def blocks_in_memory(manifest: Manifest, memory_bytes: int) -> int:
+    """Return how many blocks a node has room for, wherever its span will lie.
+
+    Any node may become the first and the last, so the parts outside of the blocks are counted.
+    """
+    outer = [part for part in manifest.parts if part.role in (EMBED, HEAD, SHARED, "config")]
+    block_bytes = max(_widened(manifest, [p]) for p in manifest.parts if p.role == BLOCK)
+    free_bytes = memory_bytes - _widened(manifest, outer)
+    return min(manifest.n_layers, max(0, free_bytes) // max(1, block_bytes))
+
+
+def _widened(manifest: Manifest, parts: list[Part]) -> int:
+    size_bytes = sum(part.size_bytes for part in parts)
+    stored = sum(part.size_bytes for part in manifest.parts if part.role in TENSOR_ROLES)
+    return max(size_bytes, size_bytes * 4 * manifest.parameters // max(1, stored))
 
 
 def is_tokenizer_file(name: str) -> bool:

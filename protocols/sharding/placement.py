@@ -40,7 +40,7 @@ def place(n_layers: int, offers: Sequence[Offer], *, nodes: int | None = None) -
     if room < n_layers:
         raise UsageError(
             f"{len(chosen)} nodes offer room for {room} of the model's {n_layers} layers",
-            hint="start more nodes, raise models.memory_bytes on them, or use --nodes with more",
+            hint="start more nodes, raise serve.memory_gib on them, or use --nodes with more",
         )
     chosen.sort(key=lambda offer: offer.peer)
     spans: list[Span] = []

@@ -16,7 +16,7 @@ import trio
 from node.models import Models
 from tests.sim.net import Net
 from wire.clock import SystemClock
-from wire.errors import NotFound
+from wire.errors import BadMessage, NotFound
 from wire.ids import PeerId
 from wire.ports import Item
 
@@ -89,10 +89,15 @@ class Shelf:
         shutil.copyfile(path, self.folder / cid)
         return cid
 
-    async def fetch(self, cid: str, providers: list[PeerId]) -> None:
+    async def fetch(
+        self, cid: str, providers: list[PeerId], /, *, limit_bytes: int | None = None
+    ) -> None:
         await trio.lowlevel.checkpoint()
         for shelf in [self, *(self.all[peer] for peer in providers)]:
             if (shelf.folder / cid).exists():
+                size_bytes = (shelf.folder / cid).stat().st_size
+                if limit_bytes is not None and size_bytes > limit_bytes:
+                    raise BadMessage(f"blob {cid} has {size_bytes} B, over {limit_bytes} B")
                 if shelf is not self:
                     shutil.copyfile(shelf.folder / cid, self.folder / cid)
                     self.fetched.append(cid)

@@ -13,10 +13,11 @@ from protocols.sharding.manifest import (
     TOKENIZER,
     Manifest,
     Part,
-    block_bytes,
+    blocks_in_memory,
     decode_manifest,
     encode_manifest,
     is_tokenizer_file,
+    memory_of_span,
     model_id,
     part_name,
     parts_of_front,
@@ -161,7 +162,20 @@ def test_a_span_needs_its_own_parts_only() -> None:
     assert roles(parts_of_span(whole, 1, 2)) == ["block1", "config"]
     assert roles(parts_of_span(whole, 2, 3)) == ["block2", "head", "shared", "config"]
     assert roles(parts_of_front(whole)) == ["config", "tokenizer"]
-    assert block_bytes(whole) == 4000
+
+
+def test_the_memory_of_a_span_is_what_its_parts_take_whatever_the_manifest_claims() -> None:
+    lying = msgspec.structs.replace(manifest(), parameters=0)
+    assert [memory_of_span(lying, *span) for span in ((0, 3), (0, 1), (1, 2))] == [335, 125, 105]
+    half = msgspec.structs.replace(manifest(), parameters=330 // 2)  # 2 bytes each in the files
+    assert memory_of_span(half, 1, 2) == 210
+
+
+def test_a_node_gets_no_more_blocks_than_it_has_memory_for_wherever_they_lie() -> None:
+    lying = msgspec.structs.replace(manifest(), parameters=0)
+    assert [blocks_in_memory(lying, size) for size in (0, 134, 135, 334, 335, 9999)] == [
+        *(0, 0, 1, 2, 3, 3)
+    ]
 
 
 def test_tokenizer_files_are_data_never_programs() -> None:
