@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from node.broadcast import Broadcast
 from node.children import Child
 from protocols.modelsync.driver import Outcome
-from protocols.modelsync.wire import ELEMENTS_MAX, ROUNDS_MAX, WEIGHT_MAX
+from protocols.modelsync.wire import ELEMENTS_MAX, ROUNDS_MAX, WEIGHT_MAX, WEIGHT_MIN, is_weight
 from shoal.runs import Attach, Metric, RoundResult, Run
 from wire.errors import UsageError
 
@@ -63,8 +63,10 @@ def check_shape(shape: Attach) -> None:
 
 def check_weight(weight: float) -> float:
     """Return a weight that others will accept. Raises UsageError."""
-    if not 0.0 <= weight <= WEIGHT_MAX:
-        raise UsageError(f"a weight of {weight:g} is not in [0, {WEIGHT_MAX:g}]")
+    if not is_weight(weight):
+        raise UsageError(
+            f"a weight of {weight:g} is neither 0 nor in [{WEIGHT_MIN:g}, {WEIGHT_MAX:g}]"
+        )
     return weight
 
 

@@ -211,7 +211,7 @@ class Runs:
         record, trainer = self._attached(name)
         if request.fresh:
             weight, root = check_weight(request.weight), hash_of(request.root)
-            self._sync.submit(name, request.round, root, weight)
+            await self._sync.submit(name, request.round, root, weight)
         outcome = await self._sync.outcome(name, timeout_s=ROUND_WAIT_S)
         if outcome is None:
             waiting_for = [str(peer) for peer in self._sync.waiting_for(name)]
@@ -366,10 +366,11 @@ class Runs:
 
     def _view(self, record: Record) -> Run:
         metric, child, trainer = record.metric, record.child, record.trainer
+        failure = self._sync.failure_of(record.name) if trainer is not None else ""
         pid = child.pid if child is not None else trainer.pid if trainer is not None else None
         return Run(
             name=record.name,
-            state=record.state,
+            state="failed" if failure else record.state,
             round=record.round,
             rounds=record.rounds,
             step=metric.step if metric else 0,
@@ -378,6 +379,6 @@ class Runs:
             members=list(self._sync.members(record.name)),
             root=record.root,
             pid=pid,
-            error=record.error,
+            error=record.error or failure,
             directory=str(record.directory),
         )

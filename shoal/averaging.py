@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 Vector = NDArray[np.float32]
 
+CONTRIBUTION_MAX = 1e29  # the daemon refuses values beyond it (protocols/modelsync/codecs.py)
+
 
 def weighted_mean(vectors: Sequence[Vector], weights: Sequence[float]) -> Vector:
     """Average in the order given: multiply, add, and at last divide by the total weight.

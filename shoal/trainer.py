@@ -26,7 +26,7 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 
-from shoal.averaging import Vector, nesterov
+from shoal.averaging import CONTRIBUTION_MAX, Vector, nesterov
 from shoal.client import Client, connect
 from shoal.errors import ClientError
 from shoal.lifeline import watch
@@ -222,8 +222,8 @@ class Trainer:
     def _sync(self) -> None:
         delta = np.subtract(self._phi, self._flat())
         weight = self._weight
-        if not np.isfinite(delta).all():
-            self._note("the parameters are not finite: no contribution to this round")
+        if not bool((np.abs(delta) <= np.float32(CONTRIBUTION_MAX)).all()):  # NaN neither
+            self._note("the parameters are not finite or beyond 1e29: nothing of us in this round")
             weight = 0.0
         self._exchange.array[:] = delta
         while not self.done:

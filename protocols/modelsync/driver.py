@@ -1,5 +1,6 @@
 """Drives the machine of one run: announces that we are ready, leads and follows attempts."""
 
+import logging
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -34,6 +35,10 @@ REPEAT_S = 2.0  # seconds between two announcements that we are ready, for those
 LOOK_S = 0.5  # seconds between two looks at the members' leases while we wait
 READY_WAIT_S = 3.0  # seconds for an answer to it; who does not answer is not waited for
 PREPARE_WAIT_S = 4.0  # seconds that data may come before its PREPARE
+OWN_FAILURES_MAX = 2  # such attempts of a round: then we would only hold up the others
+FAILED_WAIT_S = 1.0  # seconds before the next attempt after one that failed by our own fault
+
+_log = logging.getLogger(__name__)
 
 
 class SchemaMismatch(ShoalError):
@@ -41,6 +46,12 @@ class SchemaMismatch(ShoalError):
 
     code = "schema"
     hint = "give the run another --name, or start all its members with the same settings"
+
+
+class RunFailed(ShoalError):
+    """This node's part in a run has ended by an error; the others go on."""
+
+    hint = "see the daemon's log; `shoal train` joins again"
 
 
 @dataclass(frozen=True)
@@ -114,6 +125,8 @@ class RunDriver:
         self._spread_wake = trio.Event()
         self._changed = trio.Event()
         self._refusals: dict[PeerId, str] = {}
+        self._own_failures = 0
+        self.failure = ""  # why this run has ended here, if it has
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
@@ -148,6 +161,7 @@ class RunDriver:
         attachment = self.attachment
         self._outcome = None
         self._refusals.clear()
+        self._own_failures = 0
         self._submitted_at = trio.current_time()
         self.rounds.submit(
             Ready(attachment.run, round_, root, weight, attachment.elements, attachment.codec)
@@ -159,9 +173,17 @@ class RunDriver:
         """Wait for the end of the submitted round. Raises SchemaMismatch if others refuse us."""
         with trio.move_on_after(timeout_s):
             while self._outcome is None:
+                if self.failure:
+                    raise RunFailed(self.failure)
                 self._check_refusals()
                 await self._changed.wait()
         return self._outcome
+
+    def fail(self, failure: str) -> None:
+        """Driving this run has failed: tell the trainer, take part no more."""
+        self.failure = failure
+        self.rounds.withdraw()
+        self._change()
 
     def adopt(self, certificate: Certificate | None) -> None:
         """Our trainer has loaded a downloaded state; its certificate names the electorate."""
@@ -222,14 +244,27 @@ class RunDriver:
         lead = Lead(prepare, self._rpc, self._signer, self._open_exchange)
         self._supersede()
         self._current = lead
-        outcome = await lead.run()
+        outcome: Certificate | Aborted = Aborted(frozenset())
+        try:
+            outcome = await lead.run()
+        except* ShoalError as errors:  # of this attempt; the next may do better
+            _log.warning("run.attempt_failed run=%s error=%r", prepare.run, errors.exceptions[0])
+            self._own_failures += 1
+            await trio.sleep(FAILED_WAIT_S)
+        if self._own_failures >= OWN_FAILURES_MAX:
+            self.fail(f"{OWN_FAILURES_MAX} attempts at round {prepare.round} failed here")
         self._settle(prepare.ballot, outcome, lead)
 
     def _open_exchange(
         self, prepare: Prepare, news: Callable[[Fault | Complete], None]
     ) -> Exchange:
+        def note(event: Fault | Complete) -> None:
+            if isinstance(event, Fault) and event.reason == "bad":
+                self.rounds.bar(event.accused)  # we saw it ourselves: its stream is its own
+            news(event)
+
         contribution = self.attachment.exchange
-        exchange = Exchange(prepare, self._rpc, contribution, self._work, news)
+        exchange = Exchange(prepare, self._rpc, contribution, self._work, note)
         self._exchanges[prepare.ballot] = exchange
         self._change()
         return exchange

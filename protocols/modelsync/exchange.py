@@ -18,7 +18,12 @@ from functools import partial
 import numpy as np
 import trio
 
-from protocols.modelsync.codecs import Vector, codec_named, weighted_mean
+from protocols.modelsync.codecs import (
+    Vector,
+    codec_named,
+    decode_contribution,
+    weighted_mean,
+)
 from protocols.modelsync.shards import chunks, shard_range
 from protocols.modelsync.wire import REDUCE, Piece, Prepare
 from protocols.modelsync.work import Work
@@ -122,7 +127,10 @@ class Exchange:
             for index, (start, stop) in enumerate(self._own):
                 if index:
                     piece = await call.receive()
-                vector = await self._decode(piece, index, stop - start)
+                data = self._data_of(piece, index)
+                vector = await self._work(
+                    partial(decode_contribution, self._codec, data, stop - start)
+                )
                 await slot.send.send(vector)
 
     async def _give(self, call: Call[Piece, Piece]) -> None:
@@ -195,8 +203,10 @@ class Exchange:
         for index, (start, stop) in enumerate(parts):
             with trio.fail_after(MEAN_WAIT_S):
                 piece = await call.receive()
-            self.mean[start:stop] = await self._decode(piece, index, stop - start)
-            digest.update(piece.data)
+            data = self._data_of(piece, index)
+            values = await self._work(partial(self._codec.decode, data, stop - start))
+            self.mean[start:stop] = values
+            digest.update(data)
         return digest.digest()
 
     # -- both --------------------------------------------------------------------------------
@@ -206,11 +216,11 @@ class Exchange:
         prepare = self.prepare
         return Piece(prepare.run, *prepare.ballot, index=index, data=data)
 
-    async def _decode(self, piece: Piece, index: int, elements: int) -> Vector:
+    def _data_of(self, piece: Piece, index: int) -> bytes:
         if piece.index != index:
             raise BadMessage(f"chunk {piece.index} where {index} was due")
         self.bytes_in += len(piece.data)
-        return await self._work(partial(self._codec.decode, piece.data, elements))
+        return piece.data
 
     def _finish(self, owner: PeerId, digest: bytes) -> None:
         self._hashes[owner] = digest

@@ -115,6 +115,7 @@ class Rounds:
     _left: Mapping[PeerId, int] = field(default_factory=dict[PeerId, int])
     _unreachable: set[PeerId] = field(default_factory=set[PeerId])
     _suspects: set[PeerId] = field(default_factory=set[PeerId])  # until it is ready again
+    _barred: set[PeerId] = field(default_factory=set[PeerId])  # until the round is over
     _quorum_since: float | None = None
     _turn_since: float | None = None
 
@@ -159,6 +160,11 @@ class Rounds:
         """What we heard of a peer is out of date; it will say it again."""
         if peer != self.me:
             self._readies.pop(peer, None)
+
+    def bar(self, peer: PeerId) -> None:
+        """A peer has broken this round by its own doing: go on without it, whoever else can."""
+        if peer != self.me:
+            self._barred.add(peer)
 
     def see(self, *, live: Collection[PeerId], left: Mapping[PeerId, int]) -> None:
         """Members by lease, and those that said goodbye, each with the round it would have had
@@ -219,6 +225,8 @@ class Rounds:
         mine = self.mine
         if mine is None or mine.round > prepare.round:
             return "not_ready"
+        if prepare.proposer in self._barred:
+            return "barred"
         if mine.round < prepare.round:
             return "behind"
         if prepare.base_root != mine.root:
@@ -257,8 +265,8 @@ class Rounds:
     # -- inside ------------------------------------------------------------------------------
 
     def _expected(self) -> frozenset[PeerId]:
-        absent = self._left.keys() | self._suspects | self._unreachable | {self.me}
-        return frozenset(self._live - absent)
+        absent = self._left.keys() | self._suspects | self._unreachable | self._barred
+        return frozenset(self._live - absent - {self.me})
 
     def _later_farewell(self, round_: int) -> int | None:
         """The latest round that a voter of ours has left with, if it is later than ours."""
@@ -270,15 +278,19 @@ class Rounds:
         self.ballot = None
         self.attempt = 0
         self._quorum_since = self._turn_since = None
+        self._barred.clear()
         self._readies = {p: r for p, r in self._readies.items() if r.round >= round_}
 
     def _ready_peers(self, mine: Ready) -> list[PeerId]:
+        """Who could take part; those that are barred only where there is no quorum without."""
         schema = (mine.round, mine.elements, mine.codec)
-        return [
+        ready = [
             peer
             for peer, ready in self._readies.items()
             if (ready.round, ready.elements, ready.codec) == schema
         ]
+        allowed = [peer for peer in ready if peer not in self._barred]
+        return allowed if self.is_quorum(allowed) else ready
 
     def _reference_root(self, ready: Collection[PeerId]) -> bytes:
         """The state that most ready members start from; ties go to the first proposer."""

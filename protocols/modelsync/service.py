@@ -5,16 +5,16 @@ only, no torch. The mean is made of separate float32 ufuncs (no fused multiply-a
 replicas hold the same bits on any mix of processors.
 """
 
-import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 import trio
 
 from protocols.modelsync import state as states
-from protocols.modelsync.codecs import Vector
+from protocols.modelsync.codecs import CONTRIBUTION_MAX, Vector, is_within
 from protocols.modelsync.driver import Attachment, Census, Outcome, RunDriver
 from protocols.modelsync.wire import (
     ATTEMPT,
@@ -122,7 +122,7 @@ class ModelSync:
             attachment,
             self._rpc,
             self._signer,
-            census=functools.partial(self._census, run),
+            census=partial(self._census, run),
             on_commit=self._publish,
             work=self._work,
         )
@@ -158,9 +158,25 @@ class ModelSync:
                 await trio.sleep(FETCH_RETRY_S)
         raise DeadlineExceeded(f"no member of run {run} gives the state before round {at_least}")
 
-    def submit(self, run: str, round_: int, root: bytes, weight: float) -> None:
-        """The exchange buffer holds our contribution; at weight 0 it is not read."""
-        self._driver(run).submit(round_, root, weight)
+    async def submit(self, run: str, round_: int, root: bytes, weight: float) -> None:
+        """The exchange buffer holds our contribution; at weight 0 it is not read.
+
+        Raises UsageError if other members would refuse it.
+        """
+        driver = self._driver(run)
+        check = partial(is_within, driver.attachment.exchange, CONTRIBUTION_MAX)
+        if weight > 0 and not await self._work(check):
+            raise UsageError(
+                f"the contribution to round {round_} holds values that are not finite "
+                f"or beyond {CONTRIBUTION_MAX:g}",
+                hint="submit it with weight 0, and lower the learning rate",
+            )
+        driver.submit(round_, root, weight)
+
+    def failure_of(self, run: str) -> str:
+        """Why driving an attached run has ended; "" if it has not."""
+        driver = self._drivers.get(run)
+        return driver.failure if driver is not None else ""
 
     async def outcome(self, run: str, *, timeout_s: float) -> Outcome | None:
         """Wait for the end of the submitted round; None if it takes longer."""
@@ -221,14 +237,18 @@ class ModelSync:
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        async with trio.open_nursery() as nursery:
-            self._scopes[run] = nursery.cancel_scope
+        with trio.CancelScope() as scope:
+            self._scopes[run] = scope
             task_status.started()
-            await driver.run()
+            try:
+                await driver.run()
+            except* Exception as errors:  # the boundary of one run: the daemon and others go on
+                _log.exception("run.failed run=%s", run)
+                driver.fail(f"training {run} failed in the daemon: {errors.exceptions[0]!r}")
 
     async def _renew(self, run: str) -> None:
         driver = self._drivers.get(run)
-        if driver is None:
+        if driver is None or driver.failure:
             return  # it left while another run's lease was written
         shape, certificate = driver.attachment, driver.rounds.certificate
         round_ = certificate.round + 1 if certificate is not None else 0

@@ -18,6 +18,7 @@ ELEMENTS_MAX = 1 << 31  # 8 GiB of float32, more than a daemon of the first form
 ROUNDS_MAX = 1 << 24
 ATTEMPTS_MAX = 1 << 16
 WEIGHT_MAX = 1e6  # samples or shares; with codecs.VALUE_MAX no float32 sum of 64 can overflow
+WEIGHT_MIN = 1e-3  # of who brings data: a mean divided by next to nothing would not be one
 CERTIFICATE_TAG = "shoal/modelsync/certificate/1"
 
 RunName = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9._-]{0,63}\Z", max_length=64)]
@@ -43,6 +44,16 @@ class Ballot(NamedTuple):
     proposer: PeerId
 
 
+def is_weight(weight: float) -> bool:
+    """True for 0 (brings no data) and for shares in a mean."""
+    return weight == 0 or WEIGHT_MIN <= weight <= WEIGHT_MAX
+
+
+def _check_weights(*weights: float) -> None:
+    if not all(map(is_weight, weights)):
+        raise ValueError(f"a weight is 0 or from {WEIGHT_MIN:g} to {WEIGHT_MAX:g}")
+
+
 class Ready(Message, frozen=True):
     """The sender's trainer has a contribution for `round`. Weight 0 brings no data (a joiner).
 
@@ -55,6 +66,10 @@ class Ready(Message, frozen=True):
     weight: Weight
     elements: Elements
     codec: CodecName
+
+    def __post_init__(self) -> None:
+        """Refuse weights that the type alone cannot."""
+        _check_weights(self.weight)
 
 
 class Certificate(Message, frozen=True):
@@ -73,6 +88,10 @@ class Certificate(Message, frozen=True):
     base_root: Hash
     result: Hash
     signatures: Annotated[tuple[Signature, ...], Meta(max_length=MEMBERS_MAX)] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse weights that the type alone cannot."""
+        _check_weights(*self.weights)
 
     def body(self) -> bytes:
         """Return what the members sign."""
@@ -116,6 +135,10 @@ class Prepare(Message, frozen=True, tag="prepare"):
     codec: CodecName
     base_root: Hash
     elements: Elements
+
+    def __post_init__(self) -> None:
+        """Refuse weights that the type alone cannot."""
+        _check_weights(*self.weights)
 
     @property
     def ballot(self) -> Ballot:

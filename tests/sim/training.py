@@ -126,7 +126,7 @@ class Trainer:
             weight = await self.one_round(weight)
 
     async def one_round(self, weight: float) -> float:
-        self.sync.submit(RUN, self.round, self.roots[self.round], weight)
+        await self.sync.submit(RUN, self.round, self.roots[self.round], weight)
         outcome = await self.sync.outcome(RUN, timeout_s=600)
         assert outcome is not None
         if outcome.certificate is None:

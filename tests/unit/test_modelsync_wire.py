@@ -87,9 +87,9 @@ def test_a_run_name_cannot_be_a_path(name: str) -> None:
         decode(frame, msgspec.msgpack.Decoder(wire.Ask), 4096)
 
 
-@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf"), 2e6])
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf"), 2e6, 1e-4, 5e-324])
 def test_a_hostile_weight_is_refused(weight: float) -> None:
-    frame = encode(wire.Ready("test", 1, bytes(32), weight, 10, "int8"))
+    frame = encode(["test", 1, bytes(32), weight, 10, "int8"])
     with pytest.raises(BadMessage):
         decode(frame, msgspec.msgpack.Decoder(wire.Ready), 4096)
 
