@@ -140,7 +140,7 @@ class Rounds:
 
     def hear(self, peer: PeerId, ready: Ready) -> None:
         """Another member is ready. One that says so is not suspect any more."""
-        if len(self._readies) >= MEMBERS_MAX - 1 and peer not in self._readies:
+        if peer not in self._readies and not self._make_room(peer):
             return
         self._suspects.discard(peer)
         self._unreachable.discard(peer)
@@ -292,13 +292,35 @@ class Rounds:
         allowed = [peer for peer in ready if peer not in self._barred]
         return allowed if self.is_quorum(allowed) else ready
 
+    def _voters(self) -> frozenset[PeerId]:
+        """Members of the last certificate; before any, those with a lease, and we."""
+        if self.certificate is not None:
+            return frozenset(self.certificate.members)
+        return self._live | {self.me}
+
+    def _make_room(self, peer: PeerId) -> bool:
+        """True if one more may be ready: voters and lease holders take the places of others."""
+        if len(self._readies) < MEMBERS_MAX - 1:
+            return True
+        first, second = self._voters() | {self.me}, self._live
+        rank = {p: (p in first) * 2 + (p in second) for p in [*self._readies, peer]}
+        last = min(self._readies, key=lambda p: rank[p])
+        if rank[last] >= rank[peer]:
+            return False
+        del self._readies[last]
+        return True
+
     def _reference_root(self, ready: Collection[PeerId]) -> bytes:
-        """The state that most ready members start from; ties go to the first proposer."""
-        votes = Counter(self._readies[peer].root for peer in ready)
+        """The state that most ready voters start from; ties go to the first proposer.
+
+        Newcomers have no vote: names cost nothing, and they bring no state that we need.
+        """
+        voters = [peer for peer in ready if peer in self._voters()] or ready
+        votes = Counter(self._readies[peer].root for peer in voters)
         most = max(votes.values())
-        round_ = self._readies[next(iter(ready))].round
+        round_ = self._readies[next(iter(voters))].round
         first = min(
-            (peer for peer in ready if votes[self._readies[peer].root] == most),
+            (peer for peer in voters if votes[self._readies[peer].root] == most),
             key=lambda peer: order_of(self.run, round_, 0, peer),
         )
         return self._readies[first].root

@@ -19,7 +19,7 @@ from protocols.modelsync.machine import (
     is_better,
     order_of,
 )
-from protocols.modelsync.wire import Ballot, Certificate, Prepare, Ready
+from protocols.modelsync.wire import MEMBERS_MAX, Ballot, Certificate, Prepare, Ready
 from wire.ids import PeerId
 
 A, B, C, D, E = (PeerId(name) for name in "ABCDE")
@@ -203,6 +203,40 @@ def test_a_minority_with_another_state_is_told_to_fetch_and_the_majority_waits_f
     prepare = proposal(rounds, at) if rounds.ballot is None else None
     assert rounds.ballot is not None
     assert prepare is None or prepare.weights[0] == 0.0
+
+
+def test_newcomers_have_no_vote_on_the_state_to_start_from() -> None:
+    rounds = machine(A, members="AB", round_=1)
+    rounds.submit(ready(1))
+    rounds.hear(B, ready(1))
+    for peer in (C, D, E):
+        rounds.hear(peer, ready(1, root=b"x" * 32, weight=0.0))
+    assert rounds.tick(0.0) == []
+    assert rounds.deadline == 10.0, "they may fetch the state and take part"
+
+
+def test_before_any_certificate_those_with_a_lease_vote() -> None:
+    rounds = machine(A)
+    rounds.see(live=[A, B], left={})
+    rounds.submit(ready())
+    rounds.hear(B, ready())
+    for peer in (C, D, E):
+        rounds.hear(peer, ready(root=b"x" * 32))
+    assert not any(isinstance(effect, Diverged) for effect in rounds.tick(0.0))
+    rounds.see(live=[A, B, C, D, E], left={})
+    assert rounds.tick(0.0) == [Diverged(b"x" * 32)]
+
+
+def test_strangers_do_not_keep_members_out_of_the_table() -> None:
+    rounds = machine(A, members="AB", round_=1)
+    rounds.see(live=[A, B, C], left={})
+    rounds.submit(ready(1))
+    for number in range(200):
+        rounds.hear(PeerId(f"stranger {number}"), ready(1))
+    rounds.hear(C, ready(1))
+    rounds.hear(B, ready(1))
+    assert rounds.waiting_for() == []
+    assert len(rounds._readies) < MEMBERS_MAX
 
 
 def test_others_with_another_schema_do_not_count() -> None:
