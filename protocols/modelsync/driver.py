@@ -294,7 +294,7 @@ class RunDriver:
         if isinstance(outcome, Certificate):
             return
         for peer in outcome.stale:
-            self.rounds.forget(peer)
+            self.rounds.refused(peer)
         self.rounds.failed(ballot, outcome.excluded, attempt=outcome.attempt)
 
     def _learn(self, certificate: Certificate) -> None:

@@ -23,6 +23,8 @@ from protocols.modelsync.wire import (
 )
 from wire.ids import PeerId
 
+REFUSALS_MAX = 2  # attempts of ours in one round that a member may refuse: one is bad luck
+JUMP_MAX = 8  # attempts that a member may be ahead of us; more is a lie to use the numbers up
 TURN_S = 1.0  # the next in the proposers' order steps in after this long without a PREPARE
 
 
@@ -116,6 +118,7 @@ class Rounds:
     _unreachable: set[PeerId] = field(default_factory=set[PeerId])
     _suspects: set[PeerId] = field(default_factory=set[PeerId])  # until it is ready again
     _barred: set[PeerId] = field(default_factory=set[PeerId])  # until the round is over
+    _refusals: Counter[PeerId] = field(default_factory=Counter[PeerId])  # of this round
     _quorum_since: float | None = None
     _turn_since: float | None = None
 
@@ -156,10 +159,13 @@ class Rounds:
             self._unreachable.add(peer)
             self._readies.pop(peer, None)
 
-    def forget(self, peer: PeerId) -> None:
-        """What we heard of a peer is out of date; it will say it again."""
+    def refused(self, peer: PeerId) -> None:
+        """A member did not take part in our attempt. It will say again that it is ready."""
         if peer != self.me:
             self._readies.pop(peer, None)
+            self._refusals[peer] += 1
+            if self._refusals[peer] >= REFUSALS_MAX:
+                self.bar(peer)
 
     def bar(self, peer: PeerId) -> None:
         """A peer has broken this round by its own doing: go on without it, whoever else can."""
@@ -245,11 +251,14 @@ class Rounds:
     def failed(self, ballot: Ballot, excluded: Collection[PeerId], *, attempt: int = 0) -> None:
         """An attempt of ours failed; go on to the next one without `excluded`.
 
-        `attempt`: the attempt that others are known to be in.
+        `attempt`: the attempt that others say they are in.
         """
         if self.ballot != ballot:
             return  # we have left it for a better one
-        self.attempt = min(ATTEMPTS_MAX, max(ballot.attempt + 1, attempt))
+        following = ballot.attempt + 1
+        if attempt <= following + JUMP_MAX:
+            following = max(following, attempt)
+        self.attempt = min(ATTEMPTS_MAX, following)
         self.ballot = None
         self._turn_since = None
         for peer in set(excluded) - {self.me}:
@@ -279,6 +288,7 @@ class Rounds:
         self.attempt = 0
         self._quorum_since = self._turn_since = None
         self._barred.clear()
+        self._refusals.clear()
         self._readies = {p: r for p, r in self._readies.items() if r.round >= round_}
 
     def _ready_peers(self, mine: Ready) -> list[PeerId]:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.modelsync.machine import (
+    REFUSALS_MAX,
     TURN_S,
     Accusation,
     Behind,
@@ -19,7 +20,7 @@ from protocols.modelsync.machine import (
     is_better,
     order_of,
 )
-from protocols.modelsync.wire import MEMBERS_MAX, Ballot, Certificate, Prepare, Ready
+from protocols.modelsync.wire import ATTEMPTS_MAX, MEMBERS_MAX, Ballot, Certificate, Prepare, Ready
 from wire.ids import PeerId
 
 A, B, C, D, E = (PeerId(name) for name in "ABCDE")
@@ -286,6 +287,61 @@ def test_a_member_is_in_one_attempt_at_a_time_the_best_it_knows() -> None:
     assert rounds.offered(offer(proposer=second)) == "busy"
     assert rounds.offered(offer(proposer=second, attempt=1)) == ""
     assert rounds.offered(offer(proposer=first)) == "old"
+
+
+def leader() -> Rounds:
+    first = order(1, 0, "ABC")[0]
+    rounds = machine(first, members="ABC", round_=1)
+    rounds.submit(ready(1))
+    for peer in {A, B, C} - {first}:
+        rounds.hear(peer, ready(1))
+    return rounds
+
+
+def lead(rounds: Rounds) -> Prepare:
+    for now in range(10):
+        for effect in rounds.tick(float(now)):
+            assert isinstance(effect, Propose)
+            return effect.prepare
+    raise AssertionError("it does not propose")
+
+
+def test_who_refuses_twice_is_left_out_for_the_rest_of_the_round() -> None:
+    rounds = leader()
+    refuser, other = sorted({A, B, C} - {rounds.me})
+    for _ in range(REFUSALS_MAX):
+        prepare = lead(rounds)
+        assert refuser in prepare.members
+        rounds.refused(refuser)
+        rounds.failed(prepare.ballot, [])
+        rounds.hear(refuser, ready(1))  # and says again that it is ready
+    assert lead(rounds).members == sorted([rounds.me, other])
+    rounds.committed(certificate("ABC", 1))
+    rounds.submit(ready(2))
+    for peer in (refuser, other):
+        rounds.hear(peer, ready(2))
+    assert refuser in lead(rounds).members
+
+
+def test_who_is_barred_takes_part_where_there_is_no_quorum_without_it() -> None:
+    rounds = leader()
+    for peer in {A, B, C} - {rounds.me}:
+        rounds.bar(peer)
+    assert lead(rounds).members == [A, B, C]
+
+
+def test_who_is_barred_leads_nothing() -> None:
+    rounds = member()
+    rounds.bar(B)
+    assert rounds.offered(offer()) == "barred"
+
+
+def test_a_lie_about_the_attempt_does_not_use_the_numbers_up() -> None:
+    rounds = leader()
+    rounds.failed(lead(rounds).ballot, [], attempt=ATTEMPTS_MAX)
+    assert rounds.attempt == 1
+    rounds.failed(lead(rounds).ballot, [], attempt=5)
+    assert rounds.attempt == 5
 
 
 def test_the_end_of_a_worse_attempt_does_not_end_the_better_one() -> None:
