@@ -18,6 +18,7 @@ from protocols.sharding.records import (
     is_name,
     manifest_key,
     read,
+    read_placement,
     spans_of,
     stage_key,
     to_value,
@@ -55,12 +56,12 @@ def duties(store: Store, me: PeerId) -> dict[str, Duty]:
     found: dict[str, Duty] = {}
     for item in store.scan(NAMESPACE):
         name, _, kind = item.key.partition("/")
-        placement = read(item, PlacementRecord) if kind == "placement" else None
-        record = read(store.get(NAMESPACE, manifest_key(name)), ModelRecord)
-        if placement is None or record is None or not is_name(name):
+        if kind != "placement" or not is_name(name):
             continue
-        if record.model != placement.model:
-            continue  # the other half of a new `serve` is still on its way
+        manifest = store.get(NAMESPACE, manifest_key(name))
+        record, placement = read(manifest, ModelRecord), read_placement(manifest, item)
+        if record is None or placement is None:
+            continue
         for span in spans_of(placement):
             if span.peer == me and span.start < span.end:
                 found[name] = Duty(

@@ -27,6 +27,7 @@ from protocols.sharding.records import (
     manifest_key,
     placement_key,
     read,
+    read_placement,
     read_stage,
     spans_of,
     to_value,
@@ -172,10 +173,9 @@ class Models:
         return await self._answers.start(await self._served(self.choose(name)), prompt, options)
 
     async def _served(self, name: str) -> Served:
-        record = read(self._store.get(NAMESPACE, manifest_key(name)), ModelRecord)
+        record, placement = self._records(name)
         if record is None:
             raise NotFound(f"no model {name!r} is served", hint="`shoal models` lists them")
-        placement = read(self._store.get(NAMESPACE, placement_key(name)), PlacementRecord)
         providers = list(providers_of(record, placement, self.peer))
         manifest = await self._files.manifest(record, providers)
         folder = await self._files.bring(
@@ -212,32 +212,45 @@ class Models:
         return dict(found for found in (read_stage(name, item) for item in items) if found)
 
     def _ready_spans(self, name: str, model: str) -> list[Span]:
-        return [
-            Span(peer, stage.start, stage.end)
-            for peer, stage in self._stage_records(name).items()
-            if stage.state == "ready" and stage.model == model
-        ]
+        view = self._view(name)
+        return [] if view is None or view.model != model else _ready_of(view.stages)
+
+    def _records(self, name: str) -> tuple[ModelRecord | None, PlacementRecord | None]:
+        manifest = self._store.get(NAMESPACE, manifest_key(name))
+        placement = self._store.get(NAMESPACE, placement_key(name))
+        return read(manifest, ModelRecord), read_placement(manifest, placement)
 
     def _view(self, name: str) -> shapes.Model | None:
-        record = read(self._store.get(NAMESPACE, manifest_key(name)), ModelRecord)
-        placement = read(self._store.get(NAMESPACE, placement_key(name)), PlacementRecord)
+        record, placement = self._records(name)
         if record is None or placement is None:
             return None
-        spans = spans_of(placement)
-        records = self._stage_records(name)
-        layers = max((span.end for span in spans), default=0)
+        said = self._stage_records(name)
+        stages = [
+            _stage_view(span, record.model, placement.epoch, said.get(span.peer))
+            for span in spans_of(placement)
+        ]
+        layers = max((stage.end for stage in stages), default=0)
         try:
-            find_route(layers, self._ready_spans(name, record.model))
+            find_route(layers, _ready_of(stages))
             ready = layers > 0
         except NoRoute:
             ready = False
-        stages = [_stage_view(span, placement.epoch, records.get(span.peer)) for span in spans]
         return shapes.Model(name, record.model, layers, ready, record.created_ms, stages)
 
 
-def _stage_view(span: Span, epoch: int, said: StageRecord | None) -> shapes.Stage:
+def _ready_of(stages: list[shapes.Stage]) -> list[Span]:
+    """Return the spans that were placed and are ready; nothing else that a node claims to have."""
+    return [
+        Span(PeerId(stage.peer), stage.start, stage.end)
+        for stage in stages
+        if stage.state == "ready"
+    ]
+
+
+def _stage_view(span: Span, model: str, epoch: int, said: StageRecord | None) -> shapes.Stage:
     """Return what is to be computed where, and what the node there says about it."""
-    if said is None or said.epoch != epoch or (said.start, said.end) != (span.start, span.end):
+    wanted = (model, epoch, span.start, span.end)
+    if said is None or (said.model, said.epoch, said.start, said.end) != wanted:
         return shapes.Stage(span.peer, span.start, span.end, "waiting")
     return shapes.Stage(
         span.peer,

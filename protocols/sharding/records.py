@@ -1,7 +1,8 @@
 """What the swarm's store says about served models, namespace "models". No I/O.
 
 `NAME/manifest` and `NAME/placement` are written by who serves the model, `NAME/stage/@PEER` is the
-lease of a node that computes a span. Every member can write: what is read is checked.
+lease of a node that computes a span: it counts if the placement gives that node that span. Every
+member can write: what is read is checked.
 """
 
 from typing import Annotated, TypeVar
@@ -103,6 +104,19 @@ def read_stage(name: str, item: Item) -> tuple[PeerId, StageRecord] | None:
     if stage is None or item.key != stage_key(name, item.author) or stage.start >= stage.end:
         return None
     return item.author, stage
+
+
+def read_placement(manifest: Item | None, placement: Item | None) -> PlacementRecord | None:
+    """Read a model's placement: who serves it, and nobody else, says where it is computed.
+
+    None too while one of the two records is still on its way.
+    """
+    record, placed = read(manifest, ModelRecord), read(placement, PlacementRecord)
+    if manifest is None or placement is None or record is None or placed is None:
+        return None
+    if manifest.author != placement.author or record.model != placed.model:
+        return None
+    return placed
 
 
 def spans_of(placement: PlacementRecord) -> list[Span]:

@@ -1,12 +1,14 @@
 """What members write about models is checked: a hostile one fills no disk and gets no prompt."""
 
-from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 import trio
 
+from node.model_files import DISK_RESERVE_BYTES
+from node.model_host import duties
 from node.models import Models
 from protocols.sharding.manifest import (
     BLOCK,
@@ -20,6 +22,7 @@ from protocols.sharding.manifest import (
     model_id,
     part_name,
 )
+from protocols.sharding.placement import Span
 from protocols.sharding.records import (
     NAMESPACE,
     ModelRecord,
@@ -36,6 +39,7 @@ from wire.ids import PeerId
 
 GIB = 1 << 30
 MALLORY, VICTIM = PeerId("mallory"), PeerId("victim")
+EVE, ONE, TWO = PeerId("eve"), PeerId("one"), PeerId("two")  # members whose nodes are not run
 PATIENCE_S = 20.0  # seconds; nothing here starts a process
 
 
@@ -46,8 +50,9 @@ class Attack:
         self.swarm, self.victim, self.folder = swarm, victim, folder
         self.store = SharedStore(swarm.board, MALLORY)
 
-    async def put(self, key: str, record: msgspec.Struct) -> None:
-        await self.store.put(NAMESPACE, key, msgspec.to_builtins(record))
+    async def put(self, key: str, record: msgspec.Struct, *, by: PeerId = MALLORY) -> None:
+        store = SharedStore(self.swarm.board, by)
+        await store.put(NAMESPACE, key, msgspec.to_builtins(record))
 
     async def parts(self, *, said_bytes: int, real_bytes: int) -> list[Part]:
         """Return the parts of a one-layer model that are larger, or smaller, than they say."""
@@ -107,11 +112,45 @@ async def test_a_part_that_is_larger_than_its_manifest_says_is_not_fetched(attac
 async def test_a_part_that_does_not_fit_the_disk_is_refused(
     attack: Attack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = namedtuple("usage", "free")
-    free_bytes = GIB + (4 << 20)  # all but 4 MiB are kept in reserve
-    monkeypatch.setattr("node.model_files.shutil.disk_usage", lambda _: usage(free_bytes))
+
+    def nearly_full(_: object) -> SimpleNamespace:
+        return SimpleNamespace(free=DISK_RESERVE_BYTES + (4 << 20))
+
+    monkeypatch.setattr("node.model_files.shutil.disk_usage", nearly_full)
     await attack.place(await attack.parts(said_bytes=1 << 20, real_bytes=1 << 20))
     said = await attack.verdict()
     expected = "10 MiB of disk are needed, 4 MiB can be had here"
     assert (said.state, said.note) == ("refused", expected)
     assert len(attack.swarm.shelves[VICTIM].fetched) == 1
+
+
+async def test_a_stage_counts_only_if_the_placement_gives_that_node_that_span(
+    attack: Attack,
+) -> None:
+    model = await attack.place(await attack.parts(said_bytes=10, real_bytes=10))
+    await attack.put(placement_key("m"), PlacementRecord(model, 2, [(ONE, 0, 4), (TWO, 4, 8)]))
+    claims = [
+        (EVE, StageRecord(model, 2, 0, 8, "ready")),  # it was given nothing, and says it has all
+        (ONE, StageRecord(model, 2, 0, 8, "ready")),  # more than it was given
+        (ONE, StageRecord(model, 1, 0, 4, "ready")),  # what an earlier placement gave it
+        (ONE, StageRecord("cd" * 32, 2, 0, 4, "ready")),  # of another model
+        (TWO, StageRecord(model, 2, 4, 8, "ready")),
+        (ONE, StageRecord(model, 2, 0, 4, "ready")),
+    ]
+    ready = list[bool]()
+    for peer, claim in claims:
+        await attack.put(stage_key("m", peer), claim, by=peer)
+        ready.append(attack.victim.view("m").ready)
+    assert ready == [False] * 5 + [True]
+    spans = attack.victim._ready_spans("m", model)
+    assert spans == [Span(ONE, 0, 4), Span(TWO, 4, 8)]
+
+
+async def test_a_placement_by_another_than_who_serves_the_model_is_ignored(attack: Attack) -> None:
+    model = await attack.place(await attack.parts(said_bytes=10, real_bytes=10))
+    await attack.put(placement_key("m"), PlacementRecord(model, 3, [(EVE, 0, 1)]), by=EVE)
+    await attack.put(stage_key("m", EVE), StageRecord(model, 3, 0, 1, "ready"), by=EVE)
+    assert attack.victim.views() == []
+    assert attack.victim._ready_spans("m", model) == []
+    await attack.put(placement_key("m"), PlacementRecord(model, 4, [(VICTIM, 0, 1)]), by=EVE)
+    assert duties(attack.store, VICTIM) == {}
