@@ -25,6 +25,7 @@ from protocols.sharding.records import (
     StageRecord,
     is_name,
     manifest_key,
+    next_epoch,
     placement_key,
     read,
     read_placement,
@@ -190,11 +191,11 @@ class Models:
     ) -> None:
         spans = place(manifest.n_layers, self._room(manifest), nodes=min(nodes or 64, STAGES_MAX))
         before = read(self._store.get(NAMESPACE, placement_key(name)), PlacementRecord)
-        now_ms = self._clock.wall_ms()  # as the epoch it also differs from one before `unserve`
+        now_ms = self._clock.wall_ms()
         record = ModelRecord(model, cid, [self.peer], now_ms)
         placement = PlacementRecord(
             model,
-            now_ms if before is None else max(now_ms, before.epoch + 1),
+            next_epoch(before, now_ms),
             [(span.peer, span.start, span.end) for span in spans],
         )
         await self._store.put(NAMESPACE, manifest_key(name), to_value(record))

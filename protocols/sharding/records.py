@@ -17,11 +17,14 @@ from wire.ports import Item
 
 NAMESPACE = "models"
 STAGES_MAX = 24  # spans of one placement: its entry stays under the store's 2 KiB
+EPOCH_MAX = 1 << 53  # as milliseconds far beyond any clock; JSON's readers are exact up to here
 LEASE_S = 30.0  # seconds a stage's lease lives; it is renewed every third of it
 
 R = TypeVar("R")
 
 Peer = Annotated[str, Meta(min_length=1, max_length=64)]
+Epoch = Annotated[int, Meta(ge=1, le=EPOCH_MAX)]
+Count = Annotated[int, Meta(ge=0, le=EPOCH_MAX)]
 State = Annotated[str, Meta(pattern="^(fetching|loading|ready|failed|refused)$")]
 
 
@@ -35,14 +38,14 @@ class ModelRecord(Record, frozen=True):
     model: ModelId
     manifest: Cid
     providers: Annotated[list[Peer], Meta(max_length=8)]
-    created_ms: Annotated[int, Meta(ge=0)]
+    created_ms: Count
 
 
 class PlacementRecord(Record, frozen=True):
-    """Who shall compute what. A higher epoch is a later `shoal serve`."""
+    """Who shall compute what. Another epoch is another `shoal serve`: they are not ordered."""
 
     model: ModelId
-    epoch: Annotated[int, Meta(ge=1)]
+    epoch: Epoch
     spans: Annotated[list[tuple[Peer, Layer, Layer]], Meta(max_length=STAGES_MAX)]
 
 
@@ -50,13 +53,13 @@ class StageRecord(Record, frozen=True):
     """A node's own word on its span; `note` says why it failed."""
 
     model: ModelId
-    epoch: Annotated[int, Meta(ge=1)]
+    epoch: Epoch
     start: Layer
     end: Layer
     state: State
     note: Annotated[str, Meta(max_length=200)] = ""
-    done_bytes: Annotated[int, Meta(ge=0)] = 0
-    total_bytes: Annotated[int, Meta(ge=0)] = 0
+    done_bytes: Count = 0
+    total_bytes: Count = 0
 
 
 def manifest_key(name: str) -> str:
@@ -117,6 +120,14 @@ def read_placement(manifest: Item | None, placement: Item | None) -> PlacementRe
     if manifest.author != placement.author or record.model != placed.model:
         return None
     return placed
+
+
+def next_epoch(before: PlacementRecord | None, now_ms: int) -> int:
+    """Return the epoch of a new placement, which is not that of the one before.
+
+    Of the time, so that it also differs from one before `unserve`.
+    """
+    return now_ms if before is None or before.epoch != now_ms else now_ms + 1
 
 
 def spans_of(placement: PlacementRecord) -> list[Span]:

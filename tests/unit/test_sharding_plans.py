@@ -25,10 +25,12 @@ from protocols.sharding.manifest import (
 )
 from protocols.sharding.placement import Offer, Span, place
 from protocols.sharding.records import (
+    EPOCH_MAX,
     ModelRecord,
     PlacementRecord,
     StageRecord,
     is_name,
+    next_epoch,
     read,
     read_stage,
     stage_key,
@@ -201,6 +203,15 @@ def test_a_record_that_makes_no_sense_is_as_good_as_none() -> None:
     assert read(item("m/manifest", ["x"]), ModelRecord) is None
     assert read(item("m/placement", [CID, 1, [[A, 0, 10_000]]]), PlacementRecord) is None
     assert read(None, ModelRecord) is None
+
+
+@pytest.mark.parametrize("epoch", [1, 1000, EPOCH_MAX, EPOCH_MAX + 1, 2**63 - 1, 2**64 - 1])
+def test_no_epoch_that_a_member_writes_blocks_a_name(epoch: int) -> None:
+    before = read(item("m/placement", [CID, epoch, []]), PlacementRecord)
+    assert (before is None) == (epoch > EPOCH_MAX)
+    after = PlacementRecord(CID, next_epoch(before, now_ms=1000), [])
+    assert after.epoch != epoch
+    assert read(item("m/placement", to_value(after)), PlacementRecord) == after
 
 
 def test_a_lease_speaks_for_its_author_only() -> None:
