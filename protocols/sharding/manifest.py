@@ -17,6 +17,7 @@ from wire.errors import BadMessage
 MANIFEST_MAX = 256 * 1024  # bytes; 512 parts of some 130 B are 66 KB
 LAYERS_MAX = 512  # the deepest open model has 126
 FILES_MAX = LAYERS_MAX + 64
+FRONT_MAX_BYTES = 256 * 1024 * 1024  # every node that asks has them; the largest known are 40 MB
 
 CONFIG = "config.json"
 BLOCK = "block"  # one decoder layer
@@ -26,10 +27,11 @@ SHARED = "shared"  # used on both sides (tied embeddings), or unknown where
 TOKENIZER = "tokenizer"  # a file of the tokenizer, by its own name
 TENSOR_ROLES = (BLOCK, EMBED, HEAD, SHARED)
 
-Cid = Annotated[str, Meta(min_length=64, max_length=64, pattern="^[0-9a-f]{64}$")]
-ModelId = Annotated[str, Meta(min_length=64, max_length=64, pattern="^[0-9a-f]{64}$")]
+Cid = Annotated[str, Meta(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}\Z")]
+ModelId = Annotated[str, Meta(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}\Z")]
 # One path segment that is also a key of the store and a word in a URL.
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+# (\Z, here and below: `$` would let a name end in a line feed.)
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z"
 ModelName = Annotated[str, Meta(max_length=63, pattern=NAME_PATTERN)]
 Layer = Annotated[int, Meta(ge=0, le=LAYERS_MAX)]
 
@@ -37,9 +39,9 @@ Layer = Annotated[int, Meta(ge=0, le=LAYERS_MAX)]
 class Part(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One file of a model. `block` is -1 but for blocks; `name` is the file's, in its folder."""
 
-    role: Annotated[str, Meta(pattern="^(config|tokenizer|block|embed|head|shared)$")]
+    role: Annotated[str, Meta(pattern=r"^(config|tokenizer|block|embed|head|shared)\Z")]
     block: Annotated[int, Meta(ge=-1, le=LAYERS_MAX - 1)]
-    name: Annotated[str, Meta(max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Meta(max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
     cid: Cid
     size_bytes: Annotated[int, Meta(ge=0, le=1 << 40)]
 
@@ -50,12 +52,12 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     version: Annotated[int, Meta(ge=1, le=1)]
     name: ModelName
     family: Annotated[str, Meta(max_length=64)]
-    dtype: Annotated[str, Meta(pattern="^float32$")]  # what it is computed in
+    dtype: Annotated[str, Meta(pattern=r"^float32\Z")]  # what it is computed in
     n_layers: Annotated[int, Meta(ge=1, le=LAYERS_MAX)]
     hidden_size: Annotated[int, Meta(ge=1, le=1 << 20)]
     vocab_size: Annotated[int, Meta(ge=1, le=1 << 24)]
     context: Annotated[int, Meta(ge=1, le=1 << 24)]  # tokens, prompt and answer together
-    parameters: Annotated[int, Meta(ge=0)]
+    parameters: Annotated[int, Meta(ge=0, le=1 << 44)]
     eos: Annotated[list[Annotated[int, Meta(ge=0, le=1 << 24)]], Meta(max_length=16)]
     parts: Annotated[list[Part], Meta(max_length=FILES_MAX)]
 
@@ -77,9 +79,27 @@ def decode_manifest(data: bytes, model: str) -> Manifest:
     if blocks != list(range(manifest.n_layers)):
         raise BadMessage(f"manifest has {len(blocks)} blocks of {manifest.n_layers}")
     names = [part.name for part in manifest.parts]
+    for part in manifest.parts:
+        if not _is_named_as_it_should(part):
+            raise BadMessage(f"manifest has a {part.role} part {part.block} in {part.name}")
+    if CONFIG not in names:
+        raise BadMessage(f"manifest has no {CONFIG}")
+    if sum(part.size_bytes for part in parts_of_front(manifest)) > FRONT_MAX_BYTES:
+        raise BadMessage(f"configuration and tokenizer are over {FRONT_MAX_BYTES} B")
     if len(set(names)) != len(names):
         raise BadMessage("manifest names a file twice")
     return manifest
+
+
+def _is_named_as_it_should(part: Part) -> bool:
+    """Whether a file of this name may have this role: nothing else lands in a model's folder."""
+    if part.role == BLOCK:
+        return part.block >= 0 and part.name == part_name(BLOCK, part.block)
+    if part.block != -1:
+        return False
+    if part.role == TOKENIZER:
+        return is_tokenizer_file(part.name)
+    return part.name == (CONFIG if part.role == "config" else part_name(part.role))
 
 
 def model_id(data: bytes) -> str:

@@ -25,7 +25,7 @@ R = TypeVar("R")
 Peer = Annotated[str, Meta(min_length=1, max_length=64)]
 Epoch = Annotated[int, Meta(ge=1, le=EPOCH_MAX)]
 Count = Annotated[int, Meta(ge=0, le=EPOCH_MAX)]
-State = Annotated[str, Meta(pattern="^(fetching|loading|ready|failed|refused)$")]
+State = Annotated[str, Meta(pattern=r"^(fetching|loading|ready|failed|refused)\Z")]
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from protocols.sharding.manifest import (
     BLOCK,
     EMBED,
+    FRONT_MAX_BYTES,
     HEAD,
     SHARED,
     TOKENIZER,
@@ -146,10 +147,55 @@ def test_a_manifest_without_some_block_is_refused() -> None:
 def test_a_part_cannot_leave_its_folder() -> None:
     whole = manifest()
     for name in ("../x", "/etc/passwd", ".hidden", "a/b", ""):
-        part = msgspec.structs.replace(whole.parts[0], name=name)
-        data = encode_manifest(msgspec.structs.replace(whole, parts=[part, *whole.parts[1:]]))
-        with pytest.raises(BadMessage):
-            decode_manifest(data, model_id(data))
+        refuse(msgspec.structs.replace(whole.parts[0], name=name))
+
+
+def refuse(part: Part) -> None:
+    """Check that a manifest is refused if this stands in the place of its first part."""
+    data = encode_manifest(msgspec.structs.replace(manifest(), parts=[part, *manifest().parts[1:]]))
+    with pytest.raises(BadMessage):
+        decode_manifest(data, model_id(data))
+
+
+@pytest.mark.parametrize(
+    ("role", "block", "name"),
+    [
+        (BLOCK, 0, "tokenizer.json"),
+        (BLOCK, 0, "block-0001.safetensors"),
+        (BLOCK, 0, "block-0000.safetensors\n"),
+        (TOKENIZER, -1, "modeling_x.py"),
+        (TOKENIZER, -1, "config.json"),
+        (TOKENIZER, -1, "tokenizer.bin"),
+        ("config", -1, "tokenizer_config.json"),
+        (EMBED, 0, "embed.safetensors"),
+        (SHARED, -1, "pytorch_model.bin"),
+        ("config\n", -1, "config.json"),
+    ],
+)
+def test_a_received_part_has_the_name_of_its_role(role: str, block: int, name: str) -> None:
+    refuse(msgspec.structs.replace(manifest().parts[0], role=role, block=block, name=name))
+    others = [p for p in manifest().parts if p.role != role.strip()]
+    wrong = Part(role, block, name, CID, 1)
+    data = encode_manifest(msgspec.structs.replace(manifest(), parts=[wrong, *others]))
+    with pytest.raises(BadMessage):
+        decode_manifest(data, model_id(data))
+
+
+def test_a_tokenizer_of_any_size_is_not_taken() -> None:
+    whole = manifest()
+    large = msgspec.structs.replace(whole.parts[-1], size_bytes=FRONT_MAX_BYTES)
+    data = encode_manifest(msgspec.structs.replace(whole, parts=[*whole.parts[:-1], large]))
+    with pytest.raises(BadMessage, match="tokenizer are over"):
+        decode_manifest(data, model_id(data))
+
+
+def test_no_name_ends_in_a_line_feed() -> None:
+    assert not is_name("tiny\n")
+    for cid in (CID + "\n", CID[1:] + "\n"):
+        refuse(msgspec.structs.replace(manifest().parts[0], cid=cid))
+    assert read(item("m/manifest", [CID[1:] + "\n", CID, [], 1]), ModelRecord) is None
+    stage = [CID, 1, 0, 4, "ready\n", "", 0, 0]
+    assert read(item(stage_key("m", A), stage), StageRecord) is None
 
 
 @given(st.binary(max_size=200))
