@@ -13,6 +13,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from protocols.sharding import child
+from protocols.sharding.programs import refuse_programs
 from protocols.sharding.wire import (
     Chat,
     Detokenise,
@@ -71,6 +72,12 @@ class Front:
         )
 
 
+def load_front(folder: Path) -> Front:
+    """Load a model's tokenizer. Raises BadMessage if its files name programs."""
+    refuse_programs(folder)
+    return Front(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+
+
 def main() -> None:
     """Load the tokenizer, then serve the daemon."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -78,8 +85,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="the tokenizer's files")
     options = parser.parse_args()
     daemon = child.Daemon(options.fd)
-    front = Front(AutoTokenizer.from_pretrained(options.folder, trust_remote_code=False))
-    daemon.serve(front_ask_decoder, front.answer)
+    daemon.serve(front_ask_decoder, load_front(options.folder).answer)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 def load(source: Path) -> tuple[Any, Any]:
     """Return (model, tokenizer) of a Hugging Face folder or a .gguf file, in float32."""
+    named: dict[str, Any] = {"trust_remote_code": False}
+    folder = source
     if source.suffix == ".gguf":
-        named = {"gguf_file": source.name}
+        named["gguf_file"] = source.name
         folder = source.parent
-    else:
-        named, folder = {}, source
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **named)
     return model.eval(), AutoTokenizer.from_pretrained(folder, **named)
 

@@ -33,6 +33,7 @@ from protocols.sharding.manifest import (
     is_tokenizer_file,
     part_name,
 )
+from protocols.sharding.programs import without_programs
 from protocols.sharding.splitting import RESULT, Cut, Split
 from protocols.sharding.stage import layer_list
 
@@ -73,22 +74,34 @@ def _load(source: Path, folder: Path) -> Any:
     if not any(source.glob("*.safetensors")):
         raise Unsuitable(f"{source} holds no .safetensors file (other formats can run programs)")
     try:
-        AutoConfig.from_pretrained(source)
+        AutoConfig.from_pretrained(source, trust_remote_code=False)
         model: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype="auto", use_safetensors=True
+            source, dtype="auto", use_safetensors=True, trust_remote_code=False
         )
     except (ValueError, KeyError, OSError) as error:
         raise Unsuitable(f"{source.name} is not a causal language model: {error}") from error
-    shutil.copyfile(source / CONFIG, folder / CONFIG)
     for path in source.iterdir():
-        if path.is_file() and is_tokenizer_file(path.name):
-            shutil.copyfile(path, folder / path.name)
+        if path.is_file() and (path.name == CONFIG or is_tokenizer_file(path.name)):
+            _copy(path, folder / path.name)
     return model.eval()
+
+
+def _copy(path: Path, target: Path) -> None:
+    """Copy a file; of one that names programs, the rest: transformers did without them."""
+    if path.name.endswith(CONFIG):
+        document = json.loads(path.read_bytes())
+        plain = without_programs(document)
+        if plain != document:
+            target.write_text(json.dumps(plain, indent=2))
+            return
+    shutil.copyfile(path, target)
 
 
 def _load_gguf(source: Path, folder: Path) -> Any:
     place, name = source.parent, source.name
-    model: Any = AutoModelForCausalLM.from_pretrained(place, gguf_file=name, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        place, gguf_file=name, dtype=torch.float32, trust_remote_code=False
+    )
     # What was loaded is dequantised: without this it would be saved as a quantised one.
     if hasattr(model, "hf_quantizer"):
         del model.hf_quantizer
@@ -96,7 +109,8 @@ def _load_gguf(source: Path, folder: Path) -> Any:
         del model.config.quantization_config
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(place, gguf_file=name).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name, trust_remote_code=False)
+    tokenizer.save_pretrained(folder)
     return model.eval()
 
 

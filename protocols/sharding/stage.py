@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from protocols.sharding.manifest import BLOCK, CONFIG, EMBED, HEAD, SHARED, part_name
+from protocols.sharding.programs import refuse_programs
 
 DTYPE = torch.float32  # computed in float32 whatever the files hold: that is what is exact
 
@@ -109,10 +110,11 @@ class Stage:
 
 def load_stage(folder: Path, start: int, end: int) -> Stage:
     """Build a stage from the parts of a split model (see split.py); reads only its own parts."""
-    config = AutoConfig.from_pretrained(folder / CONFIG)
+    refuse_programs(folder)
+    config = AutoConfig.from_pretrained(folder / CONFIG, trust_remote_code=False)
     build: Any = AutoModelForCausalLM.from_config
     with torch.device("meta"):
-        model = build(config, dtype=DTYPE)
+        model = build(config, dtype=DTYPE, trust_remote_code=False)
     model.eval()
     stage = Stage(model, start, end)
     _recompute_buffers(model)

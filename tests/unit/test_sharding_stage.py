@@ -1,6 +1,7 @@
 """A chain of stages computes what the whole model does, bit for bit."""
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from protocols.sharding.front import load_front
 from protocols.sharding.manifest import BLOCK, EMBED, HEAD, SHARED, part_name
 from protocols.sharding.split import Unsuitable, split
 from protocols.sharding.splitting import Split
@@ -22,6 +24,8 @@ from tests.unit.sharding_models import (
     prefill_and_decode,
     save_model,
 )
+from tests.unit.sharding_tokenizer import save_tokenizer
+from wire.errors import BadMessage
 
 
 def run_chain(stages: list[Stage], *, steps: int = 6, shift: int = 0) -> list[Tensor]:
@@ -147,6 +151,39 @@ def test_a_model_that_is_a_pickle_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "pytorch_model.bin")
     with pytest.raises(Unsuitable, match="safetensors"):
         split(tmp_path / "model", tmp_path / "parts")
+
+
+PROGRAMS = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+
+
+def name_programs(path: Path, **more: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": PROGRAMS, **more}))
+
+
+def test_a_received_folder_that_names_programs_is_not_loaded(tmp_path: Path) -> None:
+    save_model(tmp_path / "model")
+    save_tokenizer(tmp_path / "model")
+    split(tmp_path / "model", tmp_path / "parts")
+    load_front(tmp_path / "parts")
+    (tmp_path / "parts" / "evil.py").write_text(f"open({str(tmp_path / 'pwned')!r}, 'w')")
+    name_programs(tmp_path / "parts" / "tokenizer_config.json")
+    with pytest.raises(BadMessage, match=r"tokenizer_config\.json names programs"):
+        load_front(tmp_path / "parts")
+    name_programs(tmp_path / "parts" / "config.json", model_type="evil")
+    with pytest.raises(BadMessage, match=r"config\.json names programs"):
+        load_stage(tmp_path / "parts", 0, LAYERS)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_model_that_does_without_its_programs_is_served_without_them(tmp_path: Path) -> None:
+    expected = prefill_and_decode(save_model(tmp_path / "model"))
+    name_programs(tmp_path / "model" / "config.json")
+    split(tmp_path / "model", tmp_path / "parts")
+    stages = [load_stage(tmp_path / "parts", *span) for span in cuts(2)]
+    assert equal(run_chain(stages), expected)
+    name_programs(tmp_path / "model" / "config.json", model_type="evil")
+    with pytest.raises(Unsuitable, match="not a causal language model"):
+        split(tmp_path / "model", tmp_path / "again")
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
