@@ -37,9 +37,10 @@ from wire.errors import BadMessage, Busy, ShoalError, UsageError
 from wire.ids import PeerId
 from wire.ports import Rpc
 
-ANSWERS_MAX = 16  # at the same time from one node; a stage has room for 32 sessions
+ANSWERS_MAX = 16  # at the same time from one node: as many sessions as a stage gives one peer
 UNREAD_MAX = 16  # pieces of text that wait for a slow reader; when full the answer waits too
 READER_S = 60.0  # seconds that a reader may stand still before its answer is given up
+UNASKED_MAX = 4096  # tokens of an answer whose length nobody named; stages reserve all of them
 TOKENISE_S = 30.0  # seconds for the tokenizer to do one thing
 
 _log = structlog.get_logger("models")
@@ -56,7 +57,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Options:
-    """How to answer. Without `max_tokens` the answer may fill the model's context."""
+    """How to answer. Without `max_tokens` the answer may fill the context, up to `UNASKED_MAX`."""
 
     max_tokens: int | None = None
     temperature: float = 0.0
@@ -299,4 +300,4 @@ def _answer_room(manifest: Manifest, prompt_tokens: int, max_tokens: int | None)
             + wanted,
             hint=f"ask for up to {room} tokens" if room > 0 else "shorten the prompt",
         )
-    return room if max_tokens is None else max_tokens
+    return min(room, UNASKED_MAX) if max_tokens is None else max_tokens

@@ -53,7 +53,7 @@ class Connector:
     async def session(self, span: Span, request: Open) -> AsyncGenerator[Steps]:
         """Hold a session for the length of the block. Raises ShoalError."""
         if span.peer == self._local.peer:
-            async with self._local.session(request) as session:
+            async with self._local.session(request, caller=span.peer) as session:
                 yield session
             return
         async with self._rpc.stream(span.peer, SESSION, timeout_s=OPEN_S) as call:

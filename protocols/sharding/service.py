@@ -23,6 +23,7 @@ from protocols.sharding.wire import (
     WorkerStep,
 )
 from wire.errors import BadMessage, NotFound, ShoalError
+from wire.ids import PeerId
 from wire.ports import Call, Rpc
 
 OPEN_S = 10.0  # seconds for the worker to reserve a session; it may be in a step of another
@@ -82,7 +83,7 @@ class StageService:
         self._stages.pop((model, start, end), None)
 
     @asynccontextmanager
-    async def session(self, request: Open) -> AsyncGenerator[StageSession]:
+    async def session(self, request: Open, *, caller: PeerId) -> AsyncGenerator[StageSession]:
         """Reserve a session for the length of the block. Raises NotFound, or Busy remotely."""
         found = self._stages.get((request.model, request.start, request.end))
         if found is None:
@@ -91,7 +92,7 @@ class StageService:
             )
         link, row_bytes = found
         number = next(self._numbers)
-        opening = WorkerOpen(number, request.max_tokens, request.sampling)
+        opening = WorkerOpen(number, caller, request.max_tokens, request.sampling)
         self.sessions += 1
         try:
             await link.ask(opening, timeout_s=OPEN_S)
@@ -110,7 +111,7 @@ class StageService:
             return
         if not isinstance(opening, Open):
             raise BadMessage("a session begins with open")
-        async with self.session(opening) as session:
+        async with self.session(opening, caller=call.peer) as session:
             await call.send(Opened())
             async for step in call:
                 if not isinstance(step, Step):

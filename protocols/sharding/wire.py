@@ -75,9 +75,10 @@ SESSION: Method[Request, Reply] = Method(
 
 
 class WorkerOpen(Message, frozen=True, tag="open"):
-    """To the worker: make the cache of a session."""
+    """To the worker: make the cache of a session for a peer."""
 
     session: Number
+    peer: Annotated[str, Meta(max_length=64)]
     max_tokens: Annotated[int, Meta(ge=1, le=SESSION_TOKENS_MAX)]
     sampling: Sampling
 

@@ -33,11 +33,13 @@ from wire.errors import BadMessage, Busy, NotFound
 
 SESSIONS_MAX = 32  # sessions at a time; each is a Python object and a few tensors per layer
 TOKENS_MAX = 1 << 15  # tokens reserved by all sessions: 1.3 GB for 30 layers of SmolLM2's heads
+PEER_SHARE = 2  # one peer gets a half of either at most, so that others find room beside it
 IDLE_S = 300.0  # seconds without a step after which a session's room may go to another
 
 
 @dataclass
 class _Session:
+    peer: str
     cache: DynamicCache
     max_tokens: int
     sampling: Sampling
@@ -72,14 +74,23 @@ class Worker:
         for number, session in list(self._sessions.items()):
             if now - session.last_used > IDLE_S:
                 del self._sessions[number]
+        mine = [s.max_tokens for s in self._sessions.values() if s.peer == request.peer]
         reserved = sum(session.max_tokens for session in self._sessions.values())
         if len(self._sessions) >= SESSIONS_MAX:
             raise Busy(f"all {SESSIONS_MAX} sessions of this stage are in use")
         if reserved + request.max_tokens > self._tokens_max:
             free = self._tokens_max - reserved
             raise Busy(f"room for {free} tokens is left, {request.max_tokens} were asked for")
-        cache = self._stage.new_cache()
-        self._sessions[request.session] = _Session(cache, request.max_tokens, request.sampling, now)
+        if len(mine) >= SESSIONS_MAX // PEER_SHARE:
+            raise Busy(f"one peer gets {SESSIONS_MAX // PEER_SHARE} sessions of this stage")
+        if sum(mine) + request.max_tokens > self._tokens_max // PEER_SHARE:
+            free = self._tokens_max // PEER_SHARE - sum(mine)
+            raise Busy(
+                f"room for {free} tokens is left to you, {request.max_tokens} were asked for"
+            )
+        self._sessions[request.session] = _Session(
+            request.peer, self._stage.new_cache(), request.max_tokens, request.sampling, now
+        )
         return Opened()
 
     def _step(self, number: int, step: Step) -> Output:

@@ -223,6 +223,19 @@ async def test_a_stage_that_is_full_refuses_and_the_others_are_let_go(
     assert swarm.workers[route[0].peer].sessions == 0
 
 
+async def test_a_stage_counts_sessions_by_the_peer_that_opened_them(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    route = chain(1)
+    swarm = Swarm(nursery, route)
+    worker = swarm.workers[route[0].peer].worker
+    async with swarm.open(route, max_tokens=2048):
+        assert {session.peer for session in worker._sessions.values()} == {ENTRY}
+        with pytest.raises(RemoteError, match="room for 0 tokens is left to you"):
+            async with swarm.open(route, max_tokens=1):
+                pytest.fail("it was opened")
+
+
 async def test_two_sessions_do_not_disturb_each_other(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:

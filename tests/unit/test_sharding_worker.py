@@ -52,6 +52,7 @@ from wire.codec import decode, encode
 from wire.errors import BadMessage, Busy, NotFound, RemoteError
 
 GREEDY = Sampling()
+PEER, OTHER, THIRD = "peer", "other", "third"
 
 
 class Times:
@@ -74,7 +75,7 @@ def step(position: int, tokens: list[int], *, sample: bool = True) -> Step:
 
 def test_a_session_goes_on_where_it_was() -> None:
     worker = whole_worker()
-    assert worker.answer(WorkerOpen(1, 50, GREEDY)) == Opened()
+    assert worker.answer(WorkerOpen(1, PEER, 50, GREEDY)) == Opened()
     first = worker.answer(WorkerStep(1, step(0, PROMPT)))
     assert isinstance(first, Output)
     assert first.position == len(PROMPT)
@@ -85,7 +86,7 @@ def test_a_session_goes_on_where_it_was() -> None:
 
 def test_a_lost_or_repeated_step_is_seen() -> None:
     worker = whole_worker()
-    worker.answer(WorkerOpen(1, 50, GREEDY))
+    worker.answer(WorkerOpen(1, PEER, 50, GREEDY))
     worker.answer(WorkerStep(1, step(0, PROMPT)))
     for position in (0, len(PROMPT) - 1, len(PROMPT) + 1):
         with pytest.raises(BadMessage, match="the session is at 12"):
@@ -94,7 +95,7 @@ def test_a_lost_or_repeated_step_is_seen() -> None:
 
 def test_a_session_gets_no_more_than_it_reserved() -> None:
     worker = whole_worker()
-    worker.answer(WorkerOpen(1, 12, GREEDY))
+    worker.answer(WorkerOpen(1, PEER, 12, GREEDY))
     worker.answer(WorkerStep(1, step(0, PROMPT)))
     with pytest.raises(BadMessage, match="12 were reserved"):
         worker.answer(WorkerStep(1, step(12, [5])))
@@ -102,22 +103,40 @@ def test_a_session_gets_no_more_than_it_reserved() -> None:
 
 def test_tokens_and_sessions_are_limited() -> None:
     worker = whole_worker(tokens_max=100)
-    worker.answer(WorkerOpen(1, 80, GREEDY))
-    with pytest.raises(Busy, match="room for 20 tokens is left"):
-        worker.answer(WorkerOpen(2, 21, GREEDY))
+    worker.answer(WorkerOpen(1, PEER, 40, GREEDY))
+    worker.answer(WorkerOpen(2, OTHER, 40, GREEDY))
+    with pytest.raises(Busy, match="room for 20 tokens is left, 21"):
+        worker.answer(WorkerOpen(3, THIRD, 21, GREEDY))
     worker.answer(WorkerClose(1))
+    worker.answer(WorkerClose(2))
     for number in range(SESSIONS_MAX):
-        worker.answer(WorkerOpen(number, 1, GREEDY))
+        worker.answer(WorkerOpen(number, (PEER, OTHER)[number % 2], 1, GREEDY))
     with pytest.raises(Busy, match="sessions of this stage are in use"):
-        worker.answer(WorkerOpen(99, 1, GREEDY))
+        worker.answer(WorkerOpen(99, THIRD, 1, GREEDY))
+
+
+def test_one_peer_cannot_take_all_room_of_a_stage() -> None:
+    worker = whole_worker(tokens_max=100)
+    worker.answer(WorkerOpen(1, PEER, 30, GREEDY))
+    with pytest.raises(Busy, match="room for 20 tokens is left to you, 21"):
+        worker.answer(WorkerOpen(2, PEER, 21, GREEDY))
+    assert worker.answer(WorkerOpen(3, OTHER, 50, GREEDY)) == Opened()
+    worker.answer(WorkerClose(1))
+    for number in range(10, 10 + SESSIONS_MAX // 2):
+        worker.answer(WorkerOpen(number, PEER, 1, GREEDY))
+    with pytest.raises(Busy, match="one peer gets 16 sessions"):
+        worker.answer(WorkerOpen(99, PEER, 1, GREEDY))
+    assert worker.answer(WorkerOpen(99, THIRD, 1, GREEDY)) == Opened()
 
 
 def test_an_idle_session_makes_room_for_another() -> None:
     times = Times()
     worker = whole_worker(tokens_max=100, times=times)
-    worker.answer(WorkerOpen(1, 80, GREEDY))
+    worker.answer(WorkerOpen(1, PEER, 50, GREEDY))
+    with pytest.raises(Busy):
+        worker.answer(WorkerOpen(2, PEER, 50, GREEDY))
     times.now_s = IDLE_S + 1
-    assert worker.answer(WorkerOpen(2, 80, GREEDY)) == Opened()
+    assert worker.answer(WorkerOpen(2, PEER, 50, GREEDY)) == Opened()
     with pytest.raises(NotFound):
         worker.answer(WorkerStep(1, step(0, PROMPT)))
 
@@ -126,7 +145,7 @@ def test_input_that_is_not_the_models_is_refused() -> None:
     first = Worker(Stage(make_model("llama"), 0, 2), now=Times())
     later = Worker(Stage(make_model("llama"), 2, LAYERS), now=Times())
     for worker in (first, later):
-        worker.answer(WorkerOpen(1, 50, GREEDY))
+        worker.answer(WorkerOpen(1, PEER, 50, GREEDY))
         assert worker.answer(WorkerClose(9)) == Done()
     for wrong in (step(0, []), step(0, [97])):
         with pytest.raises(BadMessage):
@@ -207,7 +226,7 @@ async def real_worker(folder: Path) -> AsyncGenerator[Link[WorkerAnswer]]:
 
 async def test_a_worker_process_answers_survives_errors_and_is_missed(tmp_path: Path) -> None:
     async with real_worker(tmp_path) as link:
-        assert await link.ask(WorkerOpen(1, 50, GREEDY), timeout_s=30) == Opened()
+        assert await link.ask(WorkerOpen(1, PEER, 50, GREEDY), timeout_s=30) == Opened()
         output = await link.ask(WorkerStep(1, step(0, PROMPT)), timeout_s=30)
         assert output == whole_answer()
         with pytest.raises(RemoteError) as caught:
@@ -218,13 +237,13 @@ async def test_a_worker_process_answers_survives_errors_and_is_missed(tmp_path: 
         assert len(child) == 1
         os.kill(child[0], signal.SIGKILL)
         with pytest.raises(WorkerGone):
-            await link.ask(WorkerOpen(2, 50, GREEDY), timeout_s=30)
+            await link.ask(WorkerOpen(2, PEER, 50, GREEDY), timeout_s=30)
         assert link.gone.is_set()
 
 
 def whole_answer() -> object:
     worker = whole_worker()
-    worker.answer(WorkerOpen(1, 50, GREEDY))
+    worker.answer(WorkerOpen(1, PEER, 50, GREEDY))
     return worker.answer(WorkerStep(1, step(0, PROMPT)))
 
 
