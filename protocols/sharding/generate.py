@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import structlog
 import trio
 
-from protocols.sharding.hop import Connector, Hop, is_loss
+from protocols.sharding.hop import Connector, Hop, is_busy, is_loss
 from protocols.sharding.placement import Span
 from protocols.sharding.wire import Open, Output, Sampling, Step, tokens_of_step
 from wire.errors import BadMessage, PeerUnreachable, ShoalError
@@ -98,13 +98,13 @@ class Generation:
         return [hop.span for hop in self._hops]
 
     async def open(self, route: list[Span]) -> None:
-        """Open every stage, in order; one that is not there is replaced at once."""
+        """Open every stage, in order; one that is not there, or is full, is replaced at once."""
         for index, span in enumerate(route):
             self._hops.append(Hop(span))
             try:
                 self._hops[index] = await self._open(span)
             except ShoalError as error:
-                if not is_loss(error):
+                if not is_loss(error) and not is_busy(error):
                     raise
                 await self._replace_hop(index, error)
 
@@ -164,7 +164,8 @@ class Generation:
     async def _replace_hop(self, index: int, cause: ShoalError) -> None:
         """Open the lost span on another node and send it everything that the lost one got.
 
-        With the same boundaries between steps, so that its cache is the same bit for bit.
+        With the same boundaries between steps, so that its cache is the same bit for bit. Raises
+        HopLost, or what a full stage said, if there is no other node.
         """
         lost = self._hops[index]
         lost.close()
@@ -172,6 +173,8 @@ class Generation:
             self._lost.add(lost.span.peer)
             span = self._replace(lost.span, self._lost)
             if span is None or lost.history is None or self.replaced >= REPLACEMENTS_MAX:
+                if is_busy(cause):
+                    raise cause
                 layers = f"layers {lost.span.start}-{lost.span.end}"
                 raise HopLost(f"{layers} on {lost.span.peer} are lost: {cause}") from cause
             self.replaced += 1
@@ -179,7 +182,7 @@ class Generation:
             try:
                 self._hops[index] = await self._replayed(span, lost.history)
             except ShoalError as error:
-                if not is_loss(error):
+                if not is_loss(error) and not is_busy(error):
                     raise
                 self._lost.add(span.peer)
                 cause = error

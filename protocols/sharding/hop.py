@@ -41,6 +41,11 @@ def is_loss(error: ShoalError) -> bool:
     return isinstance(error, PeerUnreachable | DeadlineExceeded) or error.code in _LOST_CODES
 
 
+def is_busy(error: ShoalError) -> bool:
+    """Whether the stage has no room now: another with the same layers may have some."""
+    return error.code == "busy"
+
+
 class Connector:
     """Opens sessions on stages, here or on a peer."""
 

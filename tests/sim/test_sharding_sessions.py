@@ -223,6 +223,21 @@ async def test_a_stage_that_is_full_refuses_and_the_others_are_let_go(
     assert swarm.workers[route[0].peer].sessions == 0
 
 
+@pytest.mark.parametrize("full", [("s1",), ("s1", "twin")])
+async def test_another_stage_with_the_same_layers_is_tried_before_an_answer_is_refused(
+    autojump_clock: MockClock, nursery: trio.Nursery, full: tuple[str, ...]
+) -> None:
+    route = chain(2)
+    twins = [Span(PeerId(name), 2, 4) for name in ("twin", "zwilling")]
+    swarm = Swarm(nursery, [*route, *twins])
+    for name in full:
+        worker = InProcess(Stage(copy.deepcopy(swarm.model), 2, 4), tokens_max=50)
+        swarm.services[PeerId(name)].attach(MODEL, 2, 4, worker, hidden_size=32)
+    async with swarm.open(route, max_tokens=60) as generation:
+        assert await tokens(generation, 4) == swarm.expected(4)
+        assert generation.route[1] == twins[len(full) - 1]
+
+
 async def test_a_stage_counts_sessions_by_the_peer_that_opened_them(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
