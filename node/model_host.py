@@ -8,10 +8,17 @@ import trio
 
 from node.model_files import ModelFiles, Refused
 from node.model_workers import open_worker
-from protocols.sharding.manifest import Manifest, memory_of_span, parts_of_front, parts_of_span
+from protocols.sharding.manifest import (
+    Manifest,
+    memory_of_span,
+    parts_of_front,
+    parts_of_span,
+    printable,
+)
 from protocols.sharding.records import (
     LEASE_S,
     NAMESPACE,
+    NOTE_MAX,
     ModelRecord,
     PlacementRecord,
     StageRecord,
@@ -217,7 +224,7 @@ class _Lease:
 
     async def say(self, state: str, note: str = "") -> None:
         """Tell the swarm a new state at once."""
-        self._state, self._note = state, note[:200]
+        self._state, self._note = state, printable(note)[:NOTE_MAX]
         await self._put()
 
     async def renew(self) -> None:

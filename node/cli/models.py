@@ -1,5 +1,6 @@
 """The commands about served models: serve, generate, models, unserve."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import click
 from node.cli.context import Context, echo_json, echo_table, json_option, on_terminal, short
 from shoal import models as served
 from shoal.models import Answer, Model, ServeProgress, Stage
+
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and line feeds
 
 
 @click.command()
@@ -99,16 +102,21 @@ def generate(
     ):
         text += end.text
         if stream and not as_json:
-            click.echo(end.text, nl=False)
+            click.echo(_shown(end.text), nl=False)
             sys.stdout.flush()
     _print_end(text, end, stream=stream, as_json=as_json)
+
+
+def _shown(text: str) -> str:
+    """Return an answer for standard output: to a terminal it gives no orders."""
+    return CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text) if sys.stdout.isatty() else text
 
 
 def _print_end(text: str, end: Answer, *, stream: bool, as_json: bool) -> None:
     if as_json:
         echo_json(Answer(text, end.finish_reason, end.usage, end.trace))
         return
-    click.echo("" if stream else text)
+    click.echo("" if stream else _shown(text))
     if end.trace is not None and end.usage is not None:
         route = " > ".join(f"{hop.start}-{hop.end} {short(hop.peer)}" for hop in end.trace.route)
         speed = f"{end.usage.completion_tokens} tokens, {end.trace.tokens_per_s:.1f} tokens/s"

@@ -11,6 +11,7 @@ from typing import Protocol
 import structlog
 import trio
 
+from protocols.sharding.manifest import printable
 from protocols.sharding.placement import Span
 from protocols.sharding.service import OPEN_S, StageService, step_timeout_s
 from protocols.sharding.wire import SESSION, Open, Opened, Output, Reply, Request, Step
@@ -117,6 +118,8 @@ class Hop:
                         await self._answer.send(await session.step(step))
             except ShoalError as error:
                 self._error = error
+                if isinstance(error, RemoteError):  # the words of another, on their way to a person
+                    self._error = RemoteError(error.code, printable(str(error)))
                 log.debug("hop.ended", peer=self.span.peer, error=str(error))
         if not opened:
             task_status.started()

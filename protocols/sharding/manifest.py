@@ -5,6 +5,7 @@ the blocks, after them and on both sides in a file each. Its id is the hash of i
 """
 
 import hashlib
+import re
 from pathlib import PurePosixPath
 from typing import Annotated
 
@@ -29,6 +30,7 @@ TENSOR_ROLES = (BLOCK, EMBED, HEAD, SHARED)
 
 Cid = Annotated[str, Meta(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}\Z")]
 ModelId = Annotated[str, Meta(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}\Z")]
+PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]*\Z"  # what others write ends up on people's terminals
 # One path segment that is also a key of the store and a word in a URL.
 # (\Z, here and below: `$` would let a name end in a line feed.)
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z"
@@ -51,7 +53,7 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
 
     version: Annotated[int, Meta(ge=1, le=1)]
     name: ModelName
-    family: Annotated[str, Meta(max_length=64)]
+    family: Annotated[str, Meta(max_length=64, pattern=PRINTABLE)]
     dtype: Annotated[str, Meta(pattern=r"^float32\Z")]  # what it is computed in
     n_layers: Annotated[int, Meta(ge=1, le=LAYERS_MAX)]
     hidden_size: Annotated[int, Meta(ge=1, le=1 << 20)]
@@ -100,6 +102,11 @@ def _is_named_as_it_should(part: Part) -> bool:
     if part.role == TOKENIZER:
         return is_tokenizer_file(part.name)
     return part.name == (CONFIG if part.role == "config" else part_name(part.role))
+
+
+def printable(text: str) -> str:
+    """Return a text as `PRINTABLE` wants it: runs of control characters are one space."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", text)
 
 
 def model_id(data: bytes) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 import msgspec
 from msgspec import Meta
 
-from protocols.sharding.manifest import NAME_PATTERN, Cid, Layer, ModelId
+from protocols.sharding.manifest import NAME_PATTERN, PRINTABLE, Cid, Layer, ModelId
 from protocols.sharding.placement import Span
 from wire.ids import PeerId
 from wire.ports import Item
@@ -18,11 +18,12 @@ from wire.ports import Item
 NAMESPACE = "models"
 STAGES_MAX = 24  # spans of one placement: its entry stays under the store's 2 KiB
 EPOCH_MAX = 1 << 53  # as milliseconds far beyond any clock; JSON's readers are exact up to here
+NOTE_MAX = 200  # characters of why a stage failed
 LEASE_S = 30.0  # seconds a stage's lease lives; it is renewed every third of it
 
 R = TypeVar("R")
 
-Peer = Annotated[str, Meta(min_length=1, max_length=64)]
+Peer = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[!-~]+\Z")]
 Epoch = Annotated[int, Meta(ge=1, le=EPOCH_MAX)]
 Count = Annotated[int, Meta(ge=0, le=EPOCH_MAX)]
 State = Annotated[str, Meta(pattern=r"^(fetching|loading|ready|failed|refused)\Z")]
@@ -57,7 +58,7 @@ class StageRecord(Record, frozen=True):
     start: Layer
     end: Layer
     state: State
-    note: Annotated[str, Meta(max_length=200)] = ""
+    note: Annotated[str, Meta(max_length=NOTE_MAX, pattern=PRINTABLE)] = ""
     done_bytes: Count = 0
     total_bytes: Count = 0
 

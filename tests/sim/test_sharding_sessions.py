@@ -238,6 +238,22 @@ async def test_another_stage_with_the_same_layers_is_tried_before_an_answer_is_r
         assert generation.route[1] == twins[len(full) - 1]
 
 
+async def test_what_a_stage_says_gives_no_orders_to_a_terminal(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    route = [Span(PeerId("rude"), 0, LAYERS)]
+    swarm = Swarm(nursery, [])
+
+    async def shout(_: object) -> None:
+        raise ShoalError("\x1b[2Jgone\n\r")
+
+    swarm.net.rpc(route[0].peer).serve_stream(SESSION, shout)
+    with pytest.raises(RemoteError) as caught:
+        async with swarm.open(route):
+            pytest.fail("it was opened")
+    assert str(caught.value) == " [2Jgone "
+
+
 async def test_a_stage_counts_sessions_by_the_peer_that_opened_them(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from node.cli.models import _shown
 from protocols.sharding.manifest import (
     BLOCK,
     EMBED,
@@ -23,6 +24,7 @@ from protocols.sharding.manifest import (
     part_name,
     parts_of_front,
     parts_of_span,
+    printable,
 )
 from protocols.sharding.placement import Offer, Span, place
 from protocols.sharding.records import (
@@ -266,6 +268,28 @@ def test_a_lease_speaks_for_its_author_only() -> None:
     assert read_stage("m", item(stage_key("m", A), value, B)) is None
     backwards = to_value(StageRecord(CID, 1, 4, 4, "ready"))
     assert read_stage("m", item(stage_key("m", A), backwards, A)) is None
+
+
+def test_what_others_write_gives_no_orders_to_a_terminal() -> None:
+    for text in ("\x1b[2J", "a\nb", "\x9b1m", "tail\n"):
+        stage = [CID, 1, 0, 4, "failed", text, 0, 0]
+        assert read(item(stage_key("m", A), stage), StageRecord) is None
+        assert read(item("m/placement", [CID, 1, [[text, 0, 4]]]), PlacementRecord) is None
+        whole = msgspec.structs.replace(manifest(), family=text)
+        data = encode_manifest(whole)
+        with pytest.raises(BadMessage):
+            decode_manifest(data, model_id(data))
+        stage[5] = printable(text)  # as we write it
+        assert read(item(stage_key("m", A), stage), StageRecord) is not None
+
+
+def test_an_answer_on_a_terminal_shows_its_control_characters_as_such(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer = "one\n\ttwo \x1b]0;title\x07é"
+    assert _shown(answer) == answer  # into a file or a pipe: as it is
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert _shown(answer) == "one\n\ttwo \ufffd]0;title\ufffdé"
 
 
 def test_names_are_one_segment() -> None:
