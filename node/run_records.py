@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import trio
 from numpy.typing import NDArray
@@ -10,7 +11,14 @@ from numpy.typing import NDArray
 from node.broadcast import Broadcast
 from node.children import Child
 from protocols.modelsync.driver import Outcome
-from protocols.modelsync.wire import ELEMENTS_MAX, ROUNDS_MAX, WEIGHT_MAX, WEIGHT_MIN, is_weight
+from protocols.modelsync.wire import (
+    ELEMENTS_MAX,
+    ROUNDS_MAX,
+    WEIGHT_MAX,
+    WEIGHT_MIN,
+    Settings,
+    is_weight,
+)
 from shoal.runs import Attach, Metric, RoundResult, Run
 from wire.errors import UsageError
 
@@ -56,6 +64,10 @@ def check_shape(shape: Attach) -> None:
         raise UsageError(f"no such wire: {shape.wire[:16]!r}", hint="float32 or int8")
     if not (1 <= shape.min_members <= 64 and 0 <= shape.patience_s <= 3600):
         raise UsageError("min_members is 1 to 64, patience_s 0 to 3600")
+    try:
+        msgspec.convert(shape.settings, Settings)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"settings {shape.settings[:128]!r}: {error}") from error
     if len(shape.states) != 2:
         raise UsageError("a trainer has two state buffers")
     hash_of(shape.root)

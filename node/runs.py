@@ -194,6 +194,7 @@ class Runs:
             min_members=shape.min_members,
             patience_s=shape.patience_s,
             exchange=exchange,
+            settings=shape.settings,
         )
         try:
             await self._sync.attach(attachment)

@@ -50,6 +50,7 @@ class Attach(_Body, frozen=True):
     """A trainer's shared memory and the shape of its run.
 
     `exchange` holds `elements` float32; each of `states` twice as many: parameters, momentum.
+    `settings` is a text that all members must have alike, such as the rates of the outer step.
     """
 
     pid: int
@@ -62,6 +63,7 @@ class Attach(_Body, frozen=True):
     patience_s: float
     round: int
     root: str
+    settings: str = ""
 
 
 class Attached(_Body, frozen=True):

@@ -188,6 +188,7 @@ class Trainer:
             patience_s=patience_s,
             round=0,
             root=self._root,
+            settings=self._settings,
         )
         attached = self._post("attach", body, Attached, timeout_s=ATTACH_WAIT_S)
         self.member, self.directory = attached.member, attached.directory
@@ -274,6 +275,12 @@ class Trainer:
 
     def _report_round(self) -> None:
         self.report(val_loss=self._evaluate() if self._evaluate is not None else None)
+
+    @property
+    def _settings(self) -> str:
+        """What members must have alike, or each would make another step of the same mean."""
+        lr, momentum = self._outer
+        return f"sync_every={self.sync_every} outer_lr={lr:.9g} outer_momentum={momentum:.9g}"
 
     # -- vectors -----------------------------------------------------------------------------
 

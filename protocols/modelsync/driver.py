@@ -24,6 +24,7 @@ from protocols.modelsync.wire import (
     Piece,
     Prepare,
     Ready,
+    Shape,
     result_of,
 )
 from protocols.modelsync.work import Work
@@ -35,6 +36,7 @@ REPEAT_S = 2.0  # seconds between two announcements that we are ready, for those
 LOOK_S = 0.5  # seconds between two looks at the members' leases while we wait
 READY_WAIT_S = 3.0  # seconds for an answer to it; who does not answer is not waited for
 PREPARE_WAIT_S = 4.0  # seconds that data may come before its PREPARE
+MESSAGE_MAX = 512  # characters kept of a refusal
 OWN_FAILURES_MAX = 2  # such attempts of a round: then we would only hold up the others
 FAILED_WAIT_S = 1.0  # seconds before the next attempt after one that failed by our own fault
 
@@ -68,6 +70,12 @@ class Attachment:
     min_members: int
     patience_s: float
     exchange: Vector
+    settings: str = ""  # of the outer step: members with others would end in other states
+
+    @property
+    def shape(self) -> Shape:
+        """What all members of the run have in common."""
+        return Shape(self.elements, self.codec, self.settings)
 
 
 @dataclass(frozen=True)
@@ -163,9 +171,7 @@ class RunDriver:
         self._refusals.clear()
         self._own_failures = 0
         self._submitted_at = trio.current_time()
-        self.rounds.submit(
-            Ready(attachment.run, round_, root, weight, attachment.elements, attachment.codec)
-        )
+        self.rounds.submit(Ready(attachment.run, round_, root, weight, *attachment.shape))
         self._poke()
         self._spread_wake.set()
 
@@ -195,11 +201,8 @@ class RunDriver:
     def on_ready(self, peer: PeerId, ready: Ready) -> Heard:
         """Note that a peer is ready; tell it what we know."""
         ours = self.attachment
-        if (ready.elements, ready.codec) != (ours.elements, ours.codec):
-            raise SchemaMismatch(
-                f"run {ours.run} has {ours.elements} parameters on the {ours.codec} wire here, "
-                f"not {ready.elements} on {ready.codec}"
-            )
+        if ready.shape != ours.shape:
+            raise SchemaMismatch(f"run {ours.run} has {ours.shape}; not {ready.shape}")
         self.rounds.hear(peer, ready)
         self._poke()
         certificate = self.rounds.certificate
@@ -363,7 +366,7 @@ class RunDriver:
         except RemoteError as error:
             self.rounds.lose(peer)  # not in the run, or in another of the same name
             if error.code == SchemaMismatch.code:
-                self._refusals[peer] = str(error)
+                self._refusals[peer] = str(error)[:MESSAGE_MAX]
                 self._change()
         except ShoalError:
             self.rounds.lose(peer)
@@ -376,8 +379,15 @@ class RunDriver:
         self._poke()
 
     def _check_refusals(self) -> None:
-        if self._refusals and not self.rounds.waiting_for():
-            raise SchemaMismatch(next(iter(self._refusals.values())))
+        """Believe that we do not fit the run if most of its other members say so, and it has not
+        had a round with us.
+        """
+        certificate, others = self.rounds.certificate, set(self._census().live) - {self._rpc.peer}
+        if certificate is not None and self._rpc.peer in certificate.members:
+            return
+        said = sorted(others & self._refusals.keys())
+        if 2 * len(said) > len(others):
+            raise SchemaMismatch(self._refusals[said[0]])
 
     def _poke(self) -> None:
         self._wake.set()

@@ -293,11 +293,10 @@ class Rounds:
 
     def _ready_peers(self, mine: Ready) -> list[PeerId]:
         """Who could take part; those that are barred only where there is no quorum without."""
-        schema = (mine.round, mine.elements, mine.codec)
         ready = [
             peer
             for peer, ready in self._readies.items()
-            if (ready.round, ready.elements, ready.codec) == schema
+            if (ready.round, ready.shape) == (mine.round, mine.shape)
         ]
         allowed = [peer for peer in ready if peer not in self._barred]
         return allowed if self.is_quorum(allowed) else ready

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import msgspec
 import trio
 
 from protocols.modelsync import state as states
 from protocols.modelsync.codecs import CONTRIBUTION_MAX, Vector, is_within
+from protocols.modelsync.donors import Offer, offers
 from protocols.modelsync.driver import Attachment, Census, Outcome, RunDriver
+from protocols.modelsync.registry import MemberLease, Registry
 from protocols.modelsync.wire import (
     ATTEMPT,
     LATEST,
@@ -33,33 +34,22 @@ from protocols.modelsync.wire import (
     StatePart,
 )
 from protocols.modelsync.work import Work, in_threads
-from wire.errors import DeadlineExceeded, NotFound, ShoalError, UsageError
+from wire.errors import BadMessage, Busy, DeadlineExceeded, NotFound, ShoalError, UsageError
 from wire.ids import PeerId, Signer
-from wire.ports import Call, Rpc, Store
+from wire.ports import Call, In, Out, Rpc, Store
 
-NAMESPACE = "runs"
 LEASE_TTL_S = 15.0  # seconds without renewal until a member is not waited for any more
 LEASE_RENEW_S = 5.0  # three chances per lease
 FAREWELL_TTL_S = 24 * 3600.0  # seconds that a farewell is kept: longer than a round may take
 PUBLISH_WAIT_S = 2.0  # seconds for the proposer to publish before another member does
-CERTIFICATES_KEPT_S = 24 * 3600.0  # seconds that certificates stay in the store
 SURVEY_WAIT_S = 3.0  # seconds for a peer to say which state it has
+SURVEY_REST_S = 0.5  # seconds for the rest, once half of them have answered
 FETCH_WAIT_S = 60.0  # seconds to find and load a state that must exist
 FETCH_RETRY_S = 0.25  # seconds between two surveys: donors publish within milliseconds
 DONORS_MAX = 32  # peers asked for a state
-VALUE_MAX_BYTES = 2000  # a store value holds 2 KiB; longer certificates go in without signatures
+DOWNLOADS_MAX = 4  # states given at a time: the training goes first
 
 _log = logging.getLogger(__name__)
-
-
-class MemberLease(msgspec.Struct, forbid_unknown_fields=False):
-    """The value under `NAME/member/@PEER`."""
-
-    round: int = 0
-    left: bool = False
-    elements: int = 0
-    codec: str = ""
-    rounds: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,7 +72,9 @@ class ModelSync:
         peers: Callable[[], list[PeerId]],
         work: Work | None = None,
     ) -> None:
-        self._rpc, self._store, self._signer, self._peers = rpc, store, signer, peers
+        self._rpc, self._signer, self._peers = rpc, signer, peers
+        self._registry = Registry(store, rpc.peer)
+        self._downloads = 0
         self._drivers: dict[str, RunDriver] = {}
         self._scopes: dict[str, trio.CancelScope] = {}
         self._states: dict[str, states.State] = {}
@@ -108,15 +100,22 @@ class ModelSync:
 
     async def attach(self, attachment: Attachment) -> None:
         """Take part in a run from now on. Raises UsageError if a trainer is attached already,
-        or if the run's members have other parameters or another codec.
+        or if most of the run's members have other parameters, codec or settings.
         """
         run = attachment.run
         if run in self._drivers:
             raise UsageError(f"a trainer of run {run} is attached to this node already")
-        for peer, lease in self._leases(run).items():
-            shape = (lease.elements, lease.codec)
-            if not lease.left and peer != self._rpc.peer:
-                _check_schema(run, shape, (attachment.elements, attachment.codec))
+        others = [
+            lease.shape
+            for peer, lease in self._registry.leases(run).items()
+            if not lease.left and peer != self._rpc.peer
+        ]
+        unlike = [shape for shape in others if shape != attachment.shape]
+        if 2 * len(unlike) > len(others):
+            raise UsageError(
+                f"run {run} has {unlike[0]}; not {attachment.shape}",
+                hint="give the run another --name, or use the settings of its members",
+            )
         assert self._nursery is not None, "the service does not run"
         driver = RunDriver(
             attachment,
@@ -137,8 +136,8 @@ class ModelSync:
         driver = self._driver(run)
         fetched = None
         with trio.move_on_after(FETCH_WAIT_S):
-            while any(latest.round > round_ for _, latest in await self._survey(run)):
-                fetched = await self._fetch_best(driver, target, round_ + 1, None)
+            while later := [o for o in await self._offers(driver) if o.round > round_]:
+                fetched = await self._load(driver, target, later)
                 if fetched is not None:
                     break
                 await trio.sleep(FETCH_RETRY_S)
@@ -152,7 +151,12 @@ class ModelSync:
         driver = self._driver(run)
         with trio.move_on_after(FETCH_WAIT_S):
             while True:
-                fetched = await self._fetch_best(driver, target, at_least, root)
+                fitting = [
+                    offer
+                    for offer in await self._offers(driver)
+                    if offer.round >= at_least and root in (None, offer.root)
+                ]
+                fetched = await self._load(driver, target, fitting)
                 if fetched is not None:
                     return fetched
                 await trio.sleep(FETCH_RETRY_S)
@@ -203,30 +207,23 @@ class ModelSync:
         certificate = driver.rounds.certificate
         known = certificate.round + 1 if certificate is not None else 0
         farewell = MemberLease(round=max(known, last.round if last else 0), left=True)
-        await self._put_lease(run, farewell, FAREWELL_TTL_S)
+        await self._registry.put_lease(run, farewell, FAREWELL_TTL_S)
 
     def members(self, run: str) -> list[PeerId]:
         """Live members of a run, by lease."""
-        return [peer for peer, lease in self._leases(run).items() if not lease.left]
+        return [peer for peer, lease in self._registry.leases(run).items() if not lease.left]
 
     def run_names(self) -> list[str]:
         """Every run that has a member in the swarm."""
-        keys = (item.key for item in self._store.scan(NAMESPACE))
-        return sorted({key.split("/", 1)[0] for key in keys if "/member/@" in key})
+        return self._registry.run_names()
 
     def state_of(self, run: str) -> states.State | None:
         """The state that this node gives to joiners."""
         return self._states.get(run)
 
     def certificates(self, run: str) -> list[Certificate]:
-        """Certificates of a run's rounds in the store, oldest first."""
-        found: list[Certificate] = []
-        for item in self._store.scan(NAMESPACE, f"{run}/round/"):
-            try:
-                found.append(msgspec.msgpack.decode(_bytes(item.value), type=Certificate))
-            except msgspec.DecodeError:
-                continue  # another member's nonsense
-        return found
+        """Signed certificates of a run's rounds in the store, oldest first."""
+        return self._registry.certificates(run)
 
     # -- leases and certificates -------------------------------------------------------------
 
@@ -253,31 +250,16 @@ class ModelSync:
         shape, certificate = driver.attachment, driver.rounds.certificate
         round_ = certificate.round + 1 if certificate is not None else 0
         lease = MemberLease(
-            round=round_, elements=shape.elements, codec=shape.codec, rounds=shape.rounds
+            round=round_,
+            elements=shape.elements,
+            codec=shape.codec,
+            rounds=shape.rounds,
+            settings=shape.settings,
         )
-        await self._put_lease(run, lease, LEASE_TTL_S)
-
-    async def _put_lease(self, run: str, lease: MemberLease, ttl_s: float) -> None:
-        key = f"{run}/member/@{self._rpc.peer}"
-        try:
-            await self._store.put(NAMESPACE, key, msgspec.to_builtins(lease), ttl_s=ttl_s)
-        except ShoalError as error:
-            _log.warning("run.lease_failed run=%s error=%s", run, error)
-
-    def _leases(self, run: str) -> dict[PeerId, MemberLease]:
-        prefix = f"{run}/member/@"
-        leases: dict[PeerId, MemberLease] = {}
-        for item in self._store.scan(NAMESPACE, prefix):
-            if item.key != prefix + item.author:
-                continue
-            try:
-                leases[item.author] = msgspec.convert(item.value, MemberLease)
-            except msgspec.ValidationError:
-                continue  # another member's nonsense
-        return leases
+        await self._registry.put_lease(run, lease, LEASE_TTL_S)
 
     def _census(self, run: str) -> Census:
-        leases = self._leases(run)
+        leases = self._registry.leases(run)
         return Census(
             live=[peer for peer, lease in leases.items() if not lease.left],
             left={peer: lease.round for peer, lease in leases.items() if lease.left},
@@ -286,56 +268,52 @@ class ModelSync:
 
     async def _publish(self, certificate: Certificate) -> None:
         """Put the certificate into the store: the proposer at once, others if it did not."""
-        key = f"{certificate.run}/round/{certificate.round:08d}"
         if certificate.proposer != self._rpc.peer:
             await trio.sleep(PUBLISH_WAIT_S)
-            if self._store.get(NAMESPACE, key) is not None:
+            if self._registry.certificates(certificate.run, certificate.round):
                 return
-        value = msgspec.msgpack.encode(certificate)
-        if len(value) > VALUE_MAX_BYTES:
-            value = certificate.body()
-        try:
-            await self._store.put(NAMESPACE, key, value, ttl_s=CERTIFICATES_KEPT_S)
-        except ShoalError as error:
-            _log.warning("run.publish_failed run=%s error=%s", certificate.run, error)
+        await self._registry.publish(certificate)
 
     # -- fetching ----------------------------------------------------------------------------
 
-    async def _survey(self, run: str) -> list[tuple[PeerId, Latest]]:
-        """Ask members and connected peers which state they hold; the latest first."""
-        answers: list[tuple[PeerId, Latest]] = []
+    async def _offers(self, driver: RunDriver) -> list[Offer]:
+        """Ask the run's members which state they hold; the most credible first."""
+        run, last = driver.attachment.run, self._registry.last_certificate(driver.attachment.run)
+        known = list(last.members) if last is not None else []
+        peers = dict.fromkeys([*known, *self._registry.leases(run)])
+        asked = [peer for peer in peers if peer != self._rpc.peer][:DONORS_MAX]
+        claims: dict[PeerId, Latest] = {}
 
-        async def ask(peer: PeerId) -> None:
+        async def ask(peer: PeerId, scope: trio.CancelScope) -> None:
             try:
-                answer = await self._rpc.call(peer, LATEST, Ask(run), timeout_s=SURVEY_WAIT_S)
+                claims[peer] = await self._rpc.call(peer, LATEST, Ask(run), timeout_s=SURVEY_WAIT_S)
             except ShoalError:
-                return  # not a member, or not there
-            answers.append((peer, answer))
+                return  # it has no state, or is not there
+            if 2 * len(claims) >= len(asked):
+                scope.deadline = min(scope.deadline, trio.current_time() + SURVEY_REST_S)
 
-        peers = list(dict.fromkeys([*self._leases(run), *self._peers()]))
         async with trio.open_nursery() as nursery:
-            for peer in peers[:DONORS_MAX]:
-                if peer != self._rpc.peer:
-                    nursery.start_soon(ask, peer)
-        return sorted(answers, key=lambda answer: -answer[1].round)
+            for peer in asked:
+                nursery.start_soon(ask, peer, nursery.cancel_scope)
+        return offers(
+            claims,
+            run=run,
+            elements=driver.attachment.elements,
+            is_quorum=driver.rounds.is_quorum,
+        )
 
-    async def _fetch_best(
-        self, driver: RunDriver, target: Vector, at_least: int, root: bytes | None
-    ) -> Fetched | None:
-        """Try the donors in turn; None if none of them gives a state that will do."""
+    async def _load(self, driver: RunDriver, target: Vector, found: list[Offer]) -> Fetched | None:
+        """Try offers and their donors in turn; None if nobody gives what it claims to have."""
         run = driver.attachment.run
-        for donor, offer in await self._survey(run):
-            if offer.round < at_least or (root is not None and offer.root != root):
-                continue
-            _check_schema(run, (offer.elements,), (driver.attachment.elements,))
-            try:
-                latest = await states.fetch(self._rpc, donor, run, target, self._work)
-            except ShoalError as error:
-                _log.info("run.fetch_failed run=%s donor=%s error=%s", run, donor, error)
-                continue
-            if latest.round >= at_least:
-                driver.adopt(latest.certificate)
-                return Fetched(latest.round, latest.root)
+        for offer in found:
+            for donor in offer.donors:
+                try:
+                    await states.fetch(self._rpc, donor, run, target, self._work, root=offer.root)
+                except ShoalError as error:
+                    _log.info("run.fetch_failed run=%s donor=%s error=%s", run, donor, error)
+                    continue
+                driver.adopt(offer.certificate)
+                return Fetched(offer.round, offer.root)
         return None
 
     # -- for peers ---------------------------------------------------------------------------
@@ -361,29 +339,30 @@ class ModelSync:
         return state.latest()
 
     async def _on_attempt(self, call: Call[Answer, Order]) -> None:
-        order = await call.receive()
+        order = await _first(call)
         run = getattr(order.body, "run", "")
         await self._driver(run).on_attempt(call, order)
 
     async def _on_reduce(self, call: Call[Piece, Piece]) -> None:
-        piece = await call.receive()
+        piece = await _first(call)
         await self._driver(piece.run).on_reduce(call, piece)
 
     async def _on_state(self, call: Call[StatePart, Ask]) -> None:
-        ask = await call.receive()
+        ask = await _first(call)
         state = self._states.get(ask.run)
         if state is None:
             raise NotFound(f"no state of run {ask.run} here")
-        await states.give(call, state)
+        if self._downloads >= DOWNLOADS_MAX:
+            raise Busy(f"{DOWNLOADS_MAX} nodes load a state from here already")
+        self._downloads += 1
+        try:
+            await states.give(call, state)
+        finally:
+            self._downloads -= 1
 
 
-def _check_schema(run: str, theirs: tuple[object, ...], ours: tuple[object, ...]) -> None:
-    if theirs != ours:
-        raise UsageError(
-            f"run {run} has {theirs[0]} parameters, ours {ours[0]} ({theirs[1:]}, {ours[1:]})",
-            hint="give the run another --name, or use the settings of its members",
-        )
-
-
-def _bytes(value: object) -> bytes:
-    return value if isinstance(value, bytes) else b""
+async def _first(call: Call[Out, In]) -> In:
+    try:
+        return await call.receive()
+    except trio.EndOfChannel:
+        raise BadMessage("a call without a request") from None

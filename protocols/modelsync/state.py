@@ -14,11 +14,12 @@ import trio
 from protocols.modelsync.codecs import Vector
 from protocols.modelsync.wire import STATE, Ask, Certificate, Latest, StatePart
 from protocols.modelsync.work import Work
-from wire.errors import BadMessage, DeadlineExceeded
+from wire.errors import BadMessage, DeadlineExceeded, NotFound
 from wire.ids import PeerId
 from wire.ports import Call, Rpc
 
 PART_BYTES = 1024 * 1024  # one part; the frame limit leaves 4 KiB for its header
+GIVE_WAIT_S = 10.0  # seconds for a joiner to take one part: it may write to a slow disk
 PART_WAIT_S = 4.0  # seconds for the next part: 256 KiB/s
 OPEN_S = 4.0  # seconds to open a stream
 
@@ -43,18 +44,20 @@ class State:
 
 
 async def give(call: Call[StatePart, Ask], state: State) -> None:
-    """Send a whole state."""
-    await call.send(StatePart(state.latest(), b""))
+    """Send a whole state. Raises DeadlineExceeded if it is not taken."""
     view = state.vector.astype("<f4", copy=False).data.cast("B")
+    await _send(call, StatePart(state.latest(), b""))
     for start, stop in _parts(len(view)):
-        await call.send(StatePart(None, bytes(view[start:stop])))
+        await _send(call, StatePart(None, bytes(view[start:stop])))
 
 
-async def fetch(rpc: Rpc, donor: PeerId, run: str, target: Vector, work: Work) -> Latest:
-    """Download a donor's state into `target` (parameters, then momentum) and verify it.
+async def fetch(
+    rpc: Rpc, donor: PeerId, run: str, target: Vector, work: Work, *, root: bytes
+) -> None:
+    """Download the state with this hash into `target` (parameters, then momentum).
 
-    Raises DeadlineExceeded, PeerUnreachable, RemoteError, or BadMessage if it is not what its
-    hash says; `target` then holds rubbish.
+    Raises DeadlineExceeded, PeerUnreachable, RemoteError, NotFound if the donor has gone on, or
+    BadMessage if it is not what its hash says; `target` then holds rubbish.
     """
     view = target.data.cast("B")
     async with rpc.stream(donor, STATE, timeout_s=OPEN_S) as call:
@@ -62,20 +65,23 @@ async def fetch(rpc: Rpc, donor: PeerId, run: str, target: Vector, work: Work) -
         latest = (await _next(call)).latest
         if latest is None or 8 * latest.elements != len(view):
             raise BadMessage(f"the state of {run} at {donor} is not of our size")
+        if latest.root != root:
+            raise NotFound(f"{donor} has another state of {run} by now")
         for start, stop in _parts(len(view)):
             part = await _next(call)
             if len(part.data) != stop - start:
                 raise BadMessage(f"state part of {len(part.data)} B, expected {stop - start} B")
             view[start:stop] = part.data
-    root = await work(partial(state_root, target))
-    certificate = latest.certificate
-    if root != latest.root:
+    if await work(partial(state_root, target)) != root:
         raise BadMessage(f"the state of {run} from {donor} does not match its hash")
-    if certificate is not None and not (
-        certificate.is_signed() and certificate.round == latest.round - 1
-    ):
-        raise BadMessage(f"the state of {run} from {donor} has a false certificate")
-    return latest
+
+
+async def _send(call: Call[StatePart, Ask], part: StatePart) -> None:
+    try:
+        with trio.fail_after(GIVE_WAIT_S):
+            await call.send(part)
+    except trio.TooSlowError as error:
+        raise DeadlineExceeded(f"{call.peer} does not take the state") from error
 
 
 async def _next(call: Call[Ask, StatePart]) -> StatePart:

@@ -31,9 +31,22 @@ Elements = Annotated[int, Meta(ge=1, le=ELEMENTS_MAX)]
 ShardSize = Annotated[int, Meta(ge=0, le=ELEMENTS_MAX)]
 Weight = Annotated[float, Meta(ge=0.0, le=WEIGHT_MAX)]
 CodecName = Annotated[str, Meta(pattern=r"\A(float32|int8)\Z", max_length=8)]
+Settings = Annotated[str, Meta(pattern=r"\A[a-z0-9_=.+ -]*\Z", max_length=128)]
 Reason = Annotated[str, Meta(max_length=32)]
 Data = Annotated[bytes, Meta(max_length=CHUNK_FRAME_MAX)]
 Members = Annotated[list[Peer], Meta(min_length=1, max_length=MEMBERS_MAX)]
+
+
+class Shape(NamedTuple):
+    """What all members of a run have in common."""
+
+    elements: int
+    codec: str
+    settings: str = ""
+
+    def __str__(self) -> str:
+        """As a person is told of it."""
+        return f"{self.elements} parameters on the {self.codec} wire, {self.settings or '-'}"
 
 
 class Ballot(NamedTuple):
@@ -57,7 +70,8 @@ def _check_weights(*weights: float) -> None:
 class Ready(Message, frozen=True):
     """The sender's trainer has a contribution for `round`. Weight 0 brings no data (a joiner).
 
-    `root` is the hash of the state that its contribution starts from.
+    `root` is the hash of the state that its contribution starts from; `settings` are those of the
+    trainer's outer step, which must be alike or every round ends in different states.
     """
 
     run: RunName
@@ -66,10 +80,16 @@ class Ready(Message, frozen=True):
     weight: Weight
     elements: Elements
     codec: CodecName
+    settings: Settings = ""
 
     def __post_init__(self) -> None:
         """Refuse weights that the type alone cannot."""
         _check_weights(self.weight)
+
+    @property
+    def shape(self) -> Shape:
+        """What all members of a run have in common."""
+        return Shape(self.elements, self.codec, self.settings)
 
 
 class Certificate(Message, frozen=True):

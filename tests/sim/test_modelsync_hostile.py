@@ -2,16 +2,20 @@
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import trio
 from trio.testing import MockClock
 
-from protocols.modelsync import codecs
+from protocols.modelsync import codecs, wire
 from protocols.modelsync.driver import RunFailed
+from protocols.modelsync.service import DOWNLOADS_MAX
+from protocols.modelsync.state import state_root
 from tests.sim.net import Net
-from tests.sim.training import RUN, Swarm, Trainer
-from wire.errors import UsageError
+from tests.sim.training import ELEMENTS, RUN, SharedStore, Swarm, Trainer
+from wire.errors import BadMessage, RemoteError, UsageError
+from wire.ids import Signer
 
 
 async def make_swarm(nursery: trio.Nursery, count: int, **options: Any) -> Swarm:
@@ -130,4 +134,119 @@ async def test_a_bug_in_one_run_ends_that_run_here_and_nothing_else(
         for trainer in others:
             rounds.start_soon(trainer.one_round, 1.0)
     assert [t.round for t in others] == [2, 2]
+    nursery.cancel_scope.cancel()
+
+
+class Liar:
+    """A peer that claims to have a state, and serves it."""
+
+    def __init__(self, swarm: Swarm, seed: int, round_: int, *, forges: bool = False) -> None:
+        self.signer = Signer(bytes([seed]) * 32)
+        self.state = np.full(2 * ELEMENTS, 42, np.float32)
+        self.root = state_root(self.state)
+        certificate = self._forged(round_ - 1) if forges else None
+        self.latest = wire.Latest(round_, self.root, ELEMENTS, certificate)
+        self.rpc = swarm.net.rpc(self.signer.peer)
+        self.store = SharedStore(self.signer.peer, swarm.items)
+        self.rpc.serve(wire.LATEST, self._latest)
+        self.rpc.serve(wire.READY, self._ready)
+        self.rpc.serve_stream(wire.STATE, self._give)
+
+    async def take_lease(self) -> None:
+        await self.store.put("runs", f"{RUN}/member/@{self.signer.peer}", {"round": 1})
+
+    def _forged(self, round_: int) -> wire.Certificate:
+        peer = self.signer.peer
+        prepare = wire.Prepare(
+            RUN, round_, 0, peer, [peer], [1.0], [ELEMENTS], "float32", self.root, ELEMENTS
+        )
+        unsigned = prepare.certificate(bytes(32))
+        signature = self.signer.sign(wire.CERTIFICATE_TAG, unsigned.body())
+        return msgspec.structs.replace(unsigned, signatures=(signature,))
+
+    async def _latest(self, _: object, __: object) -> wire.Latest:
+        return self.latest
+
+    async def _ready(self, _: object, ready: wire.Ready) -> wire.Heard:
+        return wire.Heard(wire.Ready(RUN, ready.round, self.root, 0.0, ELEMENTS, "float32"), None)
+
+    async def _give(self, call: Any) -> None:
+        await call.receive()
+        await call.send(wire.StatePart(self.latest, b""))
+        view = self.state.data.cast("B")
+        for start in range(0, len(view), 1 << 20):
+            await call.send(wire.StatePart(None, bytes(view[start : start + (1 << 20)])))
+
+
+@pytest.mark.parametrize("has_lease", [False, True])
+@pytest.mark.parametrize("forges", [False, True])
+async def test_a_joiner_takes_the_state_of_the_run_and_not_a_liars(
+    autojump_clock: MockClock, nursery: trio.Nursery, has_lease: bool, forges: bool
+) -> None:
+    swarm = await make_swarm(nursery, 2)
+    await swarm.train(2)
+    liar = Liar(swarm, 0x77, 1000, forges=forges)
+    if has_lease:
+        await liar.take_lease()
+    joiner = await swarm.add(min_members=2)
+    await joiner.attach()
+    assert joiner.round == 2
+    assert joiner.roots[2] == swarm.trainers[0].roots[2]
+    nursery.cancel_scope.cancel()
+
+
+async def test_invented_identities_do_not_move_a_run_to_their_state(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await make_swarm(nursery, 2)
+    await swarm.train(1)
+    for seed in (0x81, 0x82, 0x83):
+        Liar(swarm, seed, 1)
+    with trio.fail_after(120):
+        async with trio.open_nursery() as rounds:
+            for trainer in swarm.trainers:
+                rounds.start_soon(trainer.one_round, 1.0)
+    assert [(t.round, t.fetched) for t in swarm.trainers] == [(2, 0), (2, 0)]
+    nursery.cancel_scope.cancel()
+
+
+async def test_only_some_states_are_given_at_a_time(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await make_swarm(nursery, 1)
+    await swarm.train(1)
+    rpc, donor = swarm.net.rpc(Signer(b"j" * 32).peer), swarm.peer(0)
+
+    async def ask(wait_s: float) -> None:
+        async with rpc.stream(donor, wire.STATE, timeout_s=4) as call:
+            await call.send(wire.Ask(RUN))
+            await call.receive()
+            await trio.sleep(wait_s)
+
+    for _ in range(DOWNLOADS_MAX):
+        nursery.start_soon(ask, 60.0)
+    await trio.sleep(1)
+    with pytest.raises(RemoteError, match="already") as caught:
+        await ask(0.0)
+    assert caught.value.code == "busy"
+    await trio.sleep(15)  # who does not read loses its place
+    await ask(0.0)
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("method", [wire.ATTEMPT, wire.REDUCE, wire.STATE])
+async def test_an_empty_call_is_a_bad_message_and_no_traceback(
+    autojump_clock: MockClock,
+    nursery: trio.Nursery,
+    caplog: pytest.LogCaptureFixture,
+    method: Any,
+) -> None:
+    swarm = await make_swarm(nursery, 1)
+    rpc = swarm.net.rpc(Signer(b"j" * 32).peer)
+    async with rpc.stream(swarm.peer(0), method, timeout_s=4) as call:
+        await call.finish()
+        with pytest.raises(RemoteError) as caught:
+            await call.receive()
+    assert caught.value.code == BadMessage.code
+    assert "handler_failed" not in caplog.text
     nursery.cancel_scope.cancel()
