@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import msgspec
@@ -42,6 +43,13 @@ def save_state(directory: Path, state: State) -> NDArray[np.float32]:
     }
     (directory / "state.json").write_text(json.dumps(head, indent=1))
     return np.memmap(path, dtype=np.float32, mode="r")
+
+
+def how_it_ended(status: int, log_path: Path) -> str:
+    """Say why a script failed: the signal that killed it, or its last words."""
+    if status < 0:
+        return f"killed by signal {-status} ({signal.strsignal(-status)})"
+    return last_line(log_path) or f"exit status {status}"
 
 
 def last_line(path: Path) -> str:

@@ -17,7 +17,7 @@ import structlog
 import trio
 
 from node.children import open_child
-from node.run_files import last_line, read_metrics, save_state
+from node.run_files import how_it_ended, read_metrics, save_state
 from node.run_records import (
     AttachedTrainer,
     Record,
@@ -199,8 +199,11 @@ class Runs:
         try:
             await self._sync.attach(attachment)
             fetched = await self._sync.join(name, shape.round, states[1])
-        except ShoalError:
+        except ShoalError as error:
             await self._detach(record, trainer)
+            if record.child is None:
+                record.error = str(error)
+                self._enter(record, "failed")
             raise
         self._enter(record, "training")
         round_, root = (fetched.round, fetched.root.hex()) if fetched else (shape.round, shape.root)
@@ -302,12 +305,14 @@ class Runs:
         elif status == 0:
             self._enter(record, "finished")
         else:
-            record.error = record.error or last_line(log_path) or f"exit status {status}"
+            record.error = record.error or how_it_ended(status, log_path)
             self._enter(record, "failed")
         record.ended.set()
 
     async def _watch_trainer(self, record: Record, trainer: AttachedTrainer) -> None:
         """Free what a trainer holds when its process ends without saying so."""
+        if record.trainer is not trainer:
+            return  # it was refused, and its descriptor is closed, before we began
         with suppress(trio.ClosedResourceError):  # it has left by itself
             await trio.lowlevel.wait_readable(trainer.pidfd)
         if record.trainer is trainer:
@@ -318,13 +323,18 @@ class Runs:
                 self._enter(record, "failed")
 
     async def _detach(self, record: Record, trainer: AttachedTrainer) -> None:
+        if record.trainer is not trainer:
+            return  # somebody else did: the descriptor may have a new owner
         record.trainer = None
         trio.lowlevel.notify_closing(trainer.pidfd)
         os.close(trainer.pidfd)
         kept = None
         state = self._sync.state_of(record.name)
         if state is not None:  # also of a trainer that crashed: others may need what it knew
-            kept = await trio.to_thread.run_sync(save_state, record.directory, state)
+            try:
+                kept = await trio.to_thread.run_sync(save_state, record.directory, state)
+            except OSError as error:  # a full disk: others lose a donor, the node nothing
+                _log.warning("state_lost", run=record.name, error=str(error))
         await self._sync.leave(record.name, keep=kept)
         for segment in (trainer.shape.exchange, *trainer.shape.states):
             unlink_segment(segment)

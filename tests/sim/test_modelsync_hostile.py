@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from protocols.modelsync import codecs, wire
-from protocols.modelsync.driver import RunFailed
+from protocols.modelsync.driver import RunFailed, SchemaMismatch
 from protocols.modelsync.service import DOWNLOADS_MAX
 from protocols.modelsync.state import state_root
 from tests.sim.net import Net
@@ -207,6 +207,42 @@ async def test_invented_identities_do_not_move_a_run_to_their_state(
             for trainer in swarm.trainers:
                 rounds.start_soon(trainer.one_round, 1.0)
     assert [(t.round, t.fetched) for t in swarm.trainers] == [(2, 0), (2, 0)]
+    nursery.cancel_scope.cancel()
+
+
+async def refuse(peer: object, ready: object) -> wire.Heard:
+    raise SchemaMismatch("go away")
+
+
+@pytest.mark.parametrize("has_lease", [False, True])
+async def test_one_peer_that_says_schema_does_not_end_the_others_trainers(
+    autojump_clock: MockClock, nursery: trio.Nursery, has_lease: bool
+) -> None:
+    swarm = await make_swarm(nursery, 2)
+    hostile = Signer(b"h" * 32).peer
+    swarm.net.rpc(hostile).serve(wire.READY, refuse)
+    if has_lease:
+        shape = {"elements": ELEMENTS, "codec": "float32"}
+        await SharedStore(hostile, swarm.items).put("runs", f"{RUN}/member/@{hostile}", shape)
+    await swarm.train(3, within_s=100)
+    assert [t.round for t in swarm.trainers] == [3, 3]
+    nursery.cancel_scope.cancel()
+
+
+async def test_two_that_say_schema_do_not_end_a_run_that_has_had_a_round(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await make_swarm(nursery, 2, patience_s=2.0)
+    await swarm.train(1)
+    for seed in (b"h", b"i"):
+        hostile = Signer(seed * 32).peer
+        swarm.net.rpc(hostile).serve(wire.READY, refuse)
+        shape = {"elements": ELEMENTS, "codec": "float32"}
+        await SharedStore(hostile, swarm.items).put("runs", f"{RUN}/member/@{hostile}", shape)
+    with trio.fail_after(60):
+        async with trio.open_nursery() as rounds:
+            for trainer in swarm.trainers:
+                rounds.start_soon(trainer.one_round, 1.0)
     nursery.cancel_scope.cancel()
 
 

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -177,6 +178,29 @@ async def test_a_model_that_changed_its_shape_is_an_error_that_says_so(
     with pytest.raises(ClientError, match="trainable parameters"):
         await trio.to_thread.run_sync(grow)
     assert nodes.runs[0].view("tiny").state == "stopped"
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("other", [{"outer_lr": 0.8}, {"outer_momentum": 0.4}, {"sync_every": 2}])
+async def test_a_trainer_with_another_outer_step_is_refused_and_told_why(
+    nursery: trio.Nursery, tmp_path: Path, other: dict[str, Any]
+) -> None:
+    nodes = RunNodes(nursery, tmp_path)
+    clients = [await nodes.add() for _ in range(2)]
+    options: dict[str, Any] = {"run": "tiny", "rounds": 9, "sync_every": 1}
+
+    def both() -> None:
+        with (
+            Trainer(Learner().model, client=clients[0], **options),
+            Trainer(Learner().model, client=clients[1], **options | other),
+        ):
+            raise AssertionError("they would never agree")
+
+    with pytest.raises(ClientError, match=next(iter(other))):
+        await trio.to_thread.run_sync(both)
+    refused = nodes.runs[1].view("tiny")
+    assert refused.state == "failed"
+    assert next(iter(other)) in refused.error
     nursery.cancel_scope.cancel()
 
 

@@ -96,6 +96,12 @@ async def test_a_certificate_without_a_quorum_is_not_believed() -> None:
     assert await driver.outcome(0) is None
 
 
+def test_a_member_with_another_outer_step_is_told_what_is_different() -> None:
+    driver = holder()
+    with pytest.raises(SchemaMismatch, match="outer_lr"):
+        driver.on_ready(SIGNERS[1].peer, Ready("run", 0, ROOT, 1.0, 4, "float32", "outer_lr=0.9"))
+
+
 def test_a_member_with_another_shape_is_told_what_is_different() -> None:
     driver = holder()
     with pytest.raises(SchemaMismatch, match="4 parameters"):
