@@ -102,6 +102,7 @@ class Answers:
         self._stages = stages
         self._log_path = log_path
         self._fronts: dict[str, Link[FrontAnswer]] = {}
+        self._holding: dict[str, trio.CancelScope] = {}
         self._opening = trio.Lock()
         self._slots = trio.CapacityLimiter(ANSWERS_MAX)
         self._nursery: trio.Nursery | None = None
@@ -178,6 +179,12 @@ class Answers:
         ) as generation:
             yield generation
 
+    def keep(self, models: Collection[str]) -> None:
+        """End the tokenizers of all other models."""
+        for model in self._fronts.keys() - models:
+            del self._fronts[model]
+            self._holding.pop(model).cancel()
+
     async def _front(self, served: Served) -> Link[FrontAnswer]:
         """Return the model's tokenizer, started at first use."""
         async with self._opening:
@@ -191,15 +198,17 @@ class Answers:
     async def _hold_front(
         self, served: Served, *, task_status: trio.TaskStatus[Link[FrontAnswer]]
     ) -> None:
-        async with open_worker(
-            self._running,
-            "protocols.sharding.front",
-            [f"--folder={served.front_folder}"],
-            front_answer_decoder,
-            log_path=self._log_path(served.name),
-        ) as link:
-            task_status.started(link)
-            await link.gone.wait()
+        with trio.CancelScope() as scope:
+            async with open_worker(
+                self._running,
+                "protocols.sharding.front",
+                [f"--folder={served.front_folder}"],
+                front_answer_decoder,
+                log_path=self._log_path(served.name),
+            ) as link:
+                self._holding[served.model] = scope
+                task_status.started(link)
+                await link.gone.wait()
 
 
 @dataclass

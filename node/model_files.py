@@ -1,7 +1,8 @@
 """The files of served models on this node: split here, or fetched from other nodes as blobs."""
 
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol
 
@@ -147,6 +148,11 @@ class ModelFiles:
             needed = f"{2 * size_bytes >> 20} MiB of disk are needed"
             raise Refused(f"{needed}, {free_bytes >> 20} MiB can be had here")
 
+    async def sweep(self, served: Callable[[], Collection[str]]) -> None:
+        """Delete the folders of models that are served no more; their blobs stay."""
+        async with self._lock:  # asked inside of it: no part of a new model is brought until then
+            await trio.to_thread.run_sync(_sweep, self.folder, served())
+
     async def _bring(
         self, cid: str, path: Path, providers: list[PeerId], *, limit_bytes: int
     ) -> None:
@@ -159,6 +165,12 @@ class ModelFiles:
         scratch.unlink(missing_ok=True)
         await self._blobs.export(cid, scratch)
         scratch.rename(path)
+
+
+def _sweep(folder: Path, keep: Collection[str]) -> None:
+    for path in folder.iterdir() if folder.exists() else ():
+        if re.fullmatch("[0-9a-f]{64}", path.name) and path.name not in keep:
+            _remove(path)
 
 
 def _remove(folder: Path) -> None:

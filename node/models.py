@@ -41,6 +41,7 @@ from wire.ids import PeerId
 from wire.ports import Clock, Rpc, Store
 
 GIB = 1 << 30
+TIDY_INTERVAL_S = 5.0  # between two looks for what a model out of service has left
 PROGRESS_INTERVAL_S = 1.0  # between two looks at the stages while a model comes into service
 
 _log = structlog.get_logger("models")
@@ -105,7 +106,20 @@ class Models:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._answers.run)
             await nursery.start(self._hosting.run)
+            nursery.start_soon(self._tidy_often)
             task_status.started()
+
+    async def _tidy_often(self) -> None:
+        """Drop what models leave behind that are served no more: at the start, then at times."""
+        while True:
+            self._answers.keep(self._model_ids())
+            await self._files.sweep(self._model_ids)
+            await trio.sleep(TIDY_INTERVAL_S)
+
+    def _model_ids(self) -> set[str]:
+        items = self._store.scan(NAMESPACE)
+        records = [read(item, ModelRecord) for item in items if item.key.endswith("/manifest")]
+        return {record.model for record in records if record is not None}
 
     def names(self) -> list[str]:
         """Return the names of the models that the swarm serves."""

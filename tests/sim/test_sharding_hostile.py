@@ -61,7 +61,12 @@ class Attack:
         cid = await self.swarm.shelves[MALLORY].put_file(path)
         files = [(BLOCK, 0, part_name(BLOCK, 0)), ("config", -1, CONFIG)]
         files += [(role, -1, part_name(role)) for role in (EMBED, HEAD, SHARED)]
-        return [Part(role, block, name, cid, said_bytes) for role, block, name in files]
+        return [
+            Part(
+                role, block, name, cid, min(said_bytes, 1 << 20) if role == "config" else said_bytes
+            )
+            for role, block, name in files
+        ]
 
     async def place(self, parts: list[Part], *, parameters: int = 0) -> str:
         """Write a manifest and a placement of its only layer on the victim."""
@@ -97,7 +102,7 @@ async def test_parts_beyond_the_offered_memory_are_refused_whatever_the_paramete
 ) -> None:
     await attack.place(await attack.parts(said_bytes=GIB, real_bytes=10), parameters=0)
     said = await attack.verdict()
-    assert (said.state, said.note) == ("refused", "5120 MiB are needed, 1024 MiB are offered here")
+    assert (said.state, said.note) == ("refused", "4097 MiB are needed, 1024 MiB are offered here")
     assert len(attack.swarm.shelves[VICTIM].fetched) == 1  # the manifest
 
 

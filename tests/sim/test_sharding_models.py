@@ -41,15 +41,15 @@ async def serve(models: Models, path: Path) -> list[ServeProgress]:
         return [step async for step in models.serve(ServeRequest(str(path), "tiny"))]
 
 
-def worker_pids(name: str) -> list[int]:
-    """Find the stage workers of a node: their folder is the node's."""
+def worker_pids(name: str, kind: str = "worker") -> list[int]:
+    """Find the stage workers of a node, or its tokenizers: their folder is the node's."""
     found: list[int] = []
     for folder in Path("/proc").iterdir():
         try:
             command = (folder / "cmdline").read_bytes()
         except OSError:
             continue
-        if b"sharding.worker" in command and f"/{name}/models/".encode() in command:
+        if f"sharding.{kind}".encode() in command and f"/{name}/models/".encode() in command:
             found.append(int(folder.name))
     return found
 
@@ -115,6 +115,22 @@ async def test_a_model_is_served_answers_survives_a_crash_and_goes(
     await wait_until(lambda: not worker_pids("first") and not worker_pids("second"))
     assert asker.names() == []
     await wait_until(lambda: not swarm.board.items)
+    await wait_until(lambda: not list(tmp_path.glob(f"*/models/{served.model}")))
+    await wait_until(lambda: not worker_pids("asker", "front"))
+    nursery.cancel_scope.cancel()
+
+
+async def test_folders_of_models_out_of_service_are_deleted_at_the_start(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    models = tmp_path / "only" / "models"
+    left, logs = models / ("ab" * 32), models / "logs"
+    for folder in (left, logs):
+        folder.mkdir(parents=True)
+        (folder / "part").write_bytes(b"x")
+    await ServingSwarm(Net(nursery, latency_s=0.0)).add(tmp_path, "only", memory_gib=1.0)
+    await wait_until(lambda: not left.exists())
+    assert (logs / "part").exists()
     nursery.cancel_scope.cancel()
 
 
