@@ -5,7 +5,7 @@ task by closing the channel.
 """
 
 import secrets
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,6 +178,16 @@ class Answers:
             replace=replace,
         ) as generation:
             yield generation
+
+    def warm(self, served: Callable[[], Awaitable[Served]]) -> None:
+        """Start a model's tokenizer before anybody asks: it takes seconds."""
+        self._running.start_soon(self._warm, served)
+
+    async def _warm(self, served: Callable[[], Awaitable[Served]]) -> None:
+        try:
+            await self._front(await served())
+        except (ShoalError, OSError) as error:  # who asks first will see it
+            _log.debug("front.cold", error=str(error))
 
     def keep(self, models: Collection[str]) -> None:
         """End the tokenizers of all other models."""

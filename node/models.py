@@ -168,6 +168,7 @@ class Models:
             manifest, model, cid = await self._files.store(scratch, name, split)
             yield shapes.ServeProgress("placing", name)
             await self._place(name, manifest, model, cid, request.nodes)
+            self._answers.warm(lambda: self._served(name))
         finally:
             self._serving.discard(name)
         while True:

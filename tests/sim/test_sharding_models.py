@@ -86,6 +86,8 @@ async def test_a_model_is_served_answers_survives_a_crash_and_goes(
     assert spans == [("first", 0, 2, "ready"), ("second", 2, LAYERS, "ready")]
     assert asker.names() == second.names() == ["tiny"]
 
+    await wait_until(lambda: bool(worker_pids("first", "front")))  # nobody has asked yet
+    assert not worker_pids("second", "front")
     text, end = await text_of(asker, Options(max_tokens=40))
     assert text == expected_text(model, tokenizer, 40)
     assert end.finish_reason == "length"
