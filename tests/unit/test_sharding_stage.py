@@ -1,6 +1,7 @@
 """A chain of stages computes what the whole model does, bit for bit."""
 
 import copy
+import importlib.util
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from protocols.sharding.front import load_front
 from protocols.sharding.manifest import BLOCK, EMBED, HEAD, SHARED, part_name
+from protocols.sharding.reference import continue_greedily, load
 from protocols.sharding.split import Unsuitable, split
 from protocols.sharding.splitting import Split
 from protocols.sharding.stage import Stage, load_stage
@@ -27,11 +29,15 @@ from tests.unit.sharding_models import (
 from tests.unit.sharding_tokenizer import save_tokenizer
 from wire.errors import BadMessage
 
+SHAKESPEARE = Path(__file__).parents[2] / "configs" / "runs" / "shakespeare.py"
 
-def run_chain(stages: list[Stage], *, steps: int = 6, shift: int = 0) -> list[Tensor]:
+
+def run_chain(
+    stages: list[Stage], *, steps: int = 6, shift: int = 0, prompt: list[int] = PROMPT
+) -> list[Tensor]:
     """Prefill and decode greedily through a chain; `shift` makes every position wrong."""
     caches = [stage.new_cache() for stage in stages]
-    inputs, position, found = torch.tensor([PROMPT]), 0, []
+    inputs, position, found = torch.tensor([prompt]), 0, []
     for _ in range(steps):
         value = inputs
         for stage, cache in zip(stages, caches, strict=True):
@@ -106,6 +112,34 @@ def test_a_tied_embedding_is_stored_once_and_given_to_both_ends(tmp_path: Path) 
         HEAD: ["transformer.ln_f.bias", "transformer.ln_f.weight"],
         SHARED: ["transformer.wte.weight"],
     }
+
+
+def test_64_greedy_tokens_of_the_shipped_run_are_those_of_the_unsharded_model(
+    tmp_path: Path,
+) -> None:
+    """As configs/runs/shakespeare.py makes and saves its model, but smaller: tied embeddings."""
+    spec = importlib.util.spec_from_file_location("shakespeare", SHAKESPEARE)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    tokenizer = script.make_tokenizer(["To be, or not to be: that is the question. " * 9], 300)
+    size = {"vocabulary": 300, "hidden": 32, "intermediate": 64, "layers": LAYERS, "heads": 4}
+    fresh = script.make_model({"run": {"seed": 1}, "model": size})
+    with torch.no_grad():
+        for parameter in fresh.parameters():
+            parameter.add_(0.4 * torch.randn_like(parameter))  # else it says one token only
+    script.save(fresh, tokenizer, tmp_path / "model")
+    model, saved_tokenizer = load(tmp_path / "model")
+    ids = list(saved_tokenizer("To be")["input_ids"])
+    expected = continue_greedily(model, ids, 64)
+    assert len(expected) == 64
+    assert len(set(expected)) > 8, expected
+    found = split(tmp_path / "model", tmp_path / "parts")
+    assert {cut.name for cut in found.cuts} >= {"tokenizer.json", part_name(SHARED)}
+    stages = [load_stage(tmp_path / "parts", *span) for span in cuts(4)]
+    logits = run_chain(stages, steps=64, prompt=ids)
+    assert [int(step.argmax(-1)) for step in logits] == expected
 
 
 def test_half_precision_weights_are_kept_and_computed_in_float32(tmp_path: Path) -> None:
