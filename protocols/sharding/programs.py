@@ -6,6 +6,7 @@ second lock: a folder that was received and names programs is not loaded at all.
 
 import json
 from pathlib import Path
+from typing import cast
 
 from protocols.sharding.manifest import CONFIG
 from wire.errors import BadMessage
@@ -27,6 +28,6 @@ def refuse_programs(folder: Path) -> None:
 def without_programs(document: object) -> object:
     """Return a configuration without what names programs, in it and in what it holds."""
     if isinstance(document, dict):
-        items: list[tuple[object, object]] = list(document.items())
+        items = cast("dict[str, object]", document).items()
         return {key: without_programs(value) for key, value in items if key != KEY}
     return document

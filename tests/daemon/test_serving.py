@@ -193,7 +193,7 @@ def test_a_killed_worker_comes_back_and_a_killed_daemon_takes_its_workers_along(
 def test_a_model_out_of_service_leaves_no_process(swarm: list[Daemon]) -> None:
     one = swarm[0]
     assert run(one.home, "unserve", "tiny").returncode == 0
-    wait_until(lambda: not workers_of(one.home, "worker"))
+    wait_until(lambda: not workers_of(one.home))  # tokenizers neither
     assert run(one.home, "models").stdout == ""
     missing = run(one.home, "unserve", "tiny")
     assert (missing.returncode, "`shoal models` lists them" in missing.stderr) == (1, True)
