@@ -8,7 +8,7 @@ the other lacks. Cost grows with the difference (times the depth of the tree), n
 from collections import deque
 from dataclasses import dataclass, field
 
-from crdt.digest import HEX, Held
+from crdt.digest import HEX, LEAF_MAX, Held
 from crdt.entry import Signed
 from crdt.merge import Replica
 from crdt.wire import (
@@ -16,7 +16,6 @@ from crdt.wire import (
     FRAME_BUDGET,
     HELD_BYTES,
     ID_BYTES,
-    LEAF_MAX,
     SLOT_DIGITS,
     SPLIT_BYTES,
     WANTS_MAX,

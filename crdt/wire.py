@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from crdt.digest import FINGERPRINT_BYTES
+from crdt.digest import FINGERPRINT_BYTES, LEAF_MAX
 from crdt.entry import BODY_MAX, Signed, Stamp
 from wire.codec import CONTROL_FRAME_MAX, Message
 
@@ -16,7 +16,6 @@ FRAME_MAX = CONTROL_FRAME_MAX
 FRAME_BUDGET = 56 * 1024  # bytes that a message is filled up to; the rest is room for envelopes
 SIGNED_OVERHEAD = 80  # bytes: signature and the heads of both fields
 ASKS_MAX = 128  # prefixes in one Compare; 128 splits are 37 KB of fingerprints
-LEAF_MAX = 32  # entries below a prefix that are listed rather than split into 16
 WANTS_MAX = 512  # slots in one Want
 ENTRIES_MAX = 512  # entries in one message, however small they are
 SLOT_DIGITS = 32  # hex digits of a slot
