@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from node.broadcast import Broadcast
 from node.children import Child
-from protocols.modelsync.driver import Outcome
+from protocols.modelsync.part import Outcome
 from protocols.modelsync.wire import (
     ELEMENTS_MAX,
     ROUNDS_MAX,
@@ -52,6 +52,7 @@ class Record:
     round: int = 0
     error: str = ""
     stopping: bool = False
+    is_supervised: bool = False  # we started it, and say ourselves how it ended
     ended: trio.Event = field(default_factory=trio.Event)
     news: Broadcast[Run | Metric] = field(default_factory=Broadcast[Run | Metric])
 

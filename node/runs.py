@@ -28,7 +28,7 @@ from node.run_records import (
     round_result,
 )
 from node.segments import map_segment, unlink_segment
-from protocols.modelsync.driver import Attachment
+from protocols.modelsync.part import Attachment
 from protocols.modelsync.service import ModelSync
 from protocols.modelsync.wire import RunName
 from shoal.runs import (
@@ -289,7 +289,7 @@ class Runs:
     # -- inside ------------------------------------------------------------------------------
 
     async def _supervise(self, record: Record, script: Path, env: dict[str, str]) -> None:
-        log_path = record.directory / "train.log"
+        log_path, record.is_supervised = record.directory / "train.log", True
         try:
             argv = [sys.executable, str(script)]
             async with open_child(argv, env=env, log_path=log_path) as child:
@@ -318,7 +318,7 @@ class Runs:
         if record.trainer is trainer:
             _log.warning("trainer_gone", run=record.name, pid=trainer.pid)
             await self._detach(record, trainer)
-            if record.child is None:
+            if not record.is_supervised:
                 record.error = "the trainer's process ended"
                 self._enter(record, "failed")
 

@@ -3,16 +3,15 @@
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 import trio
 
 from protocols.modelsync.attempt import Aborted, Follow, Lead
-from protocols.modelsync.codecs import Vector
 from protocols.modelsync.exchange import Complete, Exchange, Fault
 from protocols.modelsync.machine import Behind, Diverged, Propose, Rounds
+from protocols.modelsync.part import Attachment, Census, Outcome
 from protocols.modelsync.wire import (
     READY,
     Answer,
@@ -24,7 +23,6 @@ from protocols.modelsync.wire import (
     Piece,
     Prepare,
     Ready,
-    Shape,
     result_of,
 )
 from protocols.modelsync.work import Work
@@ -38,6 +36,7 @@ READY_WAIT_S = 3.0  # seconds for an answer to it; who does not answer is not wa
 PREPARE_WAIT_S = 4.0  # seconds that data may come before its PREPARE
 MESSAGE_MAX = 512  # characters kept of a refusal
 OWN_FAILURES_MAX = 2  # such attempts of a round: then we would only hold up the others
+ABSENT_WAIT_S = 0.7  # seconds for a certificate that others may hold; less than a turn
 FAILED_WAIT_S = 1.0  # seconds before the next attempt after one that failed by our own fault
 
 _log = logging.getLogger(__name__)
@@ -54,55 +53,6 @@ class RunFailed(ShoalError):
     """This node's part in a run has ended by an error; the others go on."""
 
     hint = "see the daemon's log; `shoal train` joins again"
-
-
-@dataclass(frozen=True)
-class Attachment:
-    """What a trainer brings: the shape of its run and the buffer that it shares with us.
-
-    The buffer holds its contribution; after COMMIT, the mean.
-    """
-
-    run: str
-    elements: int
-    codec: str
-    rounds: int
-    min_members: int
-    patience_s: float
-    exchange: Vector
-    settings: str = ""  # of the outer step: members with others would end in other states
-
-    @property
-    def shape(self) -> Shape:
-        """What all members of the run have in common."""
-        return Shape(self.elements, self.codec, self.settings)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a round ended here. Without certificate: we are behind, fetch a state first.
-
-    `at_least` is the round that the state to fetch must have, `root` its hash if known.
-    """
-
-    certificate: Certificate | None
-    at_least: int = 0
-    root: bytes | None = None
-    bytes_in: int = 0
-    bytes_out: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Census:
-    """Who belongs to the run: by lease, by farewell; and whom else to tell (connected peers).
-
-    A farewell names the round that the leaver would have had next.
-    """
-
-    live: list[PeerId] = field(default_factory=list[PeerId])
-    left: dict[PeerId, int] = field(default_factory=dict[PeerId, int])
-    others: list[PeerId] = field(default_factory=list[PeerId])
 
 
 class RunDriver:
@@ -244,6 +194,10 @@ class RunDriver:
     # -- attempts ----------------------------------------------------------------------------
 
     async def _lead(self, prepare: Prepare) -> None:
+        if self.rounds.may_be_over:
+            await self._ask_absent(prepare)
+            if self.rounds.ballot != prepare.ballot:
+                return  # it was over, or a better attempt began
         lead = Lead(prepare, self._rpc, self._signer, self._open_exchange)
         self._supersede()
         self._current = lead
@@ -257,6 +211,20 @@ class RunDriver:
         if self._own_failures >= OWN_FAILURES_MAX:
             self.fail(f"{OWN_FAILURES_MAX} attempts at round {prepare.round} failed here")
         self._settle(prepare.ballot, outcome, lead)
+
+    async def _ask_absent(self, prepare: Prepare) -> None:
+        """Ask those who do not take part if an earlier attempt was committed where they are."""
+        peers = set(self._census().live)
+        if self.rounds.certificate is not None:
+            peers.update(self.rounds.certificate.members)
+        if self._held is not None:
+            peers.update(self._held.prepare.members)
+        ready = self.rounds.mine
+        with trio.move_on_after(ABSENT_WAIT_S):
+            async with trio.open_nursery() as nursery:
+                for peer in peers - set(prepare.members):
+                    if ready is not None:
+                        nursery.start_soon(self._tell, peer, ready)
 
     def _open_exchange(
         self, prepare: Prepare, news: Callable[[Fault | Complete], None]
@@ -290,6 +258,8 @@ class RunDriver:
             self._current = None
         if exchange.shards:
             self._held = exchange
+            if self.rounds.ballot == ballot or self.rounds.ballot is None:
+                self.rounds.hold(result_of(exchange.shards))
         self._poke()
         certificate = outcome if isinstance(outcome, Certificate) else outcome.certificate
         if certificate is not None:

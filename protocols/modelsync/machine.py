@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from protocols.modelsync.shards import equal_shards
 from protocols.modelsync.wire import (
     ATTEMPTS_MAX,
@@ -130,6 +132,16 @@ class Rounds:
             self._start_round(ready.round)
         self.mine = ready
         self._readies[self.me] = ready
+
+    def hold(self, result: bytes) -> None:
+        """We signed an attempt of this round and do not know if it was committed."""
+        if self.mine is not None:
+            self.submit(msgspec.structs.replace(self.mine, held=result))
+
+    @property
+    def may_be_over(self) -> bool:
+        """True if somebody signed an earlier attempt: another may hold its certificate."""
+        return any(ready.held is not None for ready in self._readies.values())
 
     def withdraw(self) -> None:
         """Our trainer is gone, or must fetch a state first."""

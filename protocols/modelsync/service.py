@@ -15,7 +15,8 @@ import trio
 from protocols.modelsync import state as states
 from protocols.modelsync.codecs import CONTRIBUTION_MAX, Vector, is_within
 from protocols.modelsync.donors import Offer, offers
-from protocols.modelsync.driver import Attachment, Census, Outcome, RunDriver
+from protocols.modelsync.driver import RunDriver
+from protocols.modelsync.part import Attachment, Census, Outcome
 from protocols.modelsync.registry import MemberLease, Registry
 from protocols.modelsync.wire import (
     ATTEMPT,

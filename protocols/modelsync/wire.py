@@ -72,6 +72,7 @@ class Ready(Message, frozen=True):
 
     `root` is the hash of the state that its contribution starts from; `settings` are those of the
     trainer's outer step, which must be alike or every round ends in different states.
+    `held` is the result of an earlier attempt of this round that the sender signed.
     """
 
     run: RunName
@@ -81,6 +82,7 @@ class Ready(Message, frozen=True):
     elements: Elements
     codec: CodecName
     settings: Settings = ""
+    held: Hash | None = None
 
     def __post_init__(self) -> None:
         """Refuse weights that the type alone cannot."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -91,6 +92,29 @@ def test_four_daemons_compute_what_one_process_does(
     certificates = certificates_of(swarm[0].client, f"exact-{wire}")
     assert [len(c.members) for c in certificates] == [4] * ROUNDS
     assert all(c.signatures == 4 for c in certificates)
+
+
+def test_kill_nine_of_a_trainer_alone_is_reported_and_it_can_come_back(
+    swarm: list[Daemon],
+) -> None:
+    for node in swarm:
+        train(node, "trainer", "run.rounds=60", "run.sync_every=2")
+    *others, victim = swarm
+    wait_until("a round", lambda: get_run(victim.client, "trainer").round >= 3)
+    pid = get_run(victim.client, "trainer").pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    wait_until("a report", lambda: get_run(victim.client, "trainer").state == "failed")
+    shown = run(victim.home, "runs")
+    assert "failed" in shown.stdout
+    assert "signal 9" in shown.stderr
+    before = get_run(others[0].client, "trainer").round
+    wait_until("the others", lambda: get_run(others[0].client, "trainer").round >= before + 2)
+    train(victim, "trainer", "run.rounds=60", "run.sync_every=2")
+    metrics = [finish(node, "trainer") for node in swarm]
+    assert len({rows[-1].root for rows in metrics}) == 1
+    assert victim.process is not None
+    assert victim.process.poll() is None
 
 
 def test_kill_nine_of_a_member_in_mid_round_costs_the_others_seconds(swarm: list[Daemon]) -> None:

@@ -148,6 +148,29 @@ async def test_a_member_that_never_answers_the_proposer_is_left_out(
     nursery.cancel_scope.cancel()
 
 
+async def test_a_commit_that_reached_one_member_only_is_not_made_anew_by_the_others(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await make_swarm(nursery, 5, patience_s=0.0)
+    told: list[object] = []
+
+    def kill(number: int, message: object) -> bool:
+        if swarm.dead or not PHASES["commit"](message) or swarm.trainers[number].round != 1:
+            return False
+        told.append(message)
+        if len(told) == 1:
+            return False
+        swarm.kill(number)
+        return True
+
+    swarm.on_send = kill
+    await swarm.train(4)
+    assert len(swarm.alive) == 4
+    assert [t.fetched for t in swarm.alive] == [0, 0, 0, 0]
+    swarm.check(4)
+    nursery.cancel_scope.cancel()
+
+
 async def test_a_state_that_does_not_match_its_hash_is_taken_from_another_donor(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:

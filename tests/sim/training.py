@@ -10,7 +10,7 @@ import numpy as np
 import trio
 
 from protocols.modelsync import codecs
-from protocols.modelsync.driver import Attachment, Outcome
+from protocols.modelsync.part import Attachment, Outcome
 from protocols.modelsync.service import ModelSync
 from protocols.modelsync.state import state_root
 from protocols.rpc.service import RpcService
