@@ -89,6 +89,8 @@ class Session:
     _asks: deque[str] = field(default_factory=lambda: deque([""]))
     _wants: deque[str] = field(default_factory=deque[str])
     _gifts: deque[str] = field(default_factory=deque[str])
+    _bare: deque[str] = field(default_factory=deque[str])  # they have nothing below these, but for
+    _settled: set[str] = field(default_factory=set[str])  # these slots
     _pending: Request | None = None
 
     def next_request(self) -> Request | None:
@@ -131,6 +133,8 @@ class Session:
         return Want(slots) if slots else None
 
     def _push(self) -> Push | None:
+        while self._bare and len(self._gifts) < WANTS_MAX:
+            self._give_below(self._bare.popleft())
         slots = _take(self._gifts, WANTS_MAX)
         records = [record for slot in slots if (record := self.replica.at(slot)) is not None]
         entries = [record.signed for record in records]
@@ -157,16 +161,30 @@ class Session:
 
     def _settle(self, leaf: Leaf) -> None:
         """Decide for each slot below a leaf who lacks what. The older of two is not sent."""
-        mine = {held.slot: held for held in self.replica.digest.items(leaf.prefix)}
         for item in leaf.items:
             if not item.slot.startswith(leaf.prefix):
                 raise BadMessage(f"slot {item.slot} is not below {leaf.prefix!r}")
-            ours = mine.pop(item.slot, None)
+            ours = next(iter(self.replica.digest.items(item.slot)), None)
             if ours is None or (item.hlc >= ours.hlc and not _is_same(ours, item)):
                 self._wants.append(item.slot)
             if ours is not None and ours.hlc >= item.hlc and not _is_same(ours, item):
                 self._gifts.append(item.slot)
-        self._gifts.extend(mine)
+        settled = {item.slot for item in leaf.items}
+        if self.replica.digest.count(leaf.prefix) > LEAF_MAX:
+            self._settled |= settled
+            self._bare.append(leaf.prefix)
+            return
+        mine = self.replica.digest.items(leaf.prefix)
+        self._gifts.extend(held.slot for held in mine if held.slot not in settled)
+
+    def _give_below(self, prefix: str) -> None:
+        """Give what we hold below a prefix, a leaf at a time: it can be all we have."""
+        if self.replica.digest.count(prefix) > LEAF_MAX:
+            self._bare.extendleft(prefix + digit for digit in reversed(HEX))
+            return
+        for held in self.replica.digest.items(prefix):
+            if held.slot not in self._settled:
+                self._gifts.append(held.slot)
 
 
 def _is_same(ours: Held, theirs: LeafItem) -> bool:

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from crdt.entry import Record, Signed
 from crdt.merge import Replica
 from crdt.reconcile import Session, compare, supply
 from wire import codec
-from wire.errors import ShoalError
+from wire.errors import Busy, ShoalError
 from wire.ids import PeerId
 from wire.ports import Network
 
@@ -21,6 +22,8 @@ WORKERS = 4  # syncs led at a time; each holds a few frames of memory
 QUEUE_MAX = 256  # peers waiting to be synced with; when full, the random sync gets to them
 TRIES = 3  # with a peer that has just connected: its store may be starting still
 RETRY_S = 1.0
+ANSWERS_MAX = 4  # requests of one peer at a time: it may lead three sessions with us (as it comes,
+# by chance, as it leaves), one request each. More are told that we are busy.
 YIELD_S = 0.5  # the peer with the larger ID lets the other lead; then usually nothing differs
 
 
@@ -50,6 +53,8 @@ class Syncer:
         self._peers, self._interval_s, self._rng = peers, interval_s, rng
         self._queue, self._queued = trio.open_memory_channel[PeerId](QUEUE_MAX)
         self._waiting: set[PeerId] = set()
+        self._answering: Counter[PeerId] = Counter()  # only peers that wait for us now
+        self._turn = trio.Lock()  # one answer per turn of the loop, however many ask at once
         self.totals = SyncReport()
         self.done = self.failed = 0
 
@@ -72,15 +77,28 @@ class Syncer:
                 nursery.start_soon(self._wander)
 
     async def answer(self, peer: PeerId, message: bytes) -> bytes:
-        """Answer one request. Raises BadMessage, StoreFailed."""
-        request = codec.decode(message, wire.request_decoder, wire.FRAME_MAX)
-        match request:
-            case wire.Compare():
-                return codec.encode(compare(self._replica, request))
-            case wire.Want():
-                return codec.encode(supply(self._replica, request))
-            case wire.Push(entries):
-                return codec.encode(wire.Taken(len(await self._take(entries))))
+        """Answer one request. Raises BadMessage, StoreFailed, Busy."""
+        if self._answering[peer] >= ANSWERS_MAX:
+            raise Busy(f"{ANSWERS_MAX} sync requests of yours are being answered")
+        self._answering[peer] += 1
+        try:
+            return codec.encode(await self._answer(message))
+        finally:
+            self._answering[peer] -= 1
+            if not self._answering[peer]:
+                del self._answering[peer]
+
+    async def _answer(self, message: bytes) -> wire.Answer:
+        async with self._turn:
+            request = codec.decode(message, wire.request_decoder, wire.FRAME_MAX)
+            match request:
+                case wire.Compare():
+                    return compare(self._replica, request)
+                case wire.Want():
+                    return supply(self._replica, request)
+                case wire.Push(entries):
+                    pass
+        return wire.Taken(len(await self._take(entries)))
 
     async def sync_with(self, peer: PeerId) -> SyncReport:
         """Lead one session. Raises PeerUnreachable, DeadlineExceeded, RemoteError, BadMessage."""

@@ -11,10 +11,11 @@ from crdt.clock import stamp
 from crdt.entry import REGISTER, TAG, Entry, Signed, seal, unseal
 from crdt.service import StoreService
 from crdt.storage import StoreCorrupt, StoreFailed
-from crdt.wire import Push
+from crdt.sync import ANSWERS_MAX
+from crdt.wire import Ask, Compare, Push
 from tests.sim.replicas import EPOCH_MS, Links, Silence, SimClock, Wire, signer, start_store
 from wire import codec
-from wire.errors import BadMessage, RemoteError, UsageError
+from wire.errors import BadMessage, Busy, RemoteError, UsageError
 from wire.ports import Store
 
 
@@ -314,3 +315,24 @@ async def test_errors_of_the_peer_reach_the_caller_typed(
     with pytest.raises(RemoteError) as caught:
         await store.sync_with(signer(2).peer)
     assert caught.value.code == "store_failed"
+
+
+async def test_a_peer_that_asks_much_at_a_time_is_told_that_we_are_busy(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    store, outcomes = await start_store(nursery, Links(), 1), list[str]()
+    frame = codec.encode(Compare([Ask("", bytes(16))]))
+
+    async def ask(number: int) -> None:
+        try:
+            await store.answer(signer(number).peer, frame)
+            outcomes.append("answered")
+        except Busy:
+            outcomes.append("busy")
+
+    async with trio.open_nursery() as asking:
+        for _ in range(50):
+            asking.start_soon(ask, 2)
+        asking.start_soon(ask, 3)
+    assert outcomes.count("answered") == ANSWERS_MAX + 1
+    await store.answer(signer(2).peer, frame)  # and later it is served again
