@@ -23,7 +23,7 @@ from crdt.sync import Syncer, SyncReport
 from crdt.watch import Watchers
 from crdt.writer import Batch, OffLoop, Thread, Writer
 from wire import codec
-from wire.errors import BadMessage, PeerError, ShoalError, UsageError
+from wire.errors import BadMessage, ShoalError, UsageError
 from wire.ids import PeerId, Signer
 from wire.ports import Clock, Item, Network
 
@@ -50,7 +50,7 @@ class Channel(Protocol):
     """Gossip, as the store needs it: `protocols.channels` provides it, node/ passes it in."""
 
     def subscribe(self, topic: str, handler: ChannelHandler, /) -> object:
-        """Hand each message of a topic to `handler`, once; True: valid, goes on to our peers."""
+        """Hand each message of a topic to `handler`, once; True: news, goes on to our peers."""
         ...
 
     def publish(self, topic: str, data: bytes, /) -> Awaitable[object]:
@@ -240,15 +240,15 @@ class StoreService:
         return await self._writer.submit(Batch(fresh, is_spread=is_spread)) if fresh else []
 
     async def _hear(self, peer: PeerId, data: bytes) -> bool:
-        """Take news from the channel; False if it breaks the rules."""
+        """Take news from the channel; True if it changed our state, and so may others'.
+
+        Nothing else goes on: an old entry in ever new messages ends here. Raises PeerError.
+        """
+        push = codec.decode(data, wire.push_decoder, wire.FRAME_MAX)
         try:
-            push = codec.decode(data, wire.push_decoder, wire.FRAME_MAX)
-            await self._take(push.entries, is_spread=False)  # the channel passes it on
-        except PeerError:
-            return False
+            return bool(await self._take(push.entries, is_spread=False))  # the channel passes it on
         except StoreFailed:
-            return True  # our disk is full, which is not the sender's fault
-        return True
+            return False  # our disk is full; a sync brings it again
 
     def _on_news(self, batch: Batch) -> None:
         now_ms = self._clock.wall_ms()

@@ -6,7 +6,7 @@ subscribers will not notice.
 """
 
 import hashlib
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 from protocols.channels.wire import BATCH_BYTES, BATCH_MAX, Gossip
@@ -34,7 +34,6 @@ class Flood:
     own: PeerId
     seen_max: int = SEEN_MAX
     seen_age_s: float = SEEN_AGE_S
-    invalid: Counter[PeerId] = field(default_factory=Counter[PeerId])  # of peers now connected
     _seen: OrderedDict[MessageId, float] = field(default_factory=OrderedDict[MessageId, float])
 
     def is_news(self, message: Gossip, now: float) -> bool:
@@ -56,15 +55,9 @@ class Flood:
     def targets(
         self, message: Gossip, source: PeerId | None, connected: list[PeerId]
     ) -> list[PeerId]:
-        """Say to whom a valid message goes on: all but who sent it, who wrote it, and us."""
+        """Say to whom a message goes on: all but who sent it, who wrote it, and us."""
         known = {source, message.origin, self.own}
         return [peer for peer in connected if peer not in known]
-
-    def blame(self, source: PeerId, connected: list[PeerId]) -> None:
-        """Count an invalid message against the peer that passed it on."""
-        self.invalid[source] += 1
-        for gone in set(self.invalid) - set(connected) - {source}:
-            del self.invalid[gone]
 
 
 @dataclass

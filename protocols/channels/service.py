@@ -34,7 +34,8 @@ class ChannelStats:
     published: int
     delivered: int  # handed to a subscriber
     repeated: int  # arrived again: the price of flooding
-    invalid: int  # refused by a subscriber, and not passed on
+    stale: int  # no news to its subscriber, and not passed on
+    invalid: int  # an error to its subscriber, and not passed on
     unwanted: int  # of a topic that nobody here subscribes to
     sent: int  # messages that a peer took
     dropped: int  # from full queues
@@ -59,7 +60,7 @@ class ChannelService:
         self._lines: dict[PeerId, _Line] = {}  # of peers with something to send, or lately so
         self._nursery: trio.Nursery | None = None
         self._number = random.getrandbits(62)  # a restart must not repeat the numbers before it
-        self._published = self._delivered = self._repeated = self._invalid = 0
+        self._published = self._delivered = self._repeated = self._stale = self._invalid = 0
         self._unwanted = self._sent = self._dropped = self._failed = 0
         rpc.serve(PUSH, self._take)
 
@@ -76,7 +77,8 @@ class ChannelService:
     def subscribe(self, topic: str, handler: ChannelHandler) -> None:
         """Hand every new message of a topic to `handler`, with the peer that passed it on.
 
-        True from the handler means valid: it goes on to our peers. False counts against the peer.
+        True from the handler means news: it goes on to our peers. False ends it here, for nothing
+        signs a message: what changes nothing could be sent for ever. A ShoalError: it is invalid.
         """
         _check(topic)
         if topic in self._handlers or len(self._handlers) >= TOPICS_MAX:
@@ -105,16 +107,13 @@ class ChannelService:
             self._published,
             self._delivered,
             self._repeated,
+            self._stale,
             self._invalid,
             self._unwanted,
             self._sent,
             self._dropped + sum(line.queue.dropped for line in self._lines.values()),
             self._failed,
         )
-
-    def invalid_of(self, peer: PeerId) -> int:
-        """Tell how many invalid messages a connected peer has passed on to us."""
-        return self._flood.invalid[peer]
 
     async def _take(self, source: PeerId, push: Push) -> Taken:
         """Take a batch from a peer; answered when all of it is checked, so that it paces itself."""
@@ -128,19 +127,19 @@ class ChannelService:
             else:
                 fresh += 1
                 self._delivered += 1
-                if await self._is_valid(handler, source, message):
+                if await self._is_to_go_on(handler, source, message):
                     self._spread(message, source)
-                else:
-                    self._invalid += 1
-                    self._flood.blame(source, self._peers())
         return Taken(fresh)
 
-    async def _is_valid(self, handler: ChannelHandler, source: PeerId, message: Gossip) -> bool:
+    async def _is_to_go_on(self, handler: ChannelHandler, source: PeerId, message: Gossip) -> bool:
         try:
-            return await handler(source, message.data)
+            is_news = await handler(source, message.data)
         except ShoalError as error:
+            self._invalid += 1
             log.debug("channel.refused topic=%s peer=%s %s", message.topic, source, error)
             return False
+        self._stale += not is_news
+        return is_news
 
     def _spread(self, message: Gossip, source: PeerId | None) -> None:
         assert self._nursery is not None, "channels are not running"

@@ -113,6 +113,17 @@ async def test_a_new_entry_reaches_everybody_at_once(
     assert all(store.get("runs", "k") is not None for store in stores)
 
 
+async def test_an_old_entry_in_a_new_message_goes_no_further(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    store, odd = await start_store(nursery, Links(), 1), signer(2)
+    old = seal(Entry(1, "runs", "k", odd.peer, stamp(EPOCH_MS), REGISTER, b"\x01", 0), odd).signed
+    assert await store._hear(odd.peer, codec.encode(Push([old])))
+    assert not await store._hear(odd.peer, codec.encode(Push([old])))
+    assert not await store._hear(odd.peer, codec.encode(Push([old, old])))
+    assert not await store._hear(odd.peer, codec.encode(Push([])))
+
+
 async def test_what_a_joiner_brings_goes_on_to_those_it_never_met(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
@@ -225,7 +236,8 @@ async def test_forged_entries_and_garbage_change_nothing(
     for frame in (b"", b"\x00", b"\xff" * 100, codec.encode(["want", ["x"]])):
         with pytest.raises(BadMessage):
             await store.answer(mallory.peer, frame)
-        assert not await store._hear(mallory.peer, frame)
+        with pytest.raises(BadMessage):
+            await store._hear(mallory.peer, frame)
     assert store.stats().entries == 0
 
 

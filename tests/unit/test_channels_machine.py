@@ -61,15 +61,6 @@ def test_it_goes_to_all_but_who_sent_and_who_wrote_it() -> None:
     assert flood.targets(gossip(1, origin=B), B, everybody) == everybody[1:]
 
 
-def test_invalid_messages_are_counted_while_the_peer_is_there() -> None:
-    flood = Flood(A)
-    flood.blame(B, [B, C])
-    flood.blame(B, [B, C])
-    assert flood.invalid[B] == 2
-    flood.blame(C, [C])
-    assert flood.invalid == {C: 1}
-
-
 def test_a_full_queue_drops_its_oldest() -> None:
     queue = SendQueue()
     for number in range(QUEUE_MAX + 3):
