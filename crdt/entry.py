@@ -21,6 +21,7 @@ from wire.ids import PeerId, Signer, verify
 VALUE_MAX = 2048  # bytes of encoded value; what is larger is a blob and goes by reference
 KEY_MAX = 256  # bytes: two peer IDs and two names
 BODY_MAX = 2560  # bytes; the largest legal body has about 2,440
+SHORT_ID_BYTES = 8  # of an entry's name where its slot is known: enough to see a difference
 TAG = "crdt/entry/1"
 REGISTER = 1  # the one kind of the first form: last writer wins
 TOMBSTONE_MS = 7 * 24 * 3600 * 1000  # how long a deletion is remembered, for replicas that slept

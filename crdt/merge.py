@@ -10,10 +10,18 @@ from dataclasses import dataclass, field
 
 from crdt.clock import is_future
 from crdt.digest import Digest, Held, Sum
-from crdt.entry import Record
+from crdt.entry import SHORT_ID_BYTES, Record
 
 AUTHOR_KEYS_MAX = 10_000  # keys that one author may hold: 30 MB of the largest values
 RECORDS_MAX = 200_000  # of all authors together; about 200 MB of memory at 500 B each
+RESERVE_MAX = 40_000  # on top of these, only for short leases of authors who hold little: whoever
+# fills the rest cannot keep newcomers from saying that they are here. It holds against some tens
+# of identities, and by itself it empties; thousands of invented ones that renew can fill it too.
+RESERVE_AUTHOR_KEYS_MAX = 16  # leases are few: a member, and what it serves and trains
+RESERVE_LEASE_MS = 300_000  # from now to the end of a lease that may use the reserve
+REFUSED_MAX = 50_000  # names of entries refused for want of room that we remember; 10 MB
+REFUSED_MS = 300_000  # for so long nobody is asked for them again
+QUOTAS = ("author_full", "full")  # refusals that depend on what else we hold
 
 
 def wins(new: Record, old: Record) -> bool:
@@ -31,6 +39,7 @@ class Replica:
     _keys: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     _roots: dict[str, Sum] = field(default_factory=dict[str, Sum])
     _held_by: dict[str, int] = field(default_factory=dict[str, int])
+    _refused: dict[tuple[str, bytes], int] = field(default_factory=dict[tuple[str, bytes], int])
     _alarms: list[tuple[int, str, bytes]] = field(default_factory=list[tuple[int, str, bytes]])
 
     def refusal(self, record: Record, now_ms: int) -> str | None:
@@ -40,12 +49,26 @@ class Replica:
         if record.is_dead(now_ms):
             return "dead"
         old = self._slots.get(record.slot)
+        held = self._held_by.get(record.entry.author, 0)
         is_growth = old is None or old.entry.author != record.entry.author
-        if is_growth and self._held_by.get(record.entry.author, 0) >= AUTHOR_KEYS_MAX:
+        if is_growth and held >= AUTHOR_KEYS_MAX:
             return "author_full"
-        if old is None and len(self._slots) >= RECORDS_MAX:
+        is_short = 0 < record.entry.expires_ms <= now_ms + RESERVE_LEASE_MS
+        is_reserved = is_short and held < RESERVE_AUTHOR_KEYS_MAX
+        if old is None and len(self._slots) >= RECORDS_MAX + RESERVE_MAX * is_reserved:
             return "full"
         return None
+
+    def refused(self, record: Record, now_ms: int) -> None:
+        """Remember for `REFUSED_MS` that there was no room for a record; the oldest goes first."""
+        self._refused.pop((record.slot, record.id[:SHORT_ID_BYTES]), None)
+        self._refused[record.slot, record.id[:SHORT_ID_BYTES]] = now_ms + REFUSED_MS
+        if len(self._refused) > REFUSED_MAX:
+            del self._refused[next(iter(self._refused))]
+
+    def was_refused(self, slot: str, id: bytes) -> bool:
+        """True if there was no room lately for the entry of this name, or short name."""
+        return (slot, id[:SHORT_ID_BYTES]) in self._refused
 
     def is_news(self, record: Record) -> bool:
         """True if `merge` would change the state."""
@@ -94,6 +117,8 @@ class Replica:
         """Return leases that have just expired, and records that are dead: those are gone now."""
         expired: list[Record] = []
         dead: list[Record] = []
+        while self._refused and next(iter(self._refused.values())) <= now_ms:
+            del self._refused[next(iter(self._refused))]
         while self._alarms and self._alarms[0][0] <= now_ms:
             _, slot, id = heapq.heappop(self._alarms)
             record = self._slots.get(slot)

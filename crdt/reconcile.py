@@ -9,13 +9,12 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from crdt.digest import HEX, LEAF_MAX, Held
-from crdt.entry import Signed
+from crdt.entry import SHORT_ID_BYTES, Signed
 from crdt.merge import Replica
 from crdt.wire import (
     ASKS_MAX,
     FRAME_BUDGET,
     HELD_BYTES,
-    ID_BYTES,
     SLOT_DIGITS,
     SPLIT_BYTES,
     WANTS_MAX,
@@ -54,7 +53,7 @@ def compare(replica: Replica, message: Compare) -> Differ:
                 splits.append(Split(ask.prefix, replica.digest.children(ask.prefix)))
             else:
                 held = replica.digest.items(ask.prefix)
-                items = [LeafItem(one.slot, one.hlc, one.id[:ID_BYTES]) for one in held]
+                items = [LeafItem(one.slot, one.hlc, one.id[:SHORT_ID_BYTES]) for one in held]
                 leaves.append(Leaf(ask.prefix, items))
         handled += 1
     return Differ(handled, splits, leaves)
@@ -165,7 +164,8 @@ class Session:
             if not item.slot.startswith(leaf.prefix):
                 raise BadMessage(f"slot {item.slot} is not below {leaf.prefix!r}")
             ours = next(iter(self.replica.digest.items(item.slot)), None)
-            if ours is None or (item.hlc >= ours.hlc and not _is_same(ours, item)):
+            is_newer = ours is None or (item.hlc >= ours.hlc and not _is_same(ours, item))
+            if is_newer and not self.replica.was_refused(item.slot, item.id):
                 self._wants.append(item.slot)
             if ours is not None and ours.hlc >= item.hlc and not _is_same(ours, item):
                 self._gifts.append(item.slot)
@@ -188,7 +188,7 @@ class Session:
 
 
 def _is_same(ours: Held, theirs: LeafItem) -> bool:
-    return ours.hlc == theirs.hlc and ours.id[:ID_BYTES] == theirs.id
+    return ours.hlc == theirs.hlc and ours.id[:SHORT_ID_BYTES] == theirs.id
 
 
 def _take(queue: deque[str], count: int) -> list[str]:

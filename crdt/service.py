@@ -17,7 +17,7 @@ import trio
 from crdt import wire
 from crdt.clock import ClockError, HybridClock, wall_of
 from crdt.entry import REGISTER, VALUE_MAX, Entry, Record, Signed, is_signed, seal, unseal
-from crdt.merge import Replica
+from crdt.merge import QUOTAS, Replica
 from crdt.storage import StoreFailed
 from crdt.sync import Syncer, SyncReport
 from crdt.watch import Watchers
@@ -208,7 +208,7 @@ class StoreService:
             Entry(1, namespace, key, author, hlc, REGISTER, raw, expires_ms), self._signer
         )
         refusal = self._replica.refusal(record, self._clock.wall_ms())
-        if refusal in ("author_full", "full"):
+        if refusal in QUOTAS:
             raise StoreFull(f"no room for {key!r}: {refusal}")
         await self._writer.submit(Batch([record], is_spread=True))
         return record
@@ -228,7 +228,7 @@ class StoreService:
         newcomer's entries get further than to those it syncs with.
         """
         now_ms = self._clock.wall_ms()
-        fresh = [record for record in map(unseal, entries) if self._replica.is_news(record)]
+        fresh = [record for record in map(unseal, entries) if self._is_wanted(record)]
         if len(fresh) > INLINE_MAX:
             are_signed = await self._cpu(lambda: all(map(is_signed, fresh)))
         else:
@@ -238,6 +238,11 @@ class StoreService:
         for record in fresh:
             self._hybrid.observe(record.entry.hlc, now_ms)
         return await self._writer.submit(Batch(fresh, is_spread=is_spread)) if fresh else []
+
+    def _is_wanted(self, record: Record) -> bool:
+        return self._replica.is_news(record) and not self._replica.was_refused(
+            record.slot, record.id
+        )
 
     async def _hear(self, peer: PeerId, data: bytes) -> bool:
         """Take news from the channel; True if it changed our state, and so may others'.

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from crdt.digest import FINGERPRINT_BYTES, LEAF_MAX
-from crdt.entry import BODY_MAX, Signed, Stamp
+from crdt.entry import BODY_MAX, SHORT_ID_BYTES, Signed, Stamp
 from wire.codec import CONTROL_FRAME_MAX, Message
 
 FRAME_MAX = CONTROL_FRAME_MAX
@@ -19,7 +19,6 @@ ASKS_MAX = 128  # prefixes in one Compare; 128 splits are 37 KB of fingerprints
 WANTS_MAX = 512  # slots in one Want
 ENTRIES_MAX = 512  # entries in one message, however small they are
 SLOT_DIGITS = 32  # hex digits of a slot
-ID_BYTES = 8  # of an entry's name in a leaf: enough to see a difference, the slot says which
 SPLIT_BYTES = 340  # of one Split on the wire, at most
 HELD_BYTES = 56  # of one item of a leaf on the wire, at most
 
@@ -28,7 +27,7 @@ assert BODY_MAX + SIGNED_OVERHEAD < FRAME_BUDGET
 Prefix = Annotated[str, Meta(pattern=r"^[0-9a-f]{0,32}\Z")]
 Slot = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Fingerprint = Annotated[bytes, Meta(min_length=FINGERPRINT_BYTES, max_length=FINGERPRINT_BYTES)]
-ShortId = Annotated[bytes, Meta(min_length=ID_BYTES, max_length=ID_BYTES)]
+ShortId = Annotated[bytes, Meta(min_length=SHORT_ID_BYTES, max_length=SHORT_ID_BYTES)]
 Handled = Annotated[int, Meta(ge=0, le=WANTS_MAX)]
 
 

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 import trio
 
 from crdt.entry import Record
-from crdt.merge import Replica
+from crdt.merge import QUOTAS, Replica
 from crdt.storage import Storage, StoreFailed
 from wire.errors import ShoalError
 from wire.ports import Clock
@@ -143,6 +143,8 @@ class Writer:
             reason = self._replica.refusal(record, now_ms)
             if reason is not None:
                 self.refused[reason] = self.refused.get(reason, 0) + 1
+                if reason in QUOTAS:
+                    self._replica.refused(record, now_ms)
             elif self._replica.is_news(record):
                 rival = winners.get(record.slot)
                 if rival is None or record.order > rival.order:

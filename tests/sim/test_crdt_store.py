@@ -1,5 +1,6 @@
 """The store service: one alone, and swarms of them with cuts, on a virtual clock."""
 
+import math
 import random
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+import crdt.merge
 from crdt.clock import stamp
 from crdt.entry import REGISTER, TAG, Entry, Signed, seal, unseal
 from crdt.service import StoreService
@@ -348,3 +350,24 @@ async def test_a_peer_that_asks_much_at_a_time_is_told_that_we_are_busy(
         asking.start_soon(ask, 3)
     assert outcomes.count("answered") == ANSWERS_MAX + 1
     await store.answer(signer(2).peer, frame)  # and later it is served again
+
+
+async def test_what_is_over_a_quota_is_not_fetched_again_at_every_sync(
+    autojump_clock: MockClock, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crdt.merge, "AUTHOR_KEYS_MAX", 3)
+    links = Links()
+    store = await start_store(nursery, links, 1, is_live=False, sync_interval_s=math.inf)
+    other = await start_store(nursery, links, 2, is_live=False, sync_interval_s=math.inf)
+    odd = signer(3)
+    for index in range(10):
+        entry = Entry(1, "runs", f"k{index}", odd.peer, stamp(EPOCH_MS), REGISTER, b"\x01", 0)
+        for one in (store, other) if index < 3 else (other,):
+            one._replica.merge(seal(entry, odd))
+    assert (await store.sync_with(signer(2).peer)).entries_in == 7
+    assert store.stats().refused == {"author_full": 7}
+    assert (await store.sync_with(signer(2).peer)).entries_in == 0
+    await other.sync_with(signer(1).peer)  # nor is it checked again when it is given
+    assert store.stats().refused == {"author_full": 7}
+    await trio.sleep(310)
+    assert (await store.sync_with(signer(2).peer)).entries_in == 7

@@ -116,6 +116,37 @@ def test_an_author_may_hold_so_many_keys_and_still_overwrite_them(
     assert replica.refusal(record("k3"), NOW_MS) is None
 
 
+def test_a_full_store_still_takes_a_few_short_leases_of_a_newcomer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(crdt.merge, "RECORDS_MAX", 20)
+    monkeypatch.setattr(crdt.merge, "RESERVE_MAX", 2)
+    replica = fold([record(f"k{index}") for index in range(20)])
+    short, long = NOW_MS + 30_000, NOW_MS + 301_000
+    assert replica.refusal(record("new", author=1), NOW_MS) == "full"
+    assert replica.refusal(record("new", author=1, expires_ms=long), NOW_MS) == "full"
+    assert replica.refusal(record("new", author=1, expires_ms=short), NOW_MS) is None
+    assert replica.refusal(record("new", expires_ms=short), NOW_MS) == "full"  # it holds 20 keys
+    for index in range(2):
+        replica.merge(record(f"lease{index}", author=1, expires_ms=short))
+    assert replica.refusal(record("new", author=2, expires_ms=short), NOW_MS) == "full"
+
+
+def test_what_found_no_room_is_remembered_for_five_minutes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(crdt.merge, "REFUSED_MAX", 2)
+    replica, (a, b, c) = Replica(), [record(key) for key in "abc"]
+    for one in (a, b, c):
+        replica.refused(one, NOW_MS)
+    assert [replica.was_refused(one.slot, one.id[:8]) for one in (a, b, c)] == [False, True, True]
+    assert not replica.was_refused(b.slot, a.id)
+    replica.pop_due(NOW_MS + 299_999)
+    assert replica.was_refused(b.slot, b.id)
+    replica.pop_due(NOW_MS + 300_000)
+    assert not replica.was_refused(b.slot, b.id)
+
+
 def test_a_lease_is_told_of_when_it_expires_and_is_gone_a_minute_later() -> None:
     replica = fold([record("lease", expires_ms=NOW_MS + 1000), record("stays")])
     root_of_rest = fold([record("stays")]).root("runs")
