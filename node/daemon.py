@@ -27,7 +27,7 @@ from node.control.server import ControlServer
 from node.faults import root_cause
 from node.home import Home
 from node.host.gate import Limits
-from node.host.mdns import Found, Mdns
+from node.host.mdns import Mdns
 from node.host.service import LibP2pHost
 from node.host.views import PeerUp
 from node.known_peers import read_known, write_known
@@ -203,11 +203,8 @@ class Daemon:
         if not self.start.loaded.config.net.mdns:
             return
         tag = swarm_tag(self.start.swarm.key)
-        mdns = Mdns(self.host.peer, tag, self.host.addresses, self._found_nearby)
+        mdns = Mdns(self.host.peer, tag, self.host.addresses, self.host.found)
         await nursery.start(mdns.run)
-
-    def _found_nearby(self, found: Found) -> None:
-        self.host.keep(found.peer, list(found.addresses))
 
     async def _join(self, nursery: trio.Nursery) -> None:
         """Dial everybody we know of, and wait a moment for the first to answer."""

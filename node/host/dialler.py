@@ -70,6 +70,10 @@ class Dialler:
         book = self._books.get(peer)
         return book.plan() if book else []
 
+    def forget(self, peer: PeerId) -> None:
+        """Drop what we know of where a peer is."""
+        self._books.pop(peer, None)
+
     async def reach(self, peer: PeerId) -> Connection:
         """Return an admitted connection, dialling if there is none.
 

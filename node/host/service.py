@@ -4,6 +4,7 @@
 """
 
 import logging
+import math
 import random
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from node.host.gate import Gate, Limits
 from node.host.interfaces import expand
 from node.host.listeners import Listener, open_listener
 from node.host.mdns import Found, Mdns
+from node.host.nearby import Nearby
 from node.host.peers import Peers, Watcher
 from node.host.ping import PING, ping
 from node.host.sessions import Sessions
@@ -45,6 +47,7 @@ from wire.ports import StreamServer
 log = logging.getLogger(__name__)
 
 KEPT_MAX = 256  # peers that we stay connected to; beyond, a node is a hub that nobody needs
+GONE_S = 3600.0  # a kept peer that was away for so long, or never here, loses its place to another
 STABLE_S = 30.0  # a connection that lived for longer was a good one: the back-off begins anew
 YIELD_S = 0.2  # of two that want each other, the larger peer ID lets the other dial first
 
@@ -62,9 +65,11 @@ class _FencedBasicHost(BasicHost):
         return
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Kept:
     """A peer that we stay connected to."""
+
+    left_at: float = -math.inf  # when the last connection ended; never was there one
 
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     news: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
@@ -104,13 +109,15 @@ class LibP2pHost:
         self._swarm.serve = self._sessions.serve
         self._swarm.reach = self._reach_for_libp2p
         self._kept: dict[PeerId, _Kept] = {}
+        self._nearby = Nearby(self._try)
+        self.found = self._nearby.found
         self._mdns: Mdns | None = None
         if mdns:
             self._mdns = Mdns(
                 self._peer,
                 swarm_tag(swarm),
                 self.addresses,
-                self._found_on_lan,
+                self.found,
                 interfaces=mdns_interfaces,
             )
 
@@ -133,6 +140,7 @@ class LibP2pHost:
                         listener.serve, self._swarm.serve_tcp, self._swarm.background_nursery
                     )
                 self._dialler.nursery = nursery
+                nursery.start_soon(self._nearby.run)
                 for peer, kept in self._kept.items():
                     nursery.start_soon(self._keep, peer, kept)
                 if self._mdns is not None:
@@ -208,13 +216,16 @@ class LibP2pHost:
                 nursery.start_soon(connection.close)
 
     def keep(self, peer: PeerId, addrs: list[str]) -> None:
-        """Stay connected to a peer: dial it now and whenever it is gone, with back-off."""
+        """Stay connected to a peer: dial it now and whenever it is gone, with back-off.
+
+        If `KEPT_MAX` are kept, it takes the place of one that never was here, or not for long.
+        """
         known = set(self.addresses_of(peer))
         self.learn(peer, addrs)
         if kept := self._kept.get(peer):
             if not known.issuperset(self.addresses_of(peer)):
                 kept.news.unpark_all()  # it moved: do not wait for the back-off
-        elif peer != self._peer and len(self._kept) < KEPT_MAX:
+        elif peer != self._peer and self._has_place():
             kept = self._kept[peer] = _Kept()
             if self._dialler.nursery is not None:
                 self._dialler.nursery.start_soon(self._keep, peer, kept)
@@ -276,6 +287,7 @@ class LibP2pHost:
                     reason = str(error)
                 while self._peers.best(peer) is not None:
                     await self._peers.changed.park()
+                    kept.left_at = trio.current_time()
                 if trio.current_time() - since > STABLE_S:
                     backoff.reset()
                 wait_s = backoff.after_failure(random.random())
@@ -283,18 +295,31 @@ class LibP2pHost:
                 with trio.move_on_after(wait_s):
                     await kept.news.park()
 
-    def _found_on_lan(self, found: Found) -> None:
-        self.learn(found.peer, list(found.addresses))
-        if self._dialler.nursery is not None and self._peers.best(found.peer) is None:
-            self._dialler.nursery.start_soon(self._try, found.peer)
+    def _has_place(self) -> bool:
+        """Tell whether another peer can be kept, making room if there is somebody to let go."""
+        if len(self._kept) < KEPT_MAX:
+            return True
+        for peer, kept in self._kept.items():  # who was kept first goes first
+            is_gone = trio.current_time() - kept.left_at > GONE_S
+            if is_gone and self._peers.best(peer) is None:
+                self.forget(peer)
+                return True
+        return False
 
-    async def _try(self, peer: PeerId) -> None:
-        if self._peer > peer:
+    async def _try(self, found: Found) -> None:
+        """Connect once to what was found on the LAN; keep it if the swarm's admission says so."""
+        is_known = bool(self.addresses_of(found.peer))
+        self.learn(found.peer, list(found.addresses))
+        if self._peer > found.peer:
             await trio.sleep(YIELD_S)
         try:
-            await self._dialler.reach(peer)
+            await self._dialler.reach(found.peer)
+            self.keep(found.peer, [])
         except ShoalError as error:
-            log.debug("mdns.unreachable peer=%s %s", peer, error)
+            log.debug("mdns.unreachable peer=%s %s", found.peer, error)
+        finally:
+            if not is_known and self._peers.best(found.peer) is None:
+                self._dialler.forget(found.peer)
 
     async def _reach_for_libp2p(self, peer_id: ID) -> Connection:
         return await self._dialler.reach(PeerId(peer_id.to_base58()))

@@ -14,6 +14,7 @@ from node.host.addresses import parse_address
 from node.host.admission import NotAdmitted
 from node.host.backoff import Backoff
 from node.host.gate import Limits
+from node.host.mdns import Found
 from node.host.service import LibP2pHost
 from node.host.views import PeerDown, PeerUp
 from node.tickets import SwarmKey
@@ -345,3 +346,36 @@ async def test_a_stopped_process_is_noticed_within_ten_seconds_and_a_killed_one_
             finally:
                 child.kill()
                 child.wait()
+
+
+async def test_a_finding_on_the_lan_is_tried_once_and_kept_only_if_admitted() -> None:
+    a, friend, stranger = make_host(), make_host(), make_host(key=OTHER_KEY)
+    async with running(a, friend, stranger):
+        nobody = [Found(make_host().peer, ("/ip4/127.0.0.1/tcp/1",)) for _ in range(3)]
+        for found in (*nobody, *(Found(h.peer, tuple(h.addresses())) for h in (stranger, friend))):
+            a.found(found)
+            a.found(found)
+        await eventually(lambda: a.connected() == [friend.peer])
+        await eventually(lambda: a.counters().failed_admissions)
+        await trio.sleep(0.5)
+        assert a.counters().failed_admissions == 1
+        assert [a.addresses_of(one.peer) for one in nobody] == [[], [], []]
+        await friend.disconnect(a.peer)
+        await eventually(lambda: a.connected() == [])
+        await eventually(lambda: a.connected() == [friend.peer])  # it is kept
+
+
+async def test_who_never_came_gives_its_kept_place_to_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("node.host.service.KEPT_MAX", 2)
+    a, first, second, third = [make_host() for _ in range(4)]
+    async with running(a, first, second, third):
+        a.keep(first.peer, first.addresses())
+        await eventually(lambda: a.connected() == [first.peer])
+        a.keep(make_host().peer, ["/ip4/127.0.0.1/tcp/1"])
+        a.keep(second.peer, second.addresses())
+        await eventually(lambda: len(a.connected()) == 2)
+        a.keep(third.peer, third.addresses())  # the places of those who are here are theirs
+        await trio.sleep(0.5)
+        assert set(a.connected()) == {first.peer, second.peer}
