@@ -4,6 +4,7 @@ A member writes `member/@PEER` in namespace `swarm` and renews it; what it says 
 it is typed and bounded here, and a lease that is not is ignored and counted.
 """
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Protocol
@@ -12,6 +13,7 @@ import msgspec
 import trio
 from msgspec import Meta
 
+from node.kept import Kept
 from wire.errors import NotFound, ShoalError, UsageError
 from wire.ids import PeerId, public_key_of
 from wire.ports import Clock, Item, Store
@@ -20,7 +22,7 @@ NAMESPACE = "swarm"
 PREFIX = "member/@"
 LEASE_S = 30.0  # a node that is gone without a word leaves the list after this
 RENEW_S = LEASE_S / 3  # two renewals may fail
-KEPT_MAX = 32  # members we stay connected to; beyond it the swarm is reached through the DHT
+TELL_MAX = 32  # members that a farewell goes to; they tell the others
 ADDRESSES_MAX = 16
 ADDRESS_MAX = 256  # characters
 LEASE_BYTES = 1536  # of the 2 KiB that a store value may take; addresses are left out beyond it
@@ -131,7 +133,8 @@ class Membership:
         self._store, self._host, self._info, self._clock = store, host, info, clock
         self._finder = finder
         self._seen: dict[PeerId, _Seen] = {}
-        self._kept: set[PeerId] = set()
+        self._kept = Kept()
+        self._found: dict[PeerId, list[str]] = {}  # addresses that the DHT knows
         self._renewing = trio.CancelScope()
         self.malformed = 0  # leases of others that are not leases
         self.renewals_failed = 0
@@ -161,7 +164,7 @@ class Membership:
         with trio.move_on_after(timeout_s):
             await self._store.delete(NAMESPACE, PREFIX + self._host.peer)
             async with trio.open_nursery() as nursery:
-                for peer in self._host.connected()[:KEPT_MAX]:
+                for peer in self._host.connected()[:TELL_MAX]:
                     nursery.start_soon(self._tell, peer)
 
     def members(self) -> list[Member]:
@@ -249,14 +252,15 @@ class Membership:
                 for peer, seen in self._seen.items()
                 if peer not in connected and peer != self._host.peer and seen.expires_ms > now_ms
             ]
-            for peer in lost[:FIND_MAX]:
+            for peer in random.sample(lost, min(FIND_MAX, len(lost))):
                 try:
                     addrs = await self._finder.find_peer(peer)
                 except ShoalError:
                     continue
                 if addrs:
                     self._host.learn(peer, addrs)
-                    self._keep(peer, addrs)
+                    self._found[peer] = addrs
+            self._keep_connected()
 
     def _look_at_all(self) -> None:
         """Bring what we have seen up to date with the store."""
@@ -284,25 +288,26 @@ class Membership:
         self._seen[item.author] = _Seen(lease, item.expires_ms)
         if item.author != self._host.peer and (known is None or known.lease.addrs != lease.addrs):
             self._host.learn(item.author, list(lease.addrs))
-            self._kept.discard(item.author)  # so that the host hears the new addresses
+            if item.author in self._kept.peers:
+                self._host.keep(item.author, list(lease.addrs))  # it moved: dial it there at once
         return True
 
     def _keep_connected(self) -> None:
-        now_ms = self._clock.wall_ms()
-        for peer, seen in self._seen.items():
-            if peer != self._host.peer and seen.lease.addrs and seen.expires_ms > now_ms:
-                self._keep(peer, list(seen.lease.addrs))
-
-    def _keep(self, peer: PeerId, addrs: list[str]) -> None:
-        if peer in self._kept:
-            return
-        if len(self._kept) >= KEPT_MAX:  # room is made only at the cost of those who are gone
-            for gone in self._kept - set(self._seen):
-                self._host.forget(gone)
-                self._kept.discard(gone)
-        if len(self._kept) < KEPT_MAX:
-            self._kept.add(peer)
-            self._host.keep(peer, addrs)
+        """Tell the host whom to stay connected to now."""
+        now_ms, own = self._clock.wall_ms(), self._host.peer
+        self._found = {peer: addrs for peer, addrs in self._found.items() if peer in self._seen}
+        places = {
+            peer: list(seen.lease.addrs) or self._found.get(peer, [])
+            for peer, seen in self._seen.items()
+            if peer != own and seen.expires_ms > now_ms
+        }
+        reachable = [peer for peer, addrs in places.items() if addrs]
+        connected = set(self._host.connected())
+        fresh, gone = self._kept.choose(reachable, connected, self._clock.now())
+        for peer in gone:
+            self._host.forget(peer)
+        for peer in fresh:
+            self._host.keep(peer, places[peer])
 
 
 def _fitted(info: MemberInfo) -> Lease:

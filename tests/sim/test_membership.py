@@ -11,7 +11,8 @@ from crdt.clock import stamp
 from crdt.entry import REGISTER, Entry, Signed, seal
 from crdt.service import StoreService
 from crdt.wire import Push
-from node.membership import KEPT_MAX, MemberInfo, Membership
+from node.kept import KEPT_MAX
+from node.membership import MemberInfo, Membership
 from tests.sim.replicas import EPOCH_MS, Links, SimClock, signer, start_store
 from wire import codec
 from wire.errors import NotFound, UsageError
