@@ -1,5 +1,15 @@
-"""The provider records that we hold for others, with a bound on each count. Pure."""
+"""The provider records that we hold for others, with a bound on each count. Pure.
 
+A key with more providers than places keeps those whose rank is lowest: a hash of key and peer under
+a secret of this process. So who stays depends neither on who came first nor on who comes most
+often, and nobody can choose a peer ID that ranks well here. This holds against anybody with few
+identities; a record is taken from its connected provider only, so each costs a connection. With n
+of them to one honest provider, that one stays on a node with a chance of 64 in n + 1, and each key
+is held by 20 nodes with other secrets.
+"""
+
+import hashlib
+import secrets
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
@@ -19,6 +29,7 @@ class Providers:
         default_factory=OrderedDict[bytes, dict[PeerId, tuple[int, Signed]]]
     )
     _by_peer: dict[PeerId, int] = field(default_factory=dict[PeerId, int])
+    _secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), compare=False)
 
     def store(self, record: ProviderRecord, signed: Signed, now_ms: int) -> bool:
         """Keep a checked record, if there is room and it is not older than the one we hold."""
@@ -26,8 +37,9 @@ class Providers:
         known = found.get(record.peer)
         if known is None:
             self._expire(record.key, now_ms)
-            is_full = len(self._by_key.get(record.key, {})) >= PER_KEY_MAX
-            if is_full or self._by_peer.get(record.peer, 0) >= PER_PEER_MAX:
+            if self._by_peer.get(record.peer, 0) >= PER_PEER_MAX:
+                return False
+            if not self._has_place(record.key, record.peer):
                 return False
             self._by_peer[record.peer] = self._by_peer.get(record.peer, 0) + 1
         elif known[0] > record.expires_ms:
@@ -51,6 +63,21 @@ class Providers:
 
     def __len__(self) -> int:
         return sum(map(len, self._by_key.values()))
+
+    def _has_place(self, key: bytes, peer: PeerId) -> bool:
+        """Tell whether a peer may come in; makes room if it ranks lower than one that is there."""
+        found = self._by_key.get(key, {})
+        if len(found) < PER_KEY_MAX:
+            return True
+        last = max(found, key=lambda one: self._rank(key, one))
+        if self._rank(key, last) < self._rank(key, peer):
+            return False
+        del found[last]
+        self._release(last)
+        return True
+
+    def _rank(self, key: bytes, peer: PeerId) -> bytes:
+        return hashlib.blake2b(key + peer.encode(), key=self._secret, digest_size=16).digest()
 
     def _expire(self, key: bytes, now_ms: int) -> None:
         found = self._by_key.get(key, {})

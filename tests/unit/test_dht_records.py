@@ -115,12 +115,31 @@ def test_keys_peers_and_providers_of_a_key_are_bounded(monkeypatch: pytest.Monke
     monkeypatch.setattr(dht.providers, "PER_PEER_MAX", 3)
     monkeypatch.setattr(dht.providers, "KEYS_MAX", 4)
     shelf = Providers()
-    assert [shelf.store(*provider(n), NOW_MS) for n in (1, 2, 3)] == [True, True, False]
+    assert [shelf.store(*provider(n), NOW_MS) for n in (1, 2)] == [True, True]
     others = [content_key(bytes([n])) for n in range(6)]
     assert [shelf.store(*provider(1, key), NOW_MS) for key in others] == [True, True, *[False] * 4]
     for number, key in enumerate(others, 10):
         shelf.store(*provider(number, key), NOW_MS)
     assert sum(bool(shelf.get(key, NOW_MS)) for key in [KEY, *others]) == 4
+
+
+def test_who_came_first_or_comes_often_does_not_keep_others_out_of_a_key(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dht.providers, "PER_KEY_MAX", 4)
+    records, kept = [provider(number) for number in range(1, 9)], 0
+    honest = records[-1]
+    for _ in range(60):  # nodes, each with a secret of its own
+        shelf = Providers()
+        for record in [*records, *records[:-1], *records[:-1]]:
+            shelf.store(*record, NOW_MS)
+        assert len(shelf) == len(shelf.get(KEY, NOW_MS)) == 4
+        again = Providers(_secret=shelf._secret)
+        for record in reversed(records):
+            again.store(*record, NOW_MS)
+        assert set(again.get(KEY, NOW_MS)) == set(shelf.get(KEY, NOW_MS))
+        kept += honest[1] in shelf.get(KEY, NOW_MS)
+    assert 12 < kept < 48  # a half of 60 on average; first come, first served would be none
 
 
 def test_the_largest_answer_fits_a_frame() -> None:
