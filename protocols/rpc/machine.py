@@ -142,6 +142,11 @@ class CallMachine:
             if self._side == "server":
                 raise BadMessage("Fail came from the caller")
             self._failed = True
-            return Failed(message.code, message.message)
+            return Failed(message.code, _printable(message.message))
         self._theirs_ended = True
         return Ended()
+
+
+def _printable(text: str) -> str:
+    """A peer's words go to logs and terminals: no line breaks, escapes or turned directions."""
+    return "".join(character if character.isprintable() else "?" for character in text)

@@ -130,6 +130,12 @@ def test_any_error_text_fits_into_a_fail() -> None:
         assert event.code in ("failed", "ok")
 
 
+def test_an_error_of_a_peer_cannot_write_to_a_terminal_or_forge_a_log_line() -> None:
+    evil = "no\x1b[2J\x9b1m\r\nINFO ok\u2028\u202e\x00 – größer 🐟"
+    (event,) = events(caller(0), server(0).fail("failed", evil))
+    assert event == Failed("failed", "no?[2J?1m??INFO ok???  – größer 🐟".replace("  ", " "))
+
+
 def test_an_independent_reader_understands_a_call() -> None:
     sent = caller().open("m", 7) + caller().send(b"1") + caller().end()
     sent += server().fail("busy", "later")
