@@ -24,7 +24,7 @@ from node.host.ping import PING, answer_pings, ping
 from node.host.stream import HostStream
 from node.host.yamux_stream import MuxedStream
 from node.tickets import SwarmKey
-from wire.errors import PeerUnreachable, ShoalError
+from wire.errors import PeerError, PeerUnreachable, ShoalError
 from wire.ids import PeerId
 from wire.ports import StreamServer
 
@@ -176,7 +176,7 @@ class Sessions:
             return self._refuse(connection, "the peer is of a closed swarm, and this one is open")
         try:
             await admission.admit_as_listener(stream, self._key, self._binding(connection))
-        except NotAdmitted as error:
+        except PeerError as error:  # a wrong proof, or what is no message of this protocol
             return self._refuse(connection, str(error))
         self._admit(connection)
         return await admission.welcome(stream)

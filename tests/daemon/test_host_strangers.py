@@ -101,3 +101,18 @@ async def test_strangers_may_open_few_streams(nursery: trio.Nursery) -> None:
                 refused += 1
         assert refused == 4
         await muxed.close()
+
+
+async def test_a_stranger_that_sends_garbage_for_its_admission_is_gone_at_once(
+    nursery: trio.Nursery,
+) -> None:
+    for garbage in (pack(b"\xff" * 40), b"\xff" * 400, pack(encode(Proof(bytes(32))))):
+        a = make_host()
+        async with running(a):
+            muxed = await Stranger(nursery).handshake(a)
+            admit = await muxed.open_stream()
+            await select(admit, [ADMIT])
+            await admit.write(garbage)
+            with trio.fail_after(2):
+                await muxed.event_closed.wait()
+            await eventually(lambda a=a: a.counters().failed_admissions == 1)
