@@ -1,5 +1,6 @@
 """A whole daemon as a process: start, stop, signals, kill -9, second starts, bad input."""
 
+import contextlib
 import json
 import os
 import re
@@ -7,11 +8,14 @@ import signal
 import socket
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import shoal
+from node.host.addresses import parse_address
+from node.tickets import SwarmKey, parse_ticket
 from shoal.client import connect_unix
 from tests.daemon.processes import SHOAL, UP, Daemon, clean_environment, daemons, run
 
@@ -255,3 +259,56 @@ def test_a_stranger_with_another_key_gets_no_further_than_admission(tmp_path: Pa
         with pytest.raises(shoal.ApiError, match="0 of 1 peers"):
             b.client.wait(peers=1, timeout_s=1.0)
         assert a.client.peers() == []
+
+
+def test_a_ticket_of_another_swarm_is_refused_and_a_forged_one_leads_nowhere(
+    tmp_path: Path,
+) -> None:
+    with daemons(tmp_path, "a", "b", "c") as (a, b, c):
+        a.start()
+        b.start()
+        ticket = a.client.ticket()
+        b.client.down()
+        b.wait()
+        refused = run(b.home, *UP, "--join", ticket)
+        assert refused.returncode == 2
+        assert "belongs to swarm" in refused.stderr
+        assert "Traceback" not in refused.stderr
+        forged = replace(parse_ticket(ticket), key=SwarmKey(b"f" * 32))
+        c.start("--join", forged.text())
+        with pytest.raises(shoal.ApiError, match="0 of 1 peers"):
+            c.client.wait(peers=1, timeout_s=1.0)
+        assert a.client.peers() == []
+        assert a.client.status().state == "ready"
+
+
+def test_a_mebibyte_of_garbage_on_the_peers_port(tmp_path: Path) -> None:
+    with daemons(tmp_path, "a", "b") as (a, b):
+        a.start()
+        place = parse_address(a.client.id().addresses[0])
+        for opening in (b"", b"\x13/multistream/1.0.0\n\x07/noise\n"):
+            with socket.create_connection((place.host, place.port), timeout=10) as link:
+                with contextlib.suppress(OSError):  # it hangs up before the end
+                    link.sendall(opening + os.urandom(1024 * 1024))
+                    link.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(OSError):
+                    while link.recv(65536):
+                        pass
+        assert a.client.status().state == "ready"
+        assert "Traceback" not in a.said
+        b.start("--join", a.client.ticket())
+        assert a.client.wait(peers=1, timeout_s=10).peers == 1
+
+
+def test_who_goes_down_is_no_member_for_the_others_at_once(tmp_path: Path) -> None:
+    with daemons(tmp_path, "a", "b") as (a, b):
+        a.start()
+        b.start("--join", a.client.ticket())
+        assert a.client.wait(peers=1, timeout_s=10).peers == 1
+        deadline = time.monotonic() + 10
+        while [one.name for one in a.client.members()] != ["a", "b"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert run(b.home, "down").returncode == 0
+        members = json.loads(run(a.home, "members", "--json").stdout)
+        assert [one["name"] for one in members] == ["a"]  # its lease had 20 s to go, or more
