@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from node.host.addresses import ADDRESS_MAX, parse_address
+from node.host.gate import CONNECTIONS_MAX
 from node.logs import Format, Level
 from shoal.api import Setting
 from wire.errors import BadMessage, UsageError
@@ -57,7 +58,7 @@ class NetOptions(msgspec.Struct, frozen=True):
     max_connections: Annotated[
         int,
         Meta(ge=1, le=4096, description="Connections to peers at the same time, at most."),
-    ] = 128
+    ] = CONNECTIONS_MAX
 
 
 class HttpOptions(msgspec.Struct, frozen=True):

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from node.host.addresses import is_loopback
 
-CONNECTIONS_MAX = 512  # in all; at 60 KB each that is 30 MB
-UNADMITTED_MAX = 256  # handshakes in progress: what a flood may take
+CONNECTIONS_MAX = 128  # in all, unless configured; at 60 KB each that is 8 MB
+UNADMITTED_MAX = 64  # handshakes in progress: what a flood may take, and leave room for members
 UNADMITTED_PER_IP_MAX = 8  # not for loopback, where a test swarm or a proxy lives
 PER_IP_MAX = 64  # admitted too: a lab or a household behind one address
 PER_PEER_MAX = 4  # both dialled, a relay, and one that is dead but not noticed yet

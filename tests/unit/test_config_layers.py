@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.config import FILE_MAX_BYTES, Option, http_address, load, options, read_file, render_file
+from node.host.gate import Limits
 from wire.errors import UsageError
 
 # One value per option, different from the default, as file text, environment text and itself.
@@ -165,3 +166,9 @@ def test_a_deeply_nested_file_is_one_line(tmp_path: Path) -> None:
 )
 def test_loopback_addresses(text: str, address: tuple[str, int] | None) -> None:
     assert http_address(text) == address
+
+
+def test_a_host_without_configuration_holds_as_many_connections_as_one_with_the_default() -> None:
+    (option,) = [one for one in options() if one.key == "net.max_connections"]
+    assert option.default == Limits().connections
+    assert Limits().unadmitted <= Limits().connections // 2
