@@ -219,7 +219,8 @@ def encode_event(event: Event) -> bytes:
     data = event.data if isinstance(event.data, str) else msgspec.json.encode(event.data).decode()
     lines = [f"event: {event.name}"] if event.name else []
     lines += [f"data: {line}" for line in data.split("\n")]
-    return ("\n".join(lines) + "\n\n").encode()
+    # A log line may hold half a surrogate pair (a file name that is not UTF-8): show it as "?".
+    return ("\n".join(lines) + "\n\n").encode("utf-8", "replace")
 
 
 def _head(head: h11.Request, body: bytes) -> Head:

@@ -11,7 +11,6 @@ from typing import Protocol
 import structlog
 import trio
 
-from protocols.sharding.manifest import printable
 from protocols.sharding.placement import Span
 from protocols.sharding.service import OPEN_S, StageService, step_timeout_s
 from protocols.sharding.wire import SESSION, Open, Opened, Output, Reply, Request, Step
@@ -119,7 +118,7 @@ class Hop:
             except ShoalError as error:
                 self._error = error
                 if isinstance(error, RemoteError):  # the words of another, on their way to a person
-                    self._error = RemoteError(error.code, printable(str(error)))
+                    self._error = RemoteError(error.code, str(error))
                 log.debug("hop.ended", peer=self.span.peer, error=str(error))
         if not opened:
             task_status.started()

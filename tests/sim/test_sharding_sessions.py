@@ -251,7 +251,7 @@ async def test_what_a_stage_says_gives_no_orders_to_a_terminal(
     with pytest.raises(RemoteError) as caught:
         async with swarm.open(route):
             pytest.fail("it was opened")
-    assert str(caught.value) == " [2Jgone "
+    assert str(caught.value) == "?[2Jgone??"
 
 
 async def test_a_stage_counts_sessions_by_the_peer_that_opened_them(

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from node.control.api import Event
@@ -74,10 +74,13 @@ def test_any_bytes_as_events_give_the_same_whole_or_in_pieces(data: bytes, size:
 
 
 @given(st.text(st.characters(exclude_characters="\r\n"), max_size=20), st.text(max_size=60))
+@example("\ud800", "")
+@example("", "a file \udcff that is not UTF-8")
 def test_what_the_server_encodes_the_client_reads(name: str, text: str) -> None:
     text = text.replace("\r", "")
     found = Parser().feed(encode_event(Event(text, name)))
-    assert found == [shapes.Event(name, text.encode())]
+    read = name.encode("utf-8", "replace").decode()
+    assert found == [shapes.Event(read, text.encode("utf-8", "replace"))]
 
 
 def test_the_name_of_an_event_is_not_that_of_the_next() -> None:
