@@ -57,18 +57,19 @@ class LogBook:
 
     def write(self, level: str, text: str) -> None:
         """Take one rendered line. A full disk or a closed terminal never raises here."""
+        # Half a surrogate pair (from a file name that is not UTF-8) would end every reader's stream.
+        data = text[:LINE_MAX_CHARS].encode("utf-8", "replace")
         with self._lock:
             self._number += 1
-            line = LogLine(self._number, level, text[:LINE_MAX_CHARS])
+            line = LogLine(self._number, level, data.decode())
             self.lines.append(line)
-            data = (line.line + "\n").encode("utf-8", "replace")
             if self._stream is not None:
                 try:
                     self._stream.write(line.line + "\n")
                     self._stream.flush()
                 except (OSError, ValueError):
                     self._stream = None
-            self._append(data)
+            self._append(data + b"\n")
         if self._trio is not None:
             try:
                 self._trio.run_sync_soon(self.fresh.send, line)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 import structlog
 import trio
@@ -157,6 +158,13 @@ def test_the_file_is_moved_aside_when_it_is_full(
     sizes = [path.stat().st_size for path in tmp_path.iterdir()]
     assert len(sizes) == 2
     assert max(sizes) <= 1200
+
+
+def test_a_line_that_is_not_text_can_still_be_read(tmp_path: Path) -> None:
+    book = LogBook(tmp_path / "daemon.log", stream=None)
+    book.write("info", "no such file: \udcff")
+    assert msgspec.json.encode(list(book.lines)).endswith(b'no such file: ?"}]')
+    assert (tmp_path / "daemon.log").read_text() == "no such file: ?\n"
 
 
 def test_a_file_that_cannot_be_written_does_not_stop_the_log(tmp_path: Path) -> None:
