@@ -57,7 +57,7 @@ class LogBook:
 
     def write(self, level: str, text: str) -> None:
         """Take one rendered line. A full disk or a closed terminal never raises here."""
-        # Half a surrogate pair (from a file name that is not UTF-8) would end every reader's stream.
+        # Half a surrogate pair (a file name that is not UTF-8) would end every reader's stream.
         data = text[:LINE_MAX_CHARS].encode("utf-8", "replace")
         with self._lock:
             self._number += 1
