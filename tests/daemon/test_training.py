@@ -17,6 +17,7 @@ from tests.daemon.processes import Daemon, clean_environment, daemons, run
 
 CONFIG = Path(__file__).parents[2] / "configs" / "runs" / "shakespeare.toml"
 PATIENCE_S = 240.0  # seconds; five processes with torch share two cores with other tests
+FROST_S = 20.0  # seconds; a frozen peer's sockets stay open: only its silence shows
 COMMIT_S = 10.0  # what a death may cost the others, the bar
 ROUNDS, EVERY = 3, 25
 SMALL = (
@@ -115,6 +116,25 @@ def test_kill_nine_of_a_trainer_alone_is_reported_and_it_can_come_back(
     assert len({rows[-1].root for rows in metrics}) == 1
     assert victim.process is not None
     assert victim.process.poll() is None
+
+
+def test_a_frozen_member_costs_the_others_seconds_and_catches_up_when_it_thaws(
+    swarm: list[Daemon],
+) -> None:
+    for node in swarm:
+        train(node, "frost", "run.rounds=30", "run.sync_every=2")
+    *others, frozen = swarm
+    witness = others[0].client
+    wait_until("a round", lambda: get_run(witness, "frost").round >= 3)
+    os.kill(frozen.pid, signal.SIGSTOP)
+    try:
+        at, before = time.monotonic(), get_run(witness, "frost").round
+        wait_until("a commit", lambda: get_run(witness, "frost").round >= before + 2)
+        assert time.monotonic() - at < FROST_S
+    finally:
+        os.kill(frozen.pid, signal.SIGCONT)
+    assert len({finish(node, "frost")[-1].root for node in swarm}) == 1
+    assert 3 in {len(c.members) for c in certificates_of(witness, "frost")}
 
 
 def test_kill_nine_of_a_member_in_mid_round_costs_the_others_seconds(swarm: list[Daemon]) -> None:
