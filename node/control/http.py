@@ -29,6 +29,8 @@ PIPELINE_MAX_BYTES = 64 * 1024  # bytes a client may send ahead while its reques
 LINGER_S = 1.0  # reading on after a refusal, so that the client sees it before the reset
 LINGER_MAX_BYTES = 16 * 1024 * 1024
 READ_BYTES = 64 * 1024
+REFUSAL_CHARS = 120  # of what h11 says about bytes that are no request: it quotes them
+CURL = "curl --unix-socket HOME/control.sock http://shoal/v1/status"
 
 
 class TooLarge(ShoalError):
@@ -73,7 +75,8 @@ class Connection:
             with _within(BODY_WAIT_S):
                 return _head(head, await self._body(head))
         except h11.RemoteProtocolError as error:
-            raise UsageError(f"not an HTTP request: {error}") from error
+            text = f"not an HTTP request: {error}"[:REFUSAL_CHARS]
+            raise UsageError(text, hint=CURL) from error
 
     async def _body(self, head: h11.Request) -> bytes:
         length = next((value for name, value in head.headers if name == b"content-length"), b"0")

@@ -62,6 +62,13 @@ async def test_headers_over_the_limit_are_refused() -> None:
         await read(b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"x" * 100_000 + b"\r\n\r\n")
 
 
+async def test_garbage_is_refused_in_one_short_line() -> None:
+    with pytest.raises(ShoalError, match="not an HTTP request") as caught:
+        await read(b"\xff" * 2000 + b"\r\n\r\n")
+    assert len(str(caught.value)) <= 120
+    assert "curl" in caught.value.hint
+
+
 @given(st.binary(max_size=400), st.integers(1, 50))
 def test_any_bytes_as_events_give_the_same_whole_or_in_pieces(data: bytes, size: int) -> None:
     pieces = Parser()
