@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from wire.codec import CONTROL_FRAME_MAX
+from wire.errors import PeerUnreachable
 from wire.ids import PeerId
 
 Q = TypeVar("Q")  # request
@@ -30,8 +31,34 @@ class Clock(Protocol):
         ...
 
 
+class Sink(Protocol):
+    """Takes what an attached stream brings, on the reader's own turn: no task, no queue, no wait.
+
+    What it raises resets the stream (BadMessage) or is a bug. It may push to its stream.
+    """
+
+    def on_data(self, data: bytes | memoryview) -> None:
+        """Take bytes. A view stays valid for as long as somebody holds it."""
+        ...
+
+    def on_room(self) -> None:
+        """`push` may be called again, after `has_room` was false."""
+        ...
+
+    def on_end(self, error: PeerUnreachable | None) -> None:
+        """Nothing more comes: the last call. None if the other side finished in good order."""
+        ...
+
+
+PUSH_MAX = 65_000  # bytes of one push: it fits one record of the connection, with its headers
+
+
 class Stream(Protocol):
-    """One libp2p stream, fenced (facts: network, section 2). Errors are PeerUnreachable."""
+    """One libp2p stream, fenced (facts: network, section 2). Errors are PeerUnreachable.
+
+    Either read and write it, or `attach` a sink to it and push: for protocols that carry many
+    small messages, for which a task switch per message would be most of the cost.
+    """
 
     @property
     def peer(self) -> PeerId:
@@ -52,6 +79,30 @@ class Stream(Protocol):
 
     async def reset(self) -> None:
         """Throw the stream away, both directions. Safe at any time, also twice."""
+        ...
+
+    def attach(self, sink: Sink) -> None:
+        """Give everything that arrives from now on to `sink`, what is buffered at once.
+
+        The window is returned as bytes arrive, so the sink must bound what it keeps.
+        """
+        ...
+
+    @property
+    def has_room(self) -> bool:
+        """True if `push` may be called now; false also once the stream is over."""
+        ...
+
+    def push(self, data: bytes, *, now: bool) -> None:
+        """Queue up to `PUSH_MAX` bytes; only while there is room. Safe on a stream that is over.
+
+        now: hand them to the socket at once, if it takes them; otherwise what is pushed in this
+        turn of the event loop goes out together.
+        """
+        ...
+
+    def drop(self) -> None:
+        """Reset without waiting."""
         ...
 
 
@@ -97,13 +148,17 @@ class Method(Generic[Q, R]):
     """One RPC method as both sides know it: `Method("modelsync.prepare", Prepare, Ack)`.
 
     In a streaming call `request` is the type of every message towards the server and `reply` of
-    every message back. `frame_max` bounds one encoded message, either way, in bytes.
+    every message back. `frame_max` bounds one encoded message, either way, in bytes; `at_once`
+    the calls of one peer that are answered at a time. A call that `is_repeatable` may run twice
+    without harm, so it is made again if the connection breaks before its answer.
     """
 
     name: str
     request: type[Q]
     reply: type[R]
     frame_max: int = CONTROL_FRAME_MAX
+    at_once: int = 64
+    is_repeatable: bool = False
 
 
 class Call(Protocol[Out, In]):
