@@ -110,6 +110,11 @@ class Incoming:
         """Tell whether a whole message waits."""
         return bool(self._messages)
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that arrived and were not taken, with what each piece costs beyond its body."""
+        return self._held
+
     def take(self) -> Body:
         """Remove and return the oldest message."""
         body, cost = self._messages.popleft()
@@ -120,7 +125,7 @@ class Incoming:
         """Return how much credit to give now; 0 for none. It counts as given."""
         if self.ended or self._credit > self._window // 2:
             return 0
-        if not self._messages and not self._parts and self._window < WINDOW_MAX_BYTES:
+        if not self._messages and self._window < WINDOW_MAX_BYTES:
             self._grow()  # the reader keeps up, so it is the window that the sender waits for
         room = self._window - self._credit
         if self._messages:
