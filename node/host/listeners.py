@@ -19,7 +19,8 @@ from protocols.bulk.wire import HELLO_MAGIC
 from wire.errors import UsageError
 
 BACKLOG = 128  # connections the kernel holds until we accept them
-FIRST_BYTE_S = 10.0  # as long as a handshake: a dialler of either kind speaks first
+FIRST_BYTE_S = 1.0  # a lane's comes at once; who is silent for longer may be a libp2p node that
+# waits for our greeting, and gets it, and then a handshake's time
 
 Handler = Callable[[trio.SocketStream], Awaitable[None]]
 
@@ -31,40 +32,38 @@ class Sorter:
 
     def __init__(self, gate: Gate, libp2p: Handler, lanes: Handler) -> None:
         self._gate, self._libp2p, self._lanes = gate, libp2p, lanes
-        self.silent = 0  # connections that did not say a byte in time
 
     async def __call__(self, stream: trio.SocketStream) -> None:
-        """Look at the first byte. Never raises: it runs beside all the others."""
-        handler: Handler | None = None
+        """Look at the first byte, and hand over. Never raises: it runs beside all the others."""
         try:
-            handler = await self._choose(stream)
-            if handler is not None:
-                await handler(stream)
+            if not await self._was_lane(stream):
+                await self._libp2p(stream)  # what is nobody's too: it hangs up, and counts that
         except Exception as error:  # of a stranger's bytes
-            log.debug("sorter.failed %r", error)
-        finally:
-            if handler is not self._libp2p:
-                stream.socket.close()
+            log.debug("inbound.failed %r", error)
+            stream.socket.close()
+        except BaseException:
+            stream.socket.close()
+            raise
 
-    async def _choose(self, stream: trio.SocketStream) -> Handler | None:
-        """Return whom a connection is for; None if its time is up."""
+    async def _was_lane(self, stream: trio.SocketStream) -> bool:
+        """Let lanes have it, if it is for them."""
         try:
             remote = str(stream.socket.getpeername()[0]).split("%")[0]
         except OSError:
-            return self._libp2p  # it hung up already, and is counted there
+            return False  # it hung up already
         place = self._gate.enter(remote)
         if place is None:
-            return self._libp2p  # which has no place for it either, and counts that
+            return False  # libp2p has no place for it either
         try:
+            first = b""
             with trio.move_on_after(FIRST_BYTE_S):
                 first = await stream.socket.recv(1, socket.MSG_PEEK)
-                return self._lanes if first == HELLO_MAGIC[:1] else self._libp2p
-        except OSError:
-            return self._libp2p
+            if first != HELLO_MAGIC[:1]:
+                return False
+            await self._lanes(stream)
+            return True
         finally:
             place.leave()
-        self.silent += 1
-        return None
 
 
 class Listener(IListener):

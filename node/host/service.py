@@ -270,7 +270,7 @@ class LibP2pHost:
             connections=self._swarm.gate.total,
             accepted=self._swarm.accepted,
             refused=self._swarm.refused,
-            failed_handshakes=self._swarm.failed_handshakes + self._sorter.silent,
+            failed_handshakes=self._swarm.failed_handshakes,
             failed_admissions=self._sessions.failed_admissions,
             server_errors=self._sessions.server_errors,
         )
