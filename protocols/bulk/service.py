@@ -168,26 +168,35 @@ class BulkService:
         progress: Progress,
         wait_s: float,
     ) -> None:
-        failure: ShoalError | None = None
         try:
-            async with (
-                self._rpc.stream(peer, TRANSFER, timeout_s=OPEN_S) as call,
-                trio.open_nursery() as nursery,
-            ):
-                try:
-                    await call.send(ToReceiver(offer))
-                    nursery.start_soon(self._keep_lanes, peer, offer.size_bytes)
-                    await _accepted(call, wait_s)
-                    self.pool.desk(peer).send(offer.transfer, departure)
-                    nursery.start_soon(self._carry, call, offer, departure)
-                    await self._follow(call, departure, progress)
-                except ShoalError as error:  # carried out of the nursery, which would wrap it
-                    failure = error
-                nursery.cancel_scope.cancel()
-            if failure is not None:
-                raise failure
+            async with self._rpc.stream(peer, TRANSFER, timeout_s=OPEN_S) as call:
+                await self._drive(call, offer, departure, progress, wait_s)
         finally:
             await self.pool.desk(peer).withdraw(offer.transfer, departure)
+
+    async def _drive(
+        self,
+        call: Call[ToReceiver, ToSender],
+        offer: Offer,
+        departure: Departure,
+        progress: Progress,
+        wait_s: float,
+    ) -> None:
+        """Offer, see that it is carried, and follow it to its end."""
+        failure: ShoalError | None = None
+        async with trio.open_nursery() as nursery:
+            try:
+                await call.send(ToReceiver(offer))
+                nursery.start_soon(self._keep_lanes, call.peer, offer.size_bytes)
+                await _accepted(call, wait_s)
+                self.pool.desk(call.peer).send(offer.transfer, departure)
+                nursery.start_soon(self._carry, call, offer, departure)
+                await self._follow(call, departure, progress)
+            except ShoalError as error:  # carried out of the nursery, which would wrap it
+                failure = error
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
     async def _follow(
         self, call: Call[ToReceiver, ToSender], departure: Departure, progress: Progress
