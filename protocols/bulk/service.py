@@ -22,7 +22,7 @@ from protocols.bulk.arrivals import Arrivals, Progress
 from protocols.bulk.counters import BulkCounters
 from protocols.bulk.desk import Departure, Job
 from protocols.bulk.machine import Outbound, piece_bytes_for
-from protocols.bulk.places import FileRange, Source, file_target, memory_target, source_of
+from protocols.bulk.places import Source, file_target, memory_target, source_of
 from protocols.bulk.pool import Pool, Sockets
 from protocols.bulk.wire import (
     KEY_MAX,
@@ -49,7 +49,7 @@ from wire.ids import PeerId
 from wire.ports import Call, Rpc
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer, WriteableBuffer
+    from protocols.bulk.places import Readable, Writable
 
 OPEN_S = 10.0  # to reach the peer
 WAIT_S = 30.0  # for the other side to come to the rendezvous, unless the caller says otherwise
@@ -91,7 +91,7 @@ class BulkService:
         self,
         peer: PeerId,
         key: bytes,
-        source: "ReadableBuffer | Path | IO[Any] | FileRange",
+        source: "Readable",
         *,
         rate_mb_s: float | None = None,
         progress: Progress | None = None,
@@ -128,7 +128,7 @@ class BulkService:
         self,
         peer: PeerId,
         key: bytes,
-        buffer: "WriteableBuffer",
+        buffer: "Writable",
         *,
         progress: Progress | None = None,
         wait_s: float = WAIT_S,
@@ -317,7 +317,7 @@ async def _until_failed(departure: Departure, scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _open(source: "ReadableBuffer | Path | IO[Any] | FileRange") -> Source:
+async def _open(source: "Readable") -> Source:
     opener = source_of(source)
     if isinstance(source, Path):
         return await trio.to_thread.run_sync(opener)

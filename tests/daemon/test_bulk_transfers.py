@@ -1,6 +1,7 @@
 """Bulk transfers between real hosts on loopback: right, fair, and over when they should be."""
 
 import secrets
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +31,15 @@ class Outcome:
         if 0 < done < size:
             self.moving.set()
 
-    async def send(self, sender: Peer, receiver: Peer, data: object, **options: float) -> None:
+    async def send(
+        self, sender: Peer, receiver: Peer, data: bytes | Path, **options: float
+    ) -> None:
         with self.scope:
             try:
                 self.value = await sender.bulk.send(
                     receiver.id,
                     b"key",
-                    data,  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+                    data,
                     progress=self.progress,
                     **options,
                 )
@@ -103,14 +106,9 @@ async def test_three_transfers_at_once_share_fairly() -> None:
                 key, place = bytes([n]), bytearray(len(DATA))
                 nursery.start_soon(b.bulk.receive_into, a.id, key, place)
             for n in range(3):
-                send = a.bulk.send
-
-                async def one(n: int = n, send: object = send) -> None:
-                    await a.bulk.send(
-                        b.id, bytes([n]), DATA, progress=lambda got, size: progress(n, got, size)
-                    )
-
-                nursery.start_soon(one)
+                nursery.start_soon(
+                    partial(a.bulk.send, progress=partial(progress, n)), b.id, bytes([n]), DATA
+                )
         assert min(first[0].values()) > 0.6 * len(DATA)  # when the first one was through
 
 
@@ -129,7 +127,7 @@ async def test_a_numpy_array_a_byte_and_nothing() -> None:
         with pytest.raises(UsageError, match="contiguous"):
             await a.bulk.send(b.id, b"array", array[:, ::2])
         with pytest.raises(UsageError, match="read-only"):
-            await a.bulk.receive_into(b.id, b"k", b"fixed")  # type: ignore[arg-type]  # pyright: ignore
+            await a.bulk.receive_into(b.id, b"k", b"fixed")
 
 
 async def test_small_things_make_no_lane_and_use_one_that_is_there() -> None:
@@ -186,7 +184,7 @@ async def test_a_lane_lost_in_mid_transfer_costs_nothing_but_time() -> None:
         sent, place = Outcome(), bytearray(len(DATA))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(Outcome().receive, a, b, place)
-            nursery.start_soon(lambda: sent.send(a, b, DATA, rate_mb_s=100))
+            nursery.start_soon(partial(sent.send, rate_mb_s=100), a, b, DATA)
             for _ in range(3):
                 await eventually(lambda: sent.over.is_set() or (a.lanes() and sent.moving.is_set()))
                 for lane in a.lanes():
@@ -202,7 +200,7 @@ async def test_all_lanes_lost_for_good_leave_the_rest_to_the_call() -> None:
         sent, place = Outcome(), bytearray(len(DATA))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(Outcome().receive, a, b, place)
-            nursery.start_soon(lambda: sent.send(a, b, DATA, rate_mb_s=200))
+            nursery.start_soon(partial(sent.send, rate_mb_s=200), a, b, DATA)
             await sent.moving.wait()
             await cut_off(a, b)
         assert place == DATA
@@ -228,8 +226,8 @@ async def test_who_comes_alone_to_the_rendezvous_leaves_in_time(
     async with pair() as (a, b):
         sent, got = Outcome(), Outcome()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(lambda: sent.send(a, b, b"x", wait_s=0.2))
-            nursery.start_soon(lambda: got.receive(a, a, bytearray(1), wait_s=0.2))
+            nursery.start_soon(partial(sent.send, wait_s=0.2), a, b, b"x")
+            nursery.start_soon(partial(got.receive, wait_s=0.2), a, a, bytearray(1))
         assert isinstance(sent.error, DeadlineExceeded)
         assert isinstance(got.error, DeadlineExceeded)
         await eventually(lambda: b.rpc.counters.active_in == 0)
@@ -240,8 +238,8 @@ async def test_a_sender_that_gives_up_frees_the_receiver_and_the_other_way_round
         for who in ("sender", "receiver"):
             sent, got, place = Outcome(), Outcome(), bytearray(len(DATA))
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(lambda got=got, place=place: got.receive(a, b, place))
-                nursery.start_soon(lambda sent=sent: sent.send(a, b, DATA, rate_mb_s=100))
+                nursery.start_soon(got.receive, a, b, place)
+                nursery.start_soon(partial(sent.send, rate_mb_s=100), a, b, DATA)
                 await sent.moving.wait()
                 (sent if who == "sender" else got).scope.cancel()
                 with trio.fail_after(3):
@@ -260,7 +258,7 @@ async def test_a_file_that_becomes_shorter_fails_on_both_sides(tmp_path: Path) -
         sent, got, place = Outcome(), Outcome(), bytearray(len(DATA))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(got.receive, a, b, place)
-            nursery.start_soon(lambda: sent.send(a, b, source, rate_mb_s=50))
+            nursery.start_soon(partial(sent.send, rate_mb_s=50), a, b, source)
             await sent.moving.wait()
             source.write_bytes(b"short")
         assert isinstance(sent.error, UsageError)
@@ -272,7 +270,7 @@ async def test_a_connection_that_ends_takes_transfers_and_lanes_with_it() -> Non
         sent, got, place = Outcome(), Outcome(), bytearray(len(DATA))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(got.receive, a, b, place)
-            nursery.start_soon(lambda: sent.send(a, b, DATA, rate_mb_s=50))
+            nursery.start_soon(partial(sent.send, rate_mb_s=50), a, b, DATA)
             await sent.moving.wait()
             await a.host.disconnect(b.id)
         assert isinstance(sent.error, PeerUnreachable | TransferEnded)
@@ -286,7 +284,7 @@ async def test_a_daemon_stops_in_mid_transfer_and_leaves_no_thread() -> None:
     async with trio.open_nursery() as nursery:
         async with pair() as (a, b):
             nursery.start_soon(got.receive, a, b, place)
-            nursery.start_soon(lambda: sent.send(a, b, DATA, rate_mb_s=50))
+            nursery.start_soon(partial(sent.send, rate_mb_s=50), a, b, DATA)
             await sent.moving.wait()
             assert lane_threads()
             start = trio.current_time()
@@ -311,7 +309,7 @@ async def test_a_stalled_transfer_fails_on_both_sides(tmp_path: Path) -> None:
         b.lanes()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(got.receive, a, b, place)
-            nursery.start_soon(lambda: sent.send(a, b, DATA, rate_mb_s=0.02))  # 2 pieces a second
+            nursery.start_soon(partial(sent.send, rate_mb_s=0.02), a, b, DATA)  # 2 pieces a second
             await got.moving.wait()
             # As if everything on the way was lost: pieces go, and nobody hears of them.
             a.bulk.pool.desk(b.id).take = lambda lane, is_over: None  # type: ignore[method-assign]
