@@ -33,7 +33,7 @@ from node.host.views import PeerUp
 from node.known_peers import read_known, write_known
 from node.logs import LogBook, tame_libraries
 from node.membership import MemberInfo, Membership
-from node.metrics import LoopLag, Metrics, core_figures, rpc_figures, store_figures
+from node.metrics import LoopLag, Metrics, bulk_figures, core_figures, rpc_figures, store_figures
 from node.models import Models
 from node.notify import notify
 from node.parts import Life, Node, now_ms
@@ -42,6 +42,7 @@ from node.tickets import Ticket, swarm_tag
 from node.token import load_or_make_token
 from protocols.blobs.service import BlobService
 from protocols.blobs.store import BlobStore
+from protocols.bulk.service import BulkService
 from protocols.channels.service import ChannelService
 from protocols.modelsync.service import ModelSync
 from protocols.rpc.service import RpcService
@@ -86,6 +87,7 @@ class Daemon:
         self.host = LibP2pHost(start.seed, start.swarm.key, config.net.listen, limits=limits)
         peers = self.host.connected
         self.rpc = RpcService(self.host)
+        self.bulk = BulkService(self.rpc, self.host.lanes)
         self.channels = ChannelService(self.rpc, peers)
         self.store = StoreService(
             self.rpc.network("crdt.sync"),
@@ -143,7 +145,7 @@ class Daemon:
         )
         metrics = Metrics()
         metrics.add(*core_figures(node), *rpc_figures(self.rpc.counters))
-        metrics.add(*store_figures(self.store.stats))
+        metrics.add(*bulk_figures(self.bulk.counters), *store_figures(self.store.stats))
         api = Api()
         core_routes.routes(api, node, metrics)
         run_routes.routes(api, self.runs)
@@ -171,6 +173,7 @@ class Daemon:
             await nursery.start(self.lag.run)
             for part in (
                 self.host,
+                self.bulk,
                 self.channels,
                 self.store,
                 self.dht,

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from crdt.service import StoreStats
 from node.parts import Node
+from protocols.bulk.counters import BulkCounters
 from protocols.rpc.line import RpcCounters
 
 LAG_INTERVAL_S = 0.25  # between two measurements of the event loop's lag
@@ -125,6 +126,22 @@ def rpc_figures(counters: RpcCounters) -> list[Figure]:
         _total("shoal_rpc_bad_messages", "Peers' nonsense.", lambda: counters.bad_messages),
         _total("shoal_rpc_bytes_out", "RPC frames sent.", lambda: counters.bytes_out),
         _total("shoal_rpc_bytes_in", "RPC frames received.", lambda: counters.bytes_in),
+    ]
+
+
+def bulk_figures(counters: BulkCounters) -> list[Figure]:
+    """Return the figures of bulk transfers and their lanes."""
+    return [
+        _total("shoal_bulk_sent", "Transfers that arrived in full.", lambda: counters.sent),
+        _total("shoal_bulk_received", "Transfers received in full.", lambda: counters.received),
+        _total("shoal_bulk_failed", "Transfers that failed.", lambda: counters.failed),
+        _total("shoal_bulk_bytes_out", "Sent and arrived.", lambda: counters.bytes_out),
+        _total("shoal_bulk_bytes_in", "Received.", lambda: counters.bytes_in),
+        _total("shoal_bulk_fallbacks", "Transfers without a lane.", lambda: counters.fallbacks),
+        Figure("shoal_bulk_lanes", "Bulk connections now.", lambda: counters.lanes),
+        _total("shoal_bulk_lanes_made", "Bulk connections made.", lambda: counters.lanes_made),
+        _total("shoal_bulk_lane_faults", "Ended by false bytes.", lambda: counters.lane_faults),
+        _total("shoal_bulk_hellos_refused", "Strangers' hellos.", lambda: counters.hellos_refused),
     ]
 
 
