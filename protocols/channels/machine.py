@@ -1,95 +1,123 @@
-"""Flooding without I/O: what is news, what a batch holds, what waits for a peer.
+"""GossipSub 1.1 and 1.2 without I/O: meshes, announcements, scores. (Interface; bodies follow.)"""
 
-First form: every message goes to every connected peer that is not known to have it. GossipSub
-(a mesh of few peers per topic, announcements to the others) replaces it; publishers and
-subscribers will not notice.
-"""
+import random
+from dataclasses import dataclass
+from enum import Enum
 
-import hashlib
-from collections import OrderedDict, deque
-from dataclasses import dataclass, field
-
-from protocols.channels.wire import BATCH_BYTES, BATCH_MAX, Gossip
-from wire import codec
+from protocols.channels.params import Params
+from protocols.channels.wire import Message, Rpc
 from wire.ids import PeerId
 
-SEEN_MAX = 16 * 1024  # ids remembered; about 3 MB
-SEEN_AGE_S = 120.0  # for how long (GossipSub's own figure); a message is through in seconds
-TOPICS_MAX = 256  # subscriptions of one node: a program that needs more has a bug
-QUEUE_MAX = 256  # messages waiting for one peer; when full the oldest is dropped
-QUEUE_BYTES = 4 * 1024 * 1024  # and in bytes, likewise
 
-MessageId = bytes
+class Verdict(Enum):
+    """What validation found."""
 
-
-def message_id(message: Gossip) -> MessageId:
-    """Name a message by all that is in it: SHA-256 of its encoding."""
-    return hashlib.sha256(codec.encode(message)).digest()
+    ACCEPT = "accept"  # goes on to the mesh
+    IGNORE = "ignore"  # not news, or we cannot say: goes no further, nobody's fault
+    REJECT = "reject"  # invalid: who passed it on is scored down
 
 
-@dataclass
-class Flood:
-    """Remembers what was seen and decides where a message goes."""
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send one RPC to each of some peers. Encode it once: `wire.encode`, `wire.frames.pack`.
 
-    own: PeerId
-    seen_max: int = SEEN_MAX
-    seen_age_s: float = SEEN_AGE_S
-    _seen: OrderedDict[MessageId, float] = field(default_factory=OrderedDict[MessageId, float])
+    What cannot be queued for a slow peer may be dropped: announcements repair it.
+    """
 
-    def is_news(self, message: Gossip, now: float) -> bool:
-        """Tell whether a message is seen for the first time; from then on it is not."""
-        while self._seen and next(iter(self._seen.values())) <= now - self.seen_age_s:
-            self._seen.popitem(last=False)
-        name = message_id(message)
-        if name in self._seen:
-            return False
-        if len(self._seen) >= self.seen_max:
-            self._seen.popitem(last=False)
-        self._seen[name] = now
-        return message.origin != self.own  # an echo of ours, from before the restart perhaps
-
-    def publish(self, message: Gossip, now: float) -> None:
-        """Remember a message of our own, so that its echo is no news."""
-        self.is_news(message, now)
-
-    def targets(
-        self, message: Gossip, source: PeerId | None, connected: list[PeerId]
-    ) -> list[PeerId]:
-        """Say to whom a message goes on: all but who sent it, who wrote it, and us."""
-        known = {source, message.origin, self.own}
-        return [peer for peer in connected if peer not in known]
+    peers: tuple[PeerId, ...]
+    rpc: Rpc
 
 
-@dataclass
-class SendQueue:
-    """What waits for one peer: bounded in messages and bytes, the oldest goes first of all."""
+@dataclass(frozen=True, slots=True)
+class Validate:
+    """Check a new message (signature, policy), then call `validated` with its `id`, once.
 
-    dropped: int = 0
-    _messages: deque[Gossip] = field(default_factory=deque[Gossip])
-    _size_bytes: int = 0
+    At most one is out for an id. `ACCEPT` also means: give it to the subscribers here.
+    """
 
-    def __len__(self) -> int:
-        return len(self._messages)
+    peer: PeerId
+    message: Message
+    id: bytes
 
-    def put(self, message: Gossip) -> None:
-        """Add a message, dropping the oldest until it fits."""
-        self._messages.append(message)
-        self._size_bytes += len(message.data)
-        while len(self._messages) > QUEUE_MAX or self._size_bytes > QUEUE_BYTES:
-            self._pop()
-            self.dropped += 1
 
-    def take_batch(self) -> list[Gossip]:
-        """Remove and return what goes out in the next push; at least one message."""
-        batch, size_bytes = [self._pop()], 0
-        while self._messages and len(batch) < BATCH_MAX:
-            size_bytes += len(self._messages[0].data)
-            if size_bytes > BATCH_BYTES:
-                break
-            batch.append(self._pop())
-        return batch
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A peer broke too many rules: reset its streams, and do not take it back for a while."""
 
-    def _pop(self) -> Gossip:
-        message = self._messages.popleft()
-        self._size_bytes -= len(message.data)
-        return message
+    peer: PeerId
+    reason: str
+
+
+Effect = Send | Validate | Drop
+
+
+class GossipSub:
+    """One node's part in the gossip. Every method returns effects, to be applied in order."""
+
+    def __init__(self, own: PeerId, params: Params, rng: random.Random) -> None:
+        raise NotImplementedError
+
+    @property
+    def deadline(self) -> float:
+        """Time of the next needed `tick`; infinity while there are no peers."""
+        raise NotImplementedError
+
+    def peer_up(
+        self, peer: PeerId, version: str, now: float, *, outbound: bool = False, address: str = ""
+    ) -> list[Effect]:
+        """A peer's stream is open. The first effect sends it our subscriptions.
+
+        version: protocol of the stream, one of `wire.PROTOCOLS`. outbound: we dialled it.
+        address: its IP address or address group, for scoring; "" if unknown.
+        """
+        raise NotImplementedError
+
+    def peer_down(self, peer: PeerId, now: float) -> list[Effect]:
+        """A peer's stream is over. Its score is kept for a while if it is bad."""
+        raise NotImplementedError
+
+    def receive(self, peer: PeerId, rpc: Rpc, now: float) -> list[Effect]:
+        """Handle what a peer sent. RPCs of peers that are not up are ignored."""
+        raise NotImplementedError
+
+    def broke_framing(self, peer: PeerId, now: float) -> list[Effect]:
+        """A peer sent bytes that `wire.decode` refused."""
+        raise NotImplementedError
+
+    def subscribe(self, topic: str, now: float) -> list[Effect]:
+        """Join a topic. Raises UsageError over `Params.topics_max`."""
+        raise NotImplementedError
+
+    def unsubscribe(self, topic: str, now: float) -> list[Effect]:
+        """Leave a topic."""
+        raise NotImplementedError
+
+    def publish(self, message: Message, now: float) -> list[Effect]:
+        """Send a message of our own (signed already). It does not come back as Validate."""
+        raise NotImplementedError
+
+    def validated(self, message_id: bytes, verdict: Verdict, now: float) -> list[Effect]:
+        """Tell the outcome of a `Validate`. Unknown ids (it took too long) are ignored."""
+        raise NotImplementedError
+
+    def set_application_score(self, peer: PeerId, score: float) -> None:
+        """Set P5, the application's own opinion of a peer; 0 to begin with."""
+        raise NotImplementedError
+
+    def tick(self, now: float) -> list[Effect]:
+        """Do what is due: once a second the heartbeat, in between requests for announced messages."""
+        raise NotImplementedError
+
+    # For metrics and `shoal channels`.
+
+    def mesh(self, topic: str) -> frozenset[PeerId]:
+        """Peers that we exchange a topic's messages with."""
+        raise NotImplementedError
+
+    def subscribers(self, topic: str) -> int:
+        """Connected peers that subscribe to a topic."""
+        raise NotImplementedError
+
+    def score(self, peer: PeerId) -> float:
+        """What we think of a peer; 0 of one that we do not know."""
+        raise NotImplementedError
