@@ -8,7 +8,7 @@ import http.client
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TypeVar, overload
@@ -194,8 +194,8 @@ class Client:
         last: int | None = None,
         since_s: float | None = None,
         authors: list[str] | None = None,
-    ) -> Iterator[Message]:
-        """Yield the messages of a topic, until the daemon stops or the iterator is closed.
+    ) -> Generator[Message]:
+        """Yield the messages of a topic, until the daemon stops or the generator is closed.
 
         last, since_s: begin with that much of the past, as far as somebody has kept it.
         """
