@@ -86,13 +86,14 @@ class Failures:
 
     def error(self) -> ShoalError:
         """Return what to raise."""
+        if not self._errors:
+            hint = "is a member that has it up and connected? see `shoal peers`"
+            return NotFound(f"blob {self.cid}: nobody that can be asked has it", hint=hint)
         text = f"blob {self.cid}: incomplete after asking {len(self._errors)} peers"
         reasons = "; ".join(f"{peer}: {error}" for peer, error in self._errors.items())
         gone = (PeerUnreachable, DeadlineExceeded)
-        if self._errors and all(isinstance(e, gone) for e in self._errors.values()):
-            return PeerUnreachable(f"{text} ({reasons})")
-        hint = "" if self._errors else "is a member that has it connected? see `shoal peers`"
-        return NotFound(f"{text} ({reasons})" if reasons else text, hint=hint)
+        is_gone = all(isinstance(error, gone) for error in self._errors.values())
+        return (PeerUnreachable if is_gone else NotFound)(f"{text} ({reasons})")
 
 
 async def fetch_object(source: Source, failures: Failures, off_loop: OffLoop) -> bytes:
@@ -151,7 +152,7 @@ class ChunkFetch:
         source: Source,
         failures: Failures,
         *,
-        start: int,
+        choose: Callable[[], int],
         off_loop: OffLoop,
         transfer: Transfer,
         counters: Counters,
@@ -159,7 +160,7 @@ class ChunkFetch:
     ) -> None:
         self.file, self.off_loop, self.counters = file, off_loop, counters
         self.transfer, self._report = transfer, report
-        self.machine = Fetch(wanted, start=start)
+        self.machine = Fetch(wanted, choose=choose)
         self.source, self.failures = source, failures
         self._changed = trio.lowlevel.ParkingLot()
         self._search = Search(source, failures.cid, self._changed)

@@ -1,5 +1,6 @@
 """What one fetch does: the manifest first, then the chunks, of a tree those of each file."""
 
+import random
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ from protocols.blobs.manifest import Entry, File, Tree, decode_manifest
 from protocols.blobs.progress import Counters, Report, Transfer
 from protocols.blobs.search import Finder, Source
 from protocols.blobs.store import BlobStore, fresh_row
-from protocols.blobs.wire import CHUNK_BYTES, Cid, hash_of, is_raw
+from protocols.blobs.wire import CHUNK_BYTES, Cid, is_raw
 from wire.errors import BadMessage, NotFound, UsageError
 from wire.ids import PeerId
 from wire.ports import Rpc
@@ -219,13 +220,13 @@ class Getting:
             needed = missing.bit_count() * CHUNK_BYTES
             await off_loop(partial(store.space.reserve, needed))
             reserved = needed
-            seed = int.from_bytes(hash_of(f"{self._rpc.peer}{cid}".encode())[:8])
+            dice = random.Random(f"{self._rpc.peer}{cid}")  # others begin elsewhere
             await ChunkFetch(
                 file,
                 missing,
                 job.source,
                 Failures(cid, job.source, job.transfer, self._counters),
-                start=seed % count if part is None else 0,
+                choose=partial(dice.randrange, count),
                 off_loop=off_loop,
                 transfer=job.transfer,
                 counters=self._counters,

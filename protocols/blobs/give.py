@@ -6,6 +6,7 @@ What one peer can make us hold is bounded: questions by `QUEUE_MAX`, chunks in m
 
 import math
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import trio
@@ -36,7 +37,7 @@ from protocols.blobs.wire import (
     Who,
     parse_cid,
 )
-from wire.errors import BadMessage, DeadlineExceeded, NotFound, UsageError
+from wire.errors import BadMessage, DeadlineExceeded, NotFound, ShoalError, UsageError
 from wire.ids import PeerId
 from wire.ports import Call, Rpc
 
@@ -85,7 +86,7 @@ class Giving:
 
     async def _who(self, _: PeerId, who: Who) -> Here:
         cid = _cid(who.cid)
-        return Here(await self._off_loop(partial(self._store.chunks_here, cid)))
+        return Here(*await self._off_loop(partial(self._store.chunks_here, cid)))
 
     async def _object(self, peer: PeerId, who: Who) -> Object:
         cid = _cid(who.cid)
@@ -141,14 +142,26 @@ class _Conversation:
         told = full(file.layout.count) if is_whole else file.have
         bits = b"" if is_whole else to_bits(told) or b"\0"
         await self._call.send(Tell(Have(bits)))
+        failure: ShoalError | None = None
+        ready, to_send = trio.open_memory_channel[Chunk | Missing](1)  # full: wait
+        parts = [self._listen, partial(self._read, ready), partial(self._send, to_send)]
+        if not is_whole:
+            parts.append(partial(self._tell_news, told))
+
+        async def play(part: Callable[[], Awaitable[None]]) -> None:
+            nonlocal failure
+            try:
+                await part()
+            except ShoalError as error:  # carried out of the nursery, which would wrap it
+                failure = failure or error
+            if failure is not None or part == self._listen:
+                nursery.cancel_scope.cancel()
+
         async with trio.open_nursery() as nursery:
-            ready, to_send = trio.open_memory_channel[Chunk | Missing](1)  # full: wait
-            nursery.start_soon(self._read, ready)
-            nursery.start_soon(self._send, to_send)
-            if not is_whole:
-                nursery.start_soon(self._tell_news, told)
-            await self._listen()
-            nursery.cancel_scope.cancel()
+            for part in parts:
+                nursery.start_soon(play, part)
+        if failure is not None:
+            raise failure
 
     async def _listen(self) -> None:
         while True:

@@ -6,7 +6,7 @@ driver tells who has what and what came, and asks `next_for` whenever something 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from protocols.blobs.wire import GET_MAX
@@ -28,7 +28,7 @@ class _Provider:
     rtt_s: float
     asked: dict[int, float] = field(default_factory=dict[int, float])  # when, oldest first
     window: int = WINDOW_FIRST
-    heard_s: float = 0.0  # when a chunk came, or was asked for while none was in flight
+    heard_s: float = 0.0  # when its debt changed, or began
     count_from_s: float = 0.0  # the rate: chunks since then
     counted: int = 0
 
@@ -36,9 +36,11 @@ class _Provider:
 class Fetch:
     """The state of one fetch: chunks are wanted (asked of nobody), asked of some, or here."""
 
-    def __init__(self, wanted: int, *, start: int = 0) -> None:
-        """`start` is where to begin among equally rare ones: many who fetch begin elsewhere."""
-        self._wanted, self._start = wanted, start
+    def __init__(self, wanted: int, *, choose: Callable[[], int] = lambda: 0) -> None:
+        """`choose` says where to begin among equally rare ones: at once, and anew for each request
+        as long as there are others who fetch. If all went in one order, nobody could help anybody.
+        """
+        self._wanted, self._choose, self._start = wanted, choose, choose()
         self._askers: dict[int, list[PeerId]] = {}  # of the chunks that are asked
         self._providers: dict[PeerId, _Provider] = {}
         self._levels: list[int] = [wanted]  # by how many providers have a chunk
@@ -124,6 +126,7 @@ class Fetch:
         others = [other for other in self._askers.pop(index) if other != peer]
         for each in (peer, *others):
             del self._providers[each].asked[index]
+            self._providers[each].heard_s = now  # a slow one that was helped is not silent
         for level in range(len(self._levels)):
             self._levels[level] &= ~(1 << index)
         return others
@@ -151,13 +154,14 @@ class Fetch:
         for level in self._levels:
             found = self._wanted & have & level
             if found:
-                return _run_in(found, self._start, most)
+                is_shared = any(self._wanted & ~p.have for p in self._providers.values())
+                return _run_in(found, self._choose() if is_shared else self._start, most)
         return None
 
     def _spare(self, peer: PeerId, provider: _Provider) -> range | None:
         """At the end, return a chunk that others owe: the one that would come last."""
         spare = sum(1 for index in provider.asked if len(self._askers[index]) > 1)
-        if self._wanted & provider.have or spare >= SPARE_MAX:
+        if self._wanted or spare >= SPARE_MAX:
             return None
         late = [
             (self._wait_s(other, index), index)
@@ -178,7 +182,6 @@ class Fetch:
 
     def _measure(self, provider: _Provider, now: float) -> None:
         """Count a chunk, and from time to time set the window to what the rate needs."""
-        provider.heard_s = now
         provider.counted += 1
         elapsed_s = now - provider.count_from_s
         if elapsed_s < RATE_OVER_S and provider.counted < 2 * provider.window:

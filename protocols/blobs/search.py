@@ -110,8 +110,8 @@ class Search:
             here = await call(peer, WHO, Who(self._cid))
         except ShoalError:
             return
-        if here.chunks:
-            self._offer(peer)
+        if here.chunks or here.is_fetching:
+            self._offer(peer, first=not here.is_fetching)
 
     async def _look_up(self, finder: Finder) -> None:
         with trio.move_on_after(DHT_TIMEOUT_S):
@@ -127,8 +127,11 @@ class Search:
         is_bad = peer in self._source.liars or peer == self._source.rpc.peer
         return may_come and not is_bad and peer not in self._taken
 
-    def _offer(self, peer: PeerId) -> None:
+    def _offer(self, peer: PeerId, *, first: bool = False) -> None:
         if self._is_new(peer):
             self._taken.add(peer)
-            self.pending.append(peer)
+            if first:  # before those that fetch it themselves
+                self.pending.appendleft(peer)
+            else:
+                self.pending.append(peer)
             self._changed.unpark_all()

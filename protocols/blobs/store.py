@@ -85,17 +85,25 @@ class BlobStore:
             raise NotFound(f"blob {cid} is not here")
         return data
 
-    def chunks_here(self, cid: Cid) -> int:
-        """Return how many chunks of a blob can be had from here now; a tree counts as one."""
+    def chunks_here(self, cid: Cid) -> tuple[int, bool]:
+        """Return how many chunks of a blob can be had from here now (a tree counts as one), and
+        whether it is being fetched.
+        """
         with self._lock:
-            if cid in self._open:
-                return max(self._open[cid].have.bit_count(), int(self._open[cid].is_whole))
+            file = self._open.get(cid)
+            if file is not None:
+                is_whole = file.is_whole
+                return max(file.have.bit_count(), int(is_whole)), not is_whole
         row = self.index.get(cid)
         if row is None or not row.is_whole:
-            return 0
+            return 0, False
         if isinstance(self.manifest(cid), Tree):
-            return 1
-        return max(1, -(-row.size_bytes // CHUNK_BYTES)) if self._is_there(row) else 0
+            return 1, False
+        return (
+            (max(1, -(-row.size_bytes // CHUNK_BYTES)), False)
+            if self._is_there(row)
+            else (0, False)
+        )
 
     # --- reading -------------------------------------------------------------------------------
 

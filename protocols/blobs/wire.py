@@ -45,9 +45,10 @@ class Who(Message, frozen=True):
 
 
 class Here(Message, frozen=True):
-    """So many of its chunks."""
+    """So many of its chunks, and whether more are coming."""
 
     chunks: Annotated[int, Meta(ge=0, le=CHUNKS_MAX)]
+    is_fetching: bool
 
 
 class Object(Message, frozen=True):

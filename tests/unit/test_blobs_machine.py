@@ -1,5 +1,7 @@
 """Which chunk is asked of whom."""
 
+from random import Random
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -39,10 +41,23 @@ def test_chunks_are_asked_in_runs_up_to_the_window() -> None:
 
 
 def test_a_fetch_may_begin_anywhere_and_goes_round() -> None:
-    fetch = Fetch(full(5), start=3)
+    fetch = Fetch(full(5), choose=lambda: 3)
     fetch.join(A, full(5), rtt_s=0.01)
     assert fetch.next_for(A, 0.0) == range(3, 5)
     assert fetch.next_for(A, 0.0) == range(2)
+
+
+def test_who_fetches_beside_others_does_not_go_in_order() -> None:
+    turns = iter([0, 7, 2, 5])
+    fetch = Fetch(full(20), choose=lambda: next(turns))
+    fetch.join(A, full(20), rtt_s=0.01)
+    fetch.join(B, 1, rtt_s=0.01)  # who fetches it, too
+    assert fetch.next_for(A, 0.0) == range(7, 11)
+    fetch.arrived(A, 7, 0.0)
+    assert fetch.next_for(A, 0.0) == range(2, 3)
+    fetch.gained(B, full(20))
+    fetch.arrived(A, 2, 0.0)
+    assert fetch.next_for(A, 0.0) == range(1)
 
 
 def test_the_rarest_come_first() -> None:
@@ -146,9 +161,9 @@ class Swarm(RuleBasedStateMachine):
         self.have: dict[PeerId, set[int]] = {}
         self.owed: dict[PeerId, list[int]] = {}
 
-    @initialize(start=st.integers(0, CHUNKS - 1))
-    def begin(self, start: int) -> None:
-        self.fetch = Fetch(full(CHUNKS), start=start)
+    @initialize(dice=st.randoms(use_true_random=False))
+    def begin(self, dice: Random) -> None:
+        self.fetch = Fetch(full(CHUNKS), choose=lambda: dice.randrange(CHUNKS))
 
     @rule(peer=st.sampled_from(PEERS), have=st.sets(st.integers(0, CHUNKS - 1)))
     def join_or_gain(self, peer: PeerId, have: set[int]) -> None:
