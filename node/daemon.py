@@ -15,6 +15,7 @@ from importlib.metadata import version
 import structlog
 import trio
 
+import node.control.blobs as blob_routes
 import node.control.core as core_routes
 import node.control.models as model_routes
 import node.control.openai as openai_routes
@@ -33,7 +34,14 @@ from node.host.views import PeerUp
 from node.known_peers import read_known, write_known
 from node.logs import LogBook, tame_libraries
 from node.membership import MemberInfo, Membership
-from node.metrics import LoopLag, Metrics, core_figures, rpc_figures, store_figures
+from node.metrics import (
+    LoopLag,
+    Metrics,
+    blob_figures,
+    core_figures,
+    rpc_figures,
+    store_figures,
+)
 from node.models import Models
 from node.notify import notify
 from node.parts import Life, Node, now_ms
@@ -41,7 +49,7 @@ from node.runs import Runs
 from node.tickets import Ticket, swarm_tag
 from node.token import load_or_make_token
 from protocols.blobs.service import BlobService
-from protocols.blobs.store import BlobStore
+from protocols.blobs.store import HALF_OF_FREE, BlobStore
 from protocols.channels.service import ChannelService
 from protocols.modelsync.service import ModelSync
 from protocols.rpc.service import RpcService
@@ -103,7 +111,13 @@ class Daemon:
         self.membership = Membership(
             self.store, self.host, self._about_us, self.clock, finder=self.dht
         )
-        self.blobs = BlobService(self.rpc, BlobStore(home.blobs))
+        self.blobs = BlobService(
+            self.rpc,
+            BlobStore(home.blobs, quota_bytes=int(config.blobs.quota_gib * 2**30) or HALF_OF_FREE),
+            peers=peers,
+            finder=self.dht,
+            upload_bytes_per_s=config.blobs.upload_mib_s * 2**20,
+        )
         self.modelsync = ModelSync(self.rpc, self.store, start.signer, peers=peers)
         self.runs = Runs(
             home.runs,
@@ -143,9 +157,11 @@ class Daemon:
         )
         metrics = Metrics()
         metrics.add(*core_figures(node), *rpc_figures(self.rpc.counters))
-        metrics.add(*store_figures(self.store.stats))
+        metrics.add(*store_figures(self.store.stats), *blob_figures(self.blobs))
         api = Api()
         core_routes.routes(api, node, metrics)
+        self.blob_routes = blob_routes.BlobRoutes(self.blobs, core_routes.Core(node).resolve)
+        blob_routes.routes(api, self.blob_routes)
         run_routes.routes(api, self.runs)
         model_routes.routes(api, self.models)
         openai_routes.routes(api, self.models)
@@ -175,6 +191,8 @@ class Daemon:
                 self.store,
                 self.dht,
                 self.membership,
+                self.blobs,
+                self.blob_routes,
                 self.modelsync,
                 self.runs,
                 self.models,

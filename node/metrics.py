@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from crdt.service import StoreStats
 from node.parts import Node
+from protocols.blobs.service import BlobService
 from protocols.rpc.call import RpcCounters
 
 LAG_INTERVAL_S = 0.25  # between two measurements of the event loop's lag
@@ -119,6 +120,29 @@ def rpc_figures(counters: RpcCounters) -> list[Figure]:
         _total("shoal_rpc_bad_messages", "Peers' nonsense.", lambda: counters.bad_messages),
         _total("shoal_rpc_bytes_out", "RPC frames sent.", lambda: counters.bytes_out),
         _total("shoal_rpc_bytes_in", "RPC frames received.", lambda: counters.bytes_in),
+    ]
+
+
+def blob_figures(blobs: BlobService) -> list[Figure]:
+    """Return the figures of the blobs."""
+    counters, store = blobs.counters, blobs.store
+    index = store.index
+    return [
+        Figure("shoal_blobs", "Blobs here, files of folders too.", lambda: index.count()),
+        Figure("shoal_blobs_held_bytes", "What they take of the quota.", index.held_bytes),
+        Figure("shoal_blobs_quota_bytes", "The quota.", lambda: store.space.quota_bytes),
+        _total("shoal_blobs_bytes_in", "Fetched and kept.", lambda: counters.bytes_in),
+        _total("shoal_blobs_bytes_out", "Given to peers.", lambda: counters.bytes_out),
+        _total("shoal_blobs_bytes_wasted", "Came twice.", lambda: counters.bytes_wasted),
+        _total("shoal_blobs_corrupt", "Chunks with a wrong hash.", lambda: counters.corrupt_chunks),
+        _total("shoal_blobs_decayed", "Chunks here gone bad.", lambda: store.decayed),
+        _total(
+            "shoal_blobs_providers_dropped",
+            "Providers given up for lies or silence.",
+            lambda: counters.providers_dropped,
+        ),
+        _total("shoal_blobs_fetches", "Fetches begun.", lambda: counters.fetches),
+        _total("shoal_blobs_fetches_failed", "Fetches failed.", lambda: counters.fetches_failed),
     ]
 
 

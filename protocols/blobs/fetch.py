@@ -80,6 +80,12 @@ class Failures:
             self._counters.providers_dropped += 1
             log.warning("blobs.provider_dropped cid=%s peer=%s %s", self.cid, peer, error)
 
+    def helped(self, peer: PeerId, size_bytes: int) -> None:
+        """Note that a provider brought something."""
+        share = self._transfer.share(peer)
+        share.got_bytes += size_bytes
+        share.is_active, share.note = True, ""
+
     def note(self, peer: PeerId, error: ShoalError) -> None:
         """Note what a provider, which goes on, could not do."""
         self._errors[peer] = error
@@ -109,7 +115,9 @@ async def fetch_object(source: Source, failures: Failures, off_loop: OffLoop) ->
     async def ask(peer: PeerId) -> None:
         nonlocal asking
         try:
-            found.append(await _ask_object(source, failures.cid, peer, off_loop))
+            data = await _ask_object(source, failures.cid, peer, off_loop)
+            found.append(data)
+            failures.helped(peer, len(data))
             source.named = list(dict.fromkeys([peer, *source.named]))  # has the rest, too
         except ShoalError as error:
             failures.add(peer, error)

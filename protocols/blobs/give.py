@@ -144,7 +144,11 @@ class _Conversation:
         await self._call.send(Tell(Have(bits)))
         failure: ShoalError | None = None
         ready, to_send = trio.open_memory_channel[Chunk | Missing](1)  # full: wait
-        parts = [self._listen, partial(self._read, ready), partial(self._send, to_send)]
+        parts: list[Callable[[], Awaitable[None]]] = [
+            self._listen,
+            partial(self._read, ready),
+            partial(self._send, to_send),
+        ]
         if not is_whole:
             parts.append(partial(self._tell_news, told))
 

@@ -16,7 +16,7 @@ from protocols.blobs.wire import Cid
 VERSION = 1  # of the tables
 _COLUMNS = (
     "cid, name, size_bytes, held_bytes, is_whole, is_root, is_pinned, added_ms, used_ms, path,"
-    " mtime_ns, manifest IS NOT NULL"
+    " mtime_ns, ifnull(substr(manifest, 3, 4) = x'74726565', 0)"  # ["tree", …
 )
 _TABLES = """
 CREATE TABLE blobs (
@@ -79,7 +79,7 @@ class Row:
     used_ms: int
     path: str | None = None
     mtime_ns: int = 0
-    has_manifest: bool = False
+    is_tree: bool = False
 
 
 class Index:
@@ -190,6 +190,12 @@ class Index:
             tree,
         )
 
+    def references_in(self, tree: Cid) -> list[Row]:
+        """Return the files of a tree that are references."""
+        return self._select(
+            "WHERE path IS NOT NULL AND cid IN (SELECT cid FROM members WHERE tree = ?)", tree
+        )
+
     # --- inside --------------------------------------------------------------------------------
 
     def _select(self, rest: str, *values: object) -> list[Row]:
@@ -222,10 +228,10 @@ def _row(
     used_ms: int,
     path: str | None,
     mtime_ns: int,
-    has_manifest: int,
+    is_tree: int,
 ) -> Row:
     flags = (bool(is_whole), bool(is_root), bool(is_pinned))
     times = (added_ms, used_ms)
     return Row(
-        Cid(cid), name, size_bytes, held_bytes, *flags, *times, path, mtime_ns, bool(has_manifest)
+        Cid(cid), name, size_bytes, held_bytes, *flags, *times, path, mtime_ns, bool(is_tree)
     )

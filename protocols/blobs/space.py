@@ -123,9 +123,9 @@ class Space:
     def _make(self, size_bytes: int) -> None:
         short = size_bytes + self._reserved_bytes - self._disk_room()
         held = self._index.held_bytes()
-        if self.quota_bytes:
-            over = held + self._reserved_bytes + size_bytes - self.quota_bytes
-            short = max(short, over)
+        over = held + self._reserved_bytes + size_bytes - self.quota_bytes
+        is_quota = self.quota_bytes > 0 and over > short
+        short = over if is_quota else short
         if short <= 0:
             return
         target = held - short
@@ -135,16 +135,16 @@ class Space:
                 if self._index.held_bytes() > target:
                     raise _TooLittle
         except _TooLittle:
-            raise self._no_room(size_bytes) from None
+            raise self._no_room(size_bytes, is_quota=is_quota) from None
         self._unlink(gone)
 
-    def _no_room(self, size_bytes: int) -> ShoalError:
+    def _no_room(self, size_bytes: int, *, is_quota: bool) -> ShoalError:
         usage = self.usage()
         needed = f"no room for {_mib(size_bytes)}"
-        if self.quota_bytes and usage.held_bytes + size_bytes > self.quota_bytes:
+        if is_quota:
             return QuotaError(
                 f"{needed}: {_mib(usage.held_bytes)} of {_mib(self.quota_bytes)} are taken, "
-                f"{_mib(usage.pinned_bytes)} of them pinned"
+                f"{_mib(usage.pinned_bytes)} of them pinned; {_mib(self._reserved_bytes)} are coming"
             )
         return DiskError(f"{needed}: the disk has {_mib(usage.free_bytes)} left for blobs")
 

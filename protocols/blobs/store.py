@@ -7,6 +7,7 @@ decayed is taken for absent, and whoever wants it back fetches just that. File n
 import io
 import logging
 import os
+import shutil
 import stat
 import threading
 import time
@@ -25,6 +26,7 @@ from protocols.blobs.wire import CHUNK_BYTES, Cid, hash_of, is_raw, raw_cid
 from wire.errors import NotFound
 
 TOUCH_MS = 60_000  # how exactly we know when a blob was last used
+HALF_OF_FREE = -1  # as a quota: half of what is free, and of what is held already
 VERIFY_CHUNKS = 16  # hashed at a time, so that it can be cancelled
 
 log = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ class BlobStore:
     def __init__(self, folder: Path, *, quota_bytes: int = 0) -> None:
         """Open the folder, making it if need be; throw away what a crash has left over.
 
-        A quota of 0 is none but the disk.
+        A quota of 0 is none but the disk, see also `HALF_OF_FREE`.
         """
         self.folder = folder
         self.data, self.scratch = folder / "data", folder / "tmp"
@@ -49,6 +51,8 @@ class BlobStore:
         self._open: dict[Cid, BlobFile] = {}
         self._kept: Counter[Cid] = Counter()
         self._keeping = threading.Lock()  # of the counter: held for a moment only
+        if quota_bytes == HALF_OF_FREE:
+            quota_bytes = (shutil.disk_usage(folder).free + self.index.held_bytes()) // 2
         self.space = Space(
             self.index, self.data, quota_bytes, lock=self._lock, is_busy=self._is_busy
         )
@@ -71,9 +75,11 @@ class BlobStore:
         row = self.index.get(cid)
         if row is None or not row.is_whole:
             return False
-        if isinstance(self.manifest(cid), Tree):
-            return not self.index.broken_files(cid)
-        return self._is_there(row)
+        for each in self.index.references_in(cid) if row.is_tree else [row]:
+            if not self._is_there(each):
+                self._forget(each)
+                return False
+        return not (row.is_tree and self.index.broken_files(cid))
 
     def object(self, cid: Cid) -> bytes:
         """Return what the CID names: a manifest, or the bytes of a small blob. Raises NotFound."""
@@ -97,7 +103,7 @@ class BlobStore:
         row = self.index.get(cid)
         if row is None or not row.is_whole:
             return 0, False
-        if isinstance(self.manifest(cid), Tree):
+        if row.is_tree:
             return 1, False
         return (
             (max(1, -(-row.size_bytes // CHUNK_BYTES)), False)
@@ -158,10 +164,12 @@ class BlobStore:
 
     def open_stream(self, cid: Cid) -> io.BufferedReader:
         """Open a whole file for reading and seeking. Raises NotFound."""
-        if not self.is_whole(cid):
-            raise NotFound(f"blob {cid} is not here as a whole")
         self.touch(cid)
-        return io.BufferedReader(BlobStream(self.acquire(cid), self.release), CHUNK_BYTES)
+        file = self.acquire(cid)
+        if not file.is_whole:
+            self.release(file)
+            raise NotFound(f"blob {cid} is not here as a whole")
+        return io.BufferedReader(BlobStream(file, self.release), CHUNK_BYTES)
 
     def touch(self, cid: Cid) -> None:
         """Remember that a blob is used now."""
@@ -205,9 +213,10 @@ class BlobStore:
 
     def settle(self, scratch: Path, row: Row, manifest: bytes | None) -> None:
         """Make a synced file the data of a blob, and say that it is here."""
-        os.replace(scratch, self.path_of(row.cid))
-        sync_folder(self.data)
-        self.index.put(row, manifest)
+        with self._lock:  # or a collection under way could take the file and not the row
+            os.replace(scratch, self.path_of(row.cid))
+            sync_folder(self.data)
+            self.index.put(row, manifest)
 
     def put_manifest(self, data: bytes, row: Row) -> None:
         """Store a manifest: of a tree, whose files may come later, or of a file to be fetched."""
@@ -288,10 +297,10 @@ class BlobStore:
         row = self.index.get(cid)
         if row is None:
             raise NotFound(f"blob {cid} is not here")
+        if row.is_tree:
+            raise NotFound(f"blob {cid} is a folder", hint="get its files, or all of it")
         if row.is_whole and not self._is_there(row):
-            self.decayed += 1
-            self.index.delete(cid)
-            log.warning("blobs.lost cid=%s path=%s", cid, row.path or self.path_of(cid))
+            self._forget(row)
             what = f"{row.path} has changed or gone" if row.path else "its file is gone"
             raise NotFound(f"blob {cid} is not here any more: {what}")
         if not row.is_whole and not unfinished:
@@ -300,8 +309,7 @@ class BlobStore:
 
     def _opened(self, row: Row) -> BlobFile:
         manifest = self.manifest(row.cid)
-        if isinstance(manifest, Tree):
-            raise NotFound(f"blob {row.cid} is a folder", hint="get its files, or all of it")
+        assert not isinstance(manifest, Tree)
         layout = layout_of(row.cid, manifest, row.size_bytes)
         path = Path(row.path) if row.path else self.path_of(row.cid)
         try:
@@ -327,6 +335,12 @@ class BlobStore:
             else:
                 self.index.delete(cid)
                 self._open.pop(cid, None)
+
+    def _forget(self, row: Row) -> None:
+        """The file of a blob has gone, or is not the one it was: there is no such blob here."""
+        self.decayed += 1
+        self.index.delete(row.cid)
+        log.warning("blobs.lost cid=%s path=%s", row.cid, row.path or self.path_of(row.cid))
 
     def _is_there(self, row: Row) -> bool:
         try:
