@@ -157,8 +157,8 @@ class Index:
     def set_root(self, cid: Cid, *, name: str, is_pinned: bool) -> None:
         """Somebody asked for a blob by itself."""
         self._do(
-            "UPDATE blobs SET is_root = 1, is_pinned = max(is_pinned, ?),"
-            " name = CASE name WHEN '' THEN ? ELSE name END WHERE cid = ?",
+            "UPDATE blobs SET is_root = 1, is_pinned = max(is_pinned, ?1),"
+            " name = CASE ?2 WHEN '' THEN name ELSE ?2 END WHERE cid = ?3",
             is_pinned, name, cid,
         )  # fmt: skip
 

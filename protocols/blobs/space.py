@@ -143,8 +143,8 @@ class Space:
         needed = f"no room for {_mib(size_bytes)}"
         if is_quota:
             return QuotaError(
-                f"{needed}: {_mib(usage.held_bytes)} of {_mib(self.quota_bytes)} are taken, "
-                f"{_mib(usage.pinned_bytes)} of them pinned; {_mib(self._reserved_bytes)} are coming"
+                f"{needed} in {_mib(self.quota_bytes)}: {_mib(usage.held_bytes)} are taken, "
+                f"{_mib(usage.pinned_bytes)} of them pinned, {_mib(self._reserved_bytes)} are coming"
             )
         return DiskError(f"{needed}: the disk has {_mib(usage.free_bytes)} left for blobs")
 

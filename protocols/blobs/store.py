@@ -42,8 +42,9 @@ class BlobStore:
         """
         self.folder = folder
         self.data, self.scratch = folder / "data", folder / "tmp"
-        self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.scratch.mkdir(exist_ok=True, mode=0o700)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for inside in (self.data, self.scratch):
+            inside.mkdir(exist_ok=True, mode=0o700)
         self.index = Index(folder / "index.db")
         self.decayed = 0  # chunks found to be wrong, or gone, since the start
         self._lock = threading.RLock()

@@ -195,14 +195,18 @@ def test_ten_thousand_hostile_names_write_nothing_outside(store: BlobStore, tmp_
     target.mkdir()
     (target / "link").symlink_to(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    written = 0
-    for number, name in enumerate(hostile_names()):
+    passed = list[bytes]()
+    for name in hostile_names():
         data = msgpack.packb(["tree", [[name, str(FISH), 4, False]]])
-        cid = manifest_cid(data)
         try:
-            store.put_manifest(data, fresh_row(cid, 0, is_root=True))
+            decode_manifest(data)
         except BadMessage:
             continue
+        passed.append(data)
+    assert 1000 < len(passed) < 5000
+    for number, data in enumerate(passed[:: len(passed) // 200]):  # each costs a few syncs
+        cid = manifest_cid(data)
+        store.put_manifest(data, fresh_row(cid, 0, is_root=True))
         out = target / f"out{number}"
         drive(_none(export_tree(store, cid, out, is_fresh=True)))
         inside = [path for path in out.rglob("*") if path.is_file()]
@@ -210,8 +214,6 @@ def test_ten_thousand_hostile_names_write_nothing_outside(store: BlobStore, tmp_
         assert inside[0].resolve().is_relative_to(out.resolve())
         shutil.rmtree(out)
         store.space.remove(cid)
-        written += 1
-    assert 10 < written < 5000
     assert sorted(tmp_path.rglob("*")) == before
 
 
