@@ -34,6 +34,8 @@ STATUS = {
     "no_route": 503,
     "unhealthy": 503,
     "deadline": 504,
+    "disk": 507,
+    "quota": 507,
 }
 
 
