@@ -18,9 +18,11 @@ import trio
 import node.control.core as core_routes
 import node.control.models as model_routes
 import node.control.openai as openai_routes
+import node.control.rpc as rpc_routes
 import node.control.runs as run_routes
 from crdt.service import StoreService
 from dht.service import DhtService
+from node.apps.service import AppRpc
 from node.config import Loaded, http_address
 from node.control.api import Api, Event
 from node.control.server import ControlServer
@@ -33,7 +35,7 @@ from node.host.views import PeerUp
 from node.known_peers import read_known, write_known
 from node.logs import LogBook, tame_libraries
 from node.membership import MemberInfo, Membership
-from node.metrics import LoopLag, Metrics, core_figures, rpc_figures, store_figures
+from node.metrics import LoopLag, Metrics, app_figures, core_figures, rpc_figures, store_figures
 from node.models import Models
 from node.notify import notify
 from node.parts import Life, Node, now_ms
@@ -86,6 +88,7 @@ class Daemon:
         self.host = LibP2pHost(start.seed, start.swarm.key, config.net.listen, limits=limits)
         peers = self.host.connected
         self.rpc = RpcService(self.host)
+        self.apps = AppRpc(self.rpc)
         self.channels = ChannelService(self.rpc, peers)
         self.store = StoreService(
             self.rpc.network("crdt.sync"),
@@ -143,9 +146,10 @@ class Daemon:
         )
         metrics = Metrics()
         metrics.add(*core_figures(node), *rpc_figures(self.rpc.counters))
-        metrics.add(*store_figures(self.store.stats))
+        metrics.add(*app_figures(self.apps), *store_figures(self.store.stats))
         api = Api()
         core_routes.routes(api, node, metrics)
+        rpc_routes.routes(api, self.apps, core_routes.Core(node).resolve)
         run_routes.routes(api, self.runs)
         model_routes.routes(api, self.models)
         openai_routes.routes(api, self.models)

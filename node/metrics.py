@@ -15,6 +15,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from crdt.service import StoreStats
+from node.apps.service import AppRpc
 from node.parts import Node
 from protocols.rpc.call import RpcCounters
 
@@ -119,6 +120,19 @@ def rpc_figures(counters: RpcCounters) -> list[Figure]:
         _total("shoal_rpc_bad_messages", "Peers' nonsense.", lambda: counters.bad_messages),
         _total("shoal_rpc_bytes_out", "RPC frames sent.", lambda: counters.bytes_out),
         _total("shoal_rpc_bytes_in", "RPC frames received.", lambda: counters.bytes_in),
+    ]
+
+
+def app_figures(apps: AppRpc) -> list[Figure]:
+    """Return the figures of the calls between users' programs."""
+    counters = apps.counters
+    return [
+        Figure("shoal_app_methods", "Served by programs.", lambda: len(apps.places.offered())),
+        _total("shoal_app_calls_out", "Programs' calls to peers.", lambda: counters.calls_out),
+        _total("shoal_app_calls_in", "Peers' calls to programs.", lambda: counters.calls_in),
+        _total("shoal_app_errors_out", "Calls out that failed.", lambda: counters.errors_out),
+        _total("shoal_app_errors_in", "Calls in that failed.", lambda: counters.errors_in),
+        _total("shoal_app_refused", "Calls in answered busy.", lambda: counters.refused),
     ]
 
 
