@@ -5,6 +5,7 @@ The blocking version is in shoal/rpc.py; the frames are described in shoal/rpc_a
 
 import inspect
 import logging
+import select
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
@@ -36,6 +37,7 @@ from shoal.rpc_api import (
 )
 
 AHEAD_MAX = 16  # frames read before the function asks for them; then the caller waits
+HANGUP_INTERVAL_S = 0.5  # between looks at a link that is not being read
 
 Function = Callable[[Any], Any]
 log = logging.getLogger(__name__)
@@ -62,6 +64,13 @@ class AsyncLink:
             except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
                 raise LinkLost(f"the daemon hung up: {error}") from error
             self._is_torn = False
+
+    @property
+    def is_hung_up(self) -> bool:
+        """Whether the daemon has hung up, even if not all that it sent was read."""
+        ends = select.poll()
+        ends.register(self._stream.socket.fileno(), select.POLLRDHUP)
+        return bool(ends.poll(0))
 
     async def receive(self) -> Frame:
         """Return the next frame."""
@@ -235,7 +244,7 @@ class Server:
             async def read() -> None:
                 try:
                     while True:
-                        await into.send(await link.receive())
+                        await _hand_over(into, await link.receive(), link)
                 except LinkLost:
                     nursery.cancel_scope.cancel()
 
@@ -261,6 +270,18 @@ class Server:
             await opened.fail(fail_of(error))
         else:
             await opened.finish()
+
+
+async def _hand_over(into: trio.MemorySendChannel[Frame], frame: Frame, link: AsyncLink) -> None:
+    """Give a frame to the function. While it takes none, look whether the caller is still there.
+
+    Raises LinkLost if not.
+    """
+    while not link.is_hung_up:
+        with trio.move_on_after(HANGUP_INTERVAL_S):
+            await into.send(frame)
+            return
+    raise LinkLost("the daemon hung up")
 
 
 async def _answer_value(function: Function, opened: AsyncRpcCall) -> None:

@@ -173,7 +173,7 @@ class Connection:
 
         Raises UsageError (nothing was sent yet) if the client did not ask to.
         """
-        if self._http.their_state is h11.DONE:  # it would be MIGHT_SWITCH_PROTOCOL
+        if self._http.their_state in (h11.DONE, h11.MUST_CLOSE):  # not MIGHT_SWITCH_PROTOCOL
             raise UsageError(f"this route wants `Connection: Upgrade` and `Upgrade: {protocol}`")
         fields = [("Connection", "Upgrade"), ("Upgrade", protocol)]
         head = h11.InformationalResponse(status_code=101, headers=fields)

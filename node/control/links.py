@@ -4,6 +4,7 @@ The frames are in shoal/rpc_api.py. A link that cannot go on, because a frame wa
 cancelled in its middle, is closed: the program notices, stops, and makes a new one.
 """
 
+import select
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -27,6 +28,7 @@ from wire.ids import PeerId
 LINKS_MAX = 64  # programs' places: half of the control server's connections
 NAMES_MAX = 64  # methods of one program
 FIRST_FRAME_S = 10.0  # for the frame that says what the link is for
+HANGUP_INTERVAL_S = 1.0  # between looks at a link that is not being read
 READ_BYTES = 64 * 1024
 
 _HINTS = {
@@ -58,6 +60,15 @@ class Link:
         self._closed = True
         if isinstance(self._stream, trio.SocketStream):
             self._stream.socket.close()
+
+    @property
+    def is_hung_up(self) -> bool:
+        """Whether the program has gone, even if not all that it sent was read."""
+        if not isinstance(self._stream, trio.SocketStream):
+            return False
+        ends = select.poll()
+        ends.register(self._stream.socket.fileno(), select.POLLRDHUP)
+        return bool(ends.poll(0))
 
     async def read(self) -> frames.Frame:
         """Return the next frame. Raises HungUp at the end, UsageError for what is none."""
@@ -125,7 +136,6 @@ class ProgramPlace:
                 except trio.BrokenResourceError:
                     return  # the call has been cancelled, and the link closed
         finally:
-            self._link.close()
             if self._into is not None:
                 self._into.close()
 
@@ -224,6 +234,7 @@ class Links:
         async with (
             self._apps.stream(peer, opening.method, timeout_s=opening.timeout_s) as call,
             _beside(_take_values, link, call),
+            _beside(_watch_hangup, link),
         ):
             try:
                 while True:
@@ -249,6 +260,13 @@ async def _take_values(link: Link, call: Outgoing) -> None:
 async def _hear_hangup(link: Link) -> None:
     while True:
         await link.read()
+
+
+async def _watch_hangup(link: Link) -> None:
+    """Notice that a program went while what it sent cannot be read, for want of room."""
+    while not link.is_hung_up:  # noqa: ASYNC110 - the kernel sets no event of ours
+        await trio.sleep(HANGUP_INTERVAL_S)
+    raise HungUp
 
 
 @asynccontextmanager
