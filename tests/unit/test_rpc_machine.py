@@ -1,165 +1,219 @@
-"""One call's rules: what either side may send, when, and how much."""
+"""One side of a call without I/O: pieces, windows, turns, and what hostile bytes come to."""
 
-from collections.abc import Callable
-
-import msgpack
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.rpc import wire
-from protocols.rpc.machine import CallMachine, Ended, Event, Failed, Got, MessageTooBig, Opened
+from protocols.rpc.line import Outbox
+from protocols.rpc.machine import (
+    WINDOW_MAX_BYTES,
+    Budget,
+    Incoming,
+    MessageTooBig,
+    Outgoing,
+    check_size,
+)
+from protocols.rpc.wire import PIECE_BYTES, PIECE_COST, WINDOW_BYTES
 from wire import codec, frames
-from wire.errors import BadMessage
+from wire.errors import BadMessage, Busy
+
+MIB = 1024 * 1024
 
 
-def caller(frame_max: int = 100) -> CallMachine:
-    return CallMachine("caller", frame_max=frame_max)
+def piece(body: bytes, *, is_last: bool = True) -> wire.Part | wire.Data:
+    return (wire.Data if is_last else wire.Part)(0, memoryview(body))
 
 
-def server(frame_max: int = 100) -> CallMachine:
-    return CallMachine("server", frame_max=frame_max)
+def carry(outgoing: Outgoing, incoming: Incoming) -> int:
+    """Let all that may go arrive; returns how many frames did."""
+    cutter, count = frames.FrameCutter(wire.FRAME_MAX), 0
+    while outgoing.is_ready:
+        for frame in cutter.feed(outgoing.next_frame()):
+            message = codec.decode(frame, wire.caller_decoder, wire.FRAME_MAX)
+            assert isinstance(message, wire.Part | wire.Data | wire.Reply)
+            incoming.put(message)
+            outgoing.credit(incoming.grant() if not incoming.has_message else 0)
+            count += 1
+    return count
 
 
-def events(machine: CallMachine, data: bytes) -> list[Event]:
-    machine.feed(data)
-    found = list[Event]()
-    while (event := machine.next_event()) is not None:
-        found.append(event)
-    return found
+sizes = st.one_of(
+    st.integers(0, 300), st.integers(PIECE_BYTES - 2, PIECE_BYTES + 2), st.integers(0, 3 * MIB)
+)
 
 
-def test_a_unary_call_is_one_message_each_way() -> None:
-    ours, theirs = caller(), server()
-    sent = ours.open("dht.find", 500) + ours.send(b"question") + ours.end()
-    assert events(theirs, sent) == [Opened("dht.find", 500), Got(b"question"), Ended()]
-    answer = theirs.send(b"answer") + theirs.end()
-    assert events(ours, answer) == [Got(b"answer"), Ended()]
-    ours.feed_eof()
-    theirs.feed_eof()
+@given(st.lists(sizes, max_size=12), st.randoms(use_true_random=False))
+def test_messages_of_any_size_arrive_in_order_within_the_window(
+    lengths: list[int], random: "st.Random"
+) -> None:
+    frame_max, budget = 3 * MIB, Budget(64 * MIB)
+    outgoing, incoming = Outgoing(0, frame_max), Incoming(frame_max, budget)
+    messages = [bytes([number]) * length for number, length in enumerate(lengths)]
+    waiting, taken = list(messages), list[bytes]()
+    for _ in range(10_000):
+        if len(taken) == len(messages):
+            break
+        if waiting and outgoing.is_empty:
+            outgoing.put(waiting.pop(0))
+        carry(outgoing, incoming)
+        assert incoming.held_bytes <= WINDOW_MAX_BYTES + frame_max + frame_max // 100
+        if incoming.has_message and (random.random() < 0.5 or not waiting):
+            taken.append(bytes(incoming.take()))
+            outgoing.credit(incoming.grant())
+    assert taken == messages
+    incoming.release()
+    assert budget.left_bytes == 64 * MIB
 
 
-def test_each_direction_ends_on_its_own() -> None:
-    ours, theirs = caller(), server()
-    events(theirs, ours.open("m", 0) + ours.end())
-    assert events(ours, theirs.send(b"1") + theirs.send(b"2")) == [Got(b"1"), Got(b"2")]
-    assert events(ours, theirs.end()) == [Ended()]
+def test_an_unread_message_stops_the_sender_at_the_window() -> None:
+    outgoing, incoming = Outgoing(0, MIB), Incoming(MIB, Budget(0))
+    sent = 0
+    while outgoing.is_empty:
+        outgoing.put(bytes(10_000))
+        sent += carry(outgoing, incoming)
+    assert sent == WINDOW_BYTES // (10_000 + PIECE_COST)
+    while incoming.has_message:
+        incoming.take()
+        outgoing.credit(incoming.grant())
+    assert carry(outgoing, incoming) == 1
 
 
-def test_a_server_may_fail_even_after_its_last_message() -> None:
-    ours, theirs = caller(), server()
-    assert events(ours, theirs.send(b"1") + theirs.end()) == [Got(b"1"), Ended()]
-    assert events(ours, theirs.fail("not_found", "no such thing")) == [
-        Failed("not_found", "no such thing")
-    ]
+def test_empty_messages_cost_too() -> None:
+    incoming = Incoming(MIB, Budget(0))
+    for _ in range(WINDOW_BYTES // PIECE_COST):
+        incoming.put(piece(b""))
+    with pytest.raises(BadMessage, match="window"):
+        incoming.put(piece(b""))
 
 
-@given(st.integers(1, 40))
-def test_bytes_may_arrive_in_any_pieces(step: int) -> None:
-    ours, theirs = caller(), server()
-    sent = ours.open("m", 0) + ours.send(b"x" * 90) + ours.end()
-    found = list[Event]()
-    for start in range(0, len(sent), step):
-        found += events(theirs, sent[start : start + step])
-    assert found == [Opened("m", 0), Got(b"x" * 90), Ended()]
+def test_a_reader_that_keeps_up_gets_a_larger_window() -> None:
+    budget = Budget(64 * MIB)
+    outgoing, incoming = Outgoing(0, MIB), Incoming(MIB, budget)
+    for _ in range(100):
+        outgoing.put(bytes(100_000))
+        carry(outgoing, incoming)
+        incoming.take()
+        outgoing.credit(incoming.grant())
+    for _ in range(100):
+        outgoing.put(bytes(100_000))
+    assert carry(outgoing, incoming) * PIECE_BYTES > WINDOW_MAX_BYTES // 2
+    assert 0 < budget.left_bytes < 64 * MIB
 
 
-@pytest.mark.parametrize(
-    "send",
-    [
-        lambda ours: ours.send(b"1"),
-        lambda ours: ours.end(),
-        lambda ours: ours.open("m", 0) + ours.open("m", 0),
-        lambda ours: ours.open("m", 0) + ours.end() + server().send(b"1"),
-        lambda ours: ours.open("m", 0) + ours.end() + server().end(),
-        lambda ours: ours.open("m", 0) + server().fail("failed", "only servers fail"),
-        lambda ours: ours.open("m", 0) + caller(101).send(bytes(101)),
-        lambda ours: ours.open("", 0) + ours.open("M", 0),
-        lambda ours: ours.open("m/../n", 0),
-        lambda ours: ours.open("m\n", 0),
-        lambda ours: ours.open("m" * 65, 0),
-        lambda ours: ours.open("m", -1),
-        lambda ours: ours.open("m", wire.DEADLINE_MAX_MS + 1),
-    ],
-)  # fmt: skip
-def test_a_server_refuses_what_breaks_the_rules(send: Callable[[CallMachine], bytes]) -> None:
-    with pytest.raises(BadMessage):
-        events(server(), send(caller()))
+def test_large_messages_share_a_budget() -> None:
+    budget = Budget(2 * MIB)
+    first, second = Incoming(8 * MIB, budget), Incoming(8 * MIB, budget)
+    with pytest.raises(Busy):  # noqa: PT012
+        while True:
+            for incoming in (first, second):
+                incoming.put(piece(bytes(PIECE_BYTES), is_last=False))
+                incoming.grant()
+    first.release()
+    second.release()
+    assert budget.left_bytes == 2 * MIB
 
 
-def test_a_caller_refuses_what_breaks_the_rules() -> None:
-    with pytest.raises(BadMessage, match="Open came"):
-        events(caller(), caller().open("m", 0))
-    with pytest.raises(BadMessage, match="Data came after the end"):
-        events(caller(), server().end() + server().send(b"1"))
-    with pytest.raises(BadMessage, match="Fail came after the end"):
-        events(caller(), server().fail("failed", "") + server().fail("failed", ""))
+def test_a_message_over_the_limit_of_its_method_is_bad() -> None:
+    incoming = Incoming(100_000, Budget(MIB))
+    incoming.put(piece(bytes(60_000), is_last=False))
+    with pytest.raises(BadMessage, match="over the limit"):
+        incoming.put(piece(bytes(60_000)))
+    check_size(bytes(100_000), 100_000)
+    with pytest.raises(MessageTooBig):
+        check_size(bytes(100_001), 100_000)
 
 
-def test_a_stream_that_ends_early_is_no_call() -> None:
-    for sent in (b"", caller().open("m", 0), caller().open("m", 0) + caller().end()[:-1]):
-        theirs = server()
-        events(theirs, sent)
-        with pytest.raises(BadMessage, match="ended before"):
-            theirs.feed_eof()
+def test_nothing_comes_after_the_end() -> None:
+    incoming = Incoming(MIB, Budget(MIB))
+    incoming.put(piece(b"x"))
+    incoming.end()
+    for late in (incoming.end, lambda: incoming.put(piece(b"y"))):
+        with pytest.raises(BadMessage):
+            late()
+    half = Incoming(MIB, Budget(MIB))
+    half.put(piece(b"x", is_last=False))
+    with pytest.raises(BadMessage, match="middle"):
+        half.end()
 
 
-def test_the_bound_of_a_message_is_the_method_s_own() -> None:
-    theirs = server(0)
-    assert events(theirs, caller().open("m", 0)) == [Opened("m", 0)]
-    theirs.frame_max = 5000
-    assert events(theirs, caller(5000).send(bytes(5000))) == [Got(bytes(5000))]
-    with pytest.raises(BadMessage, match="over the limit of"):
-        events(theirs, frames.pack(bytes(5000 + wire.ENVELOPE_MAX + 1))[:4])
+def test_small_frames_go_first_and_large_messages_take_turns() -> None:
+    outbox = Outbox()
+    one, two = Outgoing(1, MIB), Outgoing(2, MIB)
+    for outgoing in (one, two):
+        outgoing.put(bytes(3 * PIECE_BYTES))
+        outbox.ready(outgoing)
+    assert next_call(outbox) is one
+    outbox.put(b"small")
+    assert [next_call(outbox) for _ in range(7)] == [None, two, one, two, one, two, None]
+    assert not outbox
 
 
-def test_before_the_method_is_known_a_frame_is_small() -> None:
-    with pytest.raises(BadMessage, match="over the limit of 2048 B"):
-        events(server(0), frames.pack(bytes(3000))[:2])
+def test_a_call_without_credit_waits_and_comes_back() -> None:
+    outbox, outgoing = Outbox(), Outgoing(1, MIB)
+    outgoing.put(bytes(8 * PIECE_BYTES))
+    outbox.ready(outgoing)
+    count = 0
+    while next_call(outbox):
+        count += 1
+    assert count == WINDOW_BYTES // (PIECE_BYTES + PIECE_COST)
+    outgoing.credit(PIECE_BYTES + PIECE_COST)
+    outbox.ready(outgoing)
+    assert next_call(outbox) is outgoing
+    assert next_call(outbox) is None
 
 
-def test_we_never_send_more_than_the_method_allows() -> None:
-    with pytest.raises(MessageTooBig, match="101 B is over the limit of 100"):
-        caller(100).send(bytes(101))
-
-
-def test_any_error_text_fits_into_a_fail() -> None:
-    for code, text in (("Bad Code", "x" * 5000), ("x" * 33, "\ud800"), ("ok", "🐟" * 1000)):
-        (event,) = events(caller(0), server(0).fail(code, text))
-        assert isinstance(event, Failed)
-        assert event.code in ("failed", "ok")
-
-
-def test_an_error_of_a_peer_cannot_write_to_a_terminal_or_forge_a_log_line() -> None:
-    evil = "no\x1b[2J\x9b1m\r\nINFO ok\u2028\u202e\x00 – größer 🐟"
-    (event,) = events(caller(0), server(0).fail("failed", evil))
-    assert event == Failed("failed", "no?[2J?1m??INFO ok???  – größer 🐟".replace("  ", " "))
-
-
-def test_an_independent_reader_understands_a_call() -> None:
-    sent = caller().open("m", 7) + caller().send(b"1") + caller().end()
-    sent += server().fail("busy", "later")
-    parser, seen = frames.FrameParser(100), list[object]()
-    parser.feed(sent)
-    while (frame := parser.next_frame()) is not None:
-        seen.append(msgpack.unpackb(frame))
-    assert seen == [["open", "m", 7], ["data", b"1"], ["end"], ["fail", "busy", "later"]]
+def next_call(outbox: Outbox) -> Outgoing | None:
+    found = outbox.next_frame()
+    return found[1] if found else None
 
 
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_message_or_bad(frame: bytes) -> None:
-    try:
-        message = codec.decode(frame, wire.decoder, wire.ENVELOPE_MAX)
-    except BadMessage:
-        return
-    assert codec.decode(codec.encode(message), wire.decoder, wire.ENVELOPE_MAX) == message
+    decoders: list[msgspec.msgpack.Decoder[wire.ToServer | wire.ToCaller]] = [
+        msgspec.msgpack.Decoder(wire.ToServer),
+        msgspec.msgpack.Decoder(wire.ToCaller),
+    ]
+    for decoder in decoders:
+        try:
+            message = codec.decode(frame, decoder, wire.FRAME_MAX)
+        except BadMessage:
+            continue
+        assert codec.decode(codec.encode(message), decoder, wire.FRAME_MAX) == message
 
 
-@given(st.lists(st.binary(max_size=60), max_size=6), st.booleans())
-def test_any_frames_are_events_or_bad(bodies: list[bytes], as_server: bool) -> None:
-    machine = server() if as_server else caller()
+@given(st.lists(st.binary(max_size=200), max_size=20), st.lists(st.integers(1, 99), min_size=1))
+def test_frames_are_cut_whatever_the_pieces_they_arrive_in(
+    bodies: list[bytes], steps: list[int]
+) -> None:
+    data = b"".join(map(frames.pack, bodies))
+    cutter, found, position = frames.FrameCutter(200), list[bytes](), 0
+    while position < len(data):
+        step = steps[position % len(steps)]
+        found += [bytes(frame) for frame in cutter.feed(data[position : position + step])]
+        position += step
+    assert found == bodies
+
+
+@given(st.binary(max_size=400))
+def test_any_bytes_are_cut_as_the_other_parser_does(data: bytes) -> None:
+    parser, cutter = frames.FrameParser(100), frames.FrameCutter(100)
+    parser.feed(data)
+    expected = list[bytes]()
     try:
-        events(machine, b"".join(frames.pack(body) for body in bodies))
-        machine.feed_eof()
+        while (frame := parser.next_frame()) is not None:
+            expected.append(frame)
     except BadMessage:
+        with pytest.raises(BadMessage):
+            cutter.feed(data)
         return
+    assert [bytes(frame) for frame in cutter.feed(data)] == expected
+
+
+def test_packed_pieces_are_what_the_codec_reads() -> None:
+    for size in (0, 1, 200, 16_000, PIECE_BYTES):
+        body = bytes(size)
+        (frame,) = frames.FrameCutter(wire.FRAME_MAX).feed(wire.pack_ask(7, "m", 9, b"k", body))
+        message = codec.decode(frame, wire.server_decoder, wire.FRAME_MAX)
+        assert message == wire.Ask(7, "m", 9, b"k", memoryview(body))
