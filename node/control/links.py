@@ -137,6 +137,7 @@ class ProgramPlace:
                     return  # the call has been cancelled, and the link closed
         finally:
             if self._into is not None:
+                self._link.close()  # `answer` may be writing: nobody else may
                 self._into.close()
 
     async def answer(self, call: Incoming) -> None:
