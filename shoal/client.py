@@ -179,7 +179,7 @@ class Client:
         """Call a method that a program of a peer serves: one value there, one back.
 
         peer: its name, ID or a unique part of it. value: None, bool, int, float, str, bytes, and
-        lists and dicts of them, 16 MiB at most. Raises ApiError with the code of what went wrong:
+        lists and dicts of them, 4 MiB at most. Raises ApiError with the code of what went wrong:
         the function's own (`shoal.RpcError`), "program_error", "unknown_method", "unavailable",
         "busy", "deadline", "unreachable".
         """

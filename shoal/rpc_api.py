@@ -18,7 +18,7 @@ from shoal.errors import ApiError, ClientError
 from shoal.messages import api_error
 
 PROTOCOL = "shoal-link"
-FRAME_MAX = 16 * 1024 * 1024 + 4096  # bytes; a value (at most 16 MiB) and its call's name
+FRAME_MAX = 4 * 1024 * 1024 + 4096  # bytes; a value (at most 4 MiB) and its call's name
 LENGTH_BYTES = 4
 BYTES_KEY = "$base64"  # how JSON writes bytes: {"$base64": "aGk="}
 

@@ -1,7 +1,7 @@
 """Free-form values of users: MessagePack whose size, depth and number of elements are bounded.
 
-msgspec's types cannot bound what has no type: 16 MiB of empty arrays are a legal value that would
-take a gigabyte decoded. So the bytes are walked once, without making anything of them, before
+msgspec's types cannot bound what has no type: 4 MiB of empty arrays are a legal value that would
+take 300 MB decoded. So the bytes are walked once, without making anything of them, before
 anybody decodes them (facts: security, section 3.4).
 """
 

@@ -15,7 +15,7 @@ from wire.codec import Message
 from wire.errors import BadMessage, UsageError
 from wire.ports import Method
 
-VALUE_MAX = 16 * 1024 * 1024  # bytes of one value; what is bigger is a blob
+VALUE_MAX = 4 * 1024 * 1024  # bytes of one value; a peer may have 64 on their way: 256 MiB
 METHODS_MAX = 256  # names served at a time by all programs of a node
 DEADLINE_MAX_S = 24 * 3600.0  # as in protocols/rpc
 

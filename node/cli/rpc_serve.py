@@ -18,7 +18,7 @@ from shoal.async_rpc import AsyncRpcCall
 from shoal.errors import ClientError
 from shoal.rpc_api import RpcError, from_json, to_json
 
-OUTPUT_MAX = 16 * 1024 * 1024  # bytes of a command's answer: the bound of a value
+OUTPUT_MAX = 4 * 1024 * 1024  # bytes of a command's answer: the bound of a value
 SAID_MAX = 4096  # bytes read of a failed command's last words
 WORDS_MAX = 200  # characters of them that the caller gets
 READ_BYTES = 64 * 1024
