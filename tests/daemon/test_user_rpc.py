@@ -7,6 +7,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,19 @@ def until(condition: Any) -> None:
 
 def names(daemon: Daemon, peer: str = "") -> list[str]:
     return [each.method for each in daemon.client.rpc_methods(peer)]
+
+
+@contextmanager
+def program(*command: str, home: Path | None = None) -> Iterator["subprocess.Popen[str]"]:
+    """Run a program that says on its standard error when it serves; leave it not running."""
+    environment = clean_environment(**({"SHOAL_HOME": str(home)} if home else {}))
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert process.stderr is not None
+            assert "serving" in process.stderr.readline()
+            yield process
+        finally:
+            process.kill()
 
 
 def fail(value: Any) -> None:
@@ -135,26 +149,17 @@ def test_a_slow_function_times_out_and_blocks_nobody_else(swarm: list[Daemon]) -
 
 def test_a_program_that_dies_fails_its_call_and_may_come_back(swarm: list[Daemon]) -> None:
     ada, bob = swarm
-    program = textwrap.dedent(
+    script = textwrap.dedent(
         f"""
-        import os, shoal
+        import os, shoal, sys
         def die(value):
             os.kill(os.getpid(), 9)
         with shoal.connect({str(bob.home)!r}).serve({{"die": die, "live": str}}) as serving:
-            print("ready", flush=True)
+            print("serving", file=sys.stderr)
             serving.wait()
         """
     )
-
-    def start() -> "subprocess.Popen[str]":
-        process = subprocess.Popen(
-            [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        return process
-
-    with start() as process:
+    with program(sys.executable, "-c", script) as process:
         began = time.monotonic()
         with pytest.raises(shoal.ClientError, match="went away") as caught:
             ada.client.rpc("bob", "die", timeout_s=60)
@@ -164,18 +169,14 @@ def test_a_program_that_dies_fails_its_call_and_may_come_back(swarm: list[Daemon
         ada.client.rpc("bob", "live", timeout_s=60)
     assert caught.value.code == "unavailable"
     assert time.monotonic() - began < 10
-    with start() as process:
+    with program(sys.executable, "-c", script):
         assert ada.client.rpc("bob", "live", 5) == "5"
-        process.kill()
 
 
 def test_the_command_line_serves_calls_and_lists(swarm: list[Daemon]) -> None:
     ada, bob = swarm
     serve = [*SHOAL, "rpc", "serve", "upper", "--places", "2", "--", "tr", "a-z", "A-Z"]
-    environment = clean_environment(SHOAL_HOME=str(bob.home))
-    with subprocess.Popen(serve, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stderr is not None
-        assert process.stderr.readline() == "serving upper; Ctrl-C ends it\n"
+    with program(*serve, home=bob.home) as process:
         done = run(ada.home, "rpc", "call", "bob", "upper", '"hello"')
         assert (done.returncode, done.stdout) == (0, '"HELLO"\n'), done.stderr
         listed = run(ada.home, "rpc", "methods", "bob", "--json")
@@ -242,10 +243,7 @@ def test_a_command_that_fails_or_is_cancelled(swarm: list[Daemon], tmp_path: Pat
         f'read x; case "$x" in 1) echo no fish >&2; exit 3;; esac; echo $$ > {mark}; exec sleep 99'
     )
     serve = [*SHOAL, "rpc", "serve", "job", "--", "sh", "-c", script]
-    environment = clean_environment(SHOAL_HOME=str(bob.home))
-    with subprocess.Popen(serve, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stderr is not None
-        process.stderr.readline()
+    with program(*serve, home=bob.home):
         with pytest.raises(shoal.ClientError, match="exit status 3: no fish") as caught:
             ada.client.rpc("bob", "job", 1)
         assert caught.value.code == "command_failed"
@@ -254,8 +252,6 @@ def test_a_command_that_fails_or_is_cancelled(swarm: list[Daemon], tmp_path: Pat
         assert caught.value.exit_code == 4
         pid = mark.read_text().strip()
         until(lambda: not Path(f"/proc/{pid}").exists())
-        process.terminate()
-        process.wait(PATIENCE_S)
 
 
 def test_trio_programs_serve_and_call_and_cancel(swarm: list[Daemon]) -> None:
