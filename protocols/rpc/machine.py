@@ -32,7 +32,7 @@ def check_size(body: bytes, frame_max: int) -> None:
 
 
 class Budget:
-    """What all calls of a line may hold beyond their first windows, in bytes."""
+    """What all calls of a line may hold together, in bytes."""
 
     def __init__(self, left_bytes: int) -> None:
         self.left_bytes = left_bytes
@@ -160,10 +160,12 @@ class Incoming:
 class Outgoing:
     """The pieces of one direction of a call that wait for credit or for the line."""
 
-    __slots__ = ("_call", "_credit", "_frames", "ended", "frame_max")
+    __slots__ = ("_budget", "_call", "_credit", "_frames", "ended", "frame_max")
 
-    def __init__(self, call: int, frame_max: int) -> None:
+    def __init__(self, call: int, frame_max: int, budget: Budget) -> None:
+        """`budget` goes below 0 while more waits than should; then senders wait."""
         self.frame_max = frame_max
+        self._budget = budget
         self.ended = False  # End or Fail is queued or sent
         self._call = call
         self._credit = WINDOW_BYTES
@@ -175,6 +177,7 @@ class Outgoing:
         assert not self.ended, "sent after the end"
         last: Piece = Reply if is_reply else Data
         self.ended = is_reply
+        self._budget.left_bytes -= len(body)
         if len(body) <= PIECE_BYTES:
             self._frames.append((last, body))
             return
@@ -214,9 +217,11 @@ class Outgoing:
             assert isinstance(body, bytes)
             return body
         self._credit -= len(body) + PIECE_COST
+        self._budget.left_bytes += len(body)
         return wire.pack_piece(kind, self._call, body)
 
     def drop(self) -> None:
         """Nothing of what waits is wanted any more."""
+        self._budget.left_bytes += sum(len(body) for kind, body in self._frames if kind)
         self._frames.clear()
         self.ended = True

@@ -49,7 +49,7 @@ def test_messages_of_any_size_arrive_in_order_within_the_window(
     lengths: list[int], random: "st.Random"
 ) -> None:
     frame_max, budget = 3 * MIB, Budget(64 * MIB)
-    outgoing, incoming = Outgoing(0, frame_max), Incoming(frame_max, budget)
+    outgoing, incoming = Outgoing(0, frame_max, Budget(0)), Incoming(frame_max, budget)
     messages = [bytes([number]) * length for number, length in enumerate(lengths)]
     waiting, taken = list(messages), list[bytes]()
     for _ in range(10_000):
@@ -68,7 +68,7 @@ def test_messages_of_any_size_arrive_in_order_within_the_window(
 
 
 def test_an_unread_message_stops_the_sender_at_the_window() -> None:
-    outgoing, incoming = Outgoing(0, MIB), Incoming(MIB, Budget(0))
+    outgoing, incoming = Outgoing(0, MIB, Budget(0)), Incoming(MIB, Budget(0))
     sent = 0
     while outgoing.is_empty:
         outgoing.put(bytes(10_000))
@@ -90,7 +90,7 @@ def test_empty_messages_cost_too() -> None:
 
 def test_a_reader_that_keeps_up_gets_a_larger_window() -> None:
     budget = Budget(64 * MIB)
-    outgoing, incoming = Outgoing(0, MIB), Incoming(MIB, budget)
+    outgoing, incoming = Outgoing(0, MIB, Budget(0)), Incoming(MIB, budget)
     for _ in range(100):
         outgoing.put(bytes(100_000))
         carry(outgoing, incoming)
@@ -140,7 +140,7 @@ def test_nothing_comes_after_the_end() -> None:
 
 def test_small_frames_go_first_and_large_messages_take_turns() -> None:
     outbox = Outbox()
-    one, two = Outgoing(1, MIB), Outgoing(2, MIB)
+    one, two = Outgoing(1, MIB, Budget(0)), Outgoing(2, MIB, Budget(0))
     for outgoing in (one, two):
         outgoing.put(bytes(3 * PIECE_BYTES))
         outbox.ready(outgoing)
@@ -151,7 +151,7 @@ def test_small_frames_go_first_and_large_messages_take_turns() -> None:
 
 
 def test_a_call_without_credit_waits_and_comes_back() -> None:
-    outbox, outgoing = Outbox(), Outgoing(1, MIB)
+    outbox, outgoing = Outbox(), Outgoing(1, MIB, Budget(0))
     outgoing.put(bytes(8 * PIECE_BYTES))
     outbox.ready(outgoing)
     count = 0
@@ -162,6 +162,17 @@ def test_a_call_without_credit_waits_and_comes_back() -> None:
     outbox.ready(outgoing)
     assert next_call(outbox) is outgoing
     assert next_call(outbox) is None
+
+
+def test_what_waits_is_counted_until_it_went_or_is_dropped() -> None:
+    waiting = Budget(MIB)
+    outgoing = Outgoing(1, MIB, waiting)
+    outgoing.put(bytes(8 * PIECE_BYTES))
+    assert waiting.left_bytes == MIB - 8 * PIECE_BYTES
+    outgoing.next_frame()
+    assert waiting.left_bytes == MIB - 7 * PIECE_BYTES
+    outgoing.drop()
+    assert waiting.left_bytes == MIB
 
 
 def next_call(outbox: Outbox) -> Outgoing | None:
