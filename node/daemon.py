@@ -15,6 +15,7 @@ from importlib.metadata import version
 import structlog
 import trio
 
+import node.control.channels as channel_routes
 import node.control.core as core_routes
 import node.control.models as model_routes
 import node.control.openai as openai_routes
@@ -23,6 +24,7 @@ import node.control.runs as run_routes
 from crdt.service import StoreService
 from dht.service import DhtService
 from node.apps.service import AppRpc
+from node.channels import ChannelDesk, origin_of
 from node.config import Loaded, http_address
 from node.control.api import Api, Event
 from node.control.server import ControlServer
@@ -35,7 +37,15 @@ from node.host.views import PeerUp
 from node.known_peers import read_known, write_known
 from node.logs import LogBook, tame_libraries
 from node.membership import MemberInfo, Membership
-from node.metrics import LoopLag, Metrics, app_figures, core_figures, rpc_figures, store_figures
+from node.metrics import (
+    LoopLag,
+    Metrics,
+    app_figures,
+    channel_figures,
+    core_figures,
+    rpc_figures,
+    store_figures,
+)
 from node.models import Models
 from node.notify import notify
 from node.parts import Life, Node, now_ms
@@ -89,7 +99,15 @@ class Daemon:
         peers = self.host.connected
         self.rpc = RpcService(self.host)
         self.apps = AppRpc(self.rpc)
-        self.channels = ChannelService(self.rpc, peers)
+        self.blobs = BlobService(self.rpc, BlobStore(home.blobs))
+        self.channels = ChannelService(
+            self.host,
+            self.rpc,
+            start.signer,
+            self.clock,
+            blobs=self.blobs,
+            origin=origin_of(self.host.peers),
+        )
         self.store = StoreService(
             self.rpc.network("crdt.sync"),
             self.channels,
@@ -106,7 +124,6 @@ class Daemon:
         self.membership = Membership(
             self.store, self.host, self._about_us, self.clock, finder=self.dht
         )
-        self.blobs = BlobService(self.rpc, BlobStore(home.blobs))
         self.modelsync = ModelSync(self.rpc, self.store, start.signer, peers=peers)
         self.runs = Runs(
             home.runs,
@@ -147,9 +164,12 @@ class Daemon:
         metrics = Metrics()
         metrics.add(*core_figures(node), *rpc_figures(self.rpc.counters))
         metrics.add(*app_figures(self.apps), *store_figures(self.store.stats))
+        metrics.add(*channel_figures(self.channels))
         api = Api()
-        core_routes.routes(api, node, metrics)
-        rpc_routes.routes(api, self.apps, core_routes.Core(node).resolve)
+        core = core_routes.routes(api, node, metrics)
+        desk = ChannelDesk(self.channels, self.membership.members, core.resolve)
+        channel_routes.routes(api, desk)
+        rpc_routes.routes(api, self.apps, core.resolve)
         run_routes.routes(api, self.runs)
         model_routes.routes(api, self.models)
         openai_routes.routes(api, self.models)
