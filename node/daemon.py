@@ -20,9 +20,11 @@ import node.control.channels as channel_routes
 import node.control.core as core_routes
 import node.control.models as model_routes
 import node.control.openai as openai_routes
+import node.control.rpc as rpc_routes
 import node.control.runs as run_routes
 from crdt.service import StoreService
 from dht.service import DhtService
+from node.apps.service import AppRpc
 from node.channels import ChannelDesk, origin_of
 from node.config import Loaded, http_address
 from node.control.api import Api, Event
@@ -39,6 +41,7 @@ from node.membership import MemberInfo, Membership
 from node.metrics import (
     LoopLag,
     Metrics,
+    app_figures,
     blob_figures,
     bulk_figures,
     channel_figures,
@@ -99,6 +102,7 @@ class Daemon:
         self.host = LibP2pHost(start.seed, start.swarm.key, config.net.listen, limits=limits)
         peers = self.host.connected
         self.rpc = RpcService(self.host)
+        self.apps = AppRpc(self.rpc)
         self.bulk = BulkService(self.rpc, self.host.lanes)
         self.dht = DhtService(
             self.rpc.network("dht"), self.host, start.signer, self.clock, peers=peers
@@ -172,12 +176,14 @@ class Daemon:
         metrics.add(*core_figures(node), *rpc_figures(self.rpc.counters))
         metrics.add(*bulk_figures(self.bulk.counters), *store_figures(self.store.stats))
         metrics.add(*channel_figures(self.channels), *blob_figures(self.blobs))
+        metrics.add(*app_figures(self.apps))
         api = Api()
         core = core_routes.routes(api, node, metrics)
         desk = ChannelDesk(self.channels, self.membership.members, core.resolve)
         channel_routes.routes(api, desk)
         self.blob_routes = blob_routes.BlobRoutes(self.blobs, core.resolve)
         blob_routes.routes(api, self.blob_routes)
+        rpc_routes.routes(api, self.apps, core.resolve)
         run_routes.routes(api, self.runs)
         model_routes.routes(api, self.models)
         openai_routes.routes(api, self.models)

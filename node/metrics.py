@@ -15,6 +15,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from crdt.service import StoreStats
+from node.apps.service import AppRpc
 from node.parts import Node
 from protocols.blobs.service import BlobService
 from protocols.bulk.counters import BulkCounters
@@ -167,6 +168,19 @@ def blob_figures(blobs: BlobService) -> list[Figure]:
         ),
         _total("shoal_blobs_fetches", "Fetches begun.", lambda: counters.fetches),
         _total("shoal_blobs_fetches_failed", "Fetches failed.", lambda: counters.fetches_failed),
+    ]
+
+
+def app_figures(apps: AppRpc) -> list[Figure]:
+    """Return the figures of the calls between users' programs."""
+    counters = apps.counters
+    return [
+        Figure("shoal_app_methods", "Served by programs.", lambda: len(apps.places.offered())),
+        _total("shoal_app_calls_out", "Programs' calls to peers.", lambda: counters.calls_out),
+        _total("shoal_app_calls_in", "Peers' calls to programs.", lambda: counters.calls_in),
+        _total("shoal_app_errors_out", "Calls out that failed.", lambda: counters.errors_out),
+        _total("shoal_app_errors_in", "Calls in that failed.", lambda: counters.errors_in),
+        _total("shoal_app_refused", "Calls in answered busy.", lambda: counters.refused),
     ]
 
 

@@ -1,22 +1,23 @@
 """The client for trio programs: the calls of shoal.client, with h11 over the control socket."""
 
 import os
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 from urllib.parse import quote
 
 import h11
 import trio
 
-from shoal import api, blob_api
+from shoal import api, async_rpc, blob_api
 from shoal.blob_api import BLOB_TIMEOUT_S, add_body, blob_pieces, get_body, last_blob
 from shoal.channels import Channel, Message, Publish, Published, Subscribe
 from shoal.client import CALL_TIMEOUT_S, CONNECT_TIMEOUT_S, READ_BYTES, connect_unix
 from shoal.errors import ClientError, TimedOut
 from shoal.messages import api_error, decode_reply, encode_body, socket_path
+from shoal.rpc_api import RpcMethod
 from shoal.sse import Parser
 
 T = TypeVar("T")
@@ -140,6 +141,42 @@ class AsyncClient:
     async def ticket(self) -> str:
         """Return the string with which another machine joins this swarm. It is a secret."""
         return (await self.call("GET", "/v1/ticket", reply=api.Ticket)).ticket
+
+    async def rpc(
+        self, peer: str, method: str, value: object = None, *, timeout_s: float = CALL_TIMEOUT_S
+    ) -> Any:
+        """Call a method that a program of a peer serves; see `Client.rpc`. Cancelling it cancels
+        the function, if that is asynchronous.
+        """
+        return await async_rpc.call(self.path, peer, method, value, timeout_s=timeout_s)
+
+    def rpc_stream(
+        self, peer: str, method: str, *, timeout_s: float | None = None
+    ) -> AbstractAsyncContextManager[async_rpc.AsyncRpcCall]:
+        """Call a method with any number of values each way; `timeout_s` bounds all of it."""
+        return async_rpc.stream(self.path, peer, method, timeout_s=timeout_s)
+
+    async def rpc_methods(self, peer: str = "") -> list[RpcMethod]:
+        """Return what the programs of a peer serve, or those of this node."""
+        path = f"/v1/rpc/methods?peer={quote(peer, safe='')}"
+        return await self.call("GET", path, reply=list[RpcMethod])
+
+    async def serve(
+        self,
+        functions: Mapping[str, Callable[[Any], Any]] | None = None,
+        *,
+        streams: Mapping[str, Callable[[async_rpc.AsyncRpcCall], Awaitable[None]]] | None = None,
+        places: int = 8,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Let peers call functions of this program, `places` calls at a time, until cancelled.
+
+        A function of `functions` gets the caller's value and returns or awaits the answer, or
+        is an async generator of a stream of them. One of `streams` gets the call, to receive and
+        send as it likes. A function is cancelled when its caller gives up.
+        """
+        server = async_rpc.Server(self.path, functions or {}, streams or {})
+        await server.run(places, task_status=task_status)
 
     async def health(self) -> api.Health:
         """Return how the daemon works; raises with code "unhealthy" while it is not ready."""

@@ -8,10 +8,10 @@ import http.client
 import os
 import socket
 import struct
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 from urllib.parse import quote
 
 from shoal import api, blob_api
@@ -19,7 +19,11 @@ from shoal.blob_api import BLOB_TIMEOUT_S, add_body, blob_pieces, get_body, last
 from shoal.channels import Channel, Message, Publish, Published, Subscribe
 from shoal.errors import ClientError, DaemonUnreachable, TimedOut
 from shoal.messages import api_error, decode_reply, encode_body, socket_path
+from shoal.rpc_api import RpcMethod
 from shoal.sse import Parser
+
+if TYPE_CHECKING:
+    from shoal.rpc import RpcCall, Serving
 
 T = TypeVar("T")
 
@@ -170,6 +174,59 @@ class Client:
     def ticket(self) -> str:
         """Return the string with which another machine joins this swarm. It is a secret."""
         return self.call("GET", "/v1/ticket", reply=api.Ticket).ticket
+
+    def rpc(
+        self, peer: str, method: str, value: object = None, *, timeout_s: float = CALL_TIMEOUT_S
+    ) -> Any:
+        """Call a method that a program of a peer serves: one value there, one back.
+
+        peer: its name, ID or a unique part of it. value: None, bool, int, float, str, bytes, and
+        lists and dicts of them, 4 MiB at most. Raises ApiError with the code of what went wrong:
+        the function's own (`shoal.RpcError`), "program_error", "unknown_method", "unavailable",
+        "busy", "deadline", "unreachable".
+        """
+        from shoal import rpc  # only programs that call each other need it; it imports this
+
+        return rpc.call(self.path, peer, method, value, timeout_s=timeout_s)
+
+    def rpc_stream(
+        self,
+        peer: str,
+        method: str,
+        values: Iterable[object] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> "RpcCall":
+        """Call a method with any number of values each way; use the call in a `with` block.
+
+        `values` are sent by a thread, then that side is finished; without them use `send` and
+        `finish`. Iterate over the call for the answers. `timeout_s` bounds all of it.
+        """
+        from shoal import rpc  # only programs that call each other need it; it imports this
+
+        return rpc.stream(self.path, peer, method, values, timeout_s)
+
+    def rpc_methods(self, peer: str = "") -> list[RpcMethod]:
+        """Return what the programs of a peer serve, or those of this node."""
+        path = f"/v1/rpc/methods?peer={quote(peer, safe='')}"
+        return self.call("GET", path, reply=list[RpcMethod])
+
+    def serve(
+        self,
+        functions: Mapping[str, Callable[[Any], Any]] | None = None,
+        *,
+        streams: Mapping[str, Callable[["RpcCall"], None]] | None = None,
+        places: int = 8,
+    ) -> "Serving":
+        """Let peers call functions of this program, `places` calls at a time, each in a thread.
+
+        A function of `functions` gets the caller's value and returns the answer, or yields a
+        stream of them. One of `streams` gets the call, to receive and send as it likes. What they
+        raise reaches the caller. Returns once they can be called; `wait()` then serves for ever.
+        """
+        from shoal import rpc  # only programs that call each other need it; it imports this
+
+        return rpc.Serving(self.path, functions or {}, streams or {}, places)
 
     def logs(self, *, follow: bool = False, level: str = "debug") -> Iterator[api.LogLine]:
         """Yield the daemon's last log lines, then, with `follow`, the new ones."""

@@ -30,6 +30,7 @@ _HOME_HELP = "State directory of the daemon.  [env: SHOAL_HOME]"
 _SOCKET_HELP = "Control socket.  [env: SHOAL_SOCKET]"
 
 _CORE = "node.cli.core:COMMANDS"
+_RPC = "node.cli.rpc:COMMANDS"
 _RUNS = "node.cli.runs:COMMANDS"
 _MODELS = "node.cli.models:COMMANDS"
 _CHANNELS = "node.cli.channels:COMMANDS"
@@ -51,6 +52,7 @@ TABLE = {
     "health": (_CORE, "Check that the daemon does its work."),
     "logs": (_CORE, "Show the daemon's log."),
     "config": (_CORE, "Show, write or check the configuration."),
+    "rpc": (_RPC, "Call programs of peers, and let them call yours."),
     "pub": (_CHANNELS, "Publish a message on a topic."),
     "sub": (_CHANNELS, "Listen to a topic."),
     "channels": (_CHANNELS, "List the topics listened to."),
