@@ -1,0 +1,24 @@
+"""The RPC methods that all nodes of the benchmarks know."""
+
+from wire.codec import CHUNK_FRAME_MAX, Message
+from wire.ports import Method
+
+AT_ONCE = 128  # calls of one peer: the benchmark has 100 in flight
+
+
+class Blob(Message, frozen=True):
+    """Some bytes."""
+
+    data: bytes
+
+
+class Size(Message, frozen=True):
+    """How many bytes: wanted, or taken."""
+
+    size: int
+
+
+ECHO: Method[Blob, Blob] = Method("bench.echo", Blob, Blob, at_once=AT_ONCE)
+SWALLOW: Method[Blob, Size] = Method("bench.swallow", Blob, Size, CHUNK_FRAME_MAX, AT_ONCE)
+FETCH: Method[Size, Blob] = Method("bench.fetch", Size, Blob, CHUNK_FRAME_MAX, AT_ONCE)
+SWALLOW_STREAM: Method[Blob, Size] = Method("bench.swallow_stream", Blob, Size, CHUNK_FRAME_MAX)

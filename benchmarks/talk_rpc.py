@@ -1,0 +1,132 @@
+"""How fast peers call each other: Shoal beside Lattica and plain TCP, in turn, on loopback.
+
+`python -m benchmarks.talk_rpc` prints one JSON object a line. QUICK=1 takes fewer samples.
+"""
+
+import statistics
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+from benchmarks.orders import Failed
+from benchmarks.report import QUICK, ROUNDS, percentile, progress, report
+from benchmarks.systems import Missing, Pair, lattica_pair, plain_pair, shoal_pair
+
+CALLS = 100 if QUICK else 400  # of one round of round trips
+RATE_CALLS = {1: CALLS, 10: 2 * CALLS, 100: 3 * CALLS}  # of one round, by how many are in flight
+BIG = 256 * 1024
+MIB = 1024 * 1024
+RATE_GOAL = 1.5  # times Lattica's
+DOWN_GOAL = 5.0
+RIVAL = "lattica TCP"
+
+
+class Contest:
+    """The same orders to all systems in turn. A rival that fails is out, for the reason it gave."""
+
+    def __init__(self, pairs: dict[str, Pair]) -> None:
+        self.pairs = pairs
+        self.why = dict[str, str]()
+
+    def rounds(self, count: int, order: str, **arguments: object) -> dict[str, list[Any]]:
+        """Give an order so many times to each, one round to warm up not counted."""
+        answers: dict[str, list[Any]] = {name: [] for name in self.pairs}
+        for number in range(count + 1):
+            for name, pair in self.pairs.items():
+                if name in self.why:
+                    continue
+                try:
+                    answer = pair.client.ask(order, **arguments)
+                except Failed as error:
+                    if name == "shoal":
+                        raise
+                    self.why[name] = str(error)
+                    continue
+                if number:
+                    answers[name].append(answer)
+        return answers
+
+
+def _latency(contest: Contest) -> None:
+    progress("round trips of 16 B")
+    answers = contest.rounds(ROUNDS, "unary", size=16, calls=CALLS)
+    medians = {name: [statistics.median(a["ms"]) for a in got] for name, got in answers.items()}
+    tails = {name: [percentile(a["ms"], 0.99) for a in got] for name, got in answers.items()}
+    rival, plain = medians.get("lattica", []), medians["plain"]
+    why = contest.why.get("lattica", "")
+    report(
+        "talk.rpc_p50",
+        medians["shoal"],
+        "ms",
+        against=RIVAL,
+        against_values=rival,
+        goal_ratio=0.6,
+        why=why,
+    )
+    report("talk.rpc_p50_stretch", medians["shoal"], "ms", goal=0.2)
+    report(
+        "talk.rpc_p50_over_plain",
+        medians["shoal"],
+        "ms",
+        against="plain TCP, trio",
+        against_values=plain,
+    )
+    report(
+        "talk.rpc_p99",
+        tails["shoal"],
+        "ms",
+        against=RIVAL,
+        against_values=tails.get("lattica", []),
+        why=why,
+    )
+
+
+def _versus(
+    contest: Contest, bench: str, unit: str, goal_ratio: float, order: str, **arguments: object
+) -> None:
+    """Report one rate beside Lattica's."""
+    progress(bench)
+    key = "per_s" if unit == "calls/s" else "mb_s"
+    answers = contest.rounds(ROUNDS, order, **arguments)
+    rates = {name: [answer[key] for answer in got] for name, got in answers.items()}
+    report(
+        bench,
+        rates["shoal"],
+        unit,
+        better="higher",
+        against=RIVAL,
+        against_values=rates.get("lattica", []),
+        goal_ratio=goal_ratio,
+        why=contest.why.get("lattica", ""),
+    )
+
+
+def main() -> None:
+    """Measure all of it."""
+    with ExitStack() as stack:
+        pairs = {"shoal": stack.enter_context(shoal_pair())}
+        why = dict[str, str]()
+        try:
+            pairs["lattica"] = stack.enter_context(lattica_pair())
+        except Missing as error:
+            why["lattica"] = str(error)
+            progress(str(error))
+        plain = stack.enter_context(plain_pair())
+        contest = Contest({**pairs, "plain": plain})
+        contest.why |= why
+        _latency(contest)
+        del contest.pairs["plain"]
+        against: Callable[..., None] = lambda *args, **more: _versus(contest, *args, **more)  # noqa: E731
+        for at_once, calls in RATE_CALLS.items():
+            name = f"talk.rpc_rate_{at_once}"
+            against(name, "calls/s", RATE_GOAL, "rate", size=16, calls=calls, at_once=at_once)
+        big = CALLS // 2
+        against("talk.rpc_256k_10", "MB/s", RATE_GOAL, "rate", size=BIG, calls=big, at_once=10)
+        against("talk.stream_up_1m", "MB/s", RATE_GOAL, "up", size=MIB, calls=CALLS // 4)
+        for name, size in (("128k", BIG // 2), ("256k", BIG), ("1m", MIB)):
+            calls = max(5, CALLS * 4096 // size * 8)
+            against(f"talk.down_{name}", "MB/s", DOWN_GOAL, "down", size=size, calls=calls)
+
+
+if __name__ == "__main__":
+    main()
