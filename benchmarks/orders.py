@@ -84,13 +84,21 @@ class Child:
             raise Failed(f"{self.name}: {answer['error']}")
         return answer
 
+    def finish(self, timeout_s: float = 10.0) -> None:
+        """End its input and let it end by itself; kill it if it does not."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout_s)
+        self.kill()
+
     def kill(self) -> None:
         """End it at once; nothing happens if it has ended."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                with suppress(OSError):
+                with suppress(OSError):  # what it did not read
                     pipe.close()
 
     def _line(self, timeout_s: float) -> Answer:

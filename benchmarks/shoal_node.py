@@ -20,6 +20,7 @@ from wire.ports import Call
 
 LISTEN = "/ip4/127.0.0.1/tcp/0"
 TIMEOUT_S = 60.0
+PAUSE_S = 0.001  # between two calls beside a transfer
 MB = 1e6
 
 
@@ -34,6 +35,7 @@ class Node:
         self.rpc.serve(FETCH, self._fetch)
         self.rpc.serve_stream(SWALLOW_STREAM, self._swallow_stream)
         self.peer = self.host.peer
+        self._buffer = bytearray()
         self._bodies: dict[int, Blob] = {}
 
     async def connect(self, address: str) -> Answer:
@@ -64,14 +66,14 @@ class Node:
             times.append((time.perf_counter() - began) * 1e3)
         return {"ms": times}
 
-    async def unary_for(self, seconds: float, pause_ms: float = 1.0) -> Answer:
-        """16 B echoes, with pauses, for so long; the time of each in ms."""
-        message, times, end = Blob(bytes(16)), list[float](), trio.current_time() + seconds
-        while trio.current_time() < end:
+    async def unary_until(self, done: trio.Event) -> Answer:
+        """16 B echoes, with pauses, until it is done; the time of each in ms."""
+        message, times = Blob(bytes(16)), list[float]()
+        while not done.is_set():
             began = time.perf_counter()
             await self.rpc.call(self.peer, ECHO, message, timeout_s=TIMEOUT_S)
             times.append((time.perf_counter() - began) * 1e3)
-            await trio.sleep(pause_ms / 1e3)
+            await trio.sleep(PAUSE_S)
         return {"ms": times}
 
     async def rate(self, size: int, calls: int, at_once: int) -> Answer:
@@ -107,6 +109,29 @@ class Node:
             got = await self.rpc.call(self.peer, FETCH, wish, timeout_s=TIMEOUT_S)
             assert len(got.data) == size
         return _rates(time.perf_counter() - began, size, calls)
+
+    async def prepare(self, size: int) -> Answer:
+        """Make the buffer that bulk transfers fill or send."""
+        self._buffer = bytearray(b"x") * size
+        return {}
+
+    async def bulk(self, size: int) -> Answer:
+        """Send the buffer to the other node's."""
+        return await self.up(1024 * 1024, size // (1024 * 1024))
+
+    async def bulk_beside_calls(self, size: int) -> Answer:
+        """The same, while 16 B calls go to the same peer: their times in ms, too."""
+        calls = Answer()
+        async with trio.open_nursery() as nursery:
+
+            async def call() -> None:
+                calls.update(await self.unary_until(done))
+
+            done = trio.Event()
+            nursery.start_soon(call)
+            answer = await self.bulk(size)
+            done.set()
+        return {**answer, **calls}
 
     async def _echo(self, _peer: PeerId, message: Blob) -> Blob:
         return message

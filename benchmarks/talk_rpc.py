@@ -4,13 +4,12 @@
 """
 
 import statistics
-from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from functools import partial
 
-from benchmarks.orders import Failed
+from benchmarks.contest import Contest
 from benchmarks.report import QUICK, ROUNDS, percentile, progress, report
-from benchmarks.systems import Missing, Pair, lattica_pair, plain_pair, shoal_pair
+from benchmarks.systems import lattica_pair, plain_pair, shoal_pair
 
 CALLS = 100 if QUICK else 400  # of one round of round trips
 RATE_CALLS = {1: CALLS, 10: 2 * CALLS, 100: 3 * CALLS}  # of one round, by how many are in flight
@@ -19,32 +18,6 @@ MIB = 1024 * 1024
 RATE_GOAL = 1.5  # times Lattica's
 DOWN_GOAL = 5.0
 RIVAL = "lattica TCP"
-
-
-class Contest:
-    """The same orders to all systems in turn. A rival that fails is out, for the reason it gave."""
-
-    def __init__(self, pairs: dict[str, Pair]) -> None:
-        self.pairs = pairs
-        self.why = dict[str, str]()
-
-    def rounds(self, count: int, order: str, **arguments: object) -> dict[str, list[Any]]:
-        """Give an order so many times to each, one round to warm up not counted."""
-        answers: dict[str, list[Any]] = {name: [] for name in self.pairs}
-        for number in range(count + 1):
-            for name, pair in self.pairs.items():
-                if name in self.why:
-                    continue
-                try:
-                    answer = pair.client.ask(order, **arguments)
-                except Failed as error:
-                    if name == "shoal":
-                        raise
-                    self.why[name] = str(error)
-                    continue
-                if number:
-                    answers[name].append(answer)
-        return answers
 
 
 def _latency(contest: Contest) -> None:
@@ -104,19 +77,13 @@ def _versus(
 def main() -> None:
     """Measure all of it."""
     with ExitStack() as stack:
-        pairs = {"shoal": stack.enter_context(shoal_pair())}
-        why = dict[str, str]()
-        try:
-            pairs["lattica"] = stack.enter_context(lattica_pair())
-        except Missing as error:
-            why["lattica"] = str(error)
-            progress(str(error))
-        plain = stack.enter_context(plain_pair())
-        contest = Contest({**pairs, "plain": plain})
-        contest.why |= why
+        contest = Contest(stack)
+        contest.enter("shoal", shoal_pair)
+        contest.enter("lattica", lattica_pair)
+        contest.enter("plain", plain_pair)
         _latency(contest)
         del contest.pairs["plain"]
-        against: Callable[..., None] = lambda *args, **more: _versus(contest, *args, **more)  # noqa: E731
+        against = partial(_versus, contest)
         for at_once, calls in RATE_CALLS.items():
             name = f"talk.rpc_rate_{at_once}"
             against(name, "calls/s", RATE_GOAL, "rate", size=16, calls=calls, at_once=at_once)

@@ -22,7 +22,7 @@ class Node:
     """The orders, a method each."""
 
     def __init__(self, ip: str, certificate: str) -> None:
-        self._ip, self._buffer = ip, bytearray()
+        self._ip, self._buffer = ip, bytearray(1)
         self._server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._server.load_cert_chain(certificate)
         self._client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -76,7 +76,10 @@ class Node:
             size = int.from_bytes(header, "big")
             view, got = memoryview(self._buffer), 0
             while got < size:
-                got += link.recv_into(view[got : min(got + SLICE, size)])
+                count = link.recv_into(view[got : min(got + SLICE, size)])
+                if not count:
+                    return
+                got += count
             link.sendall(b"k")
 
 

@@ -1,0 +1,70 @@
+"""Bulk: 1 GB between two nodes beside blocking TLS sockets in threads and Lattica's best rate up,
+and what a small call to the same peer waits meanwhile.
+
+`python -m benchmarks.talk_bulk` prints one JSON object a line. QUICK=1 moves 200 MB.
+"""
+
+import tempfile
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+from benchmarks.contest import Contest
+from benchmarks.report import QUICK, ROUNDS, percentile, progress, report
+from benchmarks.systems import lattica_pair, shoal_pair, socket_pair
+
+BULK_BYTES = 200_000_000 if QUICK else 1_000_000_000
+LATTICA_SIZE = 256 * 1024  # unary calls of this size, 100 in flight, are the best it does
+LATTICA_CALLS = 200 if QUICK else 800
+
+
+def _measure(contest: Contest) -> None:
+    shoal, sockets = contest.pairs["shoal"], contest.pairs["sockets"]
+    tls = {"kind": "tls", "ip": sockets.server.hello["ip"], "port": sockets.server.hello["tls"]}
+    for child in (shoal.server, shoal.client, sockets.server, sockets.client):
+        child.ask("prepare", size=BULK_BYTES)
+    ours, threads, rival, tails = list[float](), list[float](), list[float](), list[float]()
+    lattica = Contest(ExitStack())
+    lattica.pairs = {name: contest.pairs[name] for name in ("lattica",) if name in contest.pairs}
+    for number in range(ROUNDS + 1):
+        progress(f"bulk of {BULK_BYTES / 1e6:.0f} MB, {number} of {ROUNDS}")
+        alone = shoal.client.ask("bulk", size=BULK_BYTES)["mb_s"]
+        limit = sockets.client.ask("send", size=BULK_BYTES, **tls)["mb_s"]
+        beside = shoal.client.ask("bulk_beside_calls", size=BULK_BYTES)["ms"]
+        best = lattica.rounds(1, "rate", size=LATTICA_SIZE, calls=LATTICA_CALLS, at_once=100)
+        if number:
+            ours.append(alone)
+            threads.append(limit)
+            tails.append(percentile(beside, 0.99))
+            rival += [answer["mb_s"] for answer in best.get("lattica", [])]
+    contest.why |= lattica.why
+    higher = partial(report, better="higher")
+    higher(
+        *("talk.bulk", ours, "MB/s"),
+        against="TLS sockets in threads",
+        against_values=threads,
+        goal_ratio=0.6,
+    )
+    higher(
+        *("talk.bulk_over_lattica", ours, "MB/s"),
+        against="lattica TCP, 256 KB calls, 100 in flight",
+        against_values=rival,
+        goal_ratio=3.0,
+        why=contest.why.get("lattica", ""),
+    )
+    report("talk.bulk_call_p99", tails, "ms", goal=10.0)
+
+
+def main() -> None:
+    """Measure all of it."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        contest = Contest(stack)
+        contest.enter("shoal", shoal_pair)
+        contest.enter("sockets", partial(socket_pair, folder))
+        contest.enter("lattica", lattica_pair)
+        _measure(contest)
+
+
+if __name__ == "__main__":
+    main()
