@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from crdt.service import StoreStats
 from node.parts import Node
-from protocols.rpc.call import RpcCounters
+from protocols.rpc.line import RpcCounters
 
 LAG_INTERVAL_S = 0.25  # between two measurements of the event loop's lag
 LAG_KEPT = 40  # measurements: the figure is the worst of the last 10 s

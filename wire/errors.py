@@ -68,3 +68,18 @@ class RemoteError(ShoalError):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+# Errors that mean the same at the caller as at the server, whose handler raised them. Others would
+# lie: a `PeerUnreachable` of the server is about somebody else than the peer that we called.
+_ARRIVE_TYPED: tuple[type[ShoalError], ...] = (UsageError, NotFound, Busy)
+_typed: dict[str, type[RemoteError]] = {
+    kind.code: type(f"Remote{kind.__name__}", (RemoteError, kind), {}) for kind in _ARRIVE_TYPED
+}
+
+
+def typed_error(code: str, message: str) -> RemoteError:
+    """Return what a peer's error is here: a RemoteError, and also the NotFound, Busy or
+    UsageError that the peer raised.
+    """
+    return _typed.get(code, RemoteError)(code, message)

@@ -157,7 +157,7 @@ class Method(Generic[Q, R]):
     request: type[Q]
     reply: type[R]
     frame_max: int = CONTROL_FRAME_MAX
-    at_once: int = 64
+    at_once: int = 256  # as many as are answered of one peer in all
     is_repeatable: bool = False
 
 
@@ -178,7 +178,7 @@ class Call(Protocol[Out, In]):
         ...
 
     async def finish(self) -> None:
-        """Say that no more messages come from this side."""
+        """Say that no more messages come from this side. At the server this ends the call."""
         ...
 
     def __aiter__(self) -> AsyncIterator[In]:
@@ -196,8 +196,20 @@ class Rpc(Protocol):
         """Our own peer ID."""
         ...
 
-    async def call(self, peer: PeerId, method: Method[Q, R], message: Q, *, timeout_s: float) -> R:
-        """One request, one answer. Cancelling it, or the deadline, cancels the server's task."""
+    async def call(
+        self,
+        peer: PeerId,
+        method: Method[Q, R],
+        message: Q,
+        *,
+        timeout_s: float,
+        key: bytes = b"",
+    ) -> R:
+        """One request, one answer. Cancelling it, or the deadline, cancels the server's task.
+
+        key: names this call, so that it can be made again, and is not done twice, if the
+        connection breaks before its answer.
+        """
         ...
 
     def stream(

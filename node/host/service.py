@@ -7,6 +7,7 @@ import logging
 import math
 import random
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -94,6 +95,7 @@ class LibP2pHost:
         mdns_interfaces: list[str] | None = None,
     ) -> None:
         self._peer = Signer(signer_seed).peer
+        self._is_open = swarm is None
         self._listen = list(listen)
         self._limits = limits or Limits()
         self._listeners: list[Listener] = []
@@ -167,13 +169,23 @@ class LibP2pHost:
         """
         assert protocol not in self._sessions.servers, protocol
         self._sessions.servers[protocol] = server
+        if self._is_open:
+            # Other implementations choose by what identify tells; in a closed swarm it tells
+            # strangers no more than they may use. Only the name is seen, nothing calls this.
+            self._libp2p.multiselect.handlers[TProtocol(protocol)] = _never
 
-    async def open(self, peer: PeerId, protocol: str, *, timeout_s: float) -> HostStream:
-        """Open a stream, connecting first if need be. Raises PeerUnreachable, DeadlineExceeded."""
+    async def open(
+        self, peer: PeerId, protocol: str | Sequence[str], *, timeout_s: float
+    ) -> HostStream:
+        """Open a stream, connecting first if need be. Raises PeerUnreachable, DeadlineExceeded.
+
+        protocol: one, or several in order of preference: the first that the peer accepts.
+        """
+        protocols = [protocol] if isinstance(protocol, str) else list(protocol)
         with trio.move_on_after(timeout_s):
             try:
                 connection = await self._dialler.reach(peer)
-                stream, _ = await self._sessions.open(connection, [protocol])
+                stream, _ = await self._sessions.open(connection, protocols)
             except PeerError as error:
                 raise PeerUnreachable(str(error)) from error
             return stream
@@ -334,10 +346,11 @@ def _listen_address(text: str) -> Address:
 
 def _no_protocols() -> "OrderedDict[TProtocol, StreamHandlerFn]":
     # libp2p takes an empty dict as "the default ones", so this one is put in and taken out again.
-    async def never(_stream: object) -> None:
-        return
+    return OrderedDict({TProtocol("/shoal/none"): _never})
 
-    return OrderedDict({TProtocol("/shoal/none"): never})
+
+async def _never(_stream: object) -> None:
+    return
 
 
 def _view(peer: PeerId, connections: list[Connection]) -> PeerView:

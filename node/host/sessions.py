@@ -15,6 +15,7 @@ from libp2p.stream_muxer.exceptions import MuxedStreamError
 
 from node.host import admission
 from node.host.admission import ADMIT, ADMIT_S, OPEN, Binding, NotAdmitted
+from node.host.channel import SecureChannel
 from node.host.connection import Connection
 from node.host.gate import Limits
 from node.host.liveness import PATIENCE_S, Liveness
@@ -182,12 +183,11 @@ class Sessions:
         return await admission.welcome(stream)
 
     def _binding(self, connection: Connection) -> Binding:
-        # SecureSession keeps Noise's state, whose handshake hash only these two ends know.
-        noise: Any = connection.muxed.secured_conn
-        handshake_hash = bytes(noise.conn.noise_state.get_handshake_hash())
+        channel = connection.muxed.secured_conn
+        assert isinstance(channel, SecureChannel)
         ends = (self._own, connection.peer)
         dialler, listener = ends if connection.way == "out" else reversed(ends)
-        return Binding(dialler, listener, handshake_hash)
+        return Binding(dialler, listener, channel.handshake_hash)
 
     def _admit(self, connection: Connection) -> None:
         if connection.settled.is_set():

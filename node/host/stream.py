@@ -6,6 +6,7 @@ from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError
 from node.host.yamux_stream import MuxedStream
 from wire.errors import PeerUnreachable
 from wire.ids import PeerId
+from wire.ports import Sink
 
 
 class HostStream:
@@ -56,6 +57,23 @@ class HostStream:
     async def finish(self) -> None:
         """Close our direction; the other end reads to its end."""
         await self._muxed.close()
+
+    def attach(self, sink: Sink) -> None:
+        """Give everything that arrives from now on to `sink`; read no more."""
+        self._muxed.attach(sink)
+
+    @property
+    def has_room(self) -> bool:
+        """True if `push` may be called now; when it is again, the sink's `on_room` says so."""
+        return self._muxed.has_room
+
+    def push(self, data: bytes, *, now: bool) -> None:
+        """Queue up to PUSH_MAX bytes; only while there is room. Safe on a stream that is over.
+
+        now: write them at once if the socket takes them. Pushed from a sink's method, they leave
+        at the end of what the connection brought in one go, with everything else.
+        """
+        self._muxed.push(data, now=now)
 
     def drop(self) -> None:
         """Reset without waiting, for a `finally`."""

@@ -9,10 +9,9 @@ import logging
 from collections.abc import Awaitable, Callable
 
 import trio
-from libp2p.abc import IMuxedConn, INetConn, IRawConnection, ISecureConn
+from libp2p.abc import IMuxedConn, INetConn
 from libp2p.crypto.keys import KeyPair
 from libp2p.crypto.x25519 import create_new_key_pair as create_new_x25519_key_pair
-from libp2p.custom_types import TProtocol
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.network.config import ConnectionConfig
 from libp2p.network.connection.raw_connection import RawConnection
@@ -21,16 +20,20 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.security.secure_session import SecureSession
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
+from node.host.channel import NOISE_AES, SCRATCH_BYTES, AesNoiseTransport, SecureChannel
 from node.host.connection import Connection
 from node.host.gate import Gate, Place
+from node.host.negotiate import accept, select
 from node.host.tcp import CountedTcp, Traffic
 from node.host.yamux import MuxedConnection
 from node.host.yamux_stream import MuxedStream
+from wire.errors import BadMessage
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +41,42 @@ HANDSHAKE_S = 10.0  # Noise and Yamux, either side (facts: security 3.4, pre-aut
 CLOSE_ALL_S = 0.5  # for all connections to say goodbye when the host stops
 
 
-class _Upgrader(TransportUpgrader):
-    """Noise as libp2p does it, our own Yamux (libp2p's selector would insist on its own)."""
+class _Handshakes:
+    """From a TCP connection to a muxed one: libp2p's Noise, then our record layer and Yamux.
 
-    async def upgrade_connection(self, conn: ISecureConn, peer_id: ID) -> MuxedConnection:
-        await self.muxer_multistream.select_transport(conn)
-        return MuxedConnection(conn, peer_id)
+    In place of libp2p's TransportUpgrader, which takes two round trips for each choice.
+    """
+
+    def __init__(self, key_pair: KeyPair) -> None:
+        static = create_new_x25519_key_pair().private_key
+        self._security: dict[str, NoiseTransport] = {
+            NOISE_AES: AesNoiseTransport(key_pair, static),  # first choice
+            NOISE: NoiseTransport(key_pair, static),
+        }
+        self._scratch = bytearray(SCRATCH_BYTES)
+
+    async def run(self, tcp: CountedTcp, peer_id: ID | None) -> MuxedConnection:
+        """Secure a connection; `peer_id` is whom we dialled. Raises BadMessage, libp2p's errors."""
+        raw = RawConnection(tcp, initiator=peer_id is not None)
+        transport = self._security[await _agree(raw, list(self._security))]
+        if peer_id is None:
+            session = await transport.secure_inbound(raw)
+        else:
+            session = await transport.secure_outbound(raw, peer_id)
+        assert isinstance(session, SecureSession)
+        channel = SecureChannel(session, tcp, self._scratch)
+        await _agree(channel, [YAMUX])
+        return MuxedConnection(channel, session.get_remote_peer())
+
+
+async def _agree(conn: RawConnection | SecureChannel, names: list[str]) -> str:
+    async def is_known(name: str) -> bool:
+        return name in names
+
+    name = await (select(conn, names) if conn.is_initiator else accept(conn, is_known))
+    if name is None:
+        raise BadMessage(f"peer speaks none of {', '.join(names)}")
+    return name
 
 
 class FencedSwarm(Swarm):
@@ -53,8 +86,8 @@ class FencedSwarm(Swarm):
         peer_id = ID.from_pubkey(key_pair.public_key)
         store = PeerStore()
         store.add_key_pair(peer_id, key_pair)
-        noise = NoiseTransport(key_pair, create_new_x25519_key_pair().private_key)
-        upgrader = _Upgrader({NOISE: noise}, {TProtocol(YAMUX): MuxedConnection}, int(HANDSHAKE_S))
+        self._handshakes = _Handshakes(key_pair)
+        upgrader = TransportUpgrader({}, {})  # unused
         # Watermarks of 0: nothing is dialled or pruned by itself (auto-connector, pruner, health
         # monitor), which `run` does not start either.
         config = ConnectionConfig(min_connections=0, low_watermark=0)
@@ -109,7 +142,7 @@ class FencedSwarm(Swarm):
             return
         self.accepted += 1
         try:
-            muxed = await self._upgrade(RawConnection(tcp, initiator=False), None)
+            muxed = await self._upgrade(tcp, None)
             await self._run(Connection(muxed, self, tcp, place))
         except Exception as error:  # a stranger's bytes reach deep into libp2p and its libraries
             self.failed_handshakes += 1
@@ -124,7 +157,7 @@ class FencedSwarm(Swarm):
         """Secure an outbound TCP connection and check who answers. Raises libp2p's errors."""
         tcp = CountedTcp(stream, self.traffic)
         try:
-            return await self._upgrade(RawConnection(tcp, initiator=True), peer_id), tcp
+            return await self._upgrade(tcp, peer_id), tcp
         except BaseException:
             await _close(tcp)
             raise
@@ -155,12 +188,9 @@ class FencedSwarm(Swarm):
     ) -> None:
         await connection.run(self.session, self.serve, task_status=task_status)
 
-    async def _upgrade(self, raw: IRawConnection, peer_id: ID | None) -> MuxedConnection:
+    async def _upgrade(self, tcp: CountedTcp, peer_id: ID | None) -> MuxedConnection:
         with trio.fail_after(HANDSHAKE_S):
-            secured = await self.upgrader.upgrade_security(raw, peer_id is not None, peer_id)
-            muxed = await self.upgrader.upgrade_connection(secured, secured.get_remote_peer())
-        assert isinstance(muxed, MuxedConnection)
-        return muxed
+            return await self._handshakes.run(tcp, peer_id)
 
     async def dial_peer(self, peer_id: ID) -> list[INetConn]:
         """Reach a peer through the host's own dialler.

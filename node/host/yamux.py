@@ -1,6 +1,11 @@
 """Yamux as a libp2p muxer, our own: libp2p 0.8.1's breaks under load.
 
-What its muxer does, and this one does not:
+One turn of the reader is one receive: it hands every frame on without a wait, and what was queued
+meanwhile leaves in one system call at its end. Anything else that is queued leaves with the writer
+task, except what is pushed "now" and fits the socket. Both write whole records through one buffer,
+so that no cancellation can tear one.
+
+What libp2p's muxer does, and this one does not:
 - a caller cancelled in `write` tears a Noise record in half and kills the connection (here only one
   task writes to the socket; a cancelled caller loses its own frame or not, whole);
 - its reader waits for the write lock to acknowledge a stream, so that two peers sending to each
@@ -12,6 +17,7 @@ What its muxer does, and this one does not:
 
 import contextlib
 from collections import deque
+from typing import Final, Literal, cast
 
 import trio
 from libp2p.abc import IMuxedConn, ISecureConn
@@ -21,24 +27,33 @@ from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from multiaddr import Multiaddr
 
 from node.host import yamux_frames as frames
+from node.host.channel import Channel
 from node.host.yamux_stream import MuxedStream
 from wire.errors import BadMessage
 
-QUEUE_BYTES = 2 * 65536  # frames waiting for the socket; more only adds delay for others
+QUEUE_BYTES = 2 * 65536  # of writers, waiting for the socket; more only adds delay for others
+PUSHED_BYTES = 4 * 65536  # of attached streams, counted apart so that neither starves the other
 CONTROL_FRAMES_MAX = 4096  # unsent answers to what a peer makes us say, 50 KB; then it is abuse
 GROWTH_BYTES = 12 * 1024 * 1024  # all windows together, beyond the 256 KiB that each begins with
 STREAMS_IN_MAX = 256  # at once, per connection, as go-libp2p allows a peer
 STREAMS_UNTRUSTED_MAX = 8  # before admission: identify, ping, admission, and a relay's few
 BYTES_UNTRUSTED_MAX = 64 * 1024  # before admission, from one that dialled us, all streams together
 STREAMS_OUT_MAX = 192  # fewer, since the other end counts a stream as open for longer than we do
+BATCH_RECORDS = 4  # per system call
 WRITE_STALL_S = 15.0  # for one record: a link slower than 4 KiB/s is of no use to anybody
 CLOSE_S = 0.25  # to say goodbye; a peer that does not read is left without
+
+Body = bytes | memoryview
+_Kind = Literal[0, 1, 2]  # of a queued frame
+_CONTROL: Final = 0
+_WRITTEN: Final = 1
+_PUSHED: Final = 2
 
 
 class MuxedConnection(IMuxedConn):
     """Streams over one secured connection. `start()` runs it until it ends."""
 
-    def __init__(self, conn: ISecureConn, peer_id: ID) -> None:
+    def __init__(self, conn: Channel, peer_id: ID) -> None:
         self.secured_conn = conn
         self.peer_id = peer_id
         self.event_started = trio.Event()
@@ -54,8 +69,12 @@ class MuxedConnection(IMuxedConn):
         self._inbound = 0
         self._next_stream = 1 if conn.is_initiator else 2
         self._outbound = trio.Semaphore(STREAMS_OUT_MAX)
-        self._frames: deque[bytes] = deque()
-        self._queued_bytes = 0
+        self._frames: deque[tuple[_Kind, bytes]] = deque()
+        self._queued_bytes = [0, 0, 0]  # by _Kind, until the socket has them
+        self._sealed_bytes = [0, 0, 0]  # the part of it that is encrypted
+        self._is_blocked = False  # the socket is full; only the writer task goes on
+        self._is_reading = False  # the reader's turn, which ends with a flush
+        self._without_room: dict[MuxedStream, None] = {}  # attached, in the order they asked
         self._work = trio.lowlevel.ParkingLot()
         self._drained = trio.lowlevel.ParkingLot()
         self._scope = trio.CancelScope()
@@ -79,7 +98,7 @@ class MuxedConnection(IMuxedConn):
         if self.event_started.is_set() and not self.is_closed:
             with trio.move_on_after(CLOSE_S, shield=True):
                 self.send_control(frames.pack(frames.GO_AWAY, 0, 0, frames.NORMAL))
-                while self._queued_bytes and not self.is_closed:
+                while any(self._queued_bytes) and not self.is_closed:
                     await self._drained.park()
         self.abort("closed here")
         await self._release()
@@ -116,6 +135,7 @@ class MuxedConnection(IMuxedConn):
     def forget(self, stream: MuxedStream) -> None:
         """Both directions of a stream are over: give its place free."""
         if self._streams.pop(stream.stream_id, None) is not None:
+            self._without_room.pop(stream, None)
             self.growth_left_bytes += stream.grown_bytes
             if self._is_ours(stream.stream_id):
                 self._outbound.release()
@@ -124,61 +144,139 @@ class MuxedConnection(IMuxedConn):
 
     @property
     def has_room(self) -> bool:
-        """True if another data frame may be queued now."""
-        return self._queued_bytes < QUEUE_BYTES
+        """True if a writer may queue another data frame now."""
+        return self._queued_bytes[_WRITTEN] < QUEUE_BYTES
 
-    def send_data(self, stream_id: int, body: bytes | memoryview) -> None:
+    @property
+    def has_push_room(self) -> bool:
+        """True if an attached stream may queue another data frame now."""
+        return self._queued_bytes[_PUSHED] < PUSHED_BYTES
+
+    def tell_of_room(self, stream: MuxedStream) -> None:
+        """Call the stream's `on_room` when it can push again."""
+        self._without_room[stream] = None
+
+    def send_data(self, stream_id: int, body: Body) -> None:
         """Queue a data frame; only while there is room."""
-        self._queue(b"".join((frames.pack(frames.DATA, 0, stream_id, len(body)), body)))
+        self._queue(_WRITTEN, b"".join((frames.pack(frames.DATA, 0, stream_id, len(body)), body)))
+
+    def push_data(self, stream_id: int, body: Body, *, now: bool) -> None:
+        """Queue a data frame of an attached stream; only while there is room."""
+        self._queue(_PUSHED, b"".join((frames.pack(frames.DATA, 0, stream_id, len(body)), body)))
+        if now and not self._is_reading:
+            self._flush()
 
     def send_control(self, frame: bytes) -> None:
         """Queue a frame without a body; never waits, so that the reader can call it."""
-        if len(self._frames) >= CONTROL_FRAMES_MAX:
+        if self._queued_bytes[_CONTROL] >= CONTROL_FRAMES_MAX * frames.HEADER.size:
             self.abort("peer asks more than it reads")
         else:
-            self._queue(frame)
+            self._queue(_CONTROL, frame)
 
-    def _queue(self, frame: bytes) -> None:
+    def _queue(self, kind: _Kind, frame: bytes) -> None:
         if not self.is_closed:
-            self._frames.append(frame)
-            self._queued_bytes += len(frame)
-            self._work.unpark()
+            self._frames.append((kind, frame))
+            self._queued_bytes[kind] += len(frame)
+            if not self._is_reading:
+                self._work.unpark()
+
+    def _flush(self) -> None:
+        """Write queued frames until the socket is full."""
+        try:
+            while not self._is_blocked and self._frames:
+                for _ in range(BATCH_RECORDS):
+                    self._seal_record()
+                self._is_blocked = not self.secured_conn.send()
+                if not self._is_blocked:
+                    self._count_sent()
+        except Exception as error:  # the socket's or the cipher's: all mean the end
+            self._frames.clear()
+            self.abort(f"write failed: {error!r}")
+
+    def _seal_record(self) -> None:
+        size, batch = 0, list[bytes]()
+        while self._frames and size + len(self._frames[0][1]) <= frames.RECORD_BYTES:
+            kind, frame = self._frames.popleft()
+            batch.append(frame)
+            size += len(frame)
+            self._sealed_bytes[kind] += len(frame)
+        if batch:
+            self.secured_conn.seal(batch)
+
+    def _count_sent(self) -> None:
+        for kind, size in enumerate(self._sealed_bytes):
+            self._queued_bytes[kind] -= size
+            self._sealed_bytes[kind] = 0
 
     async def _write_frames(self) -> None:
         while True:
-            while not self._frames:
+            if self._is_blocked:
+                await self._write_blocked()
+            elif self._frames:
+                await trio.lowlevel.checkpoint()
+            else:
                 await self._work.park()
-            size, batch = 0, list[bytes]()
-            while self._frames and size + len(self._frames[0]) <= frames.RECORD_BYTES:
-                batch.append(self._frames.popleft())
-                size += len(batch[-1])
-            with trio.move_on_after(WRITE_STALL_S) as patience:
-                try:
-                    await self.secured_conn.write(b"".join(batch))
-                except Exception as error:  # the socket's, Noise's or libp2p's: all mean the end
-                    return self.abort(f"write failed: {error!r}")
-            if patience.cancelled_caught:
-                return self.abort(f"peer takes no bytes for {WRITE_STALL_S:.0f} s")
-            self._queued_bytes -= size
+            self._flush()
+            self._offer_room()
+
+    async def _write_blocked(self) -> None:
+        """Get one record further, or end the connection."""
+        conn, error = self.secured_conn, ""
+        with trio.move_on_after(WRITE_STALL_S) as patience:
+            goal = max(0, conn.unsent_bytes - frames.RECORD_BYTES)
+            try:
+                while conn.unsent_bytes > goal:
+                    await conn.wait_writable()
+                    self._is_blocked = not conn.send()
+            except Exception as caught:
+                error = f"write failed: {caught!r}"
+        if patience.cancelled_caught:
+            error = f"peer takes no bytes for {WRITE_STALL_S:.0f} s"
+        if error:
+            self.abort(error)
+            await trio.sleep_forever()  # until that arrives
+        if not self._is_blocked:
+            self._count_sent()
+
+    def _offer_room(self) -> None:
+        """Wake those who wait for the queue to drain."""
+        if self.has_room:
             self.room.unpark_all()
-            if not self._queued_bytes:
-                self._drained.unpark_all()
+        for stream in list(self._without_room):
+            if not self.has_push_room:
+                break
+            if stream.has_credit:
+                del self._without_room[stream]
+                stream.on_room()
+        if not any(self._queued_bytes):
+            self._drained.unpark_all()
 
     async def _read_frames(self) -> None:
         reader = frames.FrameReader()
         while True:
             try:
-                # None: one Noise record as it is, without libp2p's reassembly.
-                for event in reader.feed(await self.secured_conn.read(None)):
-                    if isinstance(event, frames.GoneAway):
-                        return self.abort(f"peer went away, code {event.code}")
-                    self._apply(event)
+                records = await self.secured_conn.receive()
+                self._is_reading = True
+                for record in records:
+                    for event in reader.feed(record):
+                        if isinstance(event, frames.GoneAway):
+                            return self.abort(f"peer went away, code {event.code}")
+                        self._apply(event)
             except BadMessage as error:
                 self.send_control(frames.pack(frames.GO_AWAY, 0, 0, frames.PROTOCOL_ERROR))
-                await trio.lowlevel.checkpoint()
+                self._flush()
                 return self.abort(f"peer broke yamux: {error}")
-            except Exception as error:  # the socket's, Noise's or libp2p's: all mean the end
+            except Exception as error:  # the socket's or the cipher's: all mean the end
                 return self.abort(f"read ended: {error!r}")
+            finally:
+                self._is_reading = False
+            self._end_of_turn()
+
+    def _end_of_turn(self) -> None:
+        self._flush()
+        self._offer_room()
+        if self._frames or self._is_blocked:
+            self._work.unpark()
 
     def _apply(self, event: frames.Event) -> None:
         match event:
@@ -228,6 +326,7 @@ class MuxedConnection(IMuxedConn):
         if not self.is_closed:
             self.event_closed.set()
             self._frames.clear()
+            self._without_room.clear()
             for stream in list(self._streams.values()):
                 stream.on_connection_lost()
             self._accepted_send.close()
@@ -253,11 +352,11 @@ class MuxedConnection(IMuxedConn):
 
     def get_transport_addresses(self) -> list[Multiaddr]:
         """Return the address of the other end."""
-        return self.secured_conn.get_transport_addresses()
+        return cast(ISecureConn, self.secured_conn).get_transport_addresses()
 
     def get_connection_type(self) -> ConnectionType:
         """Return whether it is direct or relayed."""
-        return self.secured_conn.get_connection_type()
+        return cast(ISecureConn, self.secured_conn).get_connection_type()
 
     def get_remote_address(self) -> tuple[str, int] | None:
         """Return IP address and port of the other end."""

@@ -1,5 +1,6 @@
-"""One Yamux stream: its two windows, its buffer, its end. See node/host/yamux.py."""
+"""One Yamux stream: its two windows, its buffer or its sink, its end. See node/host/yamux.py."""
 
+import logging
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -8,13 +9,17 @@ from libp2p.abc import IMuxedStream
 from libp2p.stream_muxer.exceptions import MuxedStreamClosed, MuxedStreamEOF, MuxedStreamReset
 
 from node.host import yamux_frames as frames
-from wire.errors import BadMessage
+from wire.errors import BadMessage, PeerUnreachable
+from wire.ports import PUSH_MAX, Sink
 
 if TYPE_CHECKING:
     from node.host.yamux import MuxedConnection
 
+log = logging.getLogger(__name__)
+
 FIRST_WINDOW_BYTES = 256 * 1024  # fixed by the specification
 WINDOW_MAX_BYTES = 4 * 1024 * 1024  # 100 MB/s over 40 ms of round trip
+ATTACHED_WINDOW_BYTES = 16 * 1024 * 1024  # nothing is kept below a sink: it bounds itself
 CREDIT_MAX_BYTES = 1 << 31  # what a peer may grant in all: beyond is an attack on arithmetic
 _GROW_WITHIN_ROUND_TRIPS = 4.0  # half a window read faster than this: the window is the limit
 
@@ -29,10 +34,12 @@ class MuxedStream(IMuxedStream):
         self._window = FIRST_WINDOW_BYTES
         self._credit_in = FIRST_WINDOW_BYTES  # what the peer may still send
         self._credit_out = FIRST_WINDOW_BYTES  # what we may still send
+        self._sink: Sink | None = None  # until its `on_end`
         self._read_since_update = 0
         self._last_update_at = trio.current_time()
         self._no_more_in = self._no_more_out = False
         self._is_reset = False  # no direction works any more
+        self._end_reason = "stream reset"
         self._is_cut = False  # and the peer had more to say
         self._readable = trio.lowlevel.ParkingLot()
         self._writable = trio.lowlevel.ParkingLot()
@@ -72,6 +79,48 @@ class MuxedStream(IMuxedStream):
                     self._connection.send_data(self.stream_id, left[:size])
                     left = left[size:]
 
+    def attach(self, sink: Sink) -> None:
+        """Hand everything that arrives to `sink` (wire.ports.Stream), what is here at once."""
+        self._sink = sink
+        if self._buffer:
+            data = bytes(self._buffer)
+            self._buffer.clear()
+            self._deliver(sink, data)
+        if self._no_more_in:
+            self._end_sink(self._end_reason if self._is_cut else None)
+        else:
+            self._top_up()
+
+    @property
+    def has_credit(self) -> bool:
+        """True if the peer takes a whole push more."""
+        return self._credit_out >= PUSH_MAX and not self._no_more_out
+
+    @property
+    def has_room(self) -> bool:
+        """True if `push` may be called now; if not, the sink is told when it is."""
+        if self.has_credit and self._connection.has_push_room:
+            return True
+        if not self._no_more_out:
+            self._connection.tell_of_room(self)
+        return False
+
+    def push(self, data: bytes, *, now: bool) -> None:
+        """Queue data, at most PUSH_MAX; only while there is room. Nothing if the stream is over."""
+        if not self._no_more_out:
+            assert len(data) <= min(self._credit_out, PUSH_MAX), len(data)
+            self._credit_out -= len(data)
+            self._connection.push_data(self.stream_id, data, now=now)
+
+    def on_room(self) -> None:
+        """The connection's: there is room again."""
+        if self._sink is not None:
+            try:
+                self._sink.on_room()
+            except Exception:
+                log.exception("sink.failed stream=%d", self.stream_id)
+                self._fail("internal error")
+
     async def close(self) -> None:
         """Finish our direction; what the peer still sends can be read."""
         await trio.lowlevel.checkpoint()
@@ -103,12 +152,18 @@ class MuxedStream(IMuxedStream):
         """What this stream's window has taken from its connection's budget."""
         return self._window - FIRST_WINDOW_BYTES
 
-    def on_data(self, data: bytes) -> None:
+    def on_data(self, data: memoryview) -> None:
         """Take bytes from the peer. Raises BadMessage if they are more than we allowed."""
         self._credit_in -= len(data)
         if self._credit_in < 0:
             raise BadMessage(f"{-self._credit_in} bytes over the window of stream {self.stream_id}")
-        if not self._no_more_in:
+        if self._no_more_in:
+            return
+        if self._sink is not None:
+            self._deliver(self._sink, data)
+            if self._credit_in < ATTACHED_WINDOW_BYTES // 2:
+                self._top_up()
+        else:
             self._buffer += data
             self._readable.unpark_all()
 
@@ -123,6 +178,7 @@ class MuxedStream(IMuxedStream):
         """The peer sends no more."""
         self._no_more_in = True
         self._readable.unpark_all()
+        self._end_sink(None)
         if self._no_more_out:
             self._connection.forget(self)
 
@@ -139,9 +195,40 @@ class MuxedStream(IMuxedStream):
         self._is_reset = self._no_more_in = self._no_more_out = True
         self._readable.unpark_all()
         self._writable.unpark_all()
+        self._end_sink(self._end_reason)
 
     def _say(self, flag: int) -> None:
         self._connection.send_control(frames.pack(frames.WINDOW_UPDATE, flag, self.stream_id, 0))
+
+    def _deliver(self, sink: Sink, data: bytes | memoryview) -> None:
+        # A sink's errors end its stream, never the connection.
+        try:
+            sink.on_data(data)
+        except BadMessage as error:
+            self._fail(str(error))
+        except Exception:
+            log.exception("sink.failed stream=%d", self.stream_id)
+            self._fail("internal error")
+
+    def _fail(self, reason: str) -> None:
+        self._end_reason = reason
+        self.drop()
+
+    def _end_sink(self, reason: str | None) -> None:
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            try:
+                sink.on_end(None if reason is None else PeerUnreachable(reason))
+            except Exception:
+                log.exception("sink.failed stream=%d", self.stream_id)
+                self.drop()
+
+    def _top_up(self) -> None:
+        increment = ATTACHED_WINDOW_BYTES - self._credit_in
+        self._credit_in += increment
+        self._connection.send_control(
+            frames.pack(frames.WINDOW_UPDATE, 0, self.stream_id, increment)
+        )
 
     def _return_credit(self, size: int) -> None:
         self._read_since_update += size

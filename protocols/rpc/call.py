@@ -1,49 +1,28 @@
-"""A call in progress on its stream: the thin trio driver of `machine.CallMachine`.
+"""A call in progress: what its holder does with it (`wire.ports.Call`), at either end.
 
-One task pumps the stream into a bounded queue; whoever holds the call sends and receives. A queue
-that nobody reads stalls the pump, and so, through the stream's window, the sender at the far end;
-then a reset, too, is noticed only once what came before it has been received.
+The line hands in what arrives; whoever holds the call waits here. One task may send while another
+receives.
 """
 
-import math
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
-from typing import Generic, TypeVar, cast
+from collections.abc import AsyncIterator
+from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 import trio
 
-from protocols.rpc.machine import CallMachine, Ended, Event, Failed, Got
-from wire import codec
-from wire.errors import BadMessage, PeerUnreachable, RemoteError, ShoalError
+from protocols.rpc.line import SMALL_BYTES, Line
+from protocols.rpc.machine import Body, Incoming, Outgoing, check_size
+from protocols.rpc.wire import End
+from wire import codec, frames
+from wire.errors import PeerUnreachable, RemoteError, ShoalError
 from wire.ids import PeerId
-from wire.ports import Stream
 
 Out = TypeVar("Out")
 In = TypeVar("In")
 T = TypeVar("T")
 
-READ_BYTES = 64 * 1024  # per read; what the stream carries best (facts: network, section 1)
-QUEUE_MAX = 8  # messages that wait to be received; when full, the sender waits
-QUEUE_BYTES = 256 * 1024  # the same in bytes, though one message always fits
 
-
-@dataclass
-class RpcCounters:
-    """Totals since the start; bytes are those of RPC frames, both as caller and as server."""
-
-    calls_out: int = 0
-    calls_in: int = 0
-    errors_out: int = 0  # calls of ours that failed, whatever the reason
-    errors_in: int = 0  # calls that we answered with an error
-    refused: int = 0  # calls that we answered "busy"
-    bad_messages: int = 0  # calls to us that broke the protocol
-    bytes_out: int = 0
-    bytes_in: int = 0
-    active_in: int = 0  # calls being answered now
-
-
-class Body(Generic[T]):
+class BodyType(Generic[T]):
     """Encodes and decodes the messages of one type; `bytes` are sent as they are."""
 
     def __init__(self, type_: type[T]) -> None:
@@ -54,83 +33,100 @@ class Body(Generic[T]):
         """Return the bytes of a message."""
         return message if isinstance(message, bytes) else codec.encode(message)
 
-    def decode(self, body: bytes, max_size: int) -> T:
+    def decode(self, body: Body, max_size: int) -> T:
         """Return the message in `body`. Raises BadMessage."""
         if self._type is bytes:
-            return cast(T, body)
+            return cast(T, bytes(body))
         return codec.decode(body, self._decoder, max_size)
 
 
-class StreamCall(Generic[Out, In]):
-    """One side of a call: `wire.ports.Call`. One task may send while another receives."""
+class CallSide(Generic[Out, In]):
+    """One side of a call. Its line feeds it through `incoming` and the `on_*` methods."""
 
     def __init__(
         self,
-        stream: Stream,
-        machine: CallMachine,
-        outgoing: Body[Out],
-        incoming: Body[In],
-        counters: RpcCounters,
+        line: Line[Any, Any],
+        number: int,
+        frame_max: int,
+        outgoing: BodyType[Out],
+        incoming: BodyType[In],
     ) -> None:
-        self._stream, self._machine, self._counters = stream, machine, counters
-        self._outgoing, self._incoming = outgoing, incoming
-        room = max(1, min(QUEUE_MAX, QUEUE_BYTES // max(1, machine.frame_max)))
-        self._arrived, self._inbox = trio.open_memory_channel[bytes](room)  # full: wait
-        self._failure: ShoalError | None = None
-        self._write_lock = trio.Lock()
-        self._sending = trio.move_on_after(math.inf)
-        self._tail = b""
-        self.over = trio.Event()  # nothing more comes from the other side
-        self.is_broken = False  # reset, or broke the protocol: nobody hears us any more
-        self.has_left = False  # the other side closed its stream in good order
+        self.line, self.number = line, number
+        self.incoming = Incoming(frame_max, line.budget)
+        self.outgoing = Outgoing(number, frame_max)
+        self.failure: ShoalError | None = None  # why the call is over, if not in good order
+        self.is_deaf = False  # the other side takes nothing more
+        self._encode, self._decode = outgoing.encode, incoming.decode
+        self._reader: trio.lowlevel.Task | None = None
+        self._progress = trio.lowlevel.ParkingLot()
 
     @property
     def peer(self) -> PeerId:
         """Who is at the other end."""
-        return self._stream.peer
+        return self.line.stream.peer
 
     async def send(self, message: Out) -> None:
-        """Send one message; waits while the other side is not reading.
+        """Send one message; waits while an earlier one still waits for the other side to read.
 
-        Cancelling it in the middle breaks the call. Raises MessageTooBig, PeerUnreachable, or
-        RemoteError if the server has failed or is done ("call_ended").
+        Raises MessageTooBig, PeerUnreachable, or RemoteError if the other side has failed or is
+        done ("call_ended"). Cancelled, it has sent the message or not, but never half of it.
         """
-        body = self._outgoing.encode(message)
-        async with self._write_lock:
-            self._check_heard()
-            await self._write(self._machine.send(body))
+        body = self._encode(message)
+        check_size(body, self.outgoing.frame_max)
+        await self._wait_to_send()
+        self.put(body)
 
-    def hold(self, message: Out) -> None:
-        """Keep a message back, to go out together with the end of the call: one write less."""
-        self._tail += self._machine.send(self._outgoing.encode(message))
+    def put(self, body: bytes, *, is_reply: bool = False) -> None:
+        """Queue a message of up to `frame_max`, and send what may go."""
+        line, outgoing = self.line, self.outgoing
+        was_empty = outgoing.is_empty
+        outgoing.put(body, is_reply=is_reply)
+        if was_empty and len(body) <= SMALL_BYTES and outgoing.is_ready:
+            line.put(outgoing.next_frame())
+        else:
+            line.send(outgoing)
 
     async def receive(self) -> In:
         """Return the next message. Raises trio.EndOfChannel at the end, RemoteError on failure,
-        PeerUnreachable if the call broke, BadMessage if the message is none.
+        PeerUnreachable if the connection broke, BadMessage if the message is none.
         """
-        try:
-            body = await self._inbox.receive()
-        except trio.EndOfChannel:
-            if self._failure is not None:
-                raise self._failure from None
-            raise
-        return self._incoming.decode(body, self._machine.frame_max)
+        incoming = self.incoming
+        if incoming.has_message:
+            await trio.lowlevel.checkpoint()
+        while not incoming.has_message:
+            if self.failure is not None:
+                raise self.failure
+            if incoming.ended:
+                raise trio.EndOfChannel
+            await self._park()
+        body = incoming.take()
+        self.line.give_credit(self.number, incoming)
+        return self._decode(body, incoming.frame_max)
 
     async def finish(self) -> None:
         """Say that no more messages come from this side. Does nothing the second time."""
-        async with self._write_lock:
-            if not self._machine.ended and not self.is_broken and not self.has_left:
-                await self._write(self._machine.end())
+        await trio.lowlevel.checkpoint()
+        self.end()
 
-    async def close(self) -> None:
-        """Write what was held, end our side if it has not ended, close our half of the stream."""
-        async with self._write_lock:
-            if not self._machine.ended:
-                self._tail += self._machine.end()
-            if self._tail:
-                await self._stream.write(self._tail)
-                self._counters.bytes_out += len(self._tail)
-            await self._stream.finish()
+    def end(self) -> None:
+        """As `finish`, without a checkpoint."""
+        if self.outgoing.ended or self.is_deaf:
+            return
+        frame = frames.pack(codec.encode(End(self.number)))
+        if self.outgoing.is_empty:
+            self.outgoing.ended = True
+            self.line.put(frame)
+        else:
+            self.outgoing.put_frame(frame, is_end=True)
+
+    async def drain(self, stall_s: float) -> bool:
+        """Wait until all that was queued has gone out; False if none of it did for `stall_s`."""
+        while not self.outgoing.is_empty and not self.is_deaf:
+            with trio.move_on_after(stall_s) as patience:
+                await self._progress.park()
+            if patience.cancelled_caught:
+                return False
+        return True
 
     def __aiter__(self) -> AsyncIterator[In]:
         """Iterate over messages until the end."""
@@ -143,64 +139,60 @@ class StreamCall(Generic[Out, In]):
         except trio.EndOfChannel:
             raise StopAsyncIteration from None
 
-    async def pump(self, on_break: Callable[[], None]) -> None:
-        """Read the stream to its end; `on_break` is called if that is not an orderly one."""
-        try:
-            while True:
-                while (event := self._machine.next_event()) is not None:
-                    await self._take(event)
-                data = await self._stream.read(READ_BYTES)
-                if not data:
-                    self._machine.feed_eof()
-                    self.has_left = True
-                    break
-                self._counters.bytes_in += len(data)
-                self._machine.feed(data)
-        except (PeerUnreachable, BadMessage) as error:
-            self._failure = self._failure or error
-            self.is_broken = True
-            on_break()
-        finally:
-            self._arrived.close()
-            self._sending.cancel()
-            self.over.set()
+    # from the line
 
-    def ignore_rest(self) -> None:
-        """Throw away what still arrives, so that the pump reaches the end of the stream."""
-        self._inbox.close()
+    def wake(self) -> None:
+        """Something has come, or nothing will: let the reader look."""
+        if self._reader is not None:
+            reader, self._reader = self._reader, None
+            trio.lowlevel.reschedule(reader)
 
-    @property
-    def failure(self) -> ShoalError | None:
-        """Why the call failed, as far as the other side told or the stream showed."""
-        return self._failure
+    def on_progress(self) -> None:
+        """Some of what waited has gone out."""
+        if self._progress:
+            self._progress.unpark_all()
 
-    async def _take(self, event: Event) -> None:
-        if isinstance(event, Got):
-            try:
-                await self._arrived.send(event.body)
-            except trio.BrokenResourceError:
-                return  # nobody listens any more
-        elif isinstance(event, Failed):
-            self._failure = RemoteError(event.code, event.message)
-            self._arrived.close()
-            self._sending.cancel()
-        else:
-            assert isinstance(event, Ended)
-            self._arrived.close()
+    def on_lost(self, error: PeerUnreachable) -> None:
+        """The line is gone."""
+        self.fail(PeerUnreachable(str(error)))  # of its own: several tasks will raise it
 
-    async def _write(self, data: bytes) -> None:
-        with trio.move_on_after(math.inf) as self._sending:
-            try:
-                await self._stream.write(data)
-            except PeerUnreachable as error:
-                raise self._failure or error from None
-            self._counters.bytes_out += len(data)
-            return
+    def fail(self, error: ShoalError) -> None:
+        """The call is over, with an error."""
+        self.failure = self.failure or error
+        self.leave()
+
+    def leave(self) -> None:
+        """The other side takes nothing more."""
+        self.is_deaf = True
+        self.outgoing.drop()
+        self.wake()
+        self._progress.unpark_all()
+
+    async def _wait_to_send(self) -> None:
         self._check_heard()
+        await trio.lowlevel.checkpoint()
+        while True:
+            self._check_heard()
+            if self.line.outbox.is_full:
+                await self.line.wait_for_room()
+            elif not self.outgoing.is_empty:
+                await self._progress.park()
+            else:
+                return
 
     def _check_heard(self) -> None:
         """Raise what a sender must know: that nobody is there to hear it."""
-        if self._failure is not None:
-            raise self._failure
-        if self.has_left:
+        if self.failure is not None:
+            raise self.failure
+        if self.is_deaf:
             raise RemoteError("call_ended", f"{self.peer} has ended the call")
+
+    async def _park(self) -> None:
+        assert self._reader is None, "two tasks receive from one call"
+        self._reader = trio.lowlevel.current_task()
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._reader = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)

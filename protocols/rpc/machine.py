@@ -1,22 +1,21 @@
-"""One side of one call, without I/O: bytes in, events out, and the bytes to send.
+"""One side of one call, without I/O: what it has to send, what it was sent, and both windows.
 
-    caller   Open Data* End, then it may still read
-    server   Data* End? Fail?, at least one of the two
-
-Both sides send when they like: each direction ends on its own. Whatever breaks these rules, or a
-bound, is BadMessage.
+A sender pays for each piece from its credit; a receiver holds what arrived until it is taken, and
+gives credit back then. While a message is still incomplete, and nothing else waits to be taken,
+credit is given at once, so that a message may be larger than the window; the method's `frame_max`
+bounds it. So a call never holds more than its window and one message.
 """
 
-import re
-from dataclasses import dataclass
-from typing import Literal
+from collections import deque
 
 from protocols.rpc import wire
-from protocols.rpc.wire import CODE_MAX, ENVELOPE_MAX, TEXT_MAX, Data, End, Fail, Open
-from wire import codec, frames
-from wire.errors import BadMessage, ShoalError
+from protocols.rpc.wire import PIECE_BYTES, PIECE_COST, WINDOW_BYTES, Data, Part, Piece, Reply
+from wire.errors import BadMessage, Busy, ShoalError
 
-_CODE = re.compile(r"[a-z0-9_]+")
+WINDOW_MAX_BYTES = 4 * 1024 * 1024  # a reader that keeps up: 200 MB/s over 20 ms of round trip
+COPY_BELOW_BYTES = 32 * 1024  # smaller pieces are copied: a view of one would hold all its record
+
+Body = bytes | memoryview
 
 
 class MessageTooBig(ShoalError):
@@ -26,127 +25,193 @@ class MessageTooBig(ShoalError):
     hint = "send less at a time, or in several messages"
 
 
-@dataclass(frozen=True)
-class Opened:
-    """The caller named its method; `deadline_ms` is 0 if it set no deadline."""
-
-    method: str
-    deadline_ms: int
+def check_size(body: bytes, frame_max: int) -> None:
+    """Raise MessageTooBig if a message of ours is over the method's limit."""
+    if len(body) > frame_max:
+        raise MessageTooBig(f"message of {len(body)} B is over the limit of {frame_max} B")
 
 
-@dataclass(frozen=True)
-class Got:
-    """One message arrived, not yet decoded."""
+class Budget:
+    """What all calls of a line may hold beyond their first windows, in bytes."""
 
-    body: bytes
+    def __init__(self, left_bytes: int) -> None:
+        self.left_bytes = left_bytes
 
-
-@dataclass(frozen=True)
-class Ended:
-    """The other side sends no more."""
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The server gave up."""
-
-    code: str
-    message: str
+    def take(self, size_bytes: int) -> bool:
+        """Take so much if it is there."""
+        if size_bytes > self.left_bytes:
+            return False
+        self.left_bytes -= size_bytes
+        return True
 
 
-Event = Opened | Got | Ended | Failed
+class Incoming:
+    """The messages of one direction of a call, as their receiver sees them."""
 
+    __slots__ = (
+        "_budget",
+        "_credit",
+        "_extra",
+        "_held",
+        "_messages",
+        "_parts",
+        "_parts_bytes",
+        "_window",
+        "ended",
+        "frame_max",
+    )
 
-class CallMachine:
-    """The rules of one call, as one side of it follows and enforces them.
-
-    The server starts with `frame_max` 0 and sets it once `Opened` has told the method.
-    """
-
-    def __init__(self, side: Literal["caller", "server"], *, frame_max: int = 0) -> None:
-        self._side = side
-        self._parser = frames.FrameParser(0)
+    def __init__(self, frame_max: int, budget: Budget) -> None:
         self.frame_max = frame_max
-        self._opened = side == "caller"  # the caller gets no Open
-        self._theirs_ended = self._failed = False
-        self.ended = False  # our direction: after End or Fail
+        self.ended = False  # no more messages come
+        self._budget = budget
+        self._messages: deque[tuple[Body, int]] = deque()  # each with what it costs
+        self._parts: list[Body] = []
+        self._parts_bytes = 0
+        self._held = 0  # bytes, with PIECE_COST for each piece
+        self._credit = self._window = WINDOW_BYTES
+        self._extra = 0  # taken from the budget
+
+    def put(self, piece: Part | Data | Reply) -> None:
+        """Take a piece. Raises BadMessage if it is more than was allowed, Busy if it is a large
+        message and others hold all the room.
+        """
+        body = piece.body
+        size = len(body)
+        self._credit -= size + PIECE_COST
+        if self.ended or self._credit < 0:
+            raise BadMessage("more than the call's window" if not self.ended else "after the end")
+        if self._parts_bytes + size > self.frame_max:
+            total, limit = self._parts_bytes + size, self.frame_max
+            raise BadMessage(f"message of {total} B is over the limit of {limit} B")
+        self._held += size + PIECE_COST
+        kept: Body = bytes(body) if size < COPY_BELOW_BYTES else body
+        if type(piece) is Part:
+            self._parts.append(kept)
+            self._parts_bytes += size
+            self._make_room()
+            return
+        if not self._parts:
+            self._messages.append((kept, size + PIECE_COST))
+            return
+        self._parts.append(kept)
+        cost = self._parts_bytes + size + PIECE_COST * len(self._parts)
+        self._messages.append((b"".join(self._parts), cost))
+        self._parts, self._parts_bytes = [], 0
+
+    def end(self) -> None:
+        """The other side sends no more. Raises BadMessage in the middle of a message."""
+        if self.ended or self._parts:
+            raise BadMessage("the call ended in the middle of a message")
+        self.ended = True
 
     @property
-    def frame_max(self) -> int:
-        """The largest message body, either way, in bytes."""
-        return self._frame_max
+    def has_message(self) -> bool:
+        """Tell whether a whole message waits."""
+        return bool(self._messages)
 
-    @frame_max.setter
-    def frame_max(self, value: int) -> None:
-        self._frame_max = value
-        self._parser.max_size = value + ENVELOPE_MAX
+    def take(self) -> Body:
+        """Remove and return the oldest message."""
+        body, cost = self._messages.popleft()
+        self._held -= cost
+        return body
 
-    def open(self, method: str, deadline_ms: int) -> bytes:
-        """Return the bytes that begin a call."""
-        return frames.pack(codec.encode(Open(method, deadline_ms)))
+    def grant(self) -> int:
+        """Return how much credit to give now; 0 for none. It counts as given."""
+        if self.ended or self._credit > self._window // 2:
+            return 0
+        if not self._messages and not self._parts and self._window < WINDOW_MAX_BYTES:
+            self._grow()  # the reader keeps up, so it is the window that the sender waits for
+        room = self._window - self._credit
+        if self._messages:
+            room -= self._held
+        if room < self._window // 2:
+            return 0
+        self._credit += room
+        return room
 
-    def send(self, body: bytes) -> bytes:
-        """Return the bytes of one message. Raises MessageTooBig."""
+    def release(self) -> None:
+        """The call is over: what was taken from the line's budget goes back."""
+        self._budget.left_bytes += self._extra
+        self._extra = 0
+        self._parts.clear()
+        self._messages.clear()
+
+    def _grow(self) -> None:
+        if self._budget.take(self._window):
+            self._extra += self._window
+            self._window *= 2
+
+    def _make_room(self) -> None:
+        """Borrow what an incomplete message takes beyond the first window."""
+        if self._messages or self._held <= WINDOW_BYTES + self._extra:
+            return
+        more = self._held - WINDOW_BYTES - self._extra + WINDOW_BYTES // 2
+        if not self._budget.take(more):
+            raise Busy("too many large messages at once")
+        self._extra += more
+
+
+class Outgoing:
+    """The pieces of one direction of a call that wait for credit or for the line."""
+
+    __slots__ = ("_call", "_credit", "_frames", "ended", "frame_max")
+
+    def __init__(self, call: int, frame_max: int) -> None:
+        self.frame_max = frame_max
+        self.ended = False  # End or Fail is queued or sent
+        self._call = call
+        self._credit = WINDOW_BYTES
+        # What waits, in order: pieces not yet packed, or whole frames that cost nothing.
+        self._frames: deque[tuple[Piece | None, Body]] = deque()
+
+    def put(self, body: bytes, *, is_reply: bool = False) -> None:
+        """Queue a message; `is_reply` ends this direction too."""
         assert not self.ended, "sent after the end"
-        if len(body) > self._frame_max:
-            raise MessageTooBig(f"message of {len(body)} B is over the limit of {self._frame_max}")
-        return frames.pack(codec.encode(Data(body)))
+        last: Piece = Reply if is_reply else Data
+        self.ended = is_reply
+        if len(body) <= PIECE_BYTES:
+            self._frames.append((last, body))
+            return
+        view = memoryview(body)
+        for start in range(0, len(body), PIECE_BYTES):
+            kind = last if start + PIECE_BYTES >= len(body) else Part
+            self._frames.append((kind, view[start : start + PIECE_BYTES]))
 
-    def end(self) -> bytes:
-        """Return the bytes that end our direction."""
-        assert not self.ended, "ended twice"
+    def put_frame(self, frame: bytes, *, is_end: bool) -> None:
+        """Queue a frame that costs no credit, after all that waits."""
+        self.ended = self.ended or is_end
+        self._frames.append((None, frame))
+
+    def credit(self, size_bytes: int) -> None:
+        """The receiver takes more. Raises BadMessage beyond reason."""
+        self._credit += size_bytes
+        if self._credit > 2 * WINDOW_MAX_BYTES:
+            raise BadMessage(f"credit of {self._credit} B on one call")
+
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether nothing waits."""
+        return not self._frames
+
+    @property
+    def is_ready(self) -> bool:
+        """Tell whether something waits and may go."""
+        if not self._frames:
+            return False
+        kind, body = self._frames[0]
+        return kind is None or len(body) + PIECE_COST <= self._credit
+
+    def next_frame(self) -> bytes:
+        """Remove and return the next frame; only if one is ready."""
+        kind, body = self._frames.popleft()
+        if kind is None:
+            assert isinstance(body, bytes)
+            return body
+        self._credit -= len(body) + PIECE_COST
+        return wire.pack_piece(kind, self._call, body)
+
+    def drop(self) -> None:
+        """Nothing of what waits is wanted any more."""
+        self._frames.clear()
         self.ended = True
-        return frames.pack(codec.encode(End()))
-
-    def fail(self, code: str, message: str) -> bytes:
-        """Return the bytes that end the call with an error; fits code and text to their bounds."""
-        assert self._side == "server"
-        self.ended = True
-        if len(code) > CODE_MAX or not _CODE.fullmatch(code):
-            code = "failed"
-        text = message.encode(errors="replace").decode()[:TEXT_MAX]
-        return frames.pack(codec.encode(Fail(code, text)))
-
-    def feed(self, data: bytes) -> None:
-        """Take bytes from the stream; then ask for `next_event` until it has none."""
-        self._parser.feed(data)
-
-    def next_event(self) -> Event | None:
-        """Return what arrived, in order; None when more bytes are needed. Raises BadMessage."""
-        frame = self._parser.next_frame()
-        if frame is None:
-            return None
-        return self._take(codec.decode(frame, wire.decoder, self._parser.max_size))
-
-    def feed_eof(self) -> None:
-        """The other side closed its direction. Raises BadMessage if it had not ended the call."""
-        if not (self._theirs_ended or self._failed) or not self._parser.is_empty:
-            raise BadMessage("the stream ended before the call did")
-
-    def _take(self, message: Open | Data | End | Fail) -> Event:
-        if isinstance(message, Open):
-            if self._opened:
-                raise BadMessage("Open came where none belongs")
-            self._opened = True
-            return Opened(message.method, message.deadline_ms)
-        if not self._opened:
-            raise BadMessage(f"{type(message).__name__} came before Open")
-        if self._failed or (self._theirs_ended and not isinstance(message, Fail)):
-            raise BadMessage(f"{type(message).__name__} came after the end")
-        if isinstance(message, Data):
-            if len(message.body) > self._frame_max:
-                size, limit = len(message.body), self._frame_max
-                raise BadMessage(f"message of {size} B is over the limit of {limit} B")
-            return Got(message.body)
-        if isinstance(message, Fail):
-            if self._side == "server":
-                raise BadMessage("Fail came from the caller")
-            self._failed = True
-            return Failed(message.code, _printable(message.message))
-        self._theirs_ended = True
-        return Ended()
-
-
-def _printable(text: str) -> str:
-    """A peer's words go to logs and terminals: no line breaks, escapes or turned directions."""
-    return "".join(character if character.isprintable() else "?" for character in text)

@@ -1,46 +1,52 @@
-"""Typed calls to peers: implements `wire.ports.Rpc` over one libp2p stream per call.
+"""Typed calls to peers: implements `wire.ports.Rpc` over one line per peer and direction.
 
-First form: a new stream costs a round trip, which the multiplexed stream per peer of DESIGN.md,
-section 8, will save. What callers and servers see stays the same.
+A new libp2p stream for each call would cost a round trip and most of the time of a small call; so
+the first call to a peer opens a line, and it stays. What peers of other implementations offer over
+their own protocols is not touched by this.
 """
 
-import logging
-import math
+import random
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import trio
 
-from protocols.rpc.call import READ_BYTES, Body, RpcCounters, StreamCall
-from protocols.rpc.machine import CallMachine, Ended, Failed, Got, Opened
-from protocols.rpc.wire import DEADLINE_MAX_MS, PROTOCOL
+from protocols.rpc.answers import Answers
+from protocols.rpc.call import BodyType, CallSide
+from protocols.rpc.caller import CallerLine
+from protocols.rpc.line import RpcCounters
+from protocols.rpc.machine import check_size
+from protocols.rpc.server import Endpoint, Load, ServerLine
+from protocols.rpc.wire import PROTOCOL
 from wire.codec import CONTROL_FRAME_MAX
-from wire.errors import BadMessage, DeadlineExceeded, PeerUnreachable, RemoteError, ShoalError
+from wire.errors import (
+    BadMessage,
+    DeadlineExceeded,
+    PeerUnreachable,
+    ShoalError,
+    UsageError,
+)
 from wire.ids import PeerId
 from wire.ports import Call, Host, Method, Network, Stream
 
 Q = TypeVar("Q")
 R = TypeVar("R")
 
-INBOUND_MAX = 256  # calls of one peer answered at a time (facts: security, section 3.4)
-OPEN_TIMEOUT_S = 10.0  # for the first frame of a stream: against those who open and are silent
-LINGER_S = 10.0  # for the other side to take our last bytes; then the stream is reset
-RESET_TIMEOUT_S = 1.0  # for the shielded reset of a cancelled call
+OPEN_S = 10.0  # to reach a peer and open a line, also for those who wait longer for the answer
+LINES_OF_PEER_MAX = 8  # that it opened to us; it needs one for each connection, and has up to 4
+TRIES_MAX = 3  # of a call that is repeatable or has a key
+RETRY_S = 0.05  # before the second try, doubled before the third
+STALL_S = 10.0  # for some of what was sent to go out, when a stream is left
 
-log = logging.getLogger(__name__)
 
+class _Opening:
+    """A line that is being opened, and everybody who waits for it."""
 
-@dataclass(frozen=True)
-class _Endpoint:
-    """A method we answer. `handler` gets a call of any types; `serve*` has tied them."""
-
-    frame_max: int
-    request: Body[Any]
-    reply: Body[Any]
-    handler: Callable[[StreamCall[Any, Any]], Awaitable[None]]
+    def __init__(self) -> None:
+        self.is_over = trio.Event()
+        self.error: ShoalError | None = None
 
 
 class RpcService:
@@ -48,9 +54,12 @@ class RpcService:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._endpoints: dict[str, _Endpoint] = {}
-        self._bodies: dict[object, Body[Any]] = {}  # one per message type of the program
-        self._active: Counter[PeerId] = Counter()  # inbound calls; only peers that have some
+        self._endpoints: dict[str, Endpoint] = {}
+        self._bodies: dict[object, BodyType[Any]] = {}  # one per message type of the program
+        self._lines: dict[PeerId, CallerLine] = {}
+        self._openings: dict[PeerId, _Opening] = {}
+        self._load, self._answers = Load(), Answers()
+        self._served: Counter[PeerId] = Counter()  # lines that peers opened
         self.counters = RpcCounters()
         host.serve(PROTOCOL, self._answer)
 
@@ -59,15 +68,27 @@ class RpcService:
         """Our own peer ID."""
         return self._host.peer
 
-    async def call(self, peer: PeerId, method: Method[Q, R], message: Q, *, timeout_s: float) -> R:
+    async def call(
+        self,
+        peer: PeerId,
+        method: Method[Q, R],
+        message: Q,
+        *,
+        timeout_s: float,
+        key: bytes = b"",
+    ) -> R:
         """One request, one answer. Cancelling it, or the deadline, cancels the server's task.
 
-        Raises PeerUnreachable, DeadlineExceeded, RemoteError, BadMessage or MessageTooBig.
+        If the connection breaks before the answer, a method that `is_repeatable` is called again,
+        and so is any with a `key` (up to 32 bytes, random: it names this call), which is not done
+        twice. Raises PeerUnreachable, DeadlineExceeded, RemoteError, BadMessage or MessageTooBig.
         """
         self.counters.calls_out += 1
         try:
+            body = self._body(method.request).encode(message)
+            check_size(body, method.frame_max)
             with trio.move_on_after(timeout_s) as scope:
-                return await self._exchange(peer, method, message, scope.deadline)
+                return await self._try(peer, method, body, key, scope.deadline)
         except ShoalError:
             self.counters.errors_out += 1
             raise
@@ -82,48 +103,40 @@ class RpcService:
         normally by finishing our side, on an exception by cancelling the server's task.
         """
         self.counters.calls_out += 1
-        machine = CallMachine("caller", frame_max=method.frame_max)
-        failure: Exception | None = None
         try:
-            stream = await self._open(peer, method, machine, timeout_s)
+            with trio.move_on_after(timeout_s) as scope:
+                line = await self._line(peer)
+                await line.slots.acquire(method)
+            if scope.cancelled_caught:
+                text = f"{method.name}: {peer} not reached within {timeout_s:g} s"
+                raise DeadlineExceeded(text)
+            call: CallSide[Q, R] | None = None
             try:
                 request, reply = self._body(method.request), self._body(method.reply)
-                call = StreamCall(stream, machine, request, reply, self.counters)
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(call.pump, _nothing)
-                    try:
-                        yield call
-                        call.ignore_rest()
-                        await _leave(call)
-                    except Exception as error:  # carried out of the nursery, which would wrap it
-                        failure = error
-                    nursery.cancel_scope.cancel()
-                if failure is not None:
-                    raise failure
-            except BaseException:
-                await _reset(stream)
-                raise
+                call = line.new_call(method, request, reply)
+                line.open(call, method.name)
+                yield call
+                call.end()
+                if not call.outgoing.is_empty:
+                    await call.drain(STALL_S)
+                line.leave(call)
+            finally:
+                if call is not None:
+                    line.cancel(call)  # does nothing if it was left
+                line.slots.release(method)
         except ShoalError:
             self.counters.errors_out += 1
             raise
 
     def serve(self, method: Method[Q, R], handler: Callable[[PeerId, Q], Awaitable[R]]) -> None:
         """Answer a unary method. A ShoalError raised by the handler reaches the caller typed."""
-
-        async def answer(call: StreamCall[R, Q]) -> None:
-            try:
-                request = await call.receive()
-            except trio.EndOfChannel:
-                raise BadMessage("the request is missing") from None
-            call.hold(await handler(call.peer, request))
-
-        self._add(method, answer)
+        self._add(method, None, handler)
 
     def serve_stream(
         self, method: Method[Q, R], handler: Callable[[Call[R, Q]], Awaitable[None]]
     ) -> None:
         """Answer a streaming method; returning from the handler ends the call."""
-        self._add(method, handler)
+        self._add(method, handler, None)
 
     def network(self, name: str, *, frame_max: int = CONTROL_FRAME_MAX) -> Network:
         """Return request and answer by bytes, under a method name: what dht and crdt stand on."""
@@ -139,145 +152,105 @@ class RpcService:
         """Answer what peers ask through their `network(name)`."""
         self.serve(Method(name, bytes, bytes, frame_max), handler)
 
-    def _add(
-        self, method: Method[Q, R], handler: Callable[[StreamCall[R, Q]], Awaitable[None]]
-    ) -> None:
-        assert method.name not in self._endpoints, f"{method.name} is served already"
+    def _add(self, method: Method[Any, Any], handler: Any, unary: Any) -> None:
+        if method.name in self._endpoints:
+            raise UsageError(f"{method.name} is served already")
         request, reply = self._body(method.request), self._body(method.reply)
-        self._endpoints[method.name] = _Endpoint(method.frame_max, request, reply, handler)
+        self._endpoints[method.name] = Endpoint(
+            method.name, method.frame_max, method.at_once, request, reply, handler, unary
+        )
 
-    def _body(self, type_: type[Q]) -> Body[Q]:
+    def _body(self, type_: type[Q]) -> BodyType[Q]:
         if type_ not in self._bodies:
-            self._bodies[type_] = Body(type_)
+            self._bodies[type_] = BodyType(type_)
         return self._bodies[type_]
 
-    async def _open(
-        self, peer: PeerId, method: Method[Any, Any], machine: CallMachine, timeout_s: float
-    ) -> Stream:
-        with trio.move_on_after(timeout_s):
-            stream = await self._host.open(peer, PROTOCOL, timeout_s=timeout_s)
+    async def _try(
+        self, peer: PeerId, method: Method[Any, R], body: bytes, key: bytes, until: float
+    ) -> R:
+        tries = TRIES_MAX if key or method.is_repeatable else 1
+        for number in range(tries):
+            line = self._lines.get(peer) or await self._line(peer)
             try:
-                await stream.write(machine.open(method.name, 0))
-            except BaseException:
-                await _reset(stream)
-                raise
-            return stream
-        raise DeadlineExceeded(f"{method.name}: {peer} not reached within {timeout_s:g} s")
+                return await self._exchange(line, method, body, key, until)
+            except PeerUnreachable:
+                if line.lost is None or number == tries - 1:
+                    raise
+            self.counters.repeated += 1
+            await trio.sleep(RETRY_S * 2**number * (0.5 + random.random()))
+        raise AssertionError
 
-    async def _exchange(self, peer: PeerId, method: Method[Q, R], message: Q, until: float) -> R:
-        machine = CallMachine("caller", frame_max=method.frame_max)
-        body = self._body(method.request).encode(message)
-        left_s = until - trio.current_time()
-        stream = await self._host.open(peer, PROTOCOL, timeout_s=left_s)
+    async def _exchange(
+        self, line: CallerLine, method: Method[Any, R], body: bytes, key: bytes, until: float
+    ) -> R:
+        await line.slots.acquire(method)
+        call: CallSide[Any, R] | None = None
         try:
-            left_ms = math.ceil((until - trio.current_time()) * 1000)
-            request = machine.open(method.name, max(1, min(left_ms, DEADLINE_MAX_MS)))
-            request += machine.send(body) + machine.end()
-            reply = await self._ask(stream, machine, request)
-            decoded = self._body(method.reply).decode(reply, method.frame_max)
-            await stream.finish()
-            return decoded
-        except BaseException:
-            await _reset(stream)
-            raise
+            if line.outbox.is_full:
+                await line.wait_for_room()
+            call = line.new_call(method, self._body(method.request), self._body(method.reply))
+            line.ask(call, method.name, body, key, until)
+            reply = await call.receive()
+            if not call.is_deaf:
+                await self._nothing_more(call)
+            return reply
+        except trio.EndOfChannel:
+            raise BadMessage(f"{method.name}: {line.peer} gave no answer") from None
+        finally:
+            if call is not None:
+                line.cancel(call)
+            line.slots.release(method)
 
-    async def _ask(self, stream: Stream, machine: CallMachine, request: bytes) -> bytes:
-        await stream.write(request)
-        self.counters.bytes_out += len(request)
-        reply: bytes | None = None
-        while True:
-            match machine.next_event():
-                case Got(body) if reply is None:
-                    reply = body
-                case Ended() if reply is not None:
-                    return reply
-                case Failed(code, text):
-                    raise RemoteError(code, text)
-                case None:
-                    data = await stream.read(READ_BYTES)
-                    self.counters.bytes_in += len(data)
-                    machine.feed(data) if data else machine.feed_eof()
-                case event:
-                    raise BadMessage(f"{type(event).__name__} where one answer belongs")
+    async def _nothing_more(self, call: CallSide[Any, Any]) -> None:
+        """A server whose answer did not end the call must end it now."""
+        try:
+            await call.receive()
+        except trio.EndOfChannel:
+            return
+        raise BadMessage(f"{call.peer} gave two answers to one call")
+
+    async def _line(self, peer: PeerId) -> CallerLine:
+        """Return the line to a peer, opening it if there is none."""
+        while (line := self._lines.get(peer)) is None:
+            opening = self._openings.get(peer)
+            if opening is None:
+                return await self._open(peer)
+            await opening.is_over.wait()
+            if opening.error is not None:
+                raise type(opening.error)(str(opening.error))
+        return line
+
+    async def _open(self, peer: PeerId) -> CallerLine:
+        opening = self._openings[peer] = _Opening()
+        try:
+            stream = await self._host.open(peer, PROTOCOL, timeout_s=OPEN_S)
+            line = self._lines[peer] = CallerLine(stream, self.counters, self._line_over)
+            line.attach()
+            return line
+        except (PeerUnreachable, DeadlineExceeded) as error:
+            opening.error = error
+            raise
+        finally:
+            del self._openings[peer]
+            opening.is_over.set()
+
+    def _line_over(self, line: CallerLine) -> None:
+        if self._lines.get(line.peer) is line:
+            del self._lines[line.peer]
 
     async def _answer(self, stream: Stream) -> None:
-        """Answer one inbound stream: one call."""
-        machine = CallMachine("server")
-        self.counters.calls_in += 1
-        self.counters.active_in += 1
-        self._active[stream.peer] += 1
-        try:
-            try:
-                endpoint, opened = await self._begin(stream, machine)
-                await self._handle(stream, machine, endpoint, opened)
-            except ShoalError as error:
-                await self._refuse(stream, machine, error)
-        except PeerUnreachable:
-            pass  # the caller is gone, and with it everybody who wanted to know
-        finally:
-            await _reset(stream)  # nothing happens to a stream that both sides have closed
-            self.counters.active_in -= 1
-            self._active[stream.peer] -= 1
-            if not self._active[stream.peer]:
-                del self._active[stream.peer]
-
-    async def _begin(self, stream: Stream, machine: CallMachine) -> tuple[_Endpoint, Opened]:
-        """Read which method is called. Raises ShoalError if it is not to be answered."""
-        if self._active[stream.peer] > INBOUND_MAX:
+        if self._served[stream.peer] >= LINES_OF_PEER_MAX:
             self.counters.refused += 1
-            raise RemoteError("busy", f"more than {INBOUND_MAX} calls of yours at a time")
-        with trio.move_on_after(OPEN_TIMEOUT_S):
-            while (event := machine.next_event()) is None:
-                data = await stream.read(READ_BYTES)
-                self.counters.bytes_in += len(data)
-                machine.feed(data) if data else machine.feed_eof()
-            assert isinstance(event, Opened), "the machine lets nothing else come first"
-            if event.method not in self._endpoints:
-                raise RemoteError("unknown_method", f"no method {event.method} here")
-            endpoint = self._endpoints[event.method]
-            machine.frame_max = endpoint.frame_max
-            return endpoint, event
-        raise DeadlineExceeded(f"no call within {OPEN_TIMEOUT_S:g} s of opening")
-
-    async def _handle(
-        self, stream: Stream, machine: CallMachine, endpoint: _Endpoint, opened: Opened
-    ) -> None:
-        """Run the handler while the stream is watched, then end the call. Raises what failed."""
-        call = StreamCall(stream, machine, endpoint.reply, endpoint.request, self.counters)
-        scope = trio.move_on_after(math.inf)
-        if opened.deadline_ms:
-            scope.deadline = trio.current_time() + opened.deadline_ms / 1000
-        failure: ShoalError | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(call.pump, scope.cancel)
-            try:
-                with scope:
-                    await endpoint.handler(call)
-                if scope.cancelled_caught:
-                    late = DeadlineExceeded(f"{opened.method}: over the caller's deadline")
-                    failure = call.failure or late
-                else:
-                    call.ignore_rest()
-                    with trio.move_on_after(LINGER_S):
-                        await call.close()
-                        await call.over.wait()
-            except Exception as error:  # a boundary: the handler's fault is its call's alone
-                failure = _explain(error, opened.method)
-            nursery.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
-
-    async def _refuse(self, stream: Stream, machine: CallMachine, error: ShoalError) -> None:
-        """Answer with an error, and let the caller read it before the stream goes."""
-        self.counters.errors_in += 1
-        self.counters.bad_messages += isinstance(error, BadMessage)
-        with trio.move_on_after(LINGER_S):
-            answer = machine.fail(error.code, str(error))
-            await stream.write(answer)
-            self.counters.bytes_out += len(answer)
-            await stream.finish()
-            while data := await stream.read(READ_BYTES):
-                self.counters.bytes_in += len(data)
+            stream.drop()
+            return
+        self._served[stream.peer] += 1
+        try:
+            line = ServerLine(stream, self.counters, self._endpoints, self._load, self._answers)
+            await line.run()
+        finally:
+            self._served[stream.peer] -= 1
+            if not self._served[stream.peer]:
+                del self._served[stream.peer]
 
 
 class _ByteNetwork:
@@ -294,34 +267,3 @@ class _ByteNetwork:
     async def request(self, peer: PeerId, message: bytes, *, timeout_s: float) -> bytes:
         """Ask a peer. Raises PeerUnreachable, DeadlineExceeded, RemoteError or BadMessage."""
         return await self._rpc.call(peer, self._method, message, timeout_s=timeout_s)
-
-
-def _explain(error: Exception, method: str) -> ShoalError:
-    """Return what the caller may know of an error; what is not ours is logged in full."""
-    inner = _sole(error)
-    if isinstance(inner, ShoalError):
-        return inner
-    log.error("rpc.handler_failed method=%s", method, exc_info=error)
-    return RemoteError("internal", f"{method} failed at the server: {type(inner).__name__}")
-
-
-def _sole(error: BaseException) -> BaseException:
-    """Take an error out of the groups that nurseries put around it, if it is alone in them."""
-    inside: tuple[BaseException, ...] = getattr(error, "exceptions", ())
-    return _sole(inside[0]) if len(inside) == 1 else error
-
-
-async def _leave(call: StreamCall[Any, Any]) -> None:
-    """End a call that its caller is through with. Who has gone already does not matter."""
-    with trio.move_on_after(LINGER_S), suppress(PeerUnreachable, RemoteError):
-        await call.close()
-
-
-async def _reset(stream: Stream) -> None:
-    with trio.move_on_after(RESET_TIMEOUT_S) as scope:
-        scope.shield = True
-        await stream.reset()
-
-
-def _nothing() -> None:
-    """What the caller does when its call breaks: it will see when it sends or receives."""

@@ -19,11 +19,12 @@ import trio
 
 from node.host.views import PeerDown, PeerEvent, PeerUp
 from protocols.rpc.service import RpcService
-from wire.errors import DeadlineExceeded, PeerUnreachable
+from wire.errors import BadMessage, DeadlineExceeded, PeerUnreachable
 from wire.ids import PeerId
-from wire.ports import Network, Stream, StreamServer
+from wire.ports import PUSH_MAX, Network, Sink, Stream, StreamServer
 
 WINDOW_BYTES = 256 * 1024  # unread bytes in one direction of a stream, as Yamux has it
+ATTACHED_BYTES = 16 * 1024 * 1024  # the same towards a sink, which never leaves anything unread
 PIECE_BYTES = 64 * 1024  # what one write puts on the wire at a time
 
 
@@ -242,6 +243,8 @@ class SimStream:
     _broken_at: float = math.inf
     _finished: bool = False
     _is_reset: bool = False
+    _sink: Sink | None = None
+    _wants_room: bool = False
 
     def __post_init__(self) -> None:
         self.owner.streams.add(self)
@@ -295,6 +298,45 @@ class SimStream:
         """Throw the stream away, both directions. Safe at any time, also twice."""
         self._drop()
         await trio.lowlevel.checkpoint()
+
+    def drop(self) -> None:
+        """Reset without waiting."""
+        self._drop()
+
+    def attach(self, sink: Sink) -> None:
+        """Give everything that arrives to `sink`."""
+        assert self._sink is None, "attached twice"
+        self._sink = sink
+        self.net.nursery.start_soon(self._feed, sink)
+
+    @property
+    def has_room(self) -> bool:
+        """True if `push` may be called now."""
+        is_over = self._is_reset or self._finished or trio.current_time() >= self._broken_at
+        self._wants_room = not is_over and self.other._unread_bytes >= ATTACHED_BYTES
+        return not is_over and not self._wants_room
+
+    def push(self, data: bytes, *, now: bool) -> None:
+        """Queue bytes without waiting."""
+        assert len(data) <= PUSH_MAX
+        if not (self._is_reset or self._finished):
+            self._send(data)
+
+    async def _feed(self, sink: Sink) -> None:
+        error: PeerUnreachable | None = None
+        try:
+            while data := await self.read(PIECE_BYTES):
+                sink.on_data(data)
+                if self.other._sink is not None and self.other._wants_room:
+                    self.other._wants_room = False
+                    self.other._sink.on_room()
+        except PeerUnreachable as broken:
+            error = broken
+        except BadMessage as bad:
+            self._drop()
+            error = PeerUnreachable(str(bad))
+        finally:
+            sink.on_end(error)
 
     def break_at(self, when: float) -> None:
         """Make this end fail from a moment on."""

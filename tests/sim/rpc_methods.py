@@ -6,7 +6,7 @@ import trio
 
 from wire.codec import Message
 from wire.ids import PeerId
-from wire.ports import Method
+from wire.ports import Host, Method, StreamServer
 
 A, B, C = PeerId("A"), PeerId("B"), PeerId("C")
 LATENCY_S = 0.01
@@ -32,6 +32,20 @@ BULK = Method("test.bulk", Blob, Blob, frame_max=1 << 20)
 async def double(peer: PeerId, ask: Ask) -> Reply:
     assert peer == A
     return Reply(2 * ask.number)
+
+
+async def three(peer: PeerId, ask: Ask) -> Reply:
+    return Reply(3)
+
+
+class SecondLine:
+    """A host for another caller of the same peer, which opens a line of its own."""
+
+    def __init__(self, host: Host) -> None:
+        self.peer, self.connected, self.open = host.peer, host.connected, host.open
+
+    def serve(self, protocol: str, server: StreamServer) -> None:
+        """Answer nothing: the first caller does."""
 
 
 class Sleeper:

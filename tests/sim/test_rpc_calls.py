@@ -6,8 +6,9 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from protocols.rpc import service
+from protocols.rpc import caller, server, service, wire
 from protocols.rpc.machine import MessageTooBig
+from protocols.rpc.service import RpcService
 from protocols.rpc.wire import PROTOCOL
 from tests.sim.net import Net
 from tests.sim.rpc_methods import (
@@ -21,11 +22,20 @@ from tests.sim.rpc_methods import (
     Blob,
     C,
     Reply,
+    SecondLine,
     Sleeper,
     double,
+    three,
 )
-from wire import frames
-from wire.errors import BadMessage, DeadlineExceeded, NotFound, PeerUnreachable, RemoteError
+from wire import codec, frames
+from wire.errors import (
+    BadMessage,
+    Busy,
+    DeadlineExceeded,
+    NotFound,
+    PeerUnreachable,
+    RemoteError,
+)
 from wire.ids import PeerId
 from wire.ports import Method, Stream
 
@@ -35,13 +45,31 @@ def net(nursery: trio.Nursery) -> Net:
     return Net(nursery, latency_s=LATENCY_S)
 
 
-async def test_a_call_brings_the_answer_in_two_round_trips(
+async def test_the_first_call_takes_two_round_trips_and_each_other_one(
     autojump_clock: MockClock, net: Net
 ) -> None:
     net.rpc(B).serve(DOUBLE, double)
-    began = trio.current_time()
-    assert await net.rpc(A).call(B, DOUBLE, Ask(21), timeout_s=1) == Reply(42)
-    assert trio.current_time() - began == pytest.approx(4 * LATENCY_S)
+    for trips in (2, 1, 1):
+        began = trio.current_time()
+        assert await net.rpc(A).call(B, DOUBLE, Ask(21), timeout_s=1) == Reply(42)
+        assert trio.current_time() - began == pytest.approx(trips * 2 * LATENCY_S)
+
+
+async def test_a_thousand_calls_at_once_share_one_stream(
+    autojump_clock: MockClock, net: Net
+) -> None:
+    net.rpc(B).serve(DOUBLE, double)
+    replies = list[Reply]()
+
+    async def call(number: int) -> None:
+        replies.append(await net.rpc(A).call(B, DOUBLE, Ask(number), timeout_s=10))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(1000):
+            nursery.start_soon(call, number)
+    assert sorted(reply.number for reply in replies) == [2 * number for number in range(1000)]
+    assert len(net.host(A).streams) == net.rpc(A).counters.lines == 1
+    assert net.rpc(B).counters.refused == 0  # beyond a number that B allows, they wait here
 
 
 async def test_a_finished_call_leaves_nothing_behind(autojump_clock: MockClock, net: Net) -> None:
@@ -50,8 +78,10 @@ async def test_a_finished_call_leaves_nothing_behind(autojump_clock: MockClock, 
         await net.rpc(A).call(B, DOUBLE, Ask(number), timeout_s=1)
     await trio.sleep(1)
     assert net.rpc(B).counters.active_in == 0
-    assert not net.host(A).streams
-    assert not net.host(B).streams
+    assert len(net.host(A).streams) == len(net.host(B).streams) == 1
+    net.cut(A, B)
+    await trio.sleep(1)
+    assert net.rpc(A).counters.lines == net.rpc(B).counters.lines == 0
     assert (net.rpc(A).counters.calls_out, net.rpc(B).counters.calls_in) == (20, 20)
     assert net.rpc(A).counters.bytes_out == net.rpc(B).counters.bytes_in > 0
     assert net.rpc(B).counters.bytes_out == net.rpc(A).counters.bytes_in > 0
@@ -62,8 +92,9 @@ async def test_our_errors_keep_their_code_and_text(autojump_clock: MockClock, ne
         raise NotFound(f"no {ask.number}")
 
     net.rpc(B).serve(DOUBLE, fail)
-    with pytest.raises(RemoteError, match="no 7") as caught:
+    with pytest.raises(NotFound, match="no 7") as caught:  # of the very type that was raised
         await net.rpc(A).call(B, DOUBLE, Ask(7), timeout_s=1)
+    assert isinstance(caught.value, RemoteError)
     assert caught.value.code == "not_found"
     assert net.rpc(A).counters.errors_out == net.rpc(B).counters.errors_in == 1
 
@@ -181,6 +212,7 @@ async def test_a_broken_link_is_noticed_at_both_ends(autojump_clock: MockClock, 
         nursery.start_soon(call)
         await sleeper.started.wait()
         net.cut(A, B)
+    await wait_all_tasks_blocked()
     assert sleeper.cancelled_at == trio.current_time()
 
 
@@ -207,35 +239,74 @@ async def test_an_oversized_answer_is_an_error_not_a_hang(
     assert caught.value.code == "too_big"
 
 
-async def test_the_257th_call_of_a_peer_is_refused_and_others_are_served(
+async def test_calls_beyond_the_limit_of_a_peer_are_refused_and_others_are_served(
     autojump_clock: MockClock, net: Net
 ) -> None:
-    gate = trio.Event()
+    gate, outcomes = trio.Event(), list[str]()
 
     async def wait(peer: PeerId, ask: Ask) -> Reply:
         await gate.wait()
         return Reply(ask.number)
 
     net.rpc(B).serve(COUNT, wait)
-    outcomes = list[str]()
+    second = RpcService(SecondLine(net.host(A)))  # a caller that counts for itself
 
-    async def call(peer: PeerId) -> None:
+    async def call(rpc: RpcService) -> None:
         try:
-            await net.rpc(peer).call(B, COUNT, Ask(1), timeout_s=100)
+            await rpc.call(B, COUNT, Ask(1), timeout_s=100)
             outcomes.append("done")
-        except RemoteError as error:
-            outcomes.append(error.code)
+        except Busy:
+            outcomes.append("busy")
 
     async with trio.open_nursery() as nursery:
-        for _ in range(service.INBOUND_MAX + 1):
-            nursery.start_soon(call, A)
+        for _ in range(caller.CALLS_MAX):
+            nursery.start_soon(call, net.rpc(A))
+            nursery.start_soon(call, second)
         await trio.sleep(1)
-        assert outcomes == ["busy"]
-        nursery.start_soon(call, C)
+        assert outcomes == ["busy"] * (2 * caller.CALLS_MAX - server.CALLS_MAX)
+        nursery.start_soon(call, net.rpc(C))
         await trio.sleep(1)
         gate.set()
-    assert outcomes.count("done") == service.INBOUND_MAX + 1
-    assert net.rpc(B).counters.refused == 1
+    assert outcomes.count("done") == server.CALLS_MAX + 1
+    assert net.rpc(B).counters.refused == outcomes.count("busy")
+
+
+async def test_no_more_calls_of_a_method_run_at_once_than_it_allows(
+    autojump_clock: MockClock, net: Net
+) -> None:
+    running, most = 0, 0
+
+    async def work(peer: PeerId, ask: Ask) -> Reply:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await trio.sleep(1)
+        running -= 1
+        return Reply(ask.number)
+
+    few = Method("test.few", Ask, Reply, at_once=3)
+    greedy = Method("test.few", Ask, Reply)
+    net.rpc(B).serve(few, work)
+    net.rpc(B).serve(DOUBLE, double)
+    refused = list[RemoteError]()
+
+    async def call(method: Method[Ask, Reply]) -> None:
+        try:
+            await net.rpc(A).call(B, method, Ask(1), timeout_s=100)
+        except RemoteError as error:
+            refused.append(error)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(9):
+            nursery.start_soon(call, few)
+        await trio.sleep(0.5)
+        assert await net.rpc(A).call(B, DOUBLE, Ask(1), timeout_s=0.1) == Reply(2)
+    assert (most, refused) == (3, [])
+    async with trio.open_nursery() as nursery:
+        for _ in range(9):
+            nursery.start_soon(call, greedy)
+    assert most == 3
+    assert [error.code for error in refused] == ["busy"] * 6
 
 
 async def test_bytes_in_and_bytes_out_under_a_name(autojump_clock: MockClock, net: Net) -> None:
@@ -254,19 +325,48 @@ async def test_bytes_in_and_bytes_out_under_a_name(autojump_clock: MockClock, ne
 
 
 @pytest.mark.parametrize(
-    "garbage", [b"\0", b"\xff" * 100, b"GET / HTTP/1.1\r\n", frames.pack(b"\x93\xa4open\xa1m")]
+    "garbage", [b"\xff" * 100, b"GET / HTTP/1.1\r\n" * 9, frames.pack(b"\x93\x00\xa1m\xa1m")]
 )
-async def test_garbage_is_answered_and_counted(
+async def test_garbage_ends_its_line_only(
     autojump_clock: MockClock, net: Net, garbage: bytes
 ) -> None:
     net.rpc(B).serve(DOUBLE, double)
     stream = await net.host(A).open(B, PROTOCOL, timeout_s=1)
     await stream.write(garbage)
-    await stream.finish()
-    answer = await stream.read(1000)
-    assert b"bad_message" in answer
+    with pytest.raises(PeerUnreachable):
+        await stream.read(1000)
     assert net.rpc(B).counters.bad_messages == 1
     assert await net.rpc(A).call(B, DOUBLE, Ask(21), timeout_s=1) == Reply(42)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [wire.Data(0, memoryview(b"x"))],  # of a call that was never made
+        [wire.Open(5, "test.count", 0), wire.Open(5, "test.count", 0)],
+        [wire.Open(5, "test.count", 0), wire.Open(4, "test.count", 0)],
+        [wire.Open(5, "test.count", 0), wire.End(5), wire.Data(5, memoryview(b"x"))],
+        [wire.Open(5, "test.count", 0), wire.End(5), wire.End(5)],
+        [wire.Open(5, "test.count", 0), wire.Part(5, memoryview(b"x")), wire.End(5)],
+        [wire.Open(5, "test.count", 0), *[wire.Data(5, memoryview(bytes(60_000)))] * 5],
+        [wire.Open(5, "test.count", 0), *[wire.Part(5, memoryview(bytes(60_000)))] * 2],
+        [wire.Open(5, "test.count", 0), wire.Credit(5, wire.CREDIT_MAX)],
+    ],
+    ids=str,
+)
+async def test_one_who_breaks_the_rules_loses_the_line(
+    autojump_clock: MockClock, net: Net, messages: list[wire.ToServer]
+) -> None:
+    sleeper = Sleeper()
+    net.rpc(B).serve_stream(COUNT, sleeper)
+    stream = await net.host(A).open(B, PROTOCOL, timeout_s=1)
+    for message in messages:
+        await stream.write(frames.pack(codec.encode(message)))
+    with trio.fail_after(1), pytest.raises(PeerUnreachable):  # noqa: PT012
+        while True:
+            await stream.read(1000)
+    assert net.rpc(B).counters.bad_messages == 1
+    assert net.rpc(B).counters.active_in == 0
 
 
 async def test_a_message_of_the_wrong_type_is_bad_and_never_reaches_the_handler(
@@ -282,24 +382,25 @@ async def test_a_message_of_the_wrong_type_is_bad_and_never_reaches_the_handler(
         await net.rpc(A).call(B, other, Ask(1), timeout_s=1)
 
 
-async def test_one_who_opens_and_says_nothing_is_thrown_out(
-    autojump_clock: MockClock, net: Net
-) -> None:
+async def test_a_peer_has_few_lines(autojump_clock: MockClock, net: Net) -> None:
     net.rpc(B).serve(DOUBLE, double)
-    stream = await net.host(A).open(B, PROTOCOL, timeout_s=1)
-    began = trio.current_time()
-    assert b"deadline" in await stream.read(1000)
-    assert await stream.read(1000) == b""
-    assert trio.current_time() - began == pytest.approx(service.OPEN_TIMEOUT_S, abs=0.1)
-    await trio.sleep(service.LINGER_S + 1)
-    assert net.rpc(B).counters.active_in == 0
-    assert not net.host(B).streams
+    silent = [
+        await net.host(A).open(B, PROTOCOL, timeout_s=1) for _ in range(service.LINES_OF_PEER_MAX)
+    ]
+    with pytest.raises(PeerUnreachable):
+        await net.rpc(A).call(B, DOUBLE, Ask(1), timeout_s=1)
+    net.rpc(B).serve(COUNT, three)
+    assert await net.rpc(C).call(B, COUNT, Ask(1), timeout_s=1) == Reply(3)
+    silent[0].drop()
+    await trio.sleep(1)
+    assert await net.rpc(A).call(B, DOUBLE, Ask(1), timeout_s=1) == Reply(2)
 
 
 async def test_a_server_that_answers_nonsense_is_a_bad_message(
     autojump_clock: MockClock, net: Net
 ) -> None:
     async def nonsense(stream: Stream) -> None:
+        await stream.read(100)
         await stream.write(b"\xff\xff\xff\xff\xff")
         await trio.sleep(100)
 

@@ -4,9 +4,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from protocols.rpc.machine import CallMachine
-from protocols.rpc.wire import PROTOCOL
-from tests.sim.net import WINDOW_BYTES, Net
+from protocols.rpc import wire
+from protocols.rpc.wire import PROTOCOL, WINDOW_BYTES
+from tests.sim.net import Net
 from tests.sim.rpc_methods import (
     BULK,
     COUNT,
@@ -18,6 +18,7 @@ from tests.sim.rpc_methods import (
     Reply,
     Sleeper,
 )
+from wire import codec, frames
 from wire.errors import NotFound, RemoteError
 from wire.ports import Call, Stream
 
@@ -42,7 +43,7 @@ async def test_streaming_goes_both_ways_at_once(autojump_clock: MockClock, net: 
         with pytest.raises(trio.EndOfChannel):
             await call.receive()
     await trio.sleep(1)
-    assert not net.host(B).streams
+    assert net.rpc(B).counters.active_in == 0
 
 
 async def test_a_half_closed_call_still_receives(autojump_clock: MockClock, net: Net) -> None:
@@ -127,7 +128,7 @@ async def test_a_blocked_sender_learns_of_the_failure_of_a_server_that_no_longer
 ) -> None:
     async def fail_and_stop_reading(stream: Stream) -> None:
         await stream.read(100)
-        await stream.write(CallMachine("server").fail("not_found", "not here"))
+        await stream.write(frames.pack(codec.encode(wire.Fail(0, "not_found", "not here"))))
         await trio.sleep_forever()
 
     net.host(B).serve(PROTOCOL, fail_and_stop_reading)

@@ -1,19 +1,14 @@
 """The muxer: frames as the specification has them, and streams over a link in memory."""
 
 import contextlib
-import struct
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import trio
-from libp2p.abc import ISecureConn
-from libp2p.io.exceptions import ConnectionClosedError
-from libp2p.peer.id import ID
 from libp2p.stream_muxer.exceptions import MuxedStreamClosed, MuxedStreamEOF, MuxedStreamReset
 from libp2p.stream_muxer.yamux.yamux import Yamux
-from trio.testing import MemoryReceiveStream, MemorySendStream, MockClock, memory_stream_pair
+from trio.testing import MemorySendStream, MockClock, memory_stream_pair
 
 from node.host import yamux, yamux_stream
 from node.host.yamux import MuxedConnection
@@ -23,92 +18,16 @@ from node.host.yamux_frames import (
     SYN,
     WINDOW_UPDATE,
 )
-from node.host.yamux_stream import FIRST_WINDOW_BYTES, MuxedStream
-
-PEER = ID(b"\x00" * 34)
-Link = trio.StapledStream[MemorySendStream, MemoryReceiveStream]
-
-
-def frame(kind: int, flags: int, stream: int, length: int, body: bytes = b"") -> bytes:
-    """A frame written from the specification, not with our own code."""
-    return struct.pack(">BBHII", 0, kind, flags, stream, length) + body
-
-
-class MemoryLink(ISecureConn):
-    """A secured connection in memory: what Noise gives, without Noise."""
-
-    def __init__(self, stream: Link, is_initiator: bool) -> None:
-        self._stream = stream
-        self.is_initiator = is_initiator
-        self._left = b""
-        self.written: list[int] = []
-
-    async def read(self, n: int | None = None) -> bytes:
-        if not self._left:
-            try:
-                self._left = bytes(await self._stream.receive_some())
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                raise ConnectionClosedError(str(error), transport="memory") from error
-            if not self._left:
-                raise ConnectionClosedError("end", transport="memory")
-        data, self._left = (self._left, b"") if n is None else (self._left[:n], self._left[n:])
-        return data
-
-    async def write(self, data: bytes) -> None:
-        self.written.append(len(data))
-        try:
-            await self._stream.send_all(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise ConnectionClosedError(str(error), transport="memory") from error
-
-    async def close(self) -> None:
-        await self._stream.aclose()
-
-    def get_remote_address(self) -> tuple[str, int] | None:
-        return None
-
-    def get_transport_addresses(self) -> list[Any]:
-        return []
-
-    def get_connection_type(self) -> Any:
-        return None
-
-    def get_local_peer(self) -> ID:
-        return PEER
-
-    def get_local_private_key(self) -> Any:
-        return None
-
-    def get_remote_peer(self) -> ID:
-        return PEER
-
-    def get_remote_public_key(self) -> Any:
-        return None
-
-
-@asynccontextmanager
-async def connected() -> AsyncIterator[tuple[MuxedConnection, MuxedConnection]]:
-    ours, theirs = memory_stream_pair()
-    a = MuxedConnection(MemoryLink(ours, True), PEER)
-    b = MuxedConnection(MemoryLink(theirs, False), PEER)
-    a.trust()
-    b.trust()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(a.start)
-        nursery.start_soon(b.start)
-        yield a, b
-        nursery.cancel_scope.cancel()
-
-
-async def open_pair(a: MuxedConnection, b: MuxedConnection) -> tuple[MuxedStream, MuxedStream]:
-    return await a.open_stream(), await b.accept_stream()
-
-
-async def read_exactly(stream: MuxedStream, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        data += await stream.read(size - len(data))
-    return data
+from node.host.yamux_stream import FIRST_WINDOW_BYTES
+from tests.unit.yamux_links import (
+    PEER,
+    Link,
+    MemoryLink,
+    connected,
+    frame,
+    open_pair,
+    read_exactly,
+)
 
 
 async def test_bytes_arrive_and_the_end_after_them(autojump_clock: MockClock) -> None:
@@ -379,6 +298,8 @@ async def test_it_speaks_with_libp2ps_own_muxer(we_dial: bool, nursery: trio.Nur
     nursery.start_soon(reference.start)
     await reference.event_started.wait()
     data = bytes(range(256)) * 4096  # four windows
+    one: Any
+    other: Any
     if we_dial:
         one, other = await mux.open_stream(), await reference.accept_stream()
     else:

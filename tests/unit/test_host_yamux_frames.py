@@ -41,9 +41,9 @@ def test_a_conversation_is_read_as_it_was_meant() -> None:
     )
     assert said == [
         yamux_frames.Opened(1),
-        yamux_frames.Data(1, b"hello"),
+        yamux_frames.Data(1, memoryview(b"hello")),
         yamux_frames.Credit(2, 4096),
-        yamux_frames.Data(1, b"bye"),
+        yamux_frames.Data(1, memoryview(b"bye")),
         yamux_frames.Finished(1),
         yamux_frames.Opened(3),
         yamux_frames.Finished(3),
@@ -72,7 +72,8 @@ def read_all(pieces: list[bytes]) -> tuple[list[object], bool]:
                     and isinstance(last, yamux_frames.Data)
                     and last.stream == event.stream
                 ):
-                    said[-1] = yamux_frames.Data(event.stream, last.data + event.data)
+                    whole = memoryview(bytes(last.data) + event.data)
+                    said[-1] = yamux_frames.Data(event.stream, whole)
                 else:
                     said.append(event)
     except BadMessage:

@@ -1,0 +1,224 @@
+"""A line: one long-lived stream that carries many calls. What both of its ends share.
+
+It is a sink (wire.ports): what arrives is handled on the reader's own turn, without a task or a
+queue of its own; what goes out is pushed while the stream has room. Small frames go first, large
+messages piece by piece and in turn, so that nobody waits behind somebody else's megabytes.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import msgspec
+import trio
+
+from protocols.rpc import wire
+from protocols.rpc.machine import Budget, Incoming, Outgoing
+from wire import codec, frames
+from wire.errors import BadMessage, PeerUnreachable, ShoalError
+from wire.ports import Stream
+
+M = TypeVar("M")
+
+SMALL_BYTES = 16 * 1024  # a message up to this size goes before all large ones
+URGENT_MAX_BYTES = 1024 * 1024  # of small frames waiting; when full, senders wait
+BUDGET_BYTES = 64 * 1024 * 1024  # of one line, for windows that grew and for large messages
+QUIET_CALLS = 2  # up to so many calls a frame goes out at once; beyond, frames are coalesced
+
+
+@dataclass
+class RpcCounters:
+    """Totals since the start; bytes are those of RPC frames, both as caller and as server."""
+
+    calls_out: int = 0
+    calls_in: int = 0
+    errors_out: int = 0  # calls of ours that failed, whatever the reason
+    errors_in: int = 0  # calls that we answered with an error
+    refused: int = 0  # calls that we answered "busy"
+    repeated: int = 0  # calls of ours that were made again after the connection broke
+    replayed: int = 0  # calls with a key that we answered from memory
+    bad_messages: int = 0  # calls to us, or lines, that broke the protocol
+    bytes_out: int = 0
+    bytes_in: int = 0
+    active_in: int = 0  # calls being answered now
+    lines: int = 0  # open now, both ways
+
+
+class Outbox:
+    """Which frame goes next: the small ones in order, then one of each call that has pieces."""
+
+    def __init__(self) -> None:
+        self._urgent: deque[bytes] = deque()
+        self._ring: deque[Outgoing] = deque()
+        self._in_ring: set[Outgoing] = set()
+        self.urgent_bytes = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._urgent or self._ring)
+
+    @property
+    def is_full(self) -> bool:
+        """Tell whether so much waits that who sends more must wait."""
+        return self.urgent_bytes > URGENT_MAX_BYTES
+
+    def put(self, frame: bytes) -> None:
+        """Queue a small frame."""
+        self._urgent.append(frame)
+        self.urgent_bytes += len(frame)
+
+    def ready(self, outgoing: Outgoing) -> None:
+        """Let a call take its turns, if it has something that may go."""
+        if outgoing.is_ready and outgoing not in self._in_ring:
+            self._ring.append(outgoing)
+            self._in_ring.add(outgoing)
+
+    def next_frame(self) -> tuple[bytes, Outgoing | None] | None:
+        """Remove and return the next frame, and the call whose turn it was."""
+        if self._urgent:
+            frame = self._urgent.popleft()
+            self.urgent_bytes -= len(frame)
+            return frame, None
+        while self._ring:
+            outgoing = self._ring.popleft()
+            if not outgoing.is_ready:
+                self._in_ring.discard(outgoing)
+                continue
+            frame = outgoing.next_frame()
+            self._ring.append(outgoing)
+            return frame, outgoing
+        return None
+
+
+class CallEnd(Protocol):
+    """What a line needs of a call: its two directions, and to be told what happened."""
+
+    incoming: Incoming
+    outgoing: Outgoing
+
+    def on_progress(self) -> None:
+        """Some of what waited has gone out."""
+        ...
+
+    def on_lost(self, error: PeerUnreachable) -> None:
+        """The line is gone."""
+        ...
+
+    def fail(self, error: ShoalError) -> None:
+        """The call is over, with an error."""
+        ...
+
+
+E_ = TypeVar("E_", bound=CallEnd)
+
+
+class Line(Generic[E_, M]):
+    """One end of a line. A subclass handles the messages; `attach` begins."""
+
+    def __init__(
+        self, stream: Stream, decoder: msgspec.msgpack.Decoder[M], counters: RpcCounters
+    ) -> None:
+        self.stream, self.counters = stream, counters
+        self.calls: dict[int, E_] = {}
+        self.budget = Budget(BUDGET_BYTES)
+        self.outbox = Outbox()
+        self.lost: PeerUnreachable | None = None  # why the line is over, if it is
+        self.room = trio.lowlevel.ParkingLot()  # senders wait here while small frames pile up
+        self._decoder = decoder
+        self._cutter = frames.FrameCutter(wire.FRAME_MAX)
+        self._senders: dict[Outgoing, E_] = {}
+
+    def attach(self) -> None:
+        """Begin to read; may handle the first messages before it returns."""
+        self.counters.lines += 1
+        self.stream.attach(self)
+
+    def add(self, number: int, call: E_) -> None:
+        """A call begins."""
+        self.calls[number] = call
+        self._senders[call.outgoing] = call
+
+    def forget(self, number: int) -> None:
+        """A call is over: what still comes of it is ignored."""
+        call = self.calls.pop(number, None)
+        if call is not None:
+            del self._senders[call.outgoing]
+            call.outgoing.drop()
+            call.incoming.release()
+
+    def say(self, message: object) -> None:
+        """Send a small message of the protocol, before all that waits."""
+        self.put(frames.pack(codec.encode(message)))
+
+    def put(self, frame: bytes) -> None:
+        """Send a small frame, before all that waits."""
+        if self.lost is None:
+            self.outbox.put(frame)
+            self.fill()
+
+    def send(self, outgoing: Outgoing) -> None:
+        """Send what a call has queued, as far as it may go now."""
+        self.outbox.ready(outgoing)
+        self.fill()
+
+    def fill(self) -> None:
+        """Push frames while the stream has room."""
+        stream, outbox = self.stream, self.outbox
+        if not outbox:
+            return
+        now = len(self.calls) <= QUIET_CALLS
+        was_full = outbox.is_full
+        while stream.has_room and (found := outbox.next_frame()):
+            frame, outgoing = found
+            self.counters.bytes_out += len(frame)
+            stream.push(frame, now=now)
+            if outgoing is not None and (call := self._senders.get(outgoing)):
+                call.on_progress()
+        if was_full and not outbox.is_full:
+            self.room.unpark_all()
+
+    async def wait_for_room(self) -> None:
+        """Wait while too many small frames wait."""
+        while self.outbox.is_full and self.lost is None:
+            await self.room.park()
+
+    def take(self, message: M) -> None:
+        """Handle one message. Raises BadMessage."""
+        raise NotImplementedError
+
+    def give_credit(self, number: int, incoming: Incoming) -> None:
+        """Let the other side of a call send more, if it is time to."""
+        if size_bytes := incoming.grant():
+            self.say(wire.Credit(number, size_bytes))
+
+    # wire.ports.Sink
+
+    def on_data(self, data: bytes | memoryview) -> None:
+        """Handle what arrived. Raises BadMessage, which ends the line."""
+        self.counters.bytes_in += len(data)
+        try:
+            for frame in self._cutter.feed(data):
+                self.take(codec.decode(frame, self._decoder, wire.FRAME_MAX))
+        except BadMessage as error:
+            self.counters.bad_messages += 1
+            for call in list(self.calls.values()):
+                call.fail(BadMessage(str(error)))
+            raise
+
+    def on_room(self) -> None:
+        """Push on."""
+        self.fill()
+
+    def on_end(self, error: PeerUnreachable | None) -> None:
+        """All calls of the line are over."""
+        if self.lost is None:
+            self.counters.lines -= 1
+            self.lost = error or PeerUnreachable(f"{self.stream.peer} has ended the connection")
+            for call in list(self.calls.values()):
+                call.on_lost(self.lost)
+            self.room.unpark_all()
+
+
+def unknown(number: int, first_unused: int) -> None:
+    """Accept a message of a call that is over. Raises BadMessage if it never was."""
+    if number >= first_unused:
+        raise BadMessage(f"a message of call {number}, which was never made")
