@@ -22,6 +22,7 @@ LISTEN = "/ip4/127.0.0.1/tcp/0"
 TICKS = os.sysconf("SC_CLK_TCK")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h: no daemon outlives its forge
 READY_S = 60.0
+PEERS_MIN = 6  # a member of a larger swarm is not connected to all
 
 
 @dataclass(frozen=True)
@@ -55,37 +56,38 @@ class Forged:
 
 @contextmanager
 def daemons(
-    count: int, *args: str, environment: dict[str, str] | None = None, wait_peers: int | None = None
+    count: int, *args: str, environment: dict[str, str] | None = None
 ) -> Generator[list[Forged]]:
-    """Start a swarm of `count` daemons and wait until each has `wait_peers` (by default all).
+    """Start a swarm of `count` daemons and wait until they are connected.
 
-    The first makes the swarm and the others join it. They are killed at the end.
+    The first makes the swarm, is a fresh process like any user's, and has all others as peers;
+    these join it, and have some. They are killed at the end.
     """
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         homes = [Path(folder) / f"d{number}" for number in range(count)]
         clean = {key: value for key, value in os.environ.items() if not key.startswith("SHOAL_")}
         more = {**clean, **(environment or {})}
         with Child("forge", [sys.executable, "-m", "benchmarks.forge"], environment=more) as forge:
-            first = forge.ask("up", homes=[str(homes[0])], args=args, timeout_s=READY_S)["pids"]
+            first = forge.ask("up", homes=[str(homes[0])], args=args, fresh=True)["pids"]
             join = ["--join", shoal.connect(homes[0]).ticket()]
             rest = [str(home) for home in homes[1:]]
-            pids = forge.ask("up", homes=rest, args=[*args, *join], timeout_s=READY_S)["pids"]
+            pids = forge.ask("up", homes=rest, args=[*args, *join], fresh=False)["pids"]
             made = [Forged(home, pid) for home, pid in zip(homes, first + pids, strict=True)]
-            for daemon in made:
-                peers = count - 1 if wait_peers is None else wait_peers
-                daemon.client.wait(peers=peers, timeout_s=READY_S)
+            made[0].client.wait(peers=count - 1, timeout_s=READY_S)
+            for daemon in made[1:]:
+                daemon.client.wait(peers=min(count - 1, PEERS_MIN), timeout_s=READY_S)
             yield made
 
 
-def _up(homes: list[str], args: list[str]) -> Answer:
-    """Fork a daemon for each home and wait until all are ready."""
+def _up(homes: list[str], args: list[str], fresh: bool) -> Answer:
+    """Fork a daemon for each home and wait until all are ready; fresh: load the program anew."""
     pipes = dict[int, int]()
     for home in homes:
         reader, writer = os.pipe()
         pid = os.fork()
         if not pid:
             os.close(reader)
-            _become_daemon(home, args, writer)
+            _become_daemon(home, args, writer, fresh)
         os.close(writer)
         pipes[pid] = reader
     for pid, reader in pipes.items():
@@ -96,7 +98,7 @@ def _up(homes: list[str], args: list[str]) -> Answer:
     return {"pids": list(pipes)}
 
 
-def _become_daemon(home: str, args: list[str], output: int) -> None:
+def _become_daemon(home: str, args: list[str], output: int, fresh: bool) -> None:
     """Run `shoal up` in this process. Never returns."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.environ["SHOAL_HOME"] = home
@@ -104,7 +106,10 @@ def _become_daemon(home: str, args: list[str], output: int) -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (output, 1), (said, 2)):
         os.dup2(source, target)
-    sys.argv = ["shoal", "up", "--listen", LISTEN, "--no-mdns", "--name", Path(home).name, *args]
+    words = ["up", "--listen", LISTEN, "--no-mdns", "--name", Path(home).name, *args]
+    if fresh:
+        os.execv(sys.executable, [sys.executable, "-P", "-m", "node.cli.main", *words])
+    sys.argv = ["shoal", *words]
     from node.cli.main import main as run_command
 
     try:

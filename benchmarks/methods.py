@@ -3,8 +3,6 @@
 from wire.codec import CHUNK_FRAME_MAX, Message
 from wire.ports import Method
 
-AT_ONCE = 128  # calls of one peer: the benchmark has 100 in flight
-
 
 class Blob(Message, frozen=True):
     """Some bytes."""
@@ -18,7 +16,7 @@ class Size(Message, frozen=True):
     size: int
 
 
-ECHO: Method[Blob, Blob] = Method("bench.echo", Blob, Blob, at_once=AT_ONCE)
-SWALLOW: Method[Blob, Size] = Method("bench.swallow", Blob, Size, CHUNK_FRAME_MAX, AT_ONCE)
-FETCH: Method[Size, Blob] = Method("bench.fetch", Size, Blob, CHUNK_FRAME_MAX, AT_ONCE)
+ECHO: Method[Blob, Blob] = Method("bench.echo", Blob, Blob)
+SWALLOW: Method[Blob, Size] = Method("bench.swallow", Blob, Size, CHUNK_FRAME_MAX)
+FETCH: Method[Size, Blob] = Method("bench.fetch", Size, Blob, CHUNK_FRAME_MAX)
 SWALLOW_STREAM: Method[Blob, Size] = Method("bench.swallow_stream", Blob, Size, CHUNK_FRAME_MAX)
