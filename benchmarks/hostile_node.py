@@ -105,9 +105,7 @@ class Node:
                 for _ in range(BATCH):
                     stream += 2
                     muxed.send_control(
-                        yamux_frames.pack(
-                            yamux_frames.WINDOW_UPDATE, yamux_frames.SYN, stream, 0
-                        )
+                        yamux_frames.pack(yamux_frames.WINDOW_UPDATE, yamux_frames.SYN, stream, 0)
                     )
                 number += BATCH
                 await trio.sleep(PAUSE_S)

@@ -8,18 +8,21 @@ import os
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import trio
 
-from benchmarks.methods import ECHO, FETCH, SWALLOW, SWALLOW_STREAM, Blob, Size
+from benchmarks.methods import ECHO, FETCH, RECEIVE, SWALLOW, SWALLOW_STREAM, Blob, Size
 from benchmarks.orders import Answer, say
 from node.host.service import LibP2pHost
+from protocols.bulk.service import BulkService
 from protocols.rpc.service import RpcService
 from wire.ids import PeerId
 from wire.ports import Call
 
 LISTEN = "/ip4/127.0.0.1/tcp/0"
 TIMEOUT_S = 60.0
+KEY = b"bench"
 PAUSE_S = 0.001  # between two calls beside a transfer
 MB = 1e6
 
@@ -34,6 +37,8 @@ class Node:
         self.rpc.serve(SWALLOW, self._swallow)
         self.rpc.serve(FETCH, self._fetch)
         self.rpc.serve_stream(SWALLOW_STREAM, self._swallow_stream)
+        self.rpc.serve(RECEIVE, self._receive)
+        self.bulk_service = BulkService(self.rpc, self.host.lanes)
         self.peer = self.host.peer
         self._buffer = bytearray()
         self._bodies: dict[int, Blob] = {}
@@ -116,8 +121,13 @@ class Node:
         return {}
 
     async def bulk(self, size: int) -> Answer:
-        """Send the buffer to the other node's."""
-        return await self.up(1024 * 1024, size // (1024 * 1024))
+        """Send the buffer to the other node's, as two daemons do it."""
+        began = time.perf_counter()
+        async with trio.open_nursery() as nursery:
+            wish = partial(self.rpc.call, self.peer, RECEIVE, Size(size), timeout_s=TIMEOUT_S)
+            nursery.start_soon(wish)
+            await self.bulk_service.send(self.peer, KEY, memoryview(self._buffer)[:size])
+        return _rates(time.perf_counter() - began, size, 1)
 
     async def bulk_beside_calls(self, size: int) -> Answer:
         """The same, while 16 B calls go to the same peer: their times in ms, too."""
@@ -138,6 +148,10 @@ class Node:
 
     async def _swallow(self, _peer: PeerId, message: Blob) -> Size:
         return Size(len(message.data))
+
+    async def _receive(self, peer: PeerId, wish: Size) -> Size:
+        buffer = memoryview(self._buffer)[: wish.size]
+        return Size(await self.bulk_service.receive_into(peer, KEY, buffer))
 
     async def _fetch(self, _peer: PeerId, wish: Size) -> Blob:
         if wish.size not in self._bodies:
@@ -171,6 +185,7 @@ async def main(listen: str) -> None:
     node = Node(listen)
     async with trio.open_nursery() as nursery:
         await nursery.start(node.host.run)
+        await nursery.start(node.bulk_service.run)
         say({"address": node.host.addresses()[0], "peer": node.host.peer})
         await obey(node)
         nursery.cancel_scope.cancel()

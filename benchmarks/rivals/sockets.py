@@ -6,6 +6,7 @@ its TLS side. The receiver reads into one buffer made beforehand, the sender sen
 
 import socket
 import ssl
+import struct
 import sys
 import threading
 import time
@@ -14,7 +15,7 @@ from typing import Any
 from benchmarks.orders import Answer, answer_orders, say
 
 SLICE = 1024 * 1024  # bytes of one sendall and one recv_into at most
-HEADER = 8  # bytes: how much follows
+HEADER = struct.Struct("!QQ")  # where what follows belongs, and how many bytes it has
 MB = 1e6
 
 
@@ -28,7 +29,7 @@ class Node:
         self._client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._client.check_hostname = False
         self._client.verify_mode = ssl.CERT_NONE  # the other end is our own child
-        self._links: dict[tuple[str, int], Any] = {}
+        self._links: dict[tuple[str, int, int], Any] = {}
         self.tcp, self.tls = self._listen(encrypted=False), self._listen(encrypted=True)
 
     def prepare(self, size: int) -> Answer:
@@ -36,26 +37,42 @@ class Node:
         self._buffer = bytearray(b"x") * size
         return {}
 
-    def send(self, kind: str, ip: str, port: int, size: int) -> Answer:
-        """Send the buffer over a connection that stays, and wait until the other has it."""
-        link = self._link(kind, ip, port)
-        view, began = memoryview(self._buffer)[:size], time.perf_counter()
-        link.sendall(size.to_bytes(HEADER, "big"))
-        for start in range(0, size, SLICE):
-            link.sendall(view[start : start + SLICE])
-        assert link.recv(1) == b"k"
+    def send(self, kind: str, ip: str, port: int, size: int, links: int = 1) -> Answer:
+        """Send the buffer over connections that stay, a share and a thread each, and wait until
+        the other has it.
+        """
+        share = size // links
+        places = [(number, number * share) for number in range(links)]
+        open_links = [self._link(kind, ip, port, number) for number in range(links)]
+        began = time.perf_counter()
+        threads = [
+            threading.Thread(target=self._send, args=(open_links[number], start, share))
+            for number, start in places
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
         return {"mb_s": size / MB / (time.perf_counter() - began)}
+
+    def _send(self, link: Any, first: int, size: int) -> None:
+        view = memoryview(self._buffer)
+        link.sendall(HEADER.pack(first, size))
+        for start in range(first, first + size, SLICE):
+            link.sendall(view[start : min(start + SLICE, first + size)])
+        assert link.recv(1) == b"k"
 
     def echo(self, kind: str, ip: str, port: int, calls: int) -> Answer:
         """Round trips of a transfer of one byte; the time of each in ms."""
         return {"ms": [1e-3 / self.send(kind, ip, port, 1)["mb_s"] for _ in range(calls)]}
 
-    def _link(self, kind: str, ip: str, port: int) -> Any:
-        if (ip, port) not in self._links:
+    def _link(self, kind: str, ip: str, port: int, number: int) -> Any:
+        key = (ip, port, number)
+        if key not in self._links:
             link = socket.create_connection((ip, port))
             link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._links[ip, port] = self._client.wrap_socket(link) if kind == "tls" else link
-        return self._links[ip, port]
+            self._links[key] = self._client.wrap_socket(link) if kind == "tls" else link
+        return self._links[key]
 
     def _listen(self, *, encrypted: bool) -> int:
         listener = socket.create_server((self._ip, 0))
@@ -72,11 +89,11 @@ class Node:
             threading.Thread(target=self._receive, args=(link,), daemon=True).start()
 
     def _receive(self, link: socket.socket) -> None:
-        while header := link.recv(HEADER):
-            size = int.from_bytes(header, "big")
-            view, got = memoryview(self._buffer), 0
+        while header := link.recv(HEADER.size):
+            first, size = HEADER.unpack(header)
+            view, got = memoryview(self._buffer)[first : first + size], 0
             while got < size:
-                count = link.recv_into(view[got : min(got + SLICE, size)])
+                count = link.recv_into(view[got : got + SLICE])
                 if not count:
                     return
                 got += count
