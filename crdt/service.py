@@ -27,7 +27,7 @@ from wire.errors import BadMessage, ShoalError, UsageError
 from wire.ids import PeerId, Signer
 from wire.ports import Clock, Item, Network
 
-TOPIC = "crdt"
+TOPIC = "shoal/crdt"
 SYNC_INTERVAL_S = 30.0  # between syncs with a random peer; 1 round trip when nothing differs
 HOUSEKEEPING_S = 1.0  # between looks for leases that died: how late a watcher hears of it
 INLINE_MAX = 16  # signatures checked on the loop, 60 µs each; more go to a thread

@@ -15,12 +15,14 @@ from importlib.metadata import version
 import structlog
 import trio
 
+import node.control.channels as channel_routes
 import node.control.core as core_routes
 import node.control.models as model_routes
 import node.control.openai as openai_routes
 import node.control.runs as run_routes
 from crdt.service import StoreService
 from dht.service import DhtService
+from node.channels import ChannelDesk, origin_of
 from node.config import Loaded, http_address
 from node.control.api import Api, Event
 from node.control.server import ControlServer
@@ -33,7 +35,14 @@ from node.host.views import PeerUp
 from node.known_peers import read_known, write_known
 from node.logs import LogBook, tame_libraries
 from node.membership import MemberInfo, Membership
-from node.metrics import LoopLag, Metrics, core_figures, rpc_figures, store_figures
+from node.metrics import (
+    LoopLag,
+    Metrics,
+    channel_figures,
+    core_figures,
+    rpc_figures,
+    store_figures,
+)
 from node.models import Models
 from node.notify import notify
 from node.parts import Life, Node, now_ms
@@ -86,7 +95,15 @@ class Daemon:
         self.host = LibP2pHost(start.seed, start.swarm.key, config.net.listen, limits=limits)
         peers = self.host.connected
         self.rpc = RpcService(self.host)
-        self.channels = ChannelService(self.rpc, peers)
+        self.blobs = BlobService(self.rpc, BlobStore(home.blobs))
+        self.channels = ChannelService(
+            self.host,
+            self.rpc,
+            start.signer,
+            self.clock,
+            blobs=self.blobs,
+            origin=origin_of(self.host.peers),
+        )
         self.store = StoreService(
             self.rpc.network("crdt.sync"),
             self.channels,
@@ -103,7 +120,6 @@ class Daemon:
         self.membership = Membership(
             self.store, self.host, self._about_us, self.clock, finder=self.dht
         )
-        self.blobs = BlobService(self.rpc, BlobStore(home.blobs))
         self.modelsync = ModelSync(self.rpc, self.store, start.signer, peers=peers)
         self.runs = Runs(
             home.runs,
@@ -144,8 +160,11 @@ class Daemon:
         metrics = Metrics()
         metrics.add(*core_figures(node), *rpc_figures(self.rpc.counters))
         metrics.add(*store_figures(self.store.stats))
+        metrics.add(*channel_figures(self.channels))
         api = Api()
-        core_routes.routes(api, node, metrics)
+        core = core_routes.routes(api, node, metrics)
+        desk = ChannelDesk(self.channels, self.membership.members, core.resolve)
+        channel_routes.routes(api, desk)
         run_routes.routes(api, self.runs)
         model_routes.routes(api, self.models)
         openai_routes.routes(api, self.models)

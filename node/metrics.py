@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from crdt.service import StoreStats
 from node.parts import Node
+from protocols.channels.service import ChannelService
 from protocols.rpc.line import RpcCounters
 
 LAG_INTERVAL_S = 0.25  # between two measurements of the event loop's lag
@@ -128,6 +129,32 @@ def store_figures(stats: Callable[[], StoreStats]) -> list[Figure]:
         Figure("shoal_store_entries", "Live and dead entries held.", lambda: stats().entries),
         _total("shoal_store_syncs", "Syncs with peers.", lambda: stats().syncs),
         _total("shoal_store_syncs_failed", "Syncs that failed.", lambda: stats().syncs_failed),
+    ]
+
+
+def channel_figures(channels: ChannelService) -> list[Figure]:
+    """Return the figures of the channels, over all topics."""
+
+    def total(name: str, text: str) -> Figure:
+        return _total(f"shoal_channels_{name}", text, lambda: getattr(channels.stats, name))
+
+    return [
+        Figure("shoal_channels_topics", "Topics listened to.", lambda: len(channels.views())),
+        Figure(
+            "shoal_channels_mesh_peers",
+            "Mesh peers, over all topics.",
+            lambda: sum(len(view.mesh) for view in channels.views()),
+        ),
+        total("published", "Messages of ours."),
+        total("delivered", "New, valid messages of peers."),
+        total("copies", "Messages that came again."),
+        total("forwarded", "Copies sent to peers."),
+        total("invalid", "Messages that broke a rule."),
+        total("ignored", "Stale, no news, or over a limit."),
+        total("failed", "Blobs and histories not had."),
+        total("dropped", "Lost by slow readers here."),
+        total("unsent", "Lost because a peer was slow."),
+        total("given", "Messages of the past given to peers."),
     ]
 
 

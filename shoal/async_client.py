@@ -11,6 +11,7 @@ import h11
 import trio
 
 from shoal import api
+from shoal.channels import Channel, Message, Publish, Published, Subscribe
 from shoal.client import CALL_TIMEOUT_S, CONNECT_TIMEOUT_S, READ_BYTES, connect_unix
 from shoal.errors import ClientError, TimedOut
 from shoal.messages import api_error, decode_reply, encode_body, socket_path
@@ -141,6 +142,31 @@ class AsyncClient:
     async def health(self) -> api.Health:
         """Return how the daemon works; raises with code "unhealthy" while it is not ready."""
         return await self.call("GET", "/v1/health", reply=api.Health)
+
+    async def publish(self, topic: str, data: bytes) -> Published:
+        """Publish on a topic; what is over 64 KiB goes as a blob. Returns when it is on its way."""
+        body = Publish(topic, data)
+        return await self.call("POST", "/v1/channels/publish", body, reply=Published)
+
+    async def subscribe(
+        self,
+        topic: str,
+        *,
+        last: int | None = None,
+        since_s: float | None = None,
+        authors: list[str] | None = None,
+    ) -> AsyncGenerator[Message]:
+        """Yield the messages of a topic; see `Client.subscribe`. Close it when leaving early."""
+        body = Subscribe(topic, last, since_s, authors or [])
+        events = self.events("POST", "/v1/channels/subscribe", body, timeout_s=CALL_TIMEOUT_S)
+        async with aclosing(events):
+            async for event in events:
+                if event.name != "ready":
+                    yield decode_reply(event.data, Message)
+
+    async def channels(self) -> list[Channel]:
+        """Return the topics that the daemon is subscribed to."""
+        return await self.call("GET", "/v1/channels", reply=list[Channel])
 
     async def down(self) -> None:
         """Ask the daemon to drain and stop; it answers before it does."""

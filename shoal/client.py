@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar, overload
 
 from shoal import api
+from shoal.channels import Channel, Message, Publish, Published, Subscribe
 from shoal.errors import ClientError, DaemonUnreachable, TimedOut
 from shoal.messages import api_error, decode_reply, encode_body, socket_path
 from shoal.sse import Parser
@@ -181,6 +182,31 @@ class Client:
     def health(self) -> api.Health:
         """Return how the daemon works; raises with code "unhealthy" while it is not ready."""
         return self.call("GET", "/v1/health", reply=api.Health)
+
+    def publish(self, topic: str, data: bytes) -> Published:
+        """Publish on a topic; what is over 64 KiB goes as a blob. Returns when it is on its way."""
+        return self.call("POST", "/v1/channels/publish", Publish(topic, data), reply=Published)
+
+    def subscribe(
+        self,
+        topic: str,
+        *,
+        last: int | None = None,
+        since_s: float | None = None,
+        authors: list[str] | None = None,
+    ) -> Iterator[Message]:
+        """Yield the messages of a topic, until the daemon stops or the iterator is closed.
+
+        last, since_s: begin with that much of the past, as far as somebody has kept it.
+        """
+        body = Subscribe(topic, last, since_s, authors or [])
+        for event in self.events("POST", "/v1/channels/subscribe", body, timeout_s=CALL_TIMEOUT_S):
+            if event.name != "ready":
+                yield decode_reply(event.data, Message)
+
+    def channels(self) -> list[Channel]:
+        """Return the topics that the daemon is subscribed to."""
+        return self.call("GET", "/v1/channels", reply=list[Channel])
 
     def down(self) -> None:
         """Ask the daemon to drain and stop; it answers before it does."""

@@ -9,7 +9,7 @@ import hashlib
 from typing import NewType
 
 import base58
-from nacl.bindings import crypto_sign_BYTES
+from nacl.bindings import crypto_sign_BYTES, crypto_sign_open
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
@@ -53,6 +53,21 @@ class Signer:
     def sign(self, tag: str, body: bytes) -> bytes:
         """Sign SHA-256(body) under a domain tag; 64 bytes."""
         return self._key.sign(_tagged(tag, body)).signature
+
+    def sign_plain(self, body: bytes) -> bytes:
+        """Sign bytes as they are: for libp2p's formats only, which bring a prefix of their own."""
+        return self._key.sign(body).signature
+
+
+def verify_plain(public_key: bytes, body: bytes, signature: bytes) -> bool:
+    """Check a signature over bytes as they are, made by the holder of an Ed25519 public key."""
+    if len(signature) != SIGNATURE_BYTES:
+        return False
+    try:
+        crypto_sign_open(signature + body, public_key)
+    except BadSignatureError:
+        return False
+    return True
 
 
 def verify(peer: PeerId, tag: str, body: bytes, signature: bytes) -> bool:

@@ -210,8 +210,8 @@ class Core:
         self._node.life.stop()
 
 
-def routes(api: Api, node: Node, metrics: Metrics) -> None:
-    """Declare the core routes."""
+def routes(api: Api, node: Node, metrics: Metrics) -> Core:
+    """Declare the core routes; returns their handlers, whose `resolve` other areas use."""
     core = Core(node)
 
     async def metrics_page(_: Request) -> Raw:
@@ -243,6 +243,7 @@ def routes(api: Api, node: Node, metrics: Metrics) -> None:
     add("POST", "/v1/down", core.down, summary="Drain and stop")
     add("GET", "/metrics", metrics_page, summary="Figures for Prometheus", reply=Raw)
     add("GET", "/v1/openapi.json", document, summary="This document", reply=Raw)
+    return core
 
 
 def _is_local(address: str) -> bool:

@@ -1,95 +1,450 @@
-"""Flooding without I/O: what is news, what a batch holds, what waits for a peer.
+"""GossipSub 1.1 and 1.2 without I/O: meshes, announcements, scores.
 
-First form: every message goes to every connected peer that is not known to have it. GossipSub
-(a mesh of few peers per topic, announcements to the others) replaces it; publishers and
-subscribers will not notice.
+Differences from the published protocol, all of them on our side of the wire: a large message is
+pushed to few mesh peers and announced (IHAVE) at once to the others; an announced message is
+asked of one peer at a time; there is no peer exchange, and no fanout, for a node floods what it
+publishes itself.
+Source: github.com/libp2p/specs/pubsub/gossipsub v1.0, v1.1, v1.2.
 """
 
-import hashlib
-from collections import OrderedDict, deque
-from dataclasses import dataclass, field
+import math
+import random
 
-from protocols.channels.wire import BATCH_BYTES, BATCH_MAX, Gossip
-from wire import codec
+from protocols.channels.effects import Drop, Effect, Outbox, Validate, Verdict
+from protocols.channels.mcache import MessageCache, RecentIds, Seen
+from protocols.channels.mesh import Mesh, Peer
+from protocols.channels.params import Params
+from protocols.channels.pending import Pending
+from protocols.channels.scoring import Scores
+from protocols.channels.wanted import Wanted
+from protocols.channels.wire import (
+    PROTOCOLS,
+    IHave,
+    Message,
+    Prune,
+    Rpc,
+    Subscription,
+    author_of,
+)
+from wire.errors import UsageError
 from wire.ids import PeerId
 
-SEEN_MAX = 16 * 1024  # ids remembered; about 3 MB
-SEEN_AGE_S = 120.0  # for how long (GossipSub's own figure); a message is through in seconds
-TOPICS_MAX = 256  # subscriptions of one node: a program that needs more has a bug
-QUEUE_MAX = 256  # messages waiting for one peer; when full the oldest is dropped
-QUEUE_BYTES = 4 * 1024 * 1024  # and in bytes, likewise
-
-MessageId = bytes
+_KNOWN_BEATS = 3  # heartbeats between two turns of what peers know: it is kept 3 to 6 of them
+_BACKOFF_MAX_S = 3600  # a peer that asks for more gets this much; it is welcome to stay away
+_FRAMING_FAULTS = 8.0  # bytes that are no RPC: two such frames are enough to be dropped
 
 
-def message_id(message: Gossip) -> MessageId:
-    """Name a message by all that is in it: SHA-256 of its encoding."""
-    return hashlib.sha256(codec.encode(message)).digest()
+class GossipSub:
+    """One node's part in the gossip. Every method returns effects, to be applied in order."""
 
+    def __init__(self, own: PeerId, params: Params, rng: random.Random) -> None:
+        self._author, self._params, self._rng = author_of(own), params, rng
+        self._peers: dict[PeerId, Peer] = {}
+        self._subscribers: dict[str, dict[PeerId, Peer]] = {}  # by topic, ours or not
+        self._meshes: dict[str, Mesh] = {}  # our subscriptions
+        self._seen = Seen(params.seen_s, params.seen_max)
+        self._cache = MessageCache(params.history_beats, params.gossip_beats, params.cache_bytes)
+        self._pending = Pending(params.pending_max, params.pending_bytes)
+        self._wanted = Wanted(params.ask_delay_s, params.ask_again_s)
+        self._scores = Scores(params.scores)
+        self._out = Outbox()
+        self._news: list[tuple[str, bytes, list[Peer]]] = []  # announcements not sent yet
+        self._news_at = 0.0  # when they may be
+        self._beat_at, self._beats = math.inf, 0
+        self.copies = 0  # messages that came again
 
-@dataclass
-class Flood:
-    """Remembers what was seen and decides where a message goes."""
+    @property
+    def deadline(self) -> float:
+        """Time of the next needed `tick`; infinity before the first peer."""
+        news_at = self._news_at if self._news else math.inf
+        return min(self._beat_at, self._wanted.deadline, news_at)
 
-    own: PeerId
-    seen_max: int = SEEN_MAX
-    seen_age_s: float = SEEN_AGE_S
-    _seen: OrderedDict[MessageId, float] = field(default_factory=OrderedDict[MessageId, float])
+    # Peers.
 
-    def is_news(self, message: Gossip, now: float) -> bool:
-        """Tell whether a message is seen for the first time; from then on it is not."""
-        while self._seen and next(iter(self._seen.values())) <= now - self.seen_age_s:
-            self._seen.popitem(last=False)
-        name = message_id(message)
-        if name in self._seen:
-            return False
-        if len(self._seen) >= self.seen_max:
-            self._seen.popitem(last=False)
-        self._seen[name] = now
-        return message.origin != self.own  # an echo of ours, from before the restart perhaps
+    def peer_up(
+        self, peer: PeerId, version: str, now: float, *, outbound: bool = False, address: str = ""
+    ) -> list[Effect]:
+        """A peer's stream is open. The first effect sends it our subscriptions.
 
-    def publish(self, message: Gossip, now: float) -> None:
-        """Remember a message of our own, so that its echo is no news."""
-        self.is_news(message, now)
+        version: protocol of the stream, one of `wire.PROTOCOLS`. outbound: we dialled it.
+        address: its public IP address, for scoring; "" if it is private or unknown.
+        """
+        if peer in self._peers:
+            return []
+        if len(self._peers) >= self._params.peers_max:
+            return [Drop(peer, f"more than {self._params.peers_max} peers")]
+        known = RecentIds(self._params.dont_wants)
+        state = Peer(peer, author_of(peer), version == PROTOCOLS[0], outbound, known)
+        self._peers[peer] = state
+        self._scores.up(peer, address)
+        self._judge(state, now)
+        if self._beat_at == math.inf:
+            self._beat_at = now + self._params.first_heartbeat_s
+        if self._meshes and not state.is_dropped:
+            topics = tuple(Subscription(topic, True) for topic in self._meshes)
+            self._out.send((peer,), Rpc(subscriptions=topics))
+        return self._out.take()
 
-    def targets(
-        self, message: Gossip, source: PeerId | None, connected: list[PeerId]
-    ) -> list[PeerId]:
-        """Say to whom a message goes on: all but who sent it, who wrote it, and us."""
-        known = {source, message.origin, self.own}
-        return [peer for peer in connected if peer not in known]
+    def peer_down(self, peer: PeerId, now: float) -> list[Effect]:
+        """A peer's stream is over. Its score is kept for a while if it is bad."""
+        state = self._peers.pop(peer, None)
+        if state is not None:
+            for topic in state.topics:
+                self._unlist(topic, peer)
+            for mesh in self._meshes.values():
+                mesh.members.pop(peer, None)
+            self._scores.down(peer, now)
+            self._wanted.forget(peer)
+        return self._out.take()
 
+    def set_application_score(self, peer: PeerId, score: float) -> None:
+        """Set P5, the application's own opinion of a peer that is up; 0 to begin with."""
+        if peer in self._peers:
+            self._scores.set_application(peer, score)
 
-@dataclass
-class SendQueue:
-    """What waits for one peer: bounded in messages and bytes, the oldest goes first of all."""
+    def broke_framing(self, peer: PeerId, now: float) -> list[Effect]:
+        """A peer sent bytes that `wire.decode` refused."""
+        state = self._peers.get(peer)
+        if state is not None:
+            self._fault(state, _FRAMING_FAULTS, now)
+        return self._out.take()
 
-    dropped: int = 0
-    _messages: deque[Gossip] = field(default_factory=deque[Gossip])
-    _size_bytes: int = 0
+    # Topics.
 
-    def __len__(self) -> int:
-        return len(self._messages)
+    def subscribe(self, topic: str, now: float) -> list[Effect]:
+        """Join a topic. Raises UsageError over `Params.topics_max`."""
+        if topic in self._meshes:
+            return []
+        if len(self._meshes) >= self._params.topics_max:
+            raise UsageError(f"more than {self._params.topics_max} subscriptions")
+        self._meshes[topic] = Mesh(topic, self._params, self._rng)
+        self._tell_all(Subscription(topic, True))
+        self._balance(self._meshes[topic], now, opportunistic=False)
+        return self._out.take()
 
-    def put(self, message: Gossip) -> None:
-        """Add a message, dropping the oldest until it fits."""
-        self._messages.append(message)
-        self._size_bytes += len(message.data)
-        while len(self._messages) > QUEUE_MAX or self._size_bytes > QUEUE_BYTES:
-            self._pop()
-            self.dropped += 1
+    def unsubscribe(self, topic: str, now: float) -> list[Effect]:
+        """Leave a topic."""
+        mesh = self._meshes.pop(topic, None)
+        if mesh is None:
+            return []
+        self._tell_all(Subscription(topic, False))
+        for peer in mesh.members:
+            self._out.draft(peer).prune.append(Prune(topic, self._params.backoff_leave_s))
+        self._scores.forget_topic(topic)
+        for state in self._peers.values():
+            state.buckets.pop(topic, None)
+        return self._out.take()
 
-    def take_batch(self) -> list[Gossip]:
-        """Remove and return what goes out in the next push; at least one message."""
-        batch, size_bytes = [self._pop()], 0
-        while self._messages and len(batch) < BATCH_MAX:
-            size_bytes += len(self._messages[0].data)
-            if size_bytes > BATCH_BYTES:
-                break
-            batch.append(self._pop())
-        return batch
+    # Messages.
 
-    def _pop(self) -> Gossip:
-        message = self._messages.popleft()
-        self._size_bytes -= len(message.data)
-        return message
+    def publish(self, message: Message, now: float) -> list[Effect]:
+        """Send a message of our own (signed already). It does not come back as Validate."""
+        params, name = self._params, message.id
+        self._seen.add(name, now)
+        self._cache.put(message)
+        mesh = self._meshes.get(message.topic)
+        everybody = self._subscribers.get(message.topic, {}).values()
+        targets = [peer for peer in everybody if peer.score >= params.scores.publish]
+        if len(message.data) < params.large_min:
+            self._out.send(tuple(peer.peer for peer in targets), Rpc(messages=(message,)))
+        else:
+            if mesh is not None:
+                targets = list(mesh.members.values())
+            elif len(targets) > params.d:
+                targets = self._rng.sample(targets, params.d)
+            self._push_or_announce(message, targets, params.large_pushes_own, now)
+        return self._out.take()
+
+    def receive(self, peer: PeerId, rpc: Rpc, now: float) -> list[Effect]:
+        """Handle what a peer sent. RPCs of peers that are not up, or dropped, are ignored."""
+        state = self._peers.get(peer)
+        if state is None or state.is_dropped:
+            return []
+        for message in rpc.messages:
+            self._take(state, message, now)
+        for subscription in rpc.subscriptions:
+            self._list(state, subscription, now)
+        for topic in rpc.graft:
+            self._on_graft(state, topic, now)
+        for prune in rpc.prune:
+            self._on_prune(state, prune, now)
+        if rpc.idontwant:
+            self._on_idontwant(state, rpc.idontwant)
+        for ihave in rpc.ihave:
+            self._on_ihave(state, ihave, now)
+        if rpc.iwant:
+            self._on_iwant(state, rpc.iwant)
+        return self._out.take()
+
+    def validated(self, message_id: bytes, verdict: Verdict, now: float) -> list[Effect]:
+        """Tell the outcome of a `Validate`. Unknown ids are ignored."""
+        outcome = self._pending.finish(message_id, is_final=verdict is not Verdict.REJECT)
+        if outcome is None:
+            return []
+        first, message = outcome.peer, outcome.message
+        if verdict is Verdict.REJECT:
+            for peer in (first, *outcome.same):
+                if peer in self._peers:
+                    self._invalid(self._peers[peer], message.topic, now)
+            if outcome.other is not None:
+                self._out.effects.append(Validate(*outcome.other, message_id))
+            return self._out.take()
+        self._seen.add(message_id, now)
+        mesh = self._meshes.get(message.topic)
+        if verdict is Verdict.ACCEPT and mesh is not None:
+            if first in self._peers:
+                self._scores.first(first, message.topic)
+            self._cache.put(message)
+            self._forward(mesh, message, message_id, first, now)
+        return self._out.take()
+
+    def _take(self, state: Peer, message: Message, now: float) -> None:
+        name = message.author + message.seqno
+        since = self._seen.get(name)
+        if since is not None:
+            self.copies += 1
+            if self._scores.counts_copies and message.topic in self._meshes:
+                self._scores.copy(state.peer, message.topic, now - since)
+            return
+        mesh = self._meshes.get(message.topic)
+        if mesh is None or message.author == self._author:
+            return  # not asked for; or ours, from before a restart
+        if self._pending.join(name, state.peer, message):
+            self.copies += 1
+            return
+        limits = mesh.limits
+        if not message.author or not message.seqno or len(message.data) > limits.payload_max:
+            self._invalid(state, message.topic, now)
+            return
+        if not state.take_token(message.topic, limits.messages_per_s, limits.burst, now):
+            return
+        if not self._pending.begin(name, state.peer, message):
+            return  # not seen: an announcement brings it back
+        self._wanted.arrived(name, state.peer)
+        if len(message.data) >= self._params.dont_want_min:
+            others = mesh.members.values()
+            peers = [p.peer for p in others if p.knows_idontwant and p is not state]
+            self._out.send(tuple(peers), Rpc(idontwant=(name,)))
+        self._out.effects.append(Validate(state.peer, message, name))
+
+    def _forward(
+        self, mesh: Mesh, message: Message, name: bytes, source: PeerId, now: float
+    ) -> None:
+        author = message.author
+        targets = [
+            peer
+            for peer in mesh.members.values()
+            if peer.peer != source and peer.author != author and name not in peer.known
+        ]
+        if len(message.data) < self._params.large_min:
+            peers = tuple([peer.peer for peer in targets])
+            self._out.send(peers, Rpc(messages=(message,)))
+            return
+        # Whoever announced it already shows that it is spreading: then a push is likely a copy.
+        ahead = len(mesh.members) - len(targets) - (source in mesh.members)
+        self._push_or_announce(message, targets, self._params.large_pushes - ahead, now)
+
+    def _push_or_announce(
+        self, message: Message, targets: list[Peer], pushes: int, now: float
+    ) -> None:
+        self._rng.shuffle(targets)
+        pushes = max(0, pushes)
+        self._out.send(tuple(p.peer for p in targets[:pushes]), Rpc(messages=(message,)))
+        self._news.append((message.topic, message.id, targets[pushes:]))
+        self._announce(now)
+
+    def _announce(self, now: float) -> None:
+        if self._news and now >= self._news_at:
+            for topic, name, peers in self._news:
+                for peer in peers:
+                    if name not in peer.known:
+                        self._out.draft(peer.peer).announce(topic, name)
+            self._news.clear()
+            self._news_at = now + self._params.announce_gap_s
+
+    # Control.
+
+    def _list(self, state: Peer, subscription: Subscription, now: float) -> None:
+        topic = subscription.topic
+        if not subscription.subscribes:
+            if topic in state.topics:
+                del state.topics[topic]
+                self._unlist(topic, state.peer)
+                if topic in self._meshes:
+                    self._leave(self._meshes[topic], state, now)
+        elif topic not in state.topics and len(state.topics) < self._params.peer_topics_max:
+            state.topics[topic] = None
+            self._subscribers.setdefault(topic, {})[state.peer] = state
+
+    def _unlist(self, topic: str, peer: PeerId) -> None:
+        subscribers = self._subscribers[topic]
+        del subscribers[peer]
+        if not subscribers:
+            del self._subscribers[topic]
+
+    def _on_graft(self, state: Peer, topic: str, now: float) -> None:
+        mesh = self._meshes.get(topic)
+        if mesh is None or state.peer in mesh.members:
+            return  # of an unknown topic: no answer, which would make a flood of two
+        faults = mesh.backoff_faults(state.peer, now)
+        if not faults and not mesh.refuses(state):
+            self._list(state, Subscription(topic, True), now)
+            mesh.members[state.peer] = state
+            self._scores.graft(state.peer, topic, now)
+            return
+        mesh.back_off(state.peer, self._params.backoff_s, now)
+        self._out.draft(state.peer).prune.append(Prune(topic, self._params.backoff_s))
+        if faults:
+            self._fault(state, faults, now)
+
+    def _on_prune(self, state: Peer, prune: Prune, now: float) -> None:
+        mesh = self._meshes.get(prune.topic)
+        if mesh is not None:
+            self._leave(mesh, state, now)
+            backoff_s = min(prune.backoff_s or self._params.backoff_s, _BACKOFF_MAX_S)
+            mesh.back_off(state.peer, backoff_s, now)
+
+    def _on_idontwant(self, state: Peer, names: tuple[bytes, ...]) -> None:
+        for name in names:
+            state.dont_wants += 1
+            if state.dont_wants > self._params.dont_wants:
+                return
+            if name not in self._seen:  # else it is forwarded already
+                state.known.add(name)
+
+    def _on_ihave(self, state: Peer, ihave: IHave, now: float) -> None:
+        params = self._params
+        state.ihaves += 1
+        if (
+            state.ihaves > params.ihave_messages
+            or state.score < params.scores.gossip
+            or ihave.topic not in self._meshes
+        ):
+            return
+        for name in ihave.ids:
+            if name in self._seen:
+                continue
+            if state.asked >= params.ihave_ids:
+                return
+            state.asked += 1
+            state.known.add(name)
+            if name not in self._pending and not self._wanted.announced(name, state.peer, now):
+                return
+
+    def _on_iwant(self, state: Peer, names: tuple[bytes, ...]) -> None:
+        params = self._params
+        if state.score < params.scores.gossip:
+            return
+        for name in names:
+            state.iwants += 1
+            if state.iwants > params.iwant_ids:
+                return
+            given = self._cache.give(name, state.peer)
+            if given is not None and given[1] <= params.retransmissions:
+                self._out.send((state.peer,), Rpc(messages=(given[0],)))
+
+    # Time.
+
+    def tick(self, now: float) -> list[Effect]:
+        """Do what is due: announcements, requests for announced messages, the heartbeat."""
+        self._announce(now)
+        for peer, names in self._wanted.due(now).items():
+            state = self._peers.get(peer)
+            if state is not None and state.score >= self._params.scores.gossip:
+                self._out.draft(peer).iwant += names
+        if now >= self._beat_at:
+            self._beat_at = now + self._params.heartbeat_s
+            self._heartbeat(now)
+        return self._out.take()
+
+    def _heartbeat(self, now: float) -> None:
+        self._beats += 1
+        for peer in self._wanted.take_broken():
+            if peer in self._peers:
+                self._scores.misbehaved(peer)
+        self._scores.decay(now)
+        for state in self._peers.values():
+            state.new_heartbeat()
+            self._judge(state, now)
+            if self._beats % _KNOWN_BEATS == 0:
+                state.known.turn()
+        opportunistic = self._beats % self._params.opportunistic_beats == 0
+        for mesh in self._meshes.values():
+            mesh.expire(now)
+            self._balance(mesh, now, opportunistic=opportunistic)
+        self._gossip()
+        self._cache.shift()
+        self._seen.expire(now)
+
+    def _balance(self, mesh: Mesh, now: float, *, opportunistic: bool) -> None:
+        subscribers = list(self._subscribers.get(mesh.topic, {}).values())
+        changes = mesh.balance(subscribers, now, opportunistic=opportunistic)
+        for state in changes.grafts:
+            self._scores.graft(state.peer, mesh.topic, now)
+            self._out.draft(state.peer).graft.append(mesh.topic)
+        for state in changes.prunes:
+            self._scores.prune(state.peer, mesh.topic, now)
+            mesh.back_off(state.peer, self._params.backoff_s, now)
+            self._out.draft(state.peer).prune.append(Prune(mesh.topic, self._params.backoff_s))
+
+    def _gossip(self) -> None:
+        """Tell peers outside the mesh what came lately; also of topics we only publish to."""
+        params = self._params
+        for topic, names in self._cache.recent().items():
+            mesh = self._meshes.get(topic)
+            members = mesh.members if mesh is not None else {}
+            others = [
+                state
+                for peer, state in self._subscribers.get(topic, {}).items()
+                if peer not in members and state.score >= params.scores.gossip
+            ]
+            count = max(params.d_lazy, math.ceil(params.gossip_factor * len(others)))
+            for state in self._rng.sample(others, min(count, len(others))):
+                chosen = names
+                if len(names) > params.announced_max:  # each peer another part of them
+                    chosen = self._rng.sample(names, params.announced_max)
+                self._out.draft(state.peer).ihave[topic] = chosen
+
+    # Scores.
+
+    def _invalid(self, state: Peer, topic: str, now: float) -> None:
+        self._scores.invalid(state.peer, topic)
+        self._judge(state, now)
+
+    def _fault(self, state: Peer, times: float, now: float) -> None:
+        self._scores.misbehaved(state.peer, times)
+        self._judge(state, now)
+
+    def _judge(self, state: Peer, now: float) -> None:
+        """Weigh a peer anew; below the graylist threshold it is dropped, once."""
+        state.score = self._scores.value(state.peer, now)
+        if state.score < self._params.scores.graylist and not state.is_dropped:
+            state.is_dropped = True
+            for mesh in self._meshes.values():
+                self._leave(mesh, state, now)
+            self._out.forget(state.peer)
+            self._out.effects.append(Drop(state.peer, f"score {state.score:.0f}"))
+
+    def _leave(self, mesh: Mesh, state: Peer, now: float) -> None:
+        if mesh.members.pop(state.peer, None) is not None:
+            self._scores.prune(state.peer, mesh.topic, now)
+
+    def _tell_all(self, subscription: Subscription) -> None:
+        peers = tuple(peer for peer, state in self._peers.items() if not state.is_dropped)
+        self._out.send(peers, Rpc(subscriptions=(subscription,)))
+
+    # For metrics and `shoal channels`.
+
+    def mesh(self, topic: str) -> frozenset[PeerId]:
+        """Peers that we exchange a topic's messages with."""
+        mesh = self._meshes.get(topic)
+        return frozenset(mesh.members) if mesh is not None else frozenset()
+
+    def subscribers(self, topic: str) -> int:
+        """Connected peers that subscribe to a topic."""
+        return len(self._subscribers.get(topic, {}))
+
+    def score(self, peer: PeerId) -> float:
+        """What we think of a peer; 0 of one that we do not know."""
+        state = self._peers.get(peer)
+        return state.score if state is not None else 0.0

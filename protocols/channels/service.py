@@ -1,183 +1,400 @@
-"""Channels: publish to everybody, subscribe to a topic. The trio driver of `machine.Flood`.
+"""Channels: publish to everybody, listen to a topic. The trio driver of `machine.GossipSub`.
 
-Each peer has a queue and a task of its own, so a slow peer loses messages (its oldest) and delays
-nobody. Delivery is best effort: who must not miss anything repairs by other means, as the store
-does by its syncs.
+A message is checked before it goes on: its form, who may write, how much its author has said, that
+it is no replay, its signature; then by the topic's handler, if a part of the daemon has one. Slow
+peers and slow readers lose their own messages only. Delivery is best effort with repair by
+announcements; who must not miss anything syncs, as the store does.
 """
 
 import logging
+import math
 import random
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 
 import msgspec
 import trio
 
-from protocols.channels.machine import TOPICS_MAX, Flood, SendQueue
-from protocols.channels.wire import PAYLOAD_MAX, PUSH, Gossip, Push, Taken, Topic
-from wire.errors import ShoalError, UsageError
-from wire.ids import PeerId
-from wire.ports import Rpc
+from protocols.channels import policy, reference, signing, wire
+from protocols.channels.channel import Channel, ChannelHandler, Counters
+from protocols.channels.effects import Drop, Effect, Send, Validate, Verdict
+from protocols.channels.fetching import Fetching
+from protocols.channels.history import AGE_MAX_S, COUNT_MAX, Ask, History, Keep, Kept
+from protocols.channels.links import Links, WatchedHost
+from protocols.channels.machine import GossipSub
+from protocols.channels.params import Params
+from protocols.channels.past import PastService
+from protocols.channels.policy import Policy
+from protocols.channels.reference import Blobs
+from protocols.channels.signing import OffLoop, Thread
+from protocols.channels.subscription import QUEUE_MAX, Arrival, Received, Subscription
+from protocols.channels.validation import Checked, Validation
+from protocols.channels.wire import Message
+from wire import frames
+from wire.errors import PeerError, ShoalError, UsageError
+from wire.ids import PeerId, Signer
+from wire.ports import Clock, Rpc
 
-PUSH_TIMEOUT_S = 10.0  # for one batch: sent, checked and answered
-IDLE_S = 60.0  # after which the task of a peer without messages ends
+HANDLED_MAX = 256  # messages that handlers work on; when full, the peers that bring more wait
+HANDLER_TIMEOUT_S = 30.0  # the machine forgets a message that takes longer; the store: a sync
 
-ChannelHandler = Callable[[PeerId, bytes], Awaitable[bool]]
+Origin = Callable[[PeerId], tuple[str, bool]]  # a peer's public IP ("" if none); did we dial it?
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ChannelStats:
-    """Totals since the start."""
+class Published:
+    """A message of ours that is on its way."""
 
-    published: int
-    delivered: int  # handed to a subscriber
-    repeated: int  # arrived again: the price of flooding
-    stale: int  # no news to its subscriber, and not passed on
-    invalid: int  # an error to its subscriber, and not passed on
-    unwanted: int  # of a topic that nobody here subscribes to
-    sent: int  # messages that a peer took
-    dropped: int  # from full queues
-    failed: int  # lost with a push that failed
+    seqno: int
+    peers: int  # connected peers that are subscribed
+    cid: str = ""  # of the blob, if it went by reference
 
 
-class _Line:
-    """One peer's queue, and the bell that wakes its task."""
+@dataclass(frozen=True)
+class ChannelView:
+    """One topic, for people and metrics."""
 
-    def __init__(self) -> None:
-        self.queue = SendQueue()
-        self.bell = trio.Event()
+    topic: str
+    readers: int
+    peers: int  # connected and subscribed
+    mesh: dict[PeerId, float]  # with their scores
+    counters: Counters
+    dropped: int
+    history: int
+    rate_s: float
+    bytes_s: float
 
 
 class ChannelService:
-    """`run` it, then publish. `peers` lists who is connected now."""
+    """`run` it, then publish and listen."""
 
-    def __init__(self, rpc: Rpc, peers: Callable[[], list[PeerId]]) -> None:
-        self._rpc, self._peers = rpc, peers
-        self._flood = Flood(rpc.peer)
-        self._handlers: dict[str, ChannelHandler] = {}
-        self._lines: dict[PeerId, _Line] = {}  # of peers with something to send, or lately so
+    def __init__(
+        self,
+        host: WatchedHost,
+        rpc: Rpc,
+        signer: Signer,
+        clock: Clock,
+        *,
+        blobs: Blobs | None = None,
+        origin: Origin = lambda _: ("", False),
+        params: Params | None = None,
+        off_loop: OffLoop | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        """`off_loop` is for simulators: no threads there. Without `blobs`, 64 KiB is the limit."""
+        self._signer, self._clock, self._origin = signer, clock, origin
+        self._author = wire.author_of(signer.peer)
+        self._off_loop = off_loop or Thread()
+        self._machine = GossipSub(signer.peer, params or Params(), rng or random.Random())
+        self._links = Links(host, self)
+        self._past = PastService(rpc, clock, self._off_loop, self._history_of)
+        self._fetching = Fetching(blobs)
+        self._channels: dict[str, Channel] = {}
+        self._validation = Validation(self._channels, self._off_loop, self._wall_ns)
+        self._handling, self._handled = 0, trio.lowlevel.ParkingLot()
         self._nursery: trio.Nursery | None = None
-        self._number = random.getrandbits(62)  # a restart must not repeat the numbers before it
-        self._published = self._delivered = self._repeated = self._stale = self._invalid = 0
-        self._unwanted = self._sent = self._dropped = self._failed = 0
-        rpc.serve(PUSH, self._take)
+        self._number = 0
+        self._wake_at, self._alarm = math.inf, trio.Event()
+        self._totals = Counters()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Send until cancelled."""
+        """Talk with every peer until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            nursery.start_soon(self._tick)
+            await nursery.start(self._links.run)
+            await nursery.start(self._fetching.run)
             task_status.started()
-            try:
-                await trio.sleep_forever()
-            finally:
-                self._nursery = None
+
+    # For programs.
+
+    @asynccontextmanager
+    async def listen(
+        self,
+        topic: str,
+        *,
+        policy: Policy | None = None,
+        keep: Keep | None = None,
+        last: int = 0,
+        age_s: float = AGE_MAX_S,
+        queue_max: int = QUEUE_MAX,
+    ) -> AsyncGenerator[Subscription]:
+        """Read a topic: up to `last` messages of the past that are at most `age_s` old, then live.
+
+        policy: whom to hear, and how much of each. keep: what to keep for who comes later. A
+        reader that has `queue_max` messages waiting loses the oldest: see `dropped`.
+        """
+        asks_past = last > 0
+        reader = Subscription(
+            topic, policy or Policy(), queue_max=queue_max, is_ready=not asks_past
+        )
+        channel = self._join(topic)
+        channel.attach(reader, keep or Keep())
+        try:
+            async with trio.open_nursery() as nursery:
+                if asks_past:
+                    age_ms = round(min(age_s, AGE_MAX_S) * 1000)
+                    ask = Ask(topic, age_ms, min(last, COUNT_MAX))
+                    nursery.start_soon(self._catch_up, channel, reader, ask)
+                yield reader
+                nursery.cancel_scope.cancel()
+        finally:
+            channel.detach(reader)
+            self._leave(channel)
 
     def subscribe(self, topic: str, handler: ChannelHandler) -> None:
-        """Hand every new message of a topic to `handler`, with the peer that passed it on.
+        """Hand every new message of a topic to a part of the daemon, with who passed it on.
 
-        True from the handler means news: it goes on to our peers. False ends it here, for nothing
-        signs a message: what changes nothing could be sent for ever. A ShoalError: it is invalid.
+        True from the handler means news: it goes on to our peers. False ends it here. A PeerError
+        means that it is invalid and counts against who passed it on; another ShoalError does not.
         """
-        _check(topic)
-        if topic in self._handlers or len(self._handlers) >= TOPICS_MAX:
-            raise UsageError(f"topic {topic} is subscribed already, or {TOPICS_MAX} others are")
-        self._handlers[topic] = handler
+        channel = self._join(topic)
+        if channel.handler is not None:
+            raise UsageError(f"topic {topic} has a handler already")
+        channel.handler = handler
 
-    async def publish(self, topic: str, data: bytes) -> None:
-        """Send to every connected peer, and through them to all; not to our own subscriber.
+    async def publish(self, topic: str, data: bytes) -> Published:
+        """Send to everybody who is subscribed, our own readers too (but not our own handler).
 
-        Returns once it is queued. Raises UsageError over 64 KiB.
+        Returns once it is queued for our peers. Over 64 KiB it goes as a reference to a blob.
+        Raises UsageError for a bad topic, one that is another's, or too much data.
         """
-        _check(topic)
-        if len(data) > PAYLOAD_MAX:
-            raise UsageError(f"{len(data)} B is over the limit of {PAYLOAD_MAX} B of a channel")
-        self._number = (self._number + 1) % (1 << 63)
-        message = Gossip(topic, self._rpc.peer, self._number, data)
-        self._flood.publish(message, trio.current_time())
-        self._published += 1
-        self._spread(message, None)
+        policy.check_topic(topic)
+        policy.check_writer(topic, self._signer.peer)
+        payload, cid = data, ""
+        if len(data) > wire.PAYLOAD_MAX or data.startswith(reference.MAGIC):
+            payload, cid = await self._fetching.store(data)
+        self._number = max(self._number + 1, self._wall_ns())
+        message = signing.seal(self._signer, self._author, topic, payload, self._number)
+        self._validation.replays.remember(self._author, self._number, self._wall_ns())
+        channel = self._channels.get(topic)
+        if channel is not None:
+            self._deliver_own(channel, message, data, cid)
+        self._totals.published += 1
+        self._apply(self._machine.publish(message, trio.current_time()))
         await trio.lowlevel.checkpoint()
+        return Published(self._number, self._machine.subscribers(topic), cid)
+
+    def views(self) -> list[ChannelView]:
+        """Return every topic that something here is subscribed to."""
+        return [self._view(channel) for _, channel in sorted(self._channels.items())]
 
     @property
-    def stats(self) -> ChannelStats:
-        """What came to what."""
-        return ChannelStats(
-            self._published,
-            self._delivered,
-            self._repeated,
-            self._stale,
-            self._invalid,
-            self._unwanted,
-            self._sent,
-            self._dropped + sum(line.queue.dropped for line in self._lines.values()),
-            self._failed,
+    def stats(self) -> Counters:
+        """Return totals since the start, over all topics."""
+        live = sum(channel.dropped for channel in self._channels.values())
+        return replace(
+            self._totals,
+            forwarded=self._links.sent,
+            copies=self._machine.copies,
+            failed=self._totals.failed + self._fetching.failed,
+            dropped=self._totals.dropped + live,
+            unsent=self._links.dropped,
+            given=self._past.given,
+            invalid=self._totals.invalid + self._past.invalid,
         )
 
-    async def _take(self, source: PeerId, push: Push) -> Taken:
-        """Take a batch from a peer; answered when all of it is checked, so that it paces itself."""
-        fresh = 0
-        for message in push.messages:
-            handler = self._handlers.get(message.topic)
-            if handler is None:
-                self._unwanted += 1  # we cannot tell whether it is valid, so it ends here
-            elif not self._flood.is_news(message, trio.current_time()):
-                self._repeated += 1
-            else:
-                fresh += 1
-                self._delivered += 1
-                if await self._is_to_go_on(handler, source, message):
-                    self._spread(message, source)
-        return Taken(fresh)
+    # For `links.Links`.
 
-    async def _is_to_go_on(self, handler: ChannelHandler, source: PeerId, message: Gossip) -> bool:
+    def link_up(self, peer: PeerId, version: str) -> None:
+        """Our stream to a peer is open."""
+        address, outbound = self._origin(peer)
+        now = trio.current_time()
+        self._apply(self._machine.peer_up(peer, version, now, outbound=outbound, address=address))
+
+    def link_down(self, peer: PeerId) -> None:
+        """Our stream to a peer is over."""
+        self._apply(self._machine.peer_down(peer, trio.current_time()))
+
+    def heard_nonsense(self, peer: PeerId) -> None:
+        """A peer sent bytes that are no messages."""
+        self._apply(self._machine.broke_framing(peer, trio.current_time()))
+
+    async def hear(self, peer: PeerId, frames: list[bytes]) -> None:
+        """Take what a peer sent. Raises BadMessage, after what came before it is checked."""
+        news = list[Validate]()
         try:
-            is_news = await handler(source, message.data)
-        except ShoalError as error:
-            self._invalid += 1
-            log.debug("channel.refused topic=%s peer=%s %s", message.topic, source, error)
-            return False
-        self._stale += not is_news
-        return is_news
-
-    def _spread(self, message: Gossip, source: PeerId | None) -> None:
-        assert self._nursery is not None, "channels are not running"
-        for peer in self._flood.targets(message, source, self._peers()):
-            line = self._lines.get(peer)
-            if line is None:
-                line = self._lines[peer] = _Line()
-                self._nursery.start_soon(self._serve_line, peer, line)
-            line.queue.put(message)
-            line.bell.set()
-
-    async def _serve_line(self, peer: PeerId, line: _Line) -> None:
-        """Send a peer what waits for it, until nothing has for a while or the peer is gone."""
-        try:
-            while True:
-                if not line.queue:
-                    line.bell = trio.Event()
-                    with trio.move_on_after(IDLE_S):
-                        await line.bell.wait()
-                    if not line.queue:
-                        return
-                batch = line.queue.take_batch()
-                try:
-                    await self._rpc.call(peer, PUSH, Push(batch), timeout_s=PUSH_TIMEOUT_S)
-                    self._sent += len(batch)
-                except ShoalError as error:
-                    self._failed += len(batch)
-                    log.debug("channel.push_failed peer=%s %s", peer, error)
-                    if peer not in self._peers():
-                        self._failed += len(line.queue)
-                        return
+            for frame in frames:
+                rpc = wire.decode(frame)
+                effects = self._machine.receive(peer, rpc, trio.current_time())
+                news += [effect for effect in effects if isinstance(effect, Validate)]
+                self._apply(effects)
         finally:
-            self._dropped += line.queue.dropped
-            del self._lines[peer]
+            if news:
+                self._settle_all(await self._validation.check(news))
+        while self._handling > HANDLED_MAX:
+            await self._handled.park()
+
+    # Inside: effects and time.
+
+    def _apply(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Send(peers, rpc):
+                    control, bodies = _split(rpc)
+                    for peer in peers:
+                        self._links.send(peer, control, bodies)
+                case Drop(peer, reason):
+                    log.info("channels.peer_dropped peer=%s reason=%s", peer, reason)
+                    self._links.drop(peer)
+                case Validate():
+                    pass  # `hear` collects them
+        if self._machine.deadline < self._wake_at:
+            self._alarm.set()
+
+    async def _tick(self) -> None:
+        while True:
+            self._alarm, self._wake_at = trio.Event(), self._machine.deadline
+            with trio.move_on_at(self._wake_at):
+                await self._alarm.wait()
+            now = trio.current_time()
+            if now >= self._machine.deadline:
+                self._apply(self._machine.tick(now))
+
+    # Inside: messages.
+
+    def _settle_all(self, found: list[Checked]) -> None:
+        """Deliver and pass on what is valid; what has a handler waits for its word."""
+        assert self._nursery is not None, "channels are not running"
+        for item in found:
+            channel = self._channels.get(item.news.message.topic)
+            if channel is None or item.author is None:
+                self._count_bad(channel, item.verdict)
+                self._settle(item.news, item.verdict)
+            elif channel.handler is None:
+                self._settle(item.news, Verdict.ACCEPT)
+                self._deliver(channel, item.news.message, item.author.peer, item.news.peer)
+            else:
+                self._handling += 1
+                self._nursery.start_soon(self._ask_handler, channel, channel.handler, item)
+
+    async def _ask_handler(self, channel: Channel, handler: ChannelHandler, item: Checked) -> None:
+        verdict = Verdict.IGNORE
+        try:
+            with trio.move_on_after(HANDLER_TIMEOUT_S):
+                is_news = await handler(item.news.peer, item.news.message.data)
+                verdict = Verdict.ACCEPT if is_news else Verdict.IGNORE
+        except PeerError as error:
+            verdict = Verdict.REJECT
+            log.debug("channels.refused topic=%s peer=%s %s", channel.topic, item.news.peer, error)
+        except ShoalError as error:
+            log.debug("channels.failed topic=%s %s", channel.topic, error)
+        finally:
+            self._handling -= 1
+            self._handled.unpark_all()
+        if verdict is Verdict.ACCEPT and item.author is not None:
+            self._settle(item.news, verdict)
+            self._deliver(channel, item.news.message, item.author.peer, item.news.peer)
+        else:
+            self._count_bad(channel, verdict)
+            self._settle(item.news, verdict)
+
+    def _settle(self, news: Validate, verdict: Verdict) -> None:
+        self._apply(self._machine.validated(news.id, verdict, trio.current_time()))
+
+    def _deliver(self, channel: Channel, message: Message, author: PeerId, source: PeerId) -> None:
+        if message.id in channel.history:
+            return  # it came with the past already
+        self._totals.delivered += 1
+        now = trio.current_time()
+        kept = Kept(message.id, author, message, now)
+        channel.deliver(kept, self._arrival(kept, self._clock.wall_ms(), [source]))
+
+    def _deliver_own(self, channel: Channel, message: Message, data: bytes, cid: str) -> None:
+        mine, name = self._signer.peer, message.id
+        received = Received(
+            channel.topic, mine, self._number, data, self._clock.wall_ms(), name, cid
+        )
+        kept = Kept(name, mine, message, trio.current_time())
+        channel.deliver(kept, Arrival(received, size_bytes=len(data)))
+        channel.counters.published += 1
+
+    def _arrival(self, kept: Kept, at_ms: int, sources: list[PeerId]) -> Arrival:
+        """Make a message ready for readers; if it is a reference its blob is fetched."""
+        message, author = kept.message, kept.author
+        wanted = reference.unpack(message.data)  # was checked before
+        received = Received(
+            message.topic,
+            author,
+            signing.number_of(message),
+            message.data if wanted is None else b"",
+            at_ms,
+            kept.name,
+            wanted.cid if wanted else "",
+        )
+        if wanted is None:
+            return Arrival(received, size_bytes=len(message.data))
+        arrival = Arrival(received, size_bytes=wanted.size_bytes, is_here=False)
+        self._fetching.begin(arrival, wanted, list(dict.fromkeys((author, *sources))))
+        return arrival
+
+    def _count_bad(self, channel: Channel | None, verdict: Verdict) -> None:
+        for counters in (self._totals, channel.counters if channel else None):
+            if counters is not None:
+                counters.invalid += verdict is Verdict.REJECT
+                counters.ignored += verdict is Verdict.IGNORE
+
+    # Inside: topics.
+
+    def _join(self, topic: str) -> Channel:
+        policy.check_topic(topic)
+        channel = self._channels.get(topic)
+        if channel is None:
+            self._apply(self._machine.subscribe(topic, trio.current_time()))
+            channel = self._channels[topic] = Channel(topic)
+        return channel
+
+    def _leave(self, channel: Channel) -> None:
+        if channel.is_idle and self._channels.get(channel.topic) is channel:
+            del self._channels[channel.topic]
+            self._totals.dropped += channel.counters.dropped
+            self._apply(self._machine.unsubscribe(channel.topic, trio.current_time()))
+
+    def _history_of(self, topic: str) -> History | None:
+        channel = self._channels.get(topic)
+        return None if channel is None or channel.handler is not None else channel.history
+
+    async def _catch_up(self, channel: Channel, reader: Subscription, ask: Ask) -> None:
+        """Give a reader the past, as far as we or two peers of the mesh have it; then let it go."""
+        machine, topic = self._machine, channel.topic
+        peers = sorted(machine.mesh(topic), key=machine.score, reverse=True)
+        try:
+            await self._past.complete(channel.history, peers, ask)
+        except ShoalError as error:
+            for counters in (channel.counters, self._totals):
+                counters.failed += 1
+            log.debug("channels.no_past topic=%s %s", topic, error)
+        now, now_ms = trio.current_time(), self._clock.wall_ms()
+        past = channel.history.since(now, ask.age_ms / 1000, COUNT_MAX)
+        wanted = [kept for kept in past if reader.policy.accepts(kept.author)][-ask.last :]
+        reader.begin_with(
+            [self._arrival(kept, now_ms - round((now - kept.at) * 1000), peers) for kept in wanted]
+        )
+
+    def _view(self, channel: Channel) -> ChannelView:
+        rate_s, bytes_s = channel.meter.rates(trio.current_time())
+        topic = channel.topic
+        return ChannelView(
+            topic=topic,
+            readers=len(channel.subscriptions) + (channel.handler is not None),
+            peers=self._machine.subscribers(topic),
+            mesh={peer: self._machine.score(peer) for peer in self._machine.mesh(topic)},
+            counters=replace(channel.counters),
+            dropped=channel.dropped,
+            history=len(channel.history),
+            rate_s=rate_s,
+            bytes_s=bytes_s,
+        )
+
+    def _wall_ns(self) -> int:
+        return self._clock.wall_ms() * 1_000_000
 
 
-def _check(topic: str) -> None:
-    try:
-        msgspec.convert(topic, Topic)
-    except msgspec.ValidationError as error:
-        raise UsageError(f"not a topic: {topic[:80]!r}") from error
+def _split(rpc: wire.Rpc) -> tuple[bytes, list[bytes]]:
+    """Return an RPC's control part as a frame (b"" if there is none), and each message alone."""
+    bodies = [wire.encode(wire.Rpc(messages=(item,))) for item in rpc.messages]
+    rest = wire.encode(msgspec.structs.replace(rpc, messages=()) if bodies else rpc)
+    return frames.pack(rest) if rest else b"", bodies

@@ -1,4 +1,4 @@
-"""RPC, channels and blobs over real libp2p hosts on loopback."""
+"""RPC and blobs over real libp2p hosts on loopback."""
 
 from pathlib import Path
 
@@ -8,7 +8,6 @@ import trio
 from node.host.service import LibP2pHost
 from protocols.blobs.service import BlobService
 from protocols.blobs.store import BlobStore
-from protocols.channels.service import ChannelService
 from protocols.rpc.service import RpcService
 from tests.daemon.hosts import eventually, make_host, running
 from wire.codec import Message
@@ -108,29 +107,14 @@ async def test_many_calls_at_once_over_one_connection() -> None:
         await eventually(lambda: rpc_b.counters.active_in == 0)
 
 
-async def test_a_blob_and_a_message_over_tcp(tmp_path: Path) -> None:
+async def test_a_blob_over_tcp(tmp_path: Path) -> None:
     a, b = make_host(), make_host()
     rpc_a, rpc_b = RpcService(a), RpcService(b)
     blobs_a = BlobService(rpc_a, BlobStore(tmp_path / "a"))
     blobs_b = BlobService(rpc_b, BlobStore(tmp_path / "b"))
-    channels_a, channels_b = (
-        ChannelService(rpc, h.connected) for rpc, h in zip((rpc_a, rpc_b), (a, b), strict=True)
-    )
-    heard = list[bytes]()
-
-    async def hear(peer: PeerId, data: bytes) -> bool:
-        heard.append(data)
-        return True
-
-    channels_a.subscribe("news", hear)
-    async with running(a, b), trio.open_nursery() as nursery:
+    async with running(a, b):
         connect(a, b)
-        await nursery.start(channels_a.run)
-        await nursery.start(channels_b.run)
         data = bytes(range(251)) * 40_000
         cid = await blobs_b.put_bytes(data)
         await blobs_a.fetch(cid, [b.peer])
         assert await blobs_a.read_bytes(cid) == data
-        await channels_b.publish("news", b"hello")
-        await eventually(lambda: heard == [b"hello"])
-        nursery.cancel_scope.cancel()

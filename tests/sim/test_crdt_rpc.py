@@ -75,11 +75,14 @@ async def test_an_entry_goes_out_on_the_real_channel_and_nobody_is_blamed(
 ) -> None:
     net, stores, channels = Net(nursery), list[StoreService](), list[ChannelService]()
     for number in range(1, 6):
-        own = signer(number).peer
-        channel = ChannelService(net.rpc(own), net.host(own).connected)
+        own = signer(number)
+        channel = ChannelService(
+            net.host(own.peer), net.rpc(own.peer), own, SimClock(), off_loop=in_place
+        )
         await nursery.start(channel.run)
         channels.append(channel)
         stores.append(await start_store(nursery, net, number, channel))
+    await trio.sleep(2)  # they meet
     for number, store in enumerate(stores):
         await store.put("runs", f"k/{number}", number)
     await trio.sleep(1)

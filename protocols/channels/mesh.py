@@ -1,0 +1,149 @@
+"""The mesh of one topic: who is in it, who may enter, and how a heartbeat balances it.
+
+Source: gossipsub v1.1, sections on PRUNE back-off, score-based and outbound-preserving
+over-subscription management, opportunistic grafting.
+"""
+
+import random
+import statistics
+from dataclasses import dataclass, field
+
+from protocols.channels.mcache import RecentIds
+from protocols.channels.params import Params
+from wire.ids import PeerId
+
+
+@dataclass(slots=True, eq=False)
+class Peer:
+    """What the machine keeps of one peer; budgets count within one heartbeat."""
+
+    peer: PeerId
+    author: bytes  # its ID's bytes
+    knows_idontwant: bool  # it speaks 1.2
+    is_outbound: bool  # we dialled it
+    known: RecentIds  # messages that it has or does not want
+    score: float = 0.0  # as of the last heartbeat or fault
+    is_dropped: bool = False
+    topics: dict[str, None] = field(default_factory=dict[str, None])
+    buckets: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
+    ihaves: int = 0
+    asked: int = 0
+    iwants: int = 0
+    dont_wants: int = 0
+
+    def take_token(self, topic: str, rate: float, burst: float, now: float) -> bool:
+        """Tell whether one more new message of a topic is within the peer's rate."""
+        tokens, since = self.buckets.get(topic, (burst, now))
+        tokens = min(burst, tokens + (now - since) * rate)
+        is_within = tokens >= 1
+        self.buckets[topic] = (tokens - is_within, now)
+        return is_within
+
+    def new_heartbeat(self) -> None:
+        """Budgets begin anew."""
+        self.ihaves = self.asked = self.iwants = self.dont_wants = 0
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a heartbeat changes in a mesh."""
+
+    grafts: list[Peer]
+    prunes: list[Peer]
+
+
+class Mesh:
+    """Peers that one topic's messages are exchanged with."""
+
+    def __init__(self, topic: str, params: Params, rng: random.Random) -> None:
+        self.topic = topic
+        self.limits = params.topic_limits.get(topic, params.limits)
+        self.members: dict[PeerId, Peer] = {}  # in order of entry: runs can be repeated
+        self._params, self._rng = params, rng
+        self._backoffs: dict[PeerId, tuple[float, float]] = {}  # (until, since)
+
+    def back_off(self, peer: PeerId, seconds: float, now: float) -> None:
+        """No GRAFT between us and a peer for a while; a longer back-off stays."""
+        until = max(now + seconds, self._backoffs.pop(peer, (0.0, 0.0))[0])
+        if len(self._backoffs) >= self._params.backoffs_max:
+            del self._backoffs[next(iter(self._backoffs))]
+        self._backoffs[peer] = (until, now)
+
+    def backoff_faults(self, peer: PeerId, now: float) -> int:
+        """Count the rules that a GRAFT breaks now: 0, 1 in back-off, 2 right after the PRUNE."""
+        until, since = self._backoffs.get(peer, (0.0, 0.0))
+        if now >= until:
+            return 0
+        return 2 if now < since + self._params.graft_flood_s else 1
+
+    def refuses(self, peer: Peer) -> bool:
+        """Tell whether a peer that GRAFTs stays out: by its score, or because the mesh is full.
+
+        A full mesh still takes peers that we dialled, so that it cannot be taken from outside.
+        """
+        return peer.score < 0 or (len(self.members) >= self._params.d_high and not peer.is_outbound)
+
+    def balance(self, subscribers: list[Peer], now: float, *, opportunistic: bool) -> Changes:
+        """Choose whom to take in and whom to put out. Does it to `members` as well."""
+        params, members = self._params, self.members
+        prunes = [peer for peer in members.values() if peer.score < 0]
+        for peer in prunes:
+            del members[peer.peer]
+        grafts: list[Peer] = []
+        if len(members) < params.d_low:
+            grafts += self._enter(self._candidates(subscribers, now), params.d - len(members))
+        if len(members) > params.d_high:
+            prunes += self._shrink()
+        outbound = sum(peer.is_outbound for peer in members.values())
+        if len(members) >= params.d_low and outbound < params.d_out:
+            candidates = [p for p in self._candidates(subscribers, now) if p.is_outbound]
+            grafts += self._enter(candidates, params.d_out - outbound)
+        if opportunistic and len(members) > 1:
+            median = statistics.median(peer.score for peer in members.values())
+            if median < params.scores.opportunistic:
+                better = [p for p in self._candidates(subscribers, now) if p.score > median]
+                grafts += self._enter(better, params.opportunistic_peers)
+        return Changes(grafts, prunes)
+
+    def expire(self, now: float) -> None:
+        """Forget back-offs that are over for certain."""
+        over = now - self._params.heartbeat_s
+        for peer in [peer for peer, (until, _) in self._backoffs.items() if until < over]:
+            del self._backoffs[peer]
+
+    def _candidates(self, subscribers: list[Peer], now: float) -> list[Peer]:
+        # A heartbeat more than told: the other side's clock may be behind.
+        over = now - self._params.heartbeat_s
+        return [
+            peer
+            for peer in subscribers
+            if peer.peer not in self.members
+            and peer.score >= 0
+            and not peer.is_dropped
+            and self._backoffs.get(peer.peer, (0.0, 0.0))[0] <= max(over, 0.0)
+        ]
+
+    def _enter(self, candidates: list[Peer], count: int) -> list[Peer]:
+        chosen = self._rng.sample(candidates, min(count, len(candidates)))
+        self.members.update((peer.peer, peer) for peer in chosen)
+        return chosen
+
+    def _shrink(self) -> list[Peer]:
+        """Down to D: the best by score stay, then chance decides; D_out outbound ones are kept."""
+        params = self._params
+        order = list(self.members.values())
+        self._rng.shuffle(order)
+        order.sort(key=lambda peer: peer.score, reverse=True)
+        best, rest = order[: params.d_score], order[params.d_score :]
+        self._rng.shuffle(rest)
+        missing = params.d_out - sum(
+            peer.is_outbound for peer in best + rest[: params.d - len(best)]
+        )
+        if missing > 0:  # outbound ones first, as many as are missing; the order is otherwise kept
+            moved = [peer for peer in rest[params.d - len(best) :] if peer.is_outbound][:missing]
+            inbound = [peer for peer in rest if peer not in moved]
+            outbound = [peer for peer in inbound if peer.is_outbound]
+            rest = moved + outbound + [peer for peer in inbound if not peer.is_outbound]
+        kept = best + rest[: params.d - len(best)]
+        self.members = {peer.peer: peer for peer in kept}
+        return [peer for peer in order if peer.peer not in self.members]

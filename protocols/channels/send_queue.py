@@ -1,0 +1,61 @@
+"""What waits to be sent to one peer: bounded; control goes first, the oldest payload goes lost.
+
+Pure. Control (meshes, announcements, subscriptions) is small and its loss would confuse both
+machines, so it is never dropped: a peer that lets more than `CONTROL_BYTES` of it wait takes
+nothing at all, and loses its stream.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from protocols.channels.wire import FRAME_MAX, MESSAGES_MAX
+from wire import frames
+
+PAYLOADS_MAX = 1024  # messages; a burst of 1 KB messages, or 16 of the largest
+PAYLOAD_BYTES = 2 * 1024 * 1024  # and bytes
+CONTROL_BYTES = 512 * 1024  # some minutes of heartbeats
+BATCH_BYTES = FRAME_MAX // 2  # of payload in one frame; one that is bigger still goes
+
+
+@dataclass
+class SendQueue:
+    """Bodies of messages (each an RPC of its own, and their concatenation is one too)."""
+
+    dropped: int = 0
+    sent: int = 0
+    _control: list[bytes] = field(default_factory=list[bytes])
+    _control_bytes: int = 0
+    _payloads: deque[bytes] = field(default_factory=deque[bytes])
+    _payload_bytes: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._control or self._payloads)
+
+    def put_control(self, frame: bytes) -> bool:
+        """Add a whole frame of control; False if the peer has let too much of it wait."""
+        self._control.append(frame)
+        self._control_bytes += len(frame)
+        return self._control_bytes <= CONTROL_BYTES
+
+    def put_payload(self, body: bytes) -> None:
+        """Add a message, dropping the oldest until it fits."""
+        self._payloads.append(body)
+        self._payload_bytes += len(body)
+        while len(self._payloads) > PAYLOADS_MAX or self._payload_bytes > PAYLOAD_BYTES:
+            self._payload_bytes -= len(self._payloads.popleft())
+            self.dropped += 1
+
+    def take(self) -> bytes:
+        """Remove and return what goes out in the next write: all control, then one batch."""
+        parts, self._control, self._control_bytes = self._control, [], 0
+        batch, size_bytes = list[bytes](), 0
+        while self._payloads and len(batch) < MESSAGES_MAX:
+            size_bytes += len(self._payloads[0])
+            if batch and size_bytes > BATCH_BYTES:
+                break
+            batch.append(self._payloads.popleft())
+            self._payload_bytes -= len(batch[-1])
+        if batch:
+            self.sent += len(batch)
+            parts.append(frames.pack(b"".join(batch)))
+        return b"".join(parts)
