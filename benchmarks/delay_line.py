@@ -3,8 +3,10 @@
 The kernel's own delay (netem) is missing on many machines; this needs root and /dev/net/tun only.
 Packets are held for a fixed time and never lost or reordered. The devices take segmentation upon
 them, so what the loop sees are up to 64 KiB of a TCP stream at a time, and Python carries some
-hundred MB/s, while TCP sees an ordinary link of 1,500 B. `python -m benchmarks.delay_line A B DELAY_MS` runs until its
-input ends, then the namespaces go; `link` does that for a benchmark.
+hundred MB/s, while TCP sees an ordinary link of 1,500 B.
+
+`python -m benchmarks.delay_line A B DELAY_MS` runs until its input ends, then the namespaces go;
+`link` does that for a benchmark.
 """
 
 import fcntl

@@ -1,6 +1,6 @@
 """Shoal as a child that answers orders: one host with RPC, server and client at once.
 
-`python -m benchmarks.shoal_node [MULTIADDR]`; the first line it prints has its address and its peer ID.
+`python -m benchmarks.shoal_node [MULTIADDR]`; its first line has its address and its peer ID.
 """
 
 import json
