@@ -55,12 +55,15 @@ class Forged:
 
 @contextmanager
 def daemons(
-    count: int, *args: str, environment: dict[str, str] | None = None
+    count: int,
+    *args: str,
+    environment: dict[str, str] | None = None,
+    first_peers: int = PEERS_MIN,
 ) -> Generator[list[Forged]]:
     """Start a swarm of `count` daemons and wait until they are connected.
 
-    The first makes the swarm, is a fresh process like any user's, and has all others as peers;
-    these join it, and have some. They are killed at the end.
+    The first makes the swarm, is a fresh process like any user's, and has at least `first_peers`;
+    the others join it. They are killed at the end.
     """
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         homes = [Path(folder) / f"d{number}" for number in range(count)]
@@ -72,7 +75,7 @@ def daemons(
             rest = [str(home) for home in homes[1:]]
             pids = forge.ask("up", homes=rest, args=[*args, *join], fresh=False)["pids"]
             made = [Forged(home, pid) for home, pid in zip(homes, first + pids, strict=True)]
-            made[0].client.wait(peers=count - 1, timeout_s=READY_S)
+            made[0].client.wait(peers=min(count - 1, first_peers), timeout_s=READY_S)
             for daemon in made[1:]:
                 daemon.client.wait(peers=min(count - 1, PEERS_MIN), timeout_s=READY_S)
             yield made
