@@ -1,4 +1,4 @@
-"""Blobs of one node as a child that answers orders: a provider with a capped upload, or who fetches.
+"""Blobs of one node as a child that answers orders: a provider with a capped upload, or a fetcher.
 
 `python -m benchmarks.blob_node FOLDER UPLOAD_MB_S`; 0 is no cap. The services are those of the
 daemon, wired in the same way.
@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 
 import trio
+from protocols.blobs.files import BlobFile
 
 from benchmarks.orders import Answer, say
 from benchmarks.shoal_node import LISTEN, obey
 from node.host.service import LibP2pHost
-from protocols.blobs.files import BlobFile
 from protocols.blobs.service import BlobService
 from protocols.blobs.store import BlobStore
 from protocols.rpc.service import RpcService

@@ -24,6 +24,7 @@ class Node:
     def __init__(self, homes: list[str], nursery: trio.Nursery) -> None:
         self._clients = [AsyncClient(shoal.connect(home).path) for home in homes]
         self._nursery = nursery
+        self._news = trio.Event()
         self._arrived: list[tuple[int, int, float]] = []  # reader, number of the message, its ms
 
     async def listen(self, topic: str) -> Answer:
@@ -44,7 +45,8 @@ class Node:
         wanted = count * len(self._clients)
         with trio.move_on_after(seconds):
             while len(self._arrived) < wanted:
-                await trio.sleep(POLL_S)
+                await self._news.wait()
+                self._news = trio.Event()
         unique = {(reader, number): ms for reader, number, ms in self._arrived}
         repeated = len(self._arrived) - len(unique)
         self._arrived.clear()
@@ -55,6 +57,11 @@ class Node:
             async for message in messages:
                 sent_ms = int.from_bytes(message.data[:8], "big") / 1e3
                 self._arrived.append((number, message.seqno, message.received_ms - sent_ms))
+                self._news.set()
+
+
+async def _is_in_mesh(client: AsyncClient, topic: str) -> bool:
+    return any(one.mesh for one in await client.channels() if one.topic == topic)
 
 
 def stamped(size: int) -> bytes:

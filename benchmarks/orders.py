@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 START_S = 30.0  # for the first line of a child, its imports included
@@ -26,7 +27,7 @@ class Failed(Exception):
 
 
 class Child:
-    """A process that answers orders. `hello` is the first line that it printed.
+    """A process that answers orders; several may be starting at the same time.
 
     Use it in a `with` block: it is killed at the end, also when Ctrl-C ends the block.
     """
@@ -42,17 +43,17 @@ class Child:
             env={**os.environ, **(environment or {}), "PYTHONUNBUFFERED": "1"},
         )
         self._buffer = b""
-        try:
-            self.hello = self._line(START_S)
-        except BaseException:
-            self.kill()
-            raise
 
     def __enter__(self) -> "Child":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+
+    @cached_property
+    def hello(self) -> Answer:
+        """The first line that it prints, once it is ready. Raises Failed."""
+        return self._line(START_S)
 
     @property
     def pid(self) -> int:
@@ -66,6 +67,7 @@ class Child:
 
     def tell(self, order: str, **arguments: object) -> None:
         """Give an order; `wait` returns its answer."""
+        assert self.hello is not None, "it has started"
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps({"order": order, **arguments}).encode() + b"\n")

@@ -1,7 +1,7 @@
 """Bulk: 1 GB between two nodes beside blocking TLS sockets in threads and Lattica's best rate up,
 and what a small call to the same peer waits meanwhile.
 
-`python -m benchmarks.talk_bulk` prints one JSON object a line. QUICK=1 moves 200 MB.
+`python -m benchmarks.talk_bulk` prints one JSON object a line. QUICK=1 moves 100 MB.
 """
 
 import tempfile
@@ -13,10 +13,10 @@ from benchmarks.contest import Contest
 from benchmarks.report import QUICK, ROUNDS, percentile, progress, report
 from benchmarks.systems import lattica_pair, shoal_pair, socket_pair
 
-BULK_BYTES = 200_000_000 if QUICK else 1_000_000_000
+BULK_BYTES = 100_000_000 if QUICK else 1_000_000_000
 LINKS = (1, 2)  # connections of the sockets, a thread at each end; the better one counts
 LATTICA_SIZE = 256 * 1024  # unary calls of this size, 100 in flight, are the best it does
-LATTICA_CALLS = 200 if QUICK else 800
+LATTICA_CALLS = 100 if QUICK else 800
 
 
 def _measure(contest: Contest) -> None:

@@ -13,9 +13,10 @@ from benchmarks.forge import Forged, daemons
 from benchmarks.orders import Child, Failed
 from benchmarks.report import QUICK, ROUNDS, percentile, progress, report
 
-FRAMES = 20_000 if QUICK else 1_000_000  # for each protocol
+FRAMES = 5_000 if QUICK else 1_000_000  # for each protocol
 PROTOCOLS = ("rpc", "gossip", "blobs", "bulk", "yamux", "noise", "admission")
-ATTACK_S = 0.6 if QUICK else 3.0  # of each attack, in each round
+ATTACK_ROUNDS = 2 if QUICK else ROUNDS
+ATTACK_S = 0.5 if QUICK else 3.0  # of each attack, in each round
 STREAMS = 10_000  # half open, in all
 FUZZ_S = 300.0
 GROWTH_MB = 20.0
@@ -56,8 +57,10 @@ def _attack(daemon: Forged, honest: Child, attacker: Child) -> None:
     for attack in ATTACKS:  # what a first attack makes the daemon import and cache is no growth
         _one(honest, attacker, attack, 0)
     before_mb, pid = daemon.rss_mb, daemon.pid
-    for number in range(1, ROUNDS + 1):
-        progress(f"attacks, round {number} of {ROUNDS}; the daemon has {daemon.rss_mb:.0f} MB")
+    for number in range(1, ATTACK_ROUNDS + 1):
+        progress(
+            f"attacks, round {number} of {ATTACK_ROUNDS}; the daemon has {daemon.rss_mb:.0f} MB"
+        )
         alone.append(percentile(honest.ask("calls", seconds=ATTACK_S)["ms"], 0.99))
         for attack in ATTACKS:
             beside[attack].append(percentile(_one(honest, attacker, attack, number), 0.99))
@@ -76,7 +79,7 @@ def _attack(daemon: Forged, honest: Child, attacker: Child) -> None:
 def _one(honest: Child, attacker: Child, attack: str, number: int) -> list[float]:
     more: dict[str, object] = {}
     if attack == "half_open":
-        more["count"] = STREAMS // ROUNDS
+        more["count"] = STREAMS // ATTACK_ROUNDS
     if attack == "garbage":
         more["seed"] = number
     attacker.tell(attack, seconds=ATTACK_S, **more)
