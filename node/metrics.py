@@ -116,6 +116,12 @@ def rpc_figures(counters: RpcCounters) -> list[Figure]:
         _total("shoal_rpc_calls_in", "Calls of peers.", lambda: counters.calls_in),
         _total("shoal_rpc_errors_out", "Calls to peers that failed.", lambda: counters.errors_out),
         _total("shoal_rpc_errors_in", "Calls answered with errors.", lambda: counters.errors_in),
+        _total("shoal_rpc_repeated", "Calls made again.", lambda: counters.repeated),
+        _total(
+            "shoal_rpc_replayed", "Calls with a key, not done twice.", lambda: counters.replayed
+        ),
+        Figure("shoal_rpc_active_in", "Calls being answered.", lambda: counters.active_in),
+        Figure("shoal_rpc_lines", "Long-lived streams of calls.", lambda: counters.lines),
         _total("shoal_rpc_refused", "Calls answered busy.", lambda: counters.refused),
         _total("shoal_rpc_bad_messages", "Peers' nonsense.", lambda: counters.bad_messages),
         _total("shoal_rpc_bytes_out", "RPC frames sent.", lambda: counters.bytes_out),

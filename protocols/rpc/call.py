@@ -53,7 +53,7 @@ class CallSide(Generic[Out, In]):
     ) -> None:
         self.line, self.number = line, number
         self.incoming = Incoming(frame_max, line.budget)
-        self.outgoing = Outgoing(number, frame_max)
+        self.outgoing = Outgoing(number, frame_max, line.outbox.waiting)
         self.failure: ShoalError | None = None  # why the call is over, if not in good order
         self.is_deaf = False  # the other side takes nothing more
         self._encode, self._decode = outgoing.encode, incoming.decode
@@ -71,9 +71,9 @@ class CallSide(Generic[Out, In]):
         Raises MessageTooBig, PeerUnreachable, or RemoteError if the other side has failed or is
         done ("call_ended"). Cancelled, it has sent the message or not, but never half of it.
         """
+        await self._wait_to_send()
         body = self._encode(message)
         check_size(body, self.outgoing.frame_max)
-        await self._wait_to_send()
         self.put(body)
 
     def put(self, body: bytes, *, is_reply: bool = False) -> None:

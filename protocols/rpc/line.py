@@ -23,6 +23,7 @@ M = TypeVar("M")
 SMALL_BYTES = 16 * 1024  # a message up to this size goes before all large ones
 URGENT_MAX_BYTES = 1024 * 1024  # of small frames waiting; when full, senders wait
 BUDGET_BYTES = 64 * 1024 * 1024  # of one line, for windows that grew and for large messages
+WAITING_BYTES = 64 * 1024 * 1024  # of messages to one peer that wait; when full, senders wait
 QUIET_CALLS = 2  # up to so many calls a frame goes out at once; beyond, frames are coalesced
 
 
@@ -52,6 +53,7 @@ class Outbox:
         self._ring: deque[Outgoing] = deque()
         self._in_ring: set[Outgoing] = set()
         self.urgent_bytes = 0
+        self.waiting = Budget(WAITING_BYTES)  # of messages that wait for a turn or for credit
 
     def __bool__(self) -> bool:
         return bool(self._urgent or self._ring)
@@ -59,7 +61,7 @@ class Outbox:
     @property
     def is_full(self) -> bool:
         """Tell whether so much waits that who sends more must wait."""
-        return self.urgent_bytes > URGENT_MAX_BYTES
+        return self.urgent_bytes > URGENT_MAX_BYTES or self.waiting.left_bytes < 0
 
     def put(self, frame: bytes) -> None:
         """Queue a small frame."""
@@ -122,7 +124,7 @@ class Line(Generic[E_, M]):
         self.budget = Budget(BUDGET_BYTES)
         self.outbox = Outbox()
         self.lost: PeerUnreachable | None = None  # why the line is over, if it is
-        self.room = trio.lowlevel.ParkingLot()  # senders wait here while small frames pile up
+        self.room = trio.lowlevel.ParkingLot()  # senders wait here while too much waits to be sent
         self._decoder = decoder
         self._cutter = frames.FrameCutter(wire.FRAME_MAX)
         self._senders: dict[Outgoing, E_] = {}
@@ -141,9 +143,12 @@ class Line(Generic[E_, M]):
         """A call is over: what still comes of it is ignored."""
         call = self.calls.pop(number, None)
         if call is not None:
+            was_full = self.outbox.is_full
             del self._senders[call.outgoing]
             call.outgoing.drop()
             call.incoming.release()
+            if was_full and not self.outbox.is_full:
+                self.room.unpark_all()
 
     def say(self, message: object) -> None:
         """Send a small message of the protocol, before all that waits."""
@@ -177,7 +182,7 @@ class Line(Generic[E_, M]):
             self.room.unpark_all()
 
     async def wait_for_room(self) -> None:
-        """Wait while too many small frames wait."""
+        """Wait while too much waits to be sent."""
         while self.outbox.is_full and self.lost is None:
             await self.room.park()
 

@@ -32,7 +32,7 @@ def check_size(body: bytes, frame_max: int) -> None:
 
 
 class Budget:
-    """What all calls of a line may hold beyond their first windows, in bytes."""
+    """What all calls of a line may hold together, in bytes."""
 
     def __init__(self, left_bytes: int) -> None:
         self.left_bytes = left_bytes
@@ -110,6 +110,11 @@ class Incoming:
         """Tell whether a whole message waits."""
         return bool(self._messages)
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that arrived and were not taken, with what each piece costs beyond its body."""
+        return self._held
+
     def take(self) -> Body:
         """Remove and return the oldest message."""
         body, cost = self._messages.popleft()
@@ -120,7 +125,7 @@ class Incoming:
         """Return how much credit to give now; 0 for none. It counts as given."""
         if self.ended or self._credit > self._window // 2:
             return 0
-        if not self._messages and not self._parts and self._window < WINDOW_MAX_BYTES:
+        if not self._messages and self._window < WINDOW_MAX_BYTES:
             self._grow()  # the reader keeps up, so it is the window that the sender waits for
         room = self._window - self._credit
         if self._messages:
@@ -155,10 +160,12 @@ class Incoming:
 class Outgoing:
     """The pieces of one direction of a call that wait for credit or for the line."""
 
-    __slots__ = ("_call", "_credit", "_frames", "ended", "frame_max")
+    __slots__ = ("_budget", "_call", "_credit", "_frames", "ended", "frame_max")
 
-    def __init__(self, call: int, frame_max: int) -> None:
+    def __init__(self, call: int, frame_max: int, budget: Budget) -> None:
+        """`budget` goes below 0 while more waits than should; then senders wait."""
         self.frame_max = frame_max
+        self._budget = budget
         self.ended = False  # End or Fail is queued or sent
         self._call = call
         self._credit = WINDOW_BYTES
@@ -170,6 +177,7 @@ class Outgoing:
         assert not self.ended, "sent after the end"
         last: Piece = Reply if is_reply else Data
         self.ended = is_reply
+        self._budget.left_bytes -= len(body)
         if len(body) <= PIECE_BYTES:
             self._frames.append((last, body))
             return
@@ -209,9 +217,11 @@ class Outgoing:
             assert isinstance(body, bytes)
             return body
         self._credit -= len(body) + PIECE_COST
+        self._budget.left_bytes += len(body)
         return wire.pack_piece(kind, self._call, body)
 
     def drop(self) -> None:
         """Nothing of what waits is wanted any more."""
+        self._budget.left_bytes += sum(len(body) for kind, body in self._frames if kind)
         self._frames.clear()
         self.ended = True

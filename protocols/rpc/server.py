@@ -207,6 +207,7 @@ class ServerLine(Line[Incall, wire.ToServer]):
             request = await call.receive()
         except trio.EndOfChannel:
             raise BadMessage("the request is missing") from None
+        await self.wait_for_room()  # who does not read our answers gets no more of them
         endpoint = call.endpoint
         if call.key:
             name = (call.peer, endpoint.name, call.key)

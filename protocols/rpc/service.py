@@ -104,12 +104,7 @@ class RpcService:
         """
         self.counters.calls_out += 1
         try:
-            with trio.move_on_after(timeout_s) as scope:
-                line = await self._line(peer)
-                await line.slots.acquire(method)
-            if scope.cancelled_caught:
-                text = f"{method.name}: {peer} not reached within {timeout_s:g} s"
-                raise DeadlineExceeded(text)
+            line = await self._reach(peer, method, timeout_s)
             call: CallSide[Q, R] | None = None
             try:
                 request, reply = self._body(method.request), self._body(method.reply)
@@ -208,6 +203,14 @@ class RpcService:
         except trio.EndOfChannel:
             return
         raise BadMessage(f"{call.peer} gave two answers to one call")
+
+    async def _reach(self, peer: PeerId, method: Method[Any, Any], timeout_s: float) -> CallerLine:
+        """Return a line with a place for a call. Raises PeerUnreachable, DeadlineExceeded."""
+        with trio.move_on_after(timeout_s):
+            line = await self._line(peer)
+            await line.slots.acquire(method)
+            return line
+        raise DeadlineExceeded(f"{method.name}: {peer} not reached within {timeout_s:g} s")
 
     async def _line(self, peer: PeerId) -> CallerLine:
         """Return the line to a peer, opening it if there is none."""

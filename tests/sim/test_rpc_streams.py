@@ -5,6 +5,7 @@ import trio
 from trio.testing import MockClock
 
 from protocols.rpc import wire
+from protocols.rpc.line import WAITING_BYTES
 from protocols.rpc.wire import PROTOCOL, WINDOW_BYTES
 from tests.sim.net import Net
 from tests.sim.rpc_methods import (
@@ -20,7 +21,7 @@ from tests.sim.rpc_methods import (
 )
 from wire import codec, frames
 from wire.errors import NotFound, RemoteError
-from wire.ports import Call, Stream
+from wire.ports import Call, Method, Stream
 
 
 @pytest.fixture
@@ -176,3 +177,26 @@ async def test_an_unread_call_stalls_its_sender(autojump_clock: MockClock, net: 
     assert len(sent) == 20
     await trio.sleep(1)
     assert net.rpc(B).counters.errors_in == 0
+
+
+async def test_a_peer_that_reads_no_answers_fills_no_memory(
+    autojump_clock: MockClock, net: Net
+) -> None:
+    sent = 0
+
+    async def flood(call: Call[Blob, Ask]) -> None:
+        nonlocal sent
+        while True:
+            await call.send(Blob(bytes(8_000_000)))
+            sent += 1
+
+    net.rpc(B).serve_stream(Method("test.flood", Ask, Blob, frame_max=8 << 20), flood)
+    stream = await net.host(A).open(B, PROTOCOL, timeout_s=1)
+    for number in range(100):
+        await stream.write(frames.pack(codec.encode(wire.Open(number, "test.flood", 0))))
+    await trio.sleep(60)
+    assert sent == WAITING_BYTES // 8_000_000 + 1
+    assert net.bytes_sent[B] < sent * WINDOW_BYTES
+    stream.drop()
+    await trio.sleep(1)
+    assert net.rpc(B).counters.active_in == 0
