@@ -8,7 +8,7 @@ from wire.ids import PeerId
 
 
 class Verdict(Enum):
-    """What validation found."""
+    """What validation found. The first two only if the signature is right: the id is then seen."""
 
     ACCEPT = "accept"  # goes on to the mesh
     IGNORE = "ignore"  # not news, or we cannot say: goes no further, nobody's fault

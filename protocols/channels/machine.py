@@ -1,31 +1,24 @@
 """GossipSub 1.1 and 1.2 without I/O: meshes, announcements, scores.
 
-Differences from the published protocol, all of them on our side of the wire: a large message is
-pushed to few mesh peers and announced (IHAVE) at once to the others; an announced message is
-asked of one peer at a time; there is no peer exchange, and no fanout, for a node floods what it
-publishes itself.
+Ours differs, on our side of the wire only: a large message is pushed to few mesh peers and announced
+(IHAVE) at once to the others; an announced message is asked of one peer at a time; there is no peer
+exchange, and no fanout, for a node floods what it publishes itself.
 Source: github.com/libp2p/specs/pubsub/gossipsub v1.0, v1.1, v1.2.
 """
 
 import math
 import random
 
+from protocols.channels.announcements import Announcements
 from protocols.channels.effects import Drop, Effect, Outbox, Validate, Verdict
 from protocols.channels.mcache import MessageCache, RecentIds, Seen
-from protocols.channels.mesh import Mesh, Peer
+from protocols.channels.mesh import Mesh
 from protocols.channels.params import Params
+from protocols.channels.peers import Peer, Subscribers
 from protocols.channels.pending import Pending
 from protocols.channels.scoring import Scores
 from protocols.channels.wanted import Wanted
-from protocols.channels.wire import (
-    PROTOCOLS,
-    IHave,
-    Message,
-    Prune,
-    Rpc,
-    Subscription,
-    author_of,
-)
+from protocols.channels.wire import PROTOCOLS, IHave, Message, Prune, Rpc, Subscription, author_of
 from wire.errors import UsageError
 from wire.ids import PeerId
 
@@ -40,7 +33,7 @@ class GossipSub:
     def __init__(self, own: PeerId, params: Params, rng: random.Random) -> None:
         self._author, self._params, self._rng = author_of(own), params, rng
         self._peers: dict[PeerId, Peer] = {}
-        self._subscribers: dict[str, dict[PeerId, Peer]] = {}  # by topic, ours or not
+        self._subscribers = Subscribers(params.peer_topics_max)
         self._meshes: dict[str, Mesh] = {}  # our subscriptions
         self._seen = Seen(params.seen_s, params.seen_max)
         self._cache = MessageCache(params.history_beats, params.gossip_beats, params.cache_bytes)
@@ -48,16 +41,14 @@ class GossipSub:
         self._wanted = Wanted(params.ask_delay_s, params.ask_again_s)
         self._scores = Scores(params.scores)
         self._out = Outbox()
-        self._news: list[tuple[str, bytes, list[Peer]]] = []  # announcements not sent yet
-        self._news_at = 0.0  # when they may be
+        self._announcements = Announcements(params, rng, self._out)
         self._beat_at, self._beats = math.inf, 0
         self.copies = 0  # messages that came again
 
     @property
     def deadline(self) -> float:
         """Time of the next needed `tick`; infinity before the first peer."""
-        news_at = self._news_at if self._news else math.inf
-        return min(self._beat_at, self._wanted.deadline, news_at)
+        return min(self._beat_at, self._wanted.deadline, self._announcements.deadline)
 
     # Peers.
 
@@ -89,8 +80,7 @@ class GossipSub:
         """A peer's stream is over. Its score is kept for a while if it is bad."""
         state = self._peers.pop(peer, None)
         if state is not None:
-            for topic in state.topics:
-                self._unlist(topic, peer)
+            self._subscribers.remove_all(state)
             for mesh in self._meshes.values():
                 mesh.members.pop(peer, None)
             self._scores.down(peer, now)
@@ -106,7 +96,8 @@ class GossipSub:
         """A peer sent bytes that `wire.decode` refused."""
         state = self._peers.get(peer)
         if state is not None:
-            self._fault(state, _FRAMING_FAULTS, now)
+            self._scores.misbehaved(peer, _FRAMING_FAULTS)
+            self._judge(state, now)
         return self._out.take()
 
     # Topics.
@@ -143,16 +134,15 @@ class GossipSub:
         self._seen.add(name, now)
         self._cache.put(message)
         mesh = self._meshes.get(message.topic)
-        everybody = self._subscribers.get(message.topic, {}).values()
+        everybody = self._subscribers.of(message.topic)
         targets = [peer for peer in everybody if peer.score >= params.scores.publish]
         if len(message.data) < params.large_min:
             self._out.send(tuple(peer.peer for peer in targets), Rpc(messages=(message,)))
         else:
+            self._rng.shuffle(targets)
             if mesh is not None:
-                targets = list(mesh.members.values())
-            elif len(targets) > params.d:
-                targets = self._rng.sample(targets, params.d)
-            self._push_or_announce(message, targets, params.large_pushes_own, now)
+                targets.sort(key=lambda peer: peer.peer not in mesh.members)
+            self._push(message, targets[: params.large_told], params.d, now)
         return self._out.take()
 
     def receive(self, peer: PeerId, rpc: Rpc, now: float) -> list[Effect]:
@@ -163,7 +153,7 @@ class GossipSub:
         for message in rpc.messages:
             self._take(state, message, now)
         for subscription in rpc.subscriptions:
-            self._list(state, subscription, now)
+            self._on_subscription(state, subscription, now)
         for topic in rpc.graft:
             self._on_graft(state, topic, now)
         for prune in rpc.prune:
@@ -184,12 +174,12 @@ class GossipSub:
         first, message = outcome.peer, outcome.message
         if verdict is Verdict.REJECT:
             for peer in (first, *outcome.same):
-                if peer in self._peers:
-                    self._invalid(self._peers[peer], message.topic, now)
+                self._invalid(peer, message.topic, now)
             if outcome.other is not None:
                 self._out.effects.append(Validate(*outcome.other, message_id))
             return self._out.take()
         self._seen.add(message_id, now)
+        self._wanted.arrived(message_id, first)  # a forgery keeps no promise
         mesh = self._meshes.get(message.topic)
         if verdict is Verdict.ACCEPT and mesh is not None:
             if first in self._peers:
@@ -214,13 +204,11 @@ class GossipSub:
             return
         limits = mesh.limits
         if not message.author or not message.seqno or len(message.data) > limits.payload_max:
-            self._invalid(state, message.topic, now)
+            self._invalid(state.peer, message.topic, now)
             return
-        if not state.take_token(message.topic, limits.messages_per_s, limits.burst, now):
-            return
-        if not self._pending.begin(name, state.peer, message):
+        is_within = state.take_token(message.topic, limits.messages_per_s, limits.burst, now)
+        if not is_within or not self._pending.begin(name, state.peer, message):
             return  # not seen: an announcement brings it back
-        self._wanted.arrived(name, state.peer)
         if len(message.data) >= self._params.dont_want_min:
             others = mesh.members.values()
             peers = [p.peer for p in others if p.knows_idontwant and p is not state]
@@ -240,47 +228,27 @@ class GossipSub:
             peers = tuple([peer.peer for peer in targets])
             self._out.send(peers, Rpc(messages=(message,)))
             return
-        # Whoever announced it already shows that it is spreading: then a push is likely a copy.
-        ahead = len(mesh.members) - len(targets) - (source in mesh.members)
-        self._push_or_announce(message, targets, self._params.large_pushes - ahead, now)
-
-    def _push_or_announce(
-        self, message: Message, targets: list[Peer], pushes: int, now: float
-    ) -> None:
+        # Each member that was ahead of us shows how far it has spread: a push is likely a copy.
+        ahead = sum(name in peer.known for peer in mesh.members.values())
         self._rng.shuffle(targets)
-        pushes = max(0, pushes)
-        self._out.send(tuple(p.peer for p in targets[:pushes]), Rpc(messages=(message,)))
-        self._news.append((message.topic, message.id, targets[pushes:]))
-        self._announce(now)
+        pushes = self._params.large_pushes - ahead * self._params.large_pushes_ahead
+        self._push(message, targets, pushes, now)
 
-    def _announce(self, now: float) -> None:
-        if self._news and now >= self._news_at:
-            for topic, name, peers in self._news:
-                for peer in peers:
-                    if name not in peer.known:
-                        self._out.draft(peer.peer).announce(topic, name)
-            self._news.clear()
-            self._news_at = now + self._params.announce_gap_s
+    def _push(self, message: Message, targets: list[Peer], count: int, now: float) -> None:
+        """Send a large message to the first `count` targets, and announce it to the others."""
+        count = max(0, count)
+        self._out.send(tuple(p.peer for p in targets[:count]), Rpc(messages=(message,)))
+        self._announcements.soon(message.topic, message.id, targets[count:], now)
 
     # Control.
 
-    def _list(self, state: Peer, subscription: Subscription, now: float) -> None:
-        topic = subscription.topic
-        if not subscription.subscribes:
-            if topic in state.topics:
-                del state.topics[topic]
-                self._unlist(topic, state.peer)
-                if topic in self._meshes:
-                    self._leave(self._meshes[topic], state, now)
-        elif topic not in state.topics and len(state.topics) < self._params.peer_topics_max:
-            state.topics[topic] = None
-            self._subscribers.setdefault(topic, {})[state.peer] = state
-
-    def _unlist(self, topic: str, peer: PeerId) -> None:
-        subscribers = self._subscribers[topic]
-        del subscribers[peer]
-        if not subscribers:
-            del self._subscribers[topic]
+    def _on_subscription(self, state: Peer, subscription: Subscription, now: float) -> None:
+        if subscription.subscribes:
+            self._subscribers.add(subscription.topic, state)
+            return
+        self._subscribers.remove(subscription.topic, state)
+        if subscription.topic in self._meshes:
+            self._leave(self._meshes[subscription.topic], state, now)
 
     def _on_graft(self, state: Peer, topic: str, now: float) -> None:
         mesh = self._meshes.get(topic)
@@ -288,14 +256,15 @@ class GossipSub:
             return  # of an unknown topic: no answer, which would make a flood of two
         faults = mesh.backoff_faults(state.peer, now)
         if not faults and not mesh.refuses(state):
-            self._list(state, Subscription(topic, True), now)
+            self._subscribers.add(topic, state)  # it is one, whatever it said
             mesh.members[state.peer] = state
             self._scores.graft(state.peer, topic, now)
             return
         mesh.back_off(state.peer, self._params.backoff_s, now)
         self._out.draft(state.peer).prune.append(Prune(topic, self._params.backoff_s))
         if faults:
-            self._fault(state, faults, now)
+            self._scores.misbehaved(state.peer, faults)
+            self._judge(state, now)
 
     def _on_prune(self, state: Peer, prune: Prune, now: float) -> None:
         mesh = self._meshes.get(prune.topic)
@@ -339,16 +308,17 @@ class GossipSub:
             state.iwants += 1
             if state.iwants > params.iwant_ids:
                 return
-            given = self._cache.give(name, state.peer)
-            if given is not None and given[1] <= params.retransmissions:
-                self._out.send((state.peer,), Rpc(messages=(given[0],)))
+            given = self._cache.give(name, state.peer, params.retransmissions)
+            if given is not None and state.given_bytes < params.iwant_bytes:
+                state.given_bytes += len(given.raw)
+                self._out.send((state.peer,), Rpc(messages=(given,)))
 
     # Time.
 
     def tick(self, now: float) -> list[Effect]:
         """Do what is due: announcements, requests for announced messages, the heartbeat."""
-        self._announce(now)
-        for peer, names in self._wanted.due(now).items():
+        self._announcements.flush(now)
+        for peer, names in self._wanted.due(now, self._pending).items():
             state = self._peers.get(peer)
             if state is not None and state.score >= self._params.scores.gossip:
                 self._out.draft(peer).iwant += names
@@ -372,13 +342,15 @@ class GossipSub:
         for mesh in self._meshes.values():
             mesh.expire(now)
             self._balance(mesh, now, opportunistic=opportunistic)
-        self._gossip()
+        for topic, names in self._cache.recent().items():  # also of topics we only publish to
+            inside = self._meshes[topic].members if topic in self._meshes else ()
+            outside = [p for p in self._subscribers.of(topic) if p.peer not in inside]
+            self._announcements.gossip(topic, names, outside)
         self._cache.shift()
         self._seen.expire(now)
 
     def _balance(self, mesh: Mesh, now: float, *, opportunistic: bool) -> None:
-        subscribers = list(self._subscribers.get(mesh.topic, {}).values())
-        changes = mesh.balance(subscribers, now, opportunistic=opportunistic)
+        changes = mesh.balance(self._subscribers.of(mesh.topic), now, opportunistic=opportunistic)
         for state in changes.grafts:
             self._scores.graft(state.peer, mesh.topic, now)
             self._out.draft(state.peer).graft.append(mesh.topic)
@@ -387,36 +359,15 @@ class GossipSub:
             mesh.back_off(state.peer, self._params.backoff_s, now)
             self._out.draft(state.peer).prune.append(Prune(mesh.topic, self._params.backoff_s))
 
-    def _gossip(self) -> None:
-        """Tell peers outside the mesh what came lately; also of topics we only publish to."""
-        params = self._params
-        for topic, names in self._cache.recent().items():
-            mesh = self._meshes.get(topic)
-            members = mesh.members if mesh is not None else {}
-            others = [
-                state
-                for peer, state in self._subscribers.get(topic, {}).items()
-                if peer not in members and state.score >= params.scores.gossip
-            ]
-            count = max(params.d_lazy, math.ceil(params.gossip_factor * len(others)))
-            for state in self._rng.sample(others, min(count, len(others))):
-                chosen = names
-                if len(names) > params.announced_max:  # each peer another part of them
-                    chosen = self._rng.sample(names, params.announced_max)
-                self._out.draft(state.peer).ihave[topic] = chosen
-
     # Scores.
 
-    def _invalid(self, state: Peer, topic: str, now: float) -> None:
-        self._scores.invalid(state.peer, topic)
-        self._judge(state, now)
-
-    def _fault(self, state: Peer, times: float, now: float) -> None:
-        self._scores.misbehaved(state.peer, times)
-        self._judge(state, now)
+    def _invalid(self, peer: PeerId, topic: str, now: float) -> None:
+        if peer in self._peers:
+            self._scores.invalid(peer, topic)
+            self._judge(self._peers[peer], now)
 
     def _judge(self, state: Peer, now: float) -> None:
-        """Weigh a peer anew; below the graylist threshold it is dropped, once."""
+        """Weigh a peer anew. Below the graylist threshold it is dropped, once."""
         state.score = self._scores.value(state.peer, now)
         if state.score < self._params.scores.graylist and not state.is_dropped:
             state.is_dropped = True
@@ -430,8 +381,7 @@ class GossipSub:
             self._scores.prune(state.peer, mesh.topic, now)
 
     def _tell_all(self, subscription: Subscription) -> None:
-        peers = tuple(peer for peer, state in self._peers.items() if not state.is_dropped)
-        self._out.send(peers, Rpc(subscriptions=(subscription,)))
+        self._out.send(tuple(self._peers), Rpc(subscriptions=(subscription,)))
 
     # For metrics and `shoal channels`.
 
@@ -442,7 +392,7 @@ class GossipSub:
 
     def subscribers(self, topic: str) -> int:
         """Connected peers that subscribe to a topic."""
-        return len(self._subscribers.get(topic, {}))
+        return self._subscribers.count(topic)
 
     def score(self, peer: PeerId) -> float:
         """What we think of a peer; 0 of one that we do not know."""

@@ -98,13 +98,13 @@ class MessageCache:
         while self.size_bytes > self._limit_bytes:
             self._drop(next(iter(self._kept)))
 
-    def give(self, name: bytes, peer: PeerId) -> tuple[Message, int] | None:
-        """Return a message and how often this peer has now asked for it."""
+    def give(self, name: bytes, peer: PeerId, times_max: int) -> Message | None:
+        """Return a message to a peer that asks; None if it is not kept, or was given too often."""
         kept = self._kept.get(name)
-        if kept is None:
+        if kept is None or kept.given.get(peer, 0) >= times_max:
             return None
         kept.given[peer] = kept.given.get(peer, 0) + 1
-        return kept.message, kept.given[peer]
+        return kept.message
 
     def recent(self) -> dict[str, list[bytes]]:
         """Return the ids to announce, by topic."""

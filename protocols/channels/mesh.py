@@ -6,42 +6,11 @@ over-subscription management, opportunistic grafting.
 
 import random
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from protocols.channels.mcache import RecentIds
 from protocols.channels.params import Params
+from protocols.channels.peers import Peer
 from wire.ids import PeerId
-
-
-@dataclass(slots=True, eq=False)
-class Peer:
-    """What the machine keeps of one peer; budgets count within one heartbeat."""
-
-    peer: PeerId
-    author: bytes  # its ID's bytes
-    knows_idontwant: bool  # it speaks 1.2
-    is_outbound: bool  # we dialled it
-    known: RecentIds  # messages that it has or does not want
-    score: float = 0.0  # as of the last heartbeat or fault
-    is_dropped: bool = False
-    topics: dict[str, None] = field(default_factory=dict[str, None])
-    buckets: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
-    ihaves: int = 0
-    asked: int = 0
-    iwants: int = 0
-    dont_wants: int = 0
-
-    def take_token(self, topic: str, rate: float, burst: float, now: float) -> bool:
-        """Tell whether one more new message of a topic is within the peer's rate."""
-        tokens, since = self.buckets.get(topic, (burst, now))
-        tokens = min(burst, tokens + (now - since) * rate)
-        is_within = tokens >= 1
-        self.buckets[topic] = (tokens - is_within, now)
-        return is_within
-
-    def new_heartbeat(self) -> None:
-        """Budgets begin anew."""
-        self.ihaves = self.asked = self.iwants = self.dont_wants = 0
 
 
 @dataclass(frozen=True)
@@ -60,6 +29,7 @@ class Mesh:
         self.limits = params.topic_limits.get(topic, params.limits)
         self.members: dict[PeerId, Peer] = {}  # in order of entry: runs can be repeated
         self._params, self._rng = params, rng
+        self._chosen: set[PeerId] = set()  # members that we chose; the others chose us
         self._backoffs: dict[PeerId, tuple[float, float]] = {}  # (until, since)
 
     def back_off(self, peer: PeerId, seconds: float, now: float) -> None:
@@ -98,6 +68,9 @@ class Mesh:
         if len(members) >= params.d_low and outbound < params.d_out:
             candidates = [p for p in self._candidates(subscribers, now) if p.is_outbound]
             grafts += self._enter(candidates, params.d_out - outbound)
+        chosen = self._count_chosen()
+        if len(members) >= params.d_low and chosen < params.d_chosen:
+            grafts += self._enter(self._candidates(subscribers, now), params.d_chosen - chosen)
         if opportunistic and len(members) > 1:
             median = statistics.median(peer.score for peer in members.values())
             if median < params.scores.opportunistic:
@@ -110,6 +83,10 @@ class Mesh:
         over = now - self._params.heartbeat_s
         for peer in [peer for peer, (until, _) in self._backoffs.items() if until < over]:
             del self._backoffs[peer]
+
+    def _count_chosen(self) -> int:
+        self._chosen &= self.members.keys()
+        return len(self._chosen)
 
     def _candidates(self, subscribers: list[Peer], now: float) -> list[Peer]:
         # A heartbeat more than told: the other side's clock may be behind.
@@ -125,7 +102,9 @@ class Mesh:
 
     def _enter(self, candidates: list[Peer], count: int) -> list[Peer]:
         chosen = self._rng.sample(candidates, min(count, len(candidates)))
+        self._count_chosen()  # who left before is not chosen any more
         self.members.update((peer.peer, peer) for peer in chosen)
+        self._chosen.update(peer.peer for peer in chosen)
         return chosen
 
     def _shrink(self) -> list[Peer]:

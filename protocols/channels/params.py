@@ -75,6 +75,8 @@ class Params:
     d_high: int = 8  # published: 12. A message comes once per mesh peer: 8 keeps it below 7 copies
     d_score: int = 4  # kept by score when a mesh is too big
     d_out: int = 2  # that we dialled: no ring of attackers around us
+    d_chosen: int = 3  # that we chose by chance: nor one of peers that GRAFT whom they can
+    d_unchosen: int = 4  # that may have chosen us, then
     d_lazy: int = 6  # peers outside the mesh told of recent messages, at the least
     gossip_factor: float = 0.25  # and this share of them
     heartbeat_s: float = 1.0
@@ -96,6 +98,7 @@ class Params:
     ihave_ids: int = 5000  # ids asked of one peer per heartbeat
     announced_max: int = 1000  # ids in one IHAVE of ours: 48 KB, below rust-libp2p's frame limit
     iwant_ids: int = 5000  # ids that one peer may ask per heartbeat
+    iwant_bytes: int = 8 * 1024 * 1024  # and get: 64 Mbit/s; the cache thrice would be 96 MB
     dont_wants: int = 1000  # ids of IDONTWANT and IHAVE remembered per peer and three heartbeats
     peer_topics_max: int = 128  # subscriptions remembered per peer
     topics_max: int = 256  # subscriptions of our own: a program that needs more has a bug
@@ -105,10 +108,11 @@ class Params:
     # Large messages: pushed to few, announced at once to the rest of the mesh (facts: state, 3).
     dont_want_min: int = 4096  # bytes; a copy costs more than six IDONTWANT of 60 B
     large_min: int = 16 * 1024  # bytes
-    large_pushes: int = 1  # mesh peers that get one unasked, if nobody announced it before
-    large_pushes_own: int = 3  # and if it is ours: all the others wait for these
+    large_pushes: int = 6  # mesh peers that get one unasked
+    large_pushes_ahead: int = 3  # fewer for each mesh peer that announced it before we had it
+    large_told: int = 12  # peers that learn at once of one that is ours: twice the mesh
     announce_gap_s: float = 0.125  # between two announcements: at most 8 per heartbeat, go's 10
-    ask_delay_s: float = 0.05  # an announced message may be on its way to us already
+    ask_delay_s: float = 0.03  # an announced message may be on its way to us already
     ask_again_s: float = 0.5  # without the message, another announcer is asked
     limits: TopicLimits = TopicLimits()  # of topics that have none of their own
     topic_limits: dict[str, TopicLimits] = field(default_factory=dict[str, TopicLimits])

@@ -9,6 +9,7 @@ of one random id per IWANT, made exact, so that single losses are nobody's fault
 import heapq
 import math
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 from wire.ids import PeerId
@@ -68,22 +69,23 @@ class Wanted:
                 self._kept[peer] += 1
             self._close(name, want)
 
-    def due(self, now: float) -> dict[PeerId, list[bytes]]:
-        """Return whom to ask now, for which ids."""
+    def due(self, now: float, checked: Container[bytes]) -> dict[PeerId, list[bytes]]:
+        """Return whom to ask now, for which ids. Those being `checked` are here, perhaps: later."""
         asks: dict[PeerId, list[bytes]] = {}
         while self._alarms and self._alarms[0][0] <= now:
             due, name = heapq.heappop(self._alarms)
             want = self._wants.get(name)
             if want is None or want.due != due:
                 continue
-            if want.asked:
-                self._broken[want.asked[-1]] += 1
-            if not want.waiting:
-                self._close(name, want)
-                continue
-            peer = want.waiting.pop(0)
-            want.asked.append(peer)
-            asks.setdefault(peer, []).append(name)
+            if name not in checked:
+                if want.asked:
+                    self._broken[want.asked[-1]] += 1
+                if not want.waiting:
+                    self._close(name, want)
+                    continue
+                peer = want.waiting.pop(0)
+                want.asked.append(peer)
+                asks.setdefault(peer, []).append(name)
             want.due = now + self._again_s
             heapq.heappush(self._alarms, (want.due, name))
         return asks

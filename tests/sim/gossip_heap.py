@@ -48,7 +48,7 @@ class Scenario:
     warm_up_s: float = 5.0
     settle_s: float = 12.0  # after the last message
     uplink: float = 12.5e6  # bytes per second: 100 Mbit/s
-    params: Params = Params()
+    params: Params = field(default_factory=Params)
 
 
 @dataclass
@@ -283,9 +283,7 @@ class Swarm:
         assert machine is not None
         self._arm(node, machine.deadline)
 
-    def _validate(
-        self, node: _Node, peer: PeerId, item: Message, name: bytes, now: float
-    ) -> None:
+    def _validate(self, node: _Node, peer: PeerId, item: Message, name: bytes, now: float) -> None:
         assert node.machine is not None
         is_valid = item.signature == VALID
         if is_valid:
