@@ -8,12 +8,23 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 from wire.errors import UsageError
 
+
+class Array(Protocol):
+    """A numpy array: a buffer, which type checkers know from Python 3.12 on only."""
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]: ...
+
+
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
+
+    Readable: TypeAlias = "ReadableBuffer | Array | Path | IO[Any] | FileRange"
+    Writable: TypeAlias = "WriteableBuffer | Array"
 
 
 class Source(Protocol):
@@ -55,10 +66,10 @@ class Memory:
 
     blocks = False
 
-    def __init__(self, buffer: "ReadableBuffer", *, is_target: bool = False) -> None:
+    def __init__(self, buffer: "Array | ReadableBuffer", *, is_target: bool = False) -> None:
         """Raises UsageError if it is not contiguous, or a target that cannot be written."""
         try:
-            self._view = memoryview(buffer)
+            self._view = memoryview(cast("ReadableBuffer", buffer))
             if self._view.nbytes == 0:
                 self._view = memoryview(bytearray())  # zeros in a shape cannot be cast
             self._bytes = self._view.cast("B")
@@ -133,7 +144,7 @@ class FileRange:
         os.close(self._fd)
 
 
-def source_of(source: "ReadableBuffer | Path | IO[Any] | FileRange") -> Callable[[], Source]:
+def source_of(source: "Readable") -> Callable[[], Source]:
     """Return what opens a source, which may block."""
     if isinstance(source, FileRange):
         return lambda: source
@@ -149,7 +160,7 @@ def part_of(file: "Path | IO[Any]", offset: int = 0, size_bytes: int | None = No
     return FileRange(file, offset, size_bytes, os.O_RDONLY | os.O_CLOEXEC)
 
 
-def memory_target(buffer: "WriteableBuffer") -> Memory:
+def memory_target(buffer: "Writable") -> Memory:
     """Return a buffer to receive into. Raises UsageError."""
     return Memory(buffer, is_target=True)
 

@@ -22,7 +22,7 @@ from protocols.bulk.arrivals import Arrivals, Progress
 from protocols.bulk.counters import BulkCounters
 from protocols.bulk.desk import Departure, Job
 from protocols.bulk.machine import Outbound, piece_bytes_for
-from protocols.bulk.places import FileRange, Source, file_target, memory_target, source_of
+from protocols.bulk.places import Source, file_target, memory_target, source_of
 from protocols.bulk.pool import Pool, Sockets
 from protocols.bulk.wire import (
     KEY_MAX,
@@ -49,7 +49,7 @@ from wire.ids import PeerId
 from wire.ports import Call, Rpc
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer, WriteableBuffer
+    from protocols.bulk.places import Readable, Writable
 
 OPEN_S = 10.0  # to reach the peer
 WAIT_S = 30.0  # for the other side to come to the rendezvous, unless the caller says otherwise
@@ -91,7 +91,7 @@ class BulkService:
         self,
         peer: PeerId,
         key: bytes,
-        source: "ReadableBuffer | Path | IO[Any] | FileRange",
+        source: "Readable",
         *,
         rate_mb_s: float | None = None,
         progress: Progress | None = None,
@@ -128,7 +128,7 @@ class BulkService:
         self,
         peer: PeerId,
         key: bytes,
-        buffer: "WriteableBuffer",
+        buffer: "Writable",
         *,
         progress: Progress | None = None,
         wait_s: float = WAIT_S,
@@ -168,26 +168,35 @@ class BulkService:
         progress: Progress,
         wait_s: float,
     ) -> None:
-        failure: ShoalError | None = None
         try:
-            async with (
-                self._rpc.stream(peer, TRANSFER, timeout_s=OPEN_S) as call,
-                trio.open_nursery() as nursery,
-            ):
-                try:
-                    await call.send(ToReceiver(offer))
-                    nursery.start_soon(self._keep_lanes, peer, offer.size_bytes)
-                    await _accepted(call, wait_s)
-                    self.pool.desk(peer).send(offer.transfer, departure)
-                    nursery.start_soon(self._carry, call, offer, departure)
-                    await self._follow(call, departure, progress)
-                except ShoalError as error:  # carried out of the nursery, which would wrap it
-                    failure = error
-                nursery.cancel_scope.cancel()
-            if failure is not None:
-                raise failure
+            async with self._rpc.stream(peer, TRANSFER, timeout_s=OPEN_S) as call:
+                await self._drive(call, offer, departure, progress, wait_s)
         finally:
             await self.pool.desk(peer).withdraw(offer.transfer, departure)
+
+    async def _drive(
+        self,
+        call: Call[ToReceiver, ToSender],
+        offer: Offer,
+        departure: Departure,
+        progress: Progress,
+        wait_s: float,
+    ) -> None:
+        """Offer, see that it is carried, and follow it to its end."""
+        failure: ShoalError | None = None
+        async with trio.open_nursery() as nursery:
+            try:
+                await call.send(ToReceiver(offer))
+                nursery.start_soon(self._keep_lanes, call.peer, offer.size_bytes)
+                await _accepted(call, wait_s)
+                self.pool.desk(call.peer).send(offer.transfer, departure)
+                nursery.start_soon(self._carry, call, offer, departure)
+                await self._follow(call, departure, progress)
+            except ShoalError as error:  # carried out of the nursery, which would wrap it
+                failure = error
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
     async def _follow(
         self, call: Call[ToReceiver, ToSender], departure: Departure, progress: Progress
@@ -308,7 +317,7 @@ async def _until_failed(departure: Departure, scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _open(source: "ReadableBuffer | Path | IO[Any] | FileRange") -> Source:
+async def _open(source: "Readable") -> Source:
     opener = source_of(source)
     if isinstance(source, Path):
         return await trio.to_thread.run_sync(opener)
