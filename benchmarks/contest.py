@@ -31,7 +31,7 @@ class Contest:
         except Missing as error:
             self._exclude(name, str(error))
 
-    def rounds(self, count: int, order: str, **arguments: object) -> dict[str, list[Any]]:
+    def rounds(self, count: int, order: str, **arguments: Any) -> dict[str, list[Any]]:
         """Give an order so many times to each, one round to warm up not counted."""
         answers: dict[str, list[Any]] = {name: [] for name in self.pairs}
         for number in range(count + 1):

@@ -83,6 +83,10 @@ def daemons(
 
 def _up(homes: list[str], args: list[str], fresh: bool) -> Answer:
     """Fork a daemon for each home and wait until all are ready; fresh: load the program anew."""
+    if homes and not fresh:
+        import node.cli.core
+        import node.cli.daemon
+        import node.daemon  # noqa: F401
     pipes = dict[int, int]()
     for home in homes:
         reader, writer = os.pipe()
@@ -121,11 +125,7 @@ def _become_daemon(home: str, args: list[str], output: int, fresh: bool) -> None
 
 
 def main() -> None:
-    """Load the program, then fork daemons off until the input ends."""
-    import node.cli.core
-    import node.cli.daemon
-    import node.daemon  # noqa: F401
-
+    """Fork daemons off until the input ends."""
     say({})
     answer_orders({"up": _up})
 

@@ -33,7 +33,7 @@ class Node:
             self._nursery.start_soon(self._listen, number, client, topic)
         with trio.fail_after(JOIN_S):
             for client in self._clients:
-                while not any(one.mesh for one in await client.channels() if one.topic == topic):
+                while not await _is_in_mesh(client, topic):  # noqa: ASYNC110 (a daemon knows)
                     await trio.sleep(POLL_S)
         return {}
 

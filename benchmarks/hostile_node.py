@@ -21,6 +21,7 @@ from dht.records import sign_peer
 from node.host import yamux_frames
 from node.host.addresses import parse_address
 from node.host.service import LibP2pHost
+from node.host.yamux import MuxedConnection
 from node.tickets import parse_ticket
 from protocols.rpc.service import RpcService
 from wire import codec
@@ -33,6 +34,7 @@ CALL_S = 20.0
 LORIS = 100  # connections that say a byte at a time
 LORIS_PAUSE_S = 0.2  # between two bytes: never silent for long
 BATCH = 500  # frames written before the attacker reads again
+LOADS = 100  # of garbage for each protocol, made once and thrown again and again
 STREAM_FRAMES = 20  # of garbage on one stream, if the daemon bears them
 BOMB_BYTES = 60_000  # nesting and sizes as large as a frame may be
 PROTOCOLS = ("/shoal/rpc/1", "/meshsub/1.2.0", "/meshsub/1.1.0", "/ipfs/id/1.0.0", "/shoal/admit/1")
@@ -124,7 +126,7 @@ class Node:
                 made.append(target())
         loads = [
             [mutate(random_, random_.choice(target.frames)) for _ in range(STREAM_FRAMES)]
-            for _ in range(BATCH)
+            for _ in range(LOADS)
             for target in made
         ]
         return await self._throw(seconds, loads)
@@ -144,7 +146,7 @@ class Node:
                 await _leave(stream)
         return {"done": count}
 
-    async def _muxed(self):  # type: ignore[no-untyped-def]
+    async def _muxed(self) -> MuxedConnection:
         """Return the muxer under our connection: what no honest node reaches for."""
         with suppress(ShoalError):
             await self.host.connect(self._address)

@@ -30,24 +30,19 @@ def _fuzz() -> None:
     progress(f"{FRAMES} fuzzed frames on each of {len(PROTOCOLS)} protocols, seed {seed}")
     unit = f"crashes in {FRAMES} frames"
     grown = list[float]()
-    for some in (PROTOCOLS[i : i + 2] for i in range(0, len(PROTOCOLS), 2)):
-        with ExitStack() as stack:
-            argv = [sys.executable, "-m", "benchmarks.fuzz"]
-            children = [stack.enter_context(Child(name, argv)) for name in some]
-            for child in children:
-                child.tell("fuzz", protocol=child.name, frames=FRAMES, seed=seed)
-            for child in children:
-                try:
-                    answer = child.wait(FUZZ_S)
-                except Failed as error:
-                    report(f"talk.fuzz_{child.name}", [], unit, goal=0, why=str(error))
-                    continue
+    argv = [sys.executable, "-m", "benchmarks.fuzz"]
+    with Child("fuzz", argv) as even, Child("fuzz", argv) as odd:
+        for pair in (PROTOCOLS[i : i + 2] for i in range(0, len(PROTOCOLS), 2)):
+            at_work = list(zip((even, odd), pair, strict=False))
+            for child, protocol in at_work:
+                child.tell("fuzz", protocol=protocol, frames=FRAMES, seed=seed)
+            for child, protocol in at_work:
+                answer = child.wait(FUZZ_S)
                 for example in answer["examples"]:
-                    progress(f"CRASH {child.name}: {example}")
+                    progress(f"CRASH {protocol}: {example}")
                 grown.append(answer["grown_mb"])
-                report(f"talk.fuzz_{child.name}", [answer["crashes"]], unit, goal=0)
-    if grown:
-        report("talk.fuzz_growth", [max(grown)], "MB", goal=GROWTH_MB)
+                report(f"talk.fuzz_{protocol}", [answer["crashes"]], unit, goal=0)
+    report("talk.fuzz_growth", [max(grown)], "MB", goal=GROWTH_MB)
 
 
 def _attack(daemon: Forged, honest: Child, attacker: Child) -> None:

@@ -17,7 +17,7 @@ from benchmarks.systems import Pair, lattica_pair, shoal_pair, socket_pair
 
 DELAY_MS = 10.0  # one way
 CALLS = 5 if QUICK else 30
-BULK_BYTES = 20_000_000 if QUICK else 250_000_000
+BULK_BYTES = 50_000_000 if QUICK else 250_000_000
 BULK = ("talk.link_bulk", "MB/s")
 RTTS = ("talk.link_rpc_rtts", "round trips")
 

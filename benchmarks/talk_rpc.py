@@ -11,7 +11,7 @@ from benchmarks.contest import Contest
 from benchmarks.report import QUICK, ROUNDS, percentile, progress, report
 from benchmarks.systems import lattica_pair, plain_pair, shoal_pair
 
-CALLS = 100 if QUICK else 400  # of one round of round trips
+CALLS = 60 if QUICK else 400  # of one round of round trips
 RATE_CALLS = {1: CALLS, 10: 2 * CALLS, 100: 3 * CALLS}  # of one round, by how many are in flight
 BIG = 256 * 1024
 MIB = 1024 * 1024
