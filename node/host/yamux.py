@@ -157,14 +157,24 @@ class MuxedConnection(IMuxedConn):
         self._without_room[stream] = None
 
     def send_data(self, stream_id: int, body: Body) -> None:
-        """Queue a data frame; only while there is room."""
-        self._queue(_WRITTEN, b"".join((frames.pack(frames.DATA, 0, stream_id, len(body)), body)))
+        """Queue a writer's data frame, and write it if the socket takes it; only while there is
+        room.
+        """
+        self._queue_data(_WRITTEN, stream_id, body, now=True)
 
     def push_data(self, stream_id: int, body: Body, *, now: bool) -> None:
         """Queue a data frame of an attached stream; only while there is room."""
-        self._queue(_PUSHED, b"".join((frames.pack(frames.DATA, 0, stream_id, len(body)), body)))
-        if now and not self._is_reading:
+        self._queue_data(_PUSHED, stream_id, body, now=now)
+
+    def _queue_data(self, kind: _Kind, stream_id: int, body: Body, *, now: bool) -> None:
+        frame = b"".join((frames.pack(frames.DATA, 0, stream_id, len(body)), body))
+        if now and not (self._is_reading or self._is_blocked or self.is_closed):
+            self._enqueue(kind, frame)
             self._flush()
+            if self._is_blocked or self._without_room or self.room:
+                self._work.unpark()
+        else:
+            self._queue(kind, frame)
 
     def send_control(self, frame: bytes) -> None:
         """Queue a frame without a body; never waits, so that the reader can call it."""
@@ -175,17 +185,22 @@ class MuxedConnection(IMuxedConn):
 
     def _queue(self, kind: _Kind, frame: bytes) -> None:
         if not self.is_closed:
-            self._frames.append((kind, frame))
-            self._queued_bytes[kind] += len(frame)
+            self._enqueue(kind, frame)
             if not self._is_reading:
                 self._work.unpark()
+
+    def _enqueue(self, kind: _Kind, frame: bytes) -> None:
+        self._frames.append((kind, frame))
+        self._queued_bytes[kind] += len(frame)
 
     def _flush(self) -> None:
         """Write queued frames until the socket is full."""
         try:
-            while not self._is_blocked and self._frames:
+            while self._frames and not self._is_blocked:
                 for _ in range(BATCH_RECORDS):
                     self._seal_record()
+                    if not self._frames:
+                        break
                 self._is_blocked = not self.secured_conn.send()
                 if not self._is_blocked:
                     self._count_sent()
@@ -194,19 +209,23 @@ class MuxedConnection(IMuxedConn):
             self.abort(f"write failed: {error!r}")
 
     def _seal_record(self) -> None:
+        """Put as many frames as fit into one record."""
         size, batch = 0, list[bytes]()
-        while self._frames and size + len(self._frames[0][1]) <= frames.RECORD_BYTES:
-            kind, frame = self._frames.popleft()
-            batch.append(frame)
+        while self._frames:
+            kind, frame = self._frames[0]
             size += len(frame)
+            if size > frames.RECORD_BYTES:
+                break
+            self._frames.popleft()
             self._sealed_bytes[kind] += len(frame)
-        if batch:
-            self.secured_conn.seal(batch)
+            batch.append(frame)
+        self.secured_conn.seal(batch)
 
     def _count_sent(self) -> None:
-        for kind, size in enumerate(self._sealed_bytes):
-            self._queued_bytes[kind] -= size
-            self._sealed_bytes[kind] = 0
+        queued, sealed = self._queued_bytes, self._sealed_bytes
+        for kind in (_CONTROL, _WRITTEN, _PUSHED):
+            queued[kind] -= sealed[kind]
+            sealed[kind] = 0
 
     async def _write_frames(self) -> None:
         while True:
@@ -240,6 +259,8 @@ class MuxedConnection(IMuxedConn):
 
     def _offer_room(self) -> None:
         """Wake those who wait for the queue to drain."""
+        if not (self.room or self._without_room or self._drained):
+            return
         if self.has_room:
             self.room.unpark_all()
         for stream in list(self._without_room):

@@ -47,7 +47,8 @@ class MuxedStream(IMuxedStream):
 
     async def read(self, n: int | None = None) -> bytes:
         """Return between 1 and `n` bytes. Raises MuxedStreamEOF at the end, MuxedStreamReset."""
-        await trio.lowlevel.checkpoint()
+        # No turn of the loop if there is something: it ends, and only another task brings more.
+        await trio.lowlevel.checkpoint_if_cancelled()
         while not self._buffer:
             if self._is_cut:
                 raise MuxedStreamReset("stream reset")
@@ -62,22 +63,39 @@ class MuxedStream(IMuxedStream):
 
     async def write(self, data: bytes) -> None:
         """Send all of `data`, waiting for the peer to take it. Raises MuxedStreamClosed, -Reset."""
-        async with self._write_lock:
-            left = memoryview(data)
-            while left:
-                if self._is_reset:
-                    raise MuxedStreamReset("stream reset")
-                if self._no_more_out:
-                    raise MuxedStreamClosed("stream finished")
-                if not self._credit_out:
-                    await self._writable.park()
-                elif not self._connection.has_room:
-                    await self._connection.room.park()
-                else:
-                    size = min(len(left), self._credit_out, frames.BODY_MAX)
-                    self._credit_out -= size
-                    self._connection.send_data(self.stream_id, left[:size])
-                    left = left[size:]
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._write_lock.locked() or len(data) > self._sendable:
+            async with self._write_lock:
+                await self._write_in_parts(memoryview(data))
+        elif data:
+            self._send(data)
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def _write_in_parts(self, left: memoryview) -> None:
+        while left:
+            if self._is_reset:
+                raise MuxedStreamReset("stream reset")
+            if self._no_more_out:
+                raise MuxedStreamClosed("stream finished")
+            if not self._credit_out:
+                await self._writable.park()
+            elif not self._connection.has_room:
+                await self._connection.room.park()
+            else:
+                size = min(len(left), self._sendable)
+                self._send(left[:size])
+                left = left[size:]
+
+    @property
+    def _sendable(self) -> int:
+        """Bytes that a writer may send now, in one frame."""
+        if self._no_more_out or not self._connection.has_room:
+            return 0
+        return min(self._credit_out, frames.BODY_MAX)
+
+    def _send(self, data: bytes | memoryview) -> None:
+        self._credit_out -= len(data)
+        self._connection.send_data(self.stream_id, data)
 
     def attach(self, sink: Sink) -> None:
         """Hand everything that arrives to `sink` (wire.ports.Stream), what is here at once."""
