@@ -3,7 +3,7 @@
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Protocol
 
-from benchmarks.orders import Failed
+from benchmarks.orders import Answer, Failed
 from benchmarks.report import progress
 from benchmarks.systems import Missing, Pair
 
@@ -31,20 +31,26 @@ class Contest:
         except Missing as error:
             self._exclude(name, str(error))
 
-    def rounds(self, count: int, order: str, **arguments: Any) -> dict[str, list[Any]]:
+    def ask(self, name: str, order: str, **arguments: Any) -> Answer | None:
+        """Give one system an order; None if it is out, or goes out by failing at this."""
+        if name not in self.pairs:
+            return None
+        try:
+            return self.pairs[name].client.ask(order, **arguments)
+        except Failed as error:
+            if name == "shoal":
+                raise
+            self._exclude(name, str(error))
+            return None
+
+    def rounds(self, count: int, order: str, **arguments: Any) -> dict[str, list[Answer]]:
         """Give an order so many times to each, one round to warm up not counted."""
-        answers: dict[str, list[Any]] = {name: [] for name in self.pairs}
+        answers: dict[str, list[Answer]] = {name: [] for name in self.pairs}
         for number in range(count + 1):
-            for name, pair in list(self.pairs.items()):
-                try:
-                    answer = pair.client.ask(order, **arguments)
-                except Failed as error:
-                    if name == "shoal":
-                        raise
-                    self._exclude(name, str(error))
-                    continue
-                if number:
-                    answers[name].append(answer)
+            for name, got in answers.items():
+                answer = self.ask(name, order, **arguments)
+                if number and answer is not None:
+                    got.append(answer)
         return answers
 
     def _exclude(self, name: str, why: str) -> None:

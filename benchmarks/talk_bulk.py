@@ -19,15 +19,14 @@ LATTICA_SIZE = 256 * 1024  # unary calls of this size, 100 in flight, are the be
 LATTICA_CALLS = 100 if QUICK else 800
 
 
-def _measure(contest: Contest) -> None:
+def measure(contest: Contest) -> None:
+    """Give orders to shoal, sockets and lattica in turn."""
     shoal, sockets = contest.pairs["shoal"], contest.pairs["sockets"]
     hello = sockets.server.hello
     tls = {"kind": "tls", "ip": hello["ip"], "port": hello["tls"]}
     for child in (shoal.server, shoal.client, sockets.server, sockets.client):
         child.ask("prepare", size=BULK_BYTES)
     ours, threads, rival, tails = list[float](), list[float](), list[float](), list[float]()
-    lattica = Contest(ExitStack())
-    lattica.pairs = {name: contest.pairs[name] for name in ("lattica",) if name in contest.pairs}
     for number in range(ROUNDS + 1):
         progress(f"bulk of {BULK_BYTES / 1e6:.0f} MB, {number} of {ROUNDS}")
         alone = shoal.client.ask("bulk", size=BULK_BYTES)["mb_s"]
@@ -36,13 +35,12 @@ def _measure(contest: Contest) -> None:
             for links in LINKS
         )
         beside = shoal.client.ask("bulk_beside_calls", size=BULK_BYTES)["ms"]
-        best = lattica.rounds(1, "rate", size=LATTICA_SIZE, calls=LATTICA_CALLS, at_once=100)
+        best = contest.ask("lattica", "rate", size=LATTICA_SIZE, calls=LATTICA_CALLS, at_once=100)
         if number:
             ours.append(alone)
             threads.append(limit)
             tails.append(percentile(beside, 0.99))
-            rival += [answer["mb_s"] for answer in best.get("lattica", [])]
-    contest.why |= lattica.why
+            rival += [best["mb_s"]] if best is not None else []
     higher = partial(report, better="higher")
     higher(
         *("talk.bulk", ours, "MB/s"),
@@ -68,7 +66,7 @@ def main() -> None:
         contest.enter("shoal", shoal_pair)
         contest.enter("sockets", partial(socket_pair, folder))
         contest.enter("lattica", lattica_pair)
-        _measure(contest)
+        measure(contest)
 
 
 if __name__ == "__main__":

@@ -3,25 +3,27 @@
 `python -m benchmarks.talk_connect` prints one JSON object.
 """
 
-from contextlib import ExitStack
-
 from benchmarks.report import QUICK, progress, report
-from benchmarks.systems import shoal_pair
+from benchmarks.systems import Pair, shoal_pair
 
 TRIES = 9 if QUICK else 25
 
 
-def main() -> None:
-    """Measure it, with a new identity each time."""
-    with ExitStack() as stack:
-        shoal = stack.enter_context(shoal_pair())
-        progress("connecting")
-        times = list[float]()
-        for number in range(TRIES + 1):
-            answer = shoal.client.ask("first_call", address=shoal.server.hello["address"])
-            if number:
-                times.append(answer["ms"])
+def measure(shoal: Pair) -> None:
+    """Connect to the server, with a new identity each time."""
+    progress("connecting")
+    times = list[float]()
+    for number in range(TRIES + 1):
+        answer = shoal.client.ask("first_call", address=shoal.server.hello["address"])
+        if number:
+            times.append(answer["ms"])
     report("talk.connect", times, "ms", goal=60.0)
+
+
+def main() -> None:
+    """Measure it."""
+    with shoal_pair() as shoal:
+        measure(shoal)
 
 
 if __name__ == "__main__":

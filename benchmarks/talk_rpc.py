@@ -74,6 +74,23 @@ def _versus(
     )
 
 
+def measure(contest: Contest) -> None:
+    """Give orders to shoal, lattica and plain in turn."""
+    _latency(contest)
+    plain = contest.pairs.pop("plain")
+    against = partial(_versus, contest)
+    for at_once, calls in RATE_CALLS.items():
+        name = f"talk.rpc_rate_{at_once}"
+        against(name, "calls/s", RATE_GOAL, "rate", size=16, calls=calls, at_once=at_once)
+    big = CALLS // 2
+    against("talk.rpc_256k_10", "MB/s", RATE_GOAL, "rate", size=BIG, calls=big, at_once=10)
+    against("talk.stream_up_1m", "MB/s", RATE_GOAL, "up", size=MIB, calls=CALLS // 4)
+    for name, size in (("128k", BIG // 2), ("256k", BIG), ("1m", MIB)):
+        calls = max(5, CALLS * 32_768 // size)
+        against(f"talk.down_{name}", "MB/s", DOWN_GOAL, "down", size=size, calls=calls)
+    contest.pairs["plain"] = plain
+
+
 def main() -> None:
     """Measure all of it."""
     with ExitStack() as stack:
@@ -81,18 +98,7 @@ def main() -> None:
         contest.enter("shoal", shoal_pair)
         contest.enter("lattica", lattica_pair)
         contest.enter("plain", plain_pair)
-        _latency(contest)
-        del contest.pairs["plain"]
-        against = partial(_versus, contest)
-        for at_once, calls in RATE_CALLS.items():
-            name = f"talk.rpc_rate_{at_once}"
-            against(name, "calls/s", RATE_GOAL, "rate", size=16, calls=calls, at_once=at_once)
-        big = CALLS // 2
-        against("talk.rpc_256k_10", "MB/s", RATE_GOAL, "rate", size=BIG, calls=big, at_once=10)
-        against("talk.stream_up_1m", "MB/s", RATE_GOAL, "up", size=MIB, calls=CALLS // 4)
-        for name, size in (("128k", BIG // 2), ("256k", BIG), ("1m", MIB)):
-            calls = max(5, CALLS * 4096 // size * 8)
-            against(f"talk.down_{name}", "MB/s", DOWN_GOAL, "down", size=size, calls=calls)
+        measure(contest)
 
 
 if __name__ == "__main__":
