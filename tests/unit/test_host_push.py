@@ -166,6 +166,9 @@ async def test_without_credit_there_is_no_room_until_the_reader_reads(
             pushed += PUSH_MAX
             await trio.sleep(1)
         assert FIRST_WINDOW_BYTES - PUSH_MAX < pushed <= FIRST_WINDOW_BYTES
+        by_the_way, _ = await open_pair(a, b)  # others come and go meanwhile
+        await by_the_way.write(b"hello")
+        await by_the_way.reset()
         await trio.sleep(3600)
         assert sender.rooms == 0
         assert await read_exactly(other, pushed) == bytes(pushed)
