@@ -56,7 +56,8 @@ WAIT_S = 30.0  # for the other side to come to the rendezvous, unless the caller
 STALL_S = 30.0  # without a byte that arrives: the transfer fails
 SMALL_BYTES = 256 * 1024  # up to here the call carries it sooner than a lane is made
 SEVERAL_BYTES = 32 * 1024 * 1024  # from here a transfer is worth more than one lane
-FAR_S = 0.005  # a round trip from which one connection may not fill the link
+FAR_S = 0.010  # a round trip from which one connection may not fill the link: below, the 4 MiB that
+# Linux lets a connection have on its way are 400 MB/s
 NEAR_LANES = 2  # one seals while the other sends
 FAR_LANES = 4
 GRACE_S = 0.5  # for the first lane, before the call begins to carry pieces
