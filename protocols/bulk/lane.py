@@ -70,9 +70,11 @@ class Lane:
         """Run one direction. Not on trio's threads: those serve others next, and stay nice."""
         over = Wake()
         name = f"bulk lane {self.number} {work.__name__}"
-        threading.Thread(target=self._fenced, args=(work, over), name=name, daemon=True).start()
+        thread = threading.Thread(target=self._fenced, args=(work, over), name=name, daemon=True)
+        thread.start()
         with trio.CancelScope(shield=True):  # `close` wakes it
             await over.wait()
+        thread.join()  # that was its last line
         scope.cancel()
 
     def _fenced(self, work: Callable[[], None], over: Wake) -> None:
