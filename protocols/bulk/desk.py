@@ -170,7 +170,7 @@ class Desk:
             while not is_over():
                 now = time.monotonic()
                 found = self._turns.next(lane, now)
-                if not isinstance(found, float):
+                if isinstance(found, tuple):
                     departure = self._departures[found[0]]
                     departure.users += 1
                     return Job(found[0], departure, found[1])

@@ -259,7 +259,7 @@ class BulkService:
                 continue
             now = time.monotonic()
             job = pool.desk(peer).take_for_call(offer.transfer, departure, now)
-            if isinstance(job, float):
+            if not isinstance(job, Job):
                 with trio.move_on_after(max(0.0, job - now)):
                     await pool.changed.park()
                 continue

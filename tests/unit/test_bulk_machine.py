@@ -122,7 +122,7 @@ def test_transfers_take_turns_a_piece_each() -> None:
     for transfer in (1, 2, 3):
         turns.add(transfer, Outbound(4 * KB, KB))
     order = list[int]()
-    while not isinstance(found := turns.next(1, 0.0), float):
+    while isinstance(found := turns.next(1, 0.0), tuple):
         order.append(found[0])
     assert found == math.inf
     assert len(order) == 12
@@ -135,7 +135,7 @@ def test_a_capped_transfer_does_not_hold_the_others_up() -> None:
     turns.add(1, capped)
     turns.add(2, free)
     sent = [turns.next(1, 0.0) for _ in range(11)]
-    assert [entry[0] for entry in sent if not isinstance(entry, float)].count(2) == 9
+    assert [entry[0] for entry in sent if isinstance(entry, tuple)].count(2) == 9
     wait_until = sent[-1]
     assert isinstance(wait_until, float)
     assert 0 < wait_until <= 1.0
