@@ -26,7 +26,10 @@ from protocols.bulk.records import (
 from protocols.bulk.wire import PIECE_MAX
 from wire.errors import BadMessage
 
-NICE = 5  # of the threads: the event loop, which all calls wait for, goes first on a busy machine
+# Of the threads: the event loop, which all calls wait for, goes first on a busy machine. The p99 of
+# a small call beside a transfer was 2-7 ms with it, 9-84 ms without (2 cores, load 10, 1 GB at 700
+# to 900 MB/s either way). Beside others' work at 0, a lane still gets a quarter of a core.
+NICE = 5
 
 log = logging.getLogger(__name__)
 

@@ -26,6 +26,7 @@ from protocols.bulk.places import Source, file_target, memory_target, source_of
 from protocols.bulk.pool import Pool, Sockets
 from protocols.bulk.wire import (
     KEY_MAX,
+    SIZE_MAX,
     TRANSFER,
     Accept,
     Data,
@@ -110,7 +111,10 @@ class BulkService:
             raise UsageError(f"a rate of {rate_mb_s} MB/s; the least is {RATE_MIN_MB_S}")
         rate_bytes_s = rate_mb_s * 1e6 if rate_mb_s is not None else None
         origin = await _open(source)
-        piece_bytes = piece_bytes_for(rate_bytes_s)
+        if origin.size_bytes > SIZE_MAX:
+            origin.close()
+            raise UsageError(f"a transfer has up to {SIZE_MAX} B, not {origin.size_bytes}")
+        piece_bytes = piece_bytes_for(origin.size_bytes, rate_bytes_s)
         departure = Departure(
             source=origin,
             outbound=Outbound(origin.size_bytes, piece_bytes, rate_bytes_s=rate_bytes_s),
