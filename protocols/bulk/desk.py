@@ -96,7 +96,11 @@ class Desk:
 
     def __init__(self, peer: PeerId) -> None:
         self.peer = peer
-        self._changed = threading.Condition()
+        lock = threading.Lock()
+        self._changed = threading.Condition(lock)  # there may be something to send
+        self._settled = threading.Condition(
+            lock
+        )  # a piece is written; writers need not wake for it
         self._turns = Turns()
         self._departures = dict[int, Departure]()
         self._arrivals = dict[int, Arrival]()
@@ -166,7 +170,7 @@ class Desk:
             while not is_over():
                 now = time.monotonic()
                 found = self._turns.next(lane, now)
-                if not isinstance(found, float):
+                if isinstance(found, tuple):
                     departure = self._departures[found[0]]
                     departure.users += 1
                     return Job(found[0], departure, found[1])
@@ -226,7 +230,7 @@ class Desk:
             until = time.monotonic() + ARRIVING_WAIT_S
             while inbound.is_arriving(offset, length):
                 # Its lane was lost to the sender, not yet to us.
-                if not self._changed.wait(until - time.monotonic()):
+                if not self._settled.wait(until - time.monotonic()):
                     raise BadMessage(f"the piece at {offset} comes twice at once")
             if not arrival.is_open or (piece := inbound.claim(offset, length)) is None:
                 return None
@@ -240,7 +244,7 @@ class Desk:
             else:
                 arrival.inbound.spoilt(piece)
             is_complete = arrival.inbound.is_complete
-            self._changed.notify_all()
+            self._settled.notify_all()
         self._leave(arrival)
         if is_complete:
             arrival.wake.set()

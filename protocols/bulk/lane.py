@@ -6,13 +6,16 @@ event loop sees a lane begin and end, and no byte of it.
 
 import contextlib
 import logging
+import os
 import socket
+import sys
+import threading
 import time
 from collections.abc import Callable
 
 import trio
 
-from protocols.bulk.desk import Desk, Job
+from protocols.bulk.desk import Desk, Job, Wake
 from protocols.bulk.records import (
     RECORD_MAX,
     SEALED_HEADER_BYTES,
@@ -22,6 +25,11 @@ from protocols.bulk.records import (
 )
 from protocols.bulk.wire import PIECE_MAX
 from wire.errors import BadMessage
+
+# Of the threads: the event loop, which all calls wait for, goes first on a busy machine. The p99 of
+# a small call beside a transfer was 2-7 ms with it, 9-84 ms without (2 cores, load 10, 1 GB at 700
+# to 900 MB/s either way). Beside others' work at 0, a lane still gets a quarter of a core.
+NICE = 5
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +48,13 @@ class Lane:
         self.used_at = time.monotonic()
         self.fault: BadMessage | None = None
 
-    async def run(self, limiter: trio.CapacityLimiter) -> None:
+    async def run(self) -> None:
         """Carry pieces until the connection breaks, or `close`. Never raises."""
         try:
             async with trio.open_nursery() as nursery:
                 scope = nursery.cancel_scope
-                nursery.start_soon(self._thread, self._write, limiter, scope)
-                nursery.start_soon(self._thread, self._read, limiter, scope)
+                nursery.start_soon(self._thread, self._write, scope)
+                nursery.start_soon(self._thread, self._read, scope)
                 try:
                     await trio.sleep_forever()
                 finally:
@@ -61,14 +69,21 @@ class Lane:
             self._socket.shutdown(socket.SHUT_RDWR)
         self.desk.wake()
 
-    async def _thread(
-        self, work: Callable[[], None], limiter: trio.CapacityLimiter, scope: trio.CancelScope
-    ) -> None:
+    async def _thread(self, work: Callable[[], None], scope: trio.CancelScope) -> None:
+        """Run one direction. Not on trio's threads: those serve others next, and stay nice."""
+        over = Wake()
         name = f"bulk lane {self.number} {work.__name__}"
-        await trio.to_thread.run_sync(self._fenced, work, limiter=limiter, thread_name=name)
+        thread = threading.Thread(target=self._fenced, args=(work, over), name=name, daemon=True)
+        thread.start()
+        with trio.CancelScope(shield=True):  # `close` wakes it
+            await over.wait()
+        thread.join()  # that was its last line
         scope.cancel()
 
-    def _fenced(self, work: Callable[[], None]) -> None:
+    def _fenced(self, work: Callable[[], None], over: Wake) -> None:
+        if sys.platform == "linux":  # where a thread has a priority of its own
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         try:
             work()
         except OSError as error:
@@ -78,6 +93,8 @@ class Lane:
             log.debug("lane.fault peer=%s lane=%d %s", self.desk.peer, self.number, error)
         except Exception:  # a bug, but one lane's only
             log.exception("lane.failed peer=%s lane=%d", self.desk.peer, self.number)
+        finally:
+            over.set()
 
     def _write(self) -> None:
         record = memoryview(bytearray(RECORD_MAX))

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from protocols.bulk.wire import PIECE_MAX, PIECE_MIN, RANGES_MAX
+from protocols.bulk.wire import PIECE_MAX, PIECE_MIN, PIECES_MAX, RANGES_MAX
 from wire.errors import BadMessage
 
 BURST_S = 0.05  # of its rate that a capped transfer may be ahead: sleepers wake late
@@ -18,11 +18,12 @@ PIECES_PER_S = 10  # that a capped transfer is cut into, so that it flows and ne
 _MISSING, _ARRIVING, _HERE = 0, 1, 2
 
 
-def piece_bytes_for(rate_bytes_s: float | None) -> int:
+def piece_bytes_for(size_bytes: int, rate_bytes_s: float | None) -> int:
     """Return how large the pieces of a transfer should be."""
     if rate_bytes_s is None:
         return PIECE_MAX
-    return max(PIECE_MIN, min(PIECE_MAX, int(rate_bytes_s / PIECES_PER_S)))
+    least = max(PIECE_MIN, -(-size_bytes // PIECES_MAX))
+    return max(least, min(PIECE_MAX, int(rate_bytes_s / PIECES_PER_S)))
 
 
 @dataclass(frozen=True, slots=True)

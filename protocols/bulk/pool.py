@@ -115,7 +115,6 @@ class Pool:
         self._peers = dict[PeerId, _Peer]()
         self._expected = dict[bytes, _Expected]()
         self._numbers = itertools.count(1)  # 0 is the call
-        self._limiter = trio.CapacityLimiter(2 * LANES_MAX)
         self._nursery: trio.Nursery | None = None
         self.changed = trio.lowlevel.ParkingLot()  # a lane has come or gone
         rpc.serve(LANE, self._offered)
@@ -247,7 +246,7 @@ class Pool:
 
     async def _run(self, entry: _Peer, lane: Lane) -> None:
         try:
-            await lane.run(self._limiter)
+            await lane.run()
         finally:
             entry.lanes.discard(lane)
             entry.desk.lost(lane.number)

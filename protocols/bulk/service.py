@@ -26,6 +26,7 @@ from protocols.bulk.places import Source, file_target, memory_target, source_of
 from protocols.bulk.pool import Pool, Sockets
 from protocols.bulk.wire import (
     KEY_MAX,
+    SIZE_MAX,
     TRANSFER,
     Accept,
     Data,
@@ -56,7 +57,8 @@ WAIT_S = 30.0  # for the other side to come to the rendezvous, unless the caller
 STALL_S = 30.0  # without a byte that arrives: the transfer fails
 SMALL_BYTES = 256 * 1024  # up to here the call carries it sooner than a lane is made
 SEVERAL_BYTES = 32 * 1024 * 1024  # from here a transfer is worth more than one lane
-FAR_S = 0.005  # a round trip from which one connection may not fill the link
+FAR_S = 0.010  # a round trip from which one connection may not fill the link: below, the 4 MiB that
+# Linux lets a connection have on its way are 400 MB/s
 NEAR_LANES = 2  # one seals while the other sends
 FAR_LANES = 4
 GRACE_S = 0.5  # for the first lane, before the call begins to carry pieces
@@ -109,7 +111,10 @@ class BulkService:
             raise UsageError(f"a rate of {rate_mb_s} MB/s; the least is {RATE_MIN_MB_S}")
         rate_bytes_s = rate_mb_s * 1e6 if rate_mb_s is not None else None
         origin = await _open(source)
-        piece_bytes = piece_bytes_for(rate_bytes_s)
+        if origin.size_bytes > SIZE_MAX:
+            origin.close()
+            raise UsageError(f"a transfer has up to {SIZE_MAX} B, not {origin.size_bytes}")
+        piece_bytes = piece_bytes_for(origin.size_bytes, rate_bytes_s)
         departure = Departure(
             source=origin,
             outbound=Outbound(origin.size_bytes, piece_bytes, rate_bytes_s=rate_bytes_s),
@@ -258,7 +263,7 @@ class BulkService:
                 continue
             now = time.monotonic()
             job = pool.desk(peer).take_for_call(offer.transfer, departure, now)
-            if isinstance(job, float):
+            if not isinstance(job, Job):
                 with trio.move_on_after(max(0.0, job - now)):
                     await pool.changed.park()
                 continue

@@ -1,7 +1,7 @@
 """Two real hosts with bulk service on loopback, for the tests of this folder."""
 
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import trio
@@ -43,7 +43,7 @@ class Peer:
 
 
 @asynccontextmanager
-async def pair(*, stall_s: float = PATIENCE_S) -> AsyncIterator[tuple[Peer, Peer]]:
+async def pair(*, stall_s: float = PATIENCE_S) -> AsyncGenerator[tuple[Peer, Peer]]:
     """Two peers; the first has dialled the second."""
     a, b = Peer(stall_s=stall_s), Peer(stall_s=stall_s)
     async with trio.open_nursery() as nursery:

@@ -3,7 +3,7 @@
 import contextlib
 import secrets
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import pytest
 import trio
@@ -88,7 +88,7 @@ async def is_hung_up_on(stream: trio.SocketStream) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def attacked() -> AsyncIterator[tuple[Villain, Peer]]:
+async def attacked() -> AsyncGenerator[tuple[Villain, Peer]]:
     villain, victim = Villain(), Peer(stall_s=0.5)
     async with trio.open_nursery() as nursery:
         await nursery.start(victim.run)
@@ -217,7 +217,7 @@ async def test_a_cut_in_the_middle_of_a_record_is_no_piece() -> None:
 @contextlib.asynccontextmanager
 async def agreed(
     villain: Villain, victim: Peer, *, size_bytes: int
-) -> AsyncIterator[Call[ToReceiver, ToSender]]:
+) -> AsyncGenerator[Call[ToReceiver, ToSender]]:
     """Have a transfer accepted; what the victim says of its end is not listened to."""
     with contextlib.suppress(ShoalError):
         async with villain.rpc.stream(victim.id, TRANSFER, timeout_s=5) as call:
