@@ -20,6 +20,7 @@ from wire.ids import PeerId
 from wire.ports import PUSH_MAX, Host, Stream
 
 OPEN_TIMEOUT_S = 10.0
+PACE_S = 1.0  # that a publisher is made to wait for its own peers
 STUCK_S = 30.0  # without room on our stream: a peer that reads so little is no help
 GAP_S = 0.01  # between two flushes: what a burst brings meanwhile shares frames
 FRAME_TIMEOUT_S = 30.0  # from the first byte of a frame to its last
@@ -74,11 +75,11 @@ class Hooks(Protocol):
 class Link:
     """Our stream to one peer: a queue, pushed to the stream as it has room. Implements `Sink`."""
 
-    def __init__(self, stream: Stream, version: str) -> None:
+    def __init__(self, stream: Stream, version: str, flushed: trio.lowlevel.ParkingLot) -> None:
         self.peer, self.version = stream.peer, version
         self.queue = SendQueue()
         self.scope = trio.CancelScope()
-        self._stream = stream
+        self._stream, self._flushed = stream, flushed
         self._rest = memoryview(b"")  # of what was taken from the queue
         self._stuck_at = math.inf  # since when there is no room
 
@@ -94,6 +95,7 @@ class Link:
             self._rest = self._rest or memoryview(self.queue.take())
             self._stream.push(bytes(self._rest[:PUSH_MAX]), now=False)
             self._rest = self._rest[PUSH_MAX:]
+            self._flushed.unpark_all()
 
     def on_data(self, data: bytes | memoryview) -> None:
         """Nothing comes on this stream: whoever speaks here speaks another protocol."""
@@ -176,6 +178,7 @@ class Links:
         self._keepers: dict[PeerId, trio.CancelScope] = {}
         self._bans: dict[PeerId, float] = {}  # until when
         self._changed = trio.lowlevel.ParkingLot()
+        self._flushed = trio.lowlevel.ParkingLot()  # who publishes a lot waits here
         self._dropped = self._sent = 0  # by links that are over
         self._dirty: dict[Link, None] = {}  # links with something to send
         self._bell = trio.Event()
@@ -212,6 +215,18 @@ class Links:
             link.scope.cancel()
         self._dirty[link] = None
         self._bell.set()
+        if link.queue.has_batch:
+            link.flush(trio.current_time())
+
+    async def pace(self) -> None:
+        """Wait while most queues are filling up, but not for long: what we publish must go out."""
+        with trio.move_on_after(PACE_S):
+            while self._is_congested():
+                await self._flushed.park()
+
+    def _is_congested(self) -> bool:
+        half_full = sum(link.queue.is_half_full for link in self._links.values())
+        return 2 * half_full > len(self._links)
 
     async def _flush(self) -> None:
         """Push what waits. In a burst what comes within `GAP_S` shares frames."""
@@ -253,7 +268,7 @@ class Links:
                 await trio.sleep_until(self._bans.get(peer, 0.0))
                 try:
                     stream, version = await self._open(peer)
-                    await self._hold(Link(stream, version), stream)
+                    await self._hold(Link(stream, version, self._flushed), stream)
                 except ShoalError as error:
                     log.debug("channels.link_lost peer=%s %s", peer, error)
                 if trio.current_time() - began > STABLE_S:

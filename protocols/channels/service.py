@@ -139,7 +139,8 @@ class ChannelService:
     async def publish(self, topic: str, data: bytes) -> Published:
         """Send to everybody who is subscribed, our own readers too (but not our own handler).
 
-        Returns once it is queued for our peers. Over 64 KiB it goes as a reference to a blob.
+        Returns once it is queued for our peers, which are given time to take a burst. Over 64 KiB
+        it goes as a reference to a blob.
         Raises UsageError for a bad topic, one that is another's, or too much data.
         """
         policy.check_topic(topic)
@@ -156,6 +157,7 @@ class ChannelService:
         self._totals.published += 1
         self._apply(self._machine.publish(message, trio.current_time()))
         await trio.lowlevel.checkpoint()
+        await self._links.pace()
         return Published(self._number, self._machine.subscribers(topic), cid)
 
     def views(self) -> list[ChannelView]:

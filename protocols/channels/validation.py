@@ -44,8 +44,9 @@ class Validation:
         """Check messages, their signatures off the loop. It is not cancelled half way."""
         found = [self._judge(item) for item in news]
         with trio.CancelScope(shield=True):  # a thread, for 20 ms
-            are_signed = await off_loop(lambda: signing.are_signed(_signed(found)))
-        return self._charge_all(found, are_signed)
+            signed = await off_loop(lambda: signing.are_signed(_signed(found)))
+            return self._charge_all(found, signed)
+        raise AssertionError("a shield ends no block")
 
     def _charge_all(self, found: list[Checked], are_signed: list[bool]) -> list[Checked]:
         signed = iter(are_signed)
