@@ -40,7 +40,7 @@ def main() -> None:
         report(f"{bench}_p99", [lossy.delay_ms(0.99)], "ms")
         attacked = play(
             f"{name} hostile",
-            Scenario(NODES // 2, messages=10, payload_bytes=payload_bytes, hostile=0.2),
+            Scenario(NODES // 2, messages=8, payload_bytes=payload_bytes, hostile=0.2, settle_s=8),
         )
         bench = f"talk.gossip_sim_{name}_hostile"
         share = [100 * attacked.share]

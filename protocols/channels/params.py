@@ -80,7 +80,6 @@ class Params:
     gossip_factor: float = 0.25  # and this share of them
     heartbeat_s: float = 1.0
     first_heartbeat_s: float = 0.1  # after the first peer
-    fanout_s: float = 60.0  # peers of a topic that we publish to and do not subscribe are kept
     backoff_s: int = 60  # after PRUNE
     backoff_leave_s: int = 10  # after PRUNE because we leave
     graft_flood_s: float = 10.0  # a GRAFT so soon after our PRUNE counts twice

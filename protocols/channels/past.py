@@ -97,7 +97,7 @@ class PastService:
                 order_ns = number if is_time(number, now_ns) else came_ns
                 found[message.raw] = Kept(message.id, author.peer, message, at, order_ns)
                 signed.append((message, author))
-        are_signed = await signing.are_signed(signed, self._off_loop)
+        are_signed = await self._off_loop(lambda: signing.are_signed(signed))
         self.invalid += are_signed.count(False)
         good = [kept for kept, is_good in zip(found.values(), are_signed, strict=True) if is_good]
         return list({kept.name: kept for kept in good}.values())

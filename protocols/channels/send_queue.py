@@ -34,6 +34,16 @@ class SendQueue:
     def __bool__(self) -> bool:
         return bool(self._control or self._payloads)
 
+    @property
+    def is_half_full(self) -> bool:
+        """Whether a publisher had better wait."""
+        return self._payload_bytes > PAYLOAD_BYTES // 2 or len(self._payloads) > PAYLOADS_MAX // 2
+
+    @property
+    def has_batch(self) -> bool:
+        """Whether a whole frame is waiting: there is nothing to wait for."""
+        return self._payload_bytes >= BATCH_BYTES
+
     def put_control(self, frame: bytes) -> bool:
         """Add a whole frame of control; False if the peer has let too much of it wait."""
         self._control.append(frame)

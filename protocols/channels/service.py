@@ -42,7 +42,6 @@ from wire.errors import PeerError, ShoalError, UsageError
 from wire.ids import PeerId, Signer
 from wire.ports import Clock, Rpc
 
-HANDLED_MAX = 256  # messages that handlers work on; when full, the peers that bring more wait
 HANDLER_TIMEOUT_S = 30.0  # the machine forgets a message that takes longer; the store: a sync
 
 Origin = Callable[[PeerId], tuple[str, bool]]  # a peer's public IP ("" if none); did we dial it?
@@ -75,8 +74,7 @@ class ChannelService:
         self._past = PastService(rpc, clock, self._off_loop, self._history_of)
         self._fetching = Fetching(blobs)
         self._channels: dict[str, Channel] = {}
-        self._validation = Validation(self._channels, self._off_loop, self._wall_ns)
-        self._handling, self._handled = 0, trio.lowlevel.ParkingLot()
+        self._validation = Validation(self._channels, self._wall_ns)
         self._nursery: trio.Nursery | None = None
         self._number = 0
         self._wake_at, self._alarm = math.inf, trio.Event()
@@ -141,7 +139,8 @@ class ChannelService:
     async def publish(self, topic: str, data: bytes) -> Published:
         """Send to everybody who is subscribed, our own readers too (but not our own handler).
 
-        Returns once it is queued for our peers. Over 64 KiB it goes as a reference to a blob.
+        Returns once it is queued for our peers, which are given time to take a burst. Over 64 KiB
+        it goes as a reference to a blob.
         Raises UsageError for a bad topic, one that is another's, or too much data.
         """
         policy.check_topic(topic)
@@ -158,6 +157,7 @@ class ChannelService:
         self._totals.published += 1
         self._apply(self._machine.publish(message, trio.current_time()))
         await trio.lowlevel.checkpoint()
+        await self._links.pace()
         return Published(self._number, self._machine.subscribers(topic), cid)
 
     def views(self) -> list[ChannelView]:
@@ -195,7 +195,7 @@ class ChannelService:
         """A peer sent bytes that are no messages."""
         self._apply(self._machine.broke_framing(peer, trio.current_time()))
 
-    async def hear(self, peer: PeerId, frames: list[bytes]) -> None:
+    def hear(self, peer: PeerId, frames: list[bytes]) -> None:
         """Take what a peer sent. Raises BadMessage, after what came before it is checked."""
         news = list[Validate]()
         try:
@@ -203,10 +203,7 @@ class ChannelService:
                 rpc = wire.decode(frame)
                 news += self._apply(self._machine.receive(peer, rpc, trio.current_time()))
         finally:
-            if news:
-                await self._check(news)
-        while self._handling > HANDLED_MAX:
-            await self._handled.park()
+            self._check(news)
 
     # Inside: effects and time.
 
@@ -239,10 +236,21 @@ class ChannelService:
 
     # Inside: messages.
 
-    async def _check(self, news: list[Validate]) -> None:
+    def _check(self, news: list[Validate]) -> None:
+        """Check a few messages at once, more of them in a thread. None is forgotten half way."""
+        assert self._nursery is not None, "channels are not running"
+        if len(news) > signing.INLINE_MAX:
+            self._nursery.start_soon(self._check_many, news)
+        elif news:
+            self._finish(self._validation.check(news))
+
+    async def _check_many(self, news: list[Validate]) -> None:
+        self._finish(await self._validation.check_many(news, self._off_loop))
+
+    def _finish(self, found: list[Checked]) -> None:
         """Deliver and pass on what is valid; what has a handler waits for its word."""
         assert self._nursery is not None, "channels are not running"
-        for item in await self._validation.check(news):
+        for item in found:
             channel = self._channels.get(item.news.message.topic)
             if channel is None or item.author is None:
                 self._count_bad(channel, item.verdict)
@@ -251,7 +259,6 @@ class ChannelService:
                 self._settle(item.news, Verdict.ACCEPT)
                 self._deliver(channel, item.news.message, item.author.peer, item.news.peer)
             else:
-                self._handling += 1
                 self._nursery.start_soon(self._ask_handler, channel, channel.handler, item)
 
     async def _ask_handler(self, channel: Channel, handler: ChannelHandler, item: Checked) -> None:
@@ -265,9 +272,6 @@ class ChannelService:
             log.debug("channels.refused topic=%s peer=%s %s", channel.topic, item.news.peer, error)
         except ShoalError as error:
             log.debug("channels.failed topic=%s %s", channel.topic, error)
-        finally:
-            self._handling -= 1
-            self._handled.unpark_all()
         if verdict is Verdict.ACCEPT and item.author is not None:
             self._settle(item.news, verdict)
             self._deliver(channel, item.news.message, item.author.peer, item.news.peer)
@@ -278,7 +282,7 @@ class ChannelService:
     def _settle(self, news: Validate, verdict: Verdict) -> None:
         again = self._apply(self._machine.validated(news.id, verdict, trio.current_time()))
         if again and self._nursery is not None:  # another copy, after a forged one
-            self._nursery.start_soon(self._check, again)
+            self._nursery.start_soon(self._check_many, again)
 
     def _deliver(self, channel: Channel, message: Message, author: PeerId, source: PeerId) -> None:
         if message.id in channel.history:

@@ -95,7 +95,7 @@ class Subscription:
 
     def begin_with(self, past: list[Arrival]) -> None:
         """Put the past (oldest first) before what came meanwhile, and let the reader begin."""
-        rest, self._queue, self._size_bytes = [*self._queue], deque(), 0
+        rest, self._queue, self._size_bytes = [*self._queue], deque[Arrival](), 0
         for arrival in [*past, *rest]:
             self.put(arrival)
         self._is_ready = True

@@ -175,7 +175,7 @@ async def test_big_data_arrives_by_reference_in_its_place(
     await trio.sleep(3)
     assert [node.words for node in (a, b, c)] == [[b"before", big, b"after"]] * 3
     assert b.heard[1].cid == c.heard[1].cid != ""
-    assert {asked[0] for asker, asked in swarm.blobs.asked} == {a.peer}
+    assert {asked[0] for _, asked in swarm.blobs.asked} == {a.peer}
     assert swarm.net.bytes_sent[a.peer] < len(big)
     (late,) = await swarm.add(1, listening=False)
     await swarm.listen(late, last=10)
@@ -263,3 +263,15 @@ async def test_who_leaves_a_topic_hears_no_more_and_keeps_nothing(
     await trio.sleep(2)
     assert (await a.channels.publish("other", b"y")).peers == 0
     assert [view.topic for view in b.channels.views()] == [TOPIC]
+
+
+async def test_a_burst_of_large_messages_is_paced_and_arrives_whole(
+    autojump_clock: MockClock, swarm: Swarm
+) -> None:
+    nodes = await swarm.add(4)
+    for number in range(100):
+        await nodes[0].channels.publish(TOPIC, b"%d " % number + bytes(60_000))
+    await trio.sleep(3)
+    for node in nodes:
+        assert sorted(int(word.split()[0]) for word in node.words) == list(range(100))
+    assert nodes[0].channels.stats.unsent == 0

@@ -251,9 +251,8 @@ def test_a_full_queue_loses_its_oldest_messages_and_no_control() -> None:
         queue.put_payload(b"%05d" % number)
     assert queue.dropped == 5
     assert queue.take().startswith(b"\x00")
-    for _ in range(PAYLOADS_MAX // MESSAGES_MAX - 1):
-        last = queue.take()
-    assert last.endswith(b"%05d" % (PAYLOADS_MAX + 4))
+    batches = [queue.take() for _ in range(PAYLOADS_MAX // MESSAGES_MAX - 1)]
+    assert batches[-1].endswith(b"%05d" % (PAYLOADS_MAX + 4))
     assert not queue
 
 

@@ -131,6 +131,7 @@ def test_a_full_mesh_refuses_who_dialled_us() -> None:
     for peer in node.peers[:8]:
         assert pruned(node.graft(peer)) == {}
     assert pruned(node.graft(node.peers[8])) == {node.peers[8]: 60}
+    assert node.graft(node.peers[0]) == []  # who is a member stays one
 
 
 def test_a_graft_makes_a_member_and_is_not_answered() -> None:
