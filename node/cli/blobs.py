@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import click
 
@@ -56,9 +56,7 @@ def add(context: Context, path: Path, no_copy: bool, pin: bool, name: str, as_js
 
 @click.command()
 @click.argument("cid")
-@click.option(
-    "-o", "--output", metavar="PATH", help="Write it there; - prints it."
-)
+@click.option("-o", "--output", metavar="PATH", help="Write it there; - prints it.")
 @click.option("--from", "peers", multiple=True, metavar="PEER", help="Ask this one first.")
 @click.option("--range", "span", metavar="A-B", help="Bytes A to B (without B) of a file only.")
 @click.option("--pin", is_flag=True, help="Never throw it away.")
@@ -144,18 +142,14 @@ def _spooled(client: Client) -> Generator[Path]:
 # --- progress ----------------------------------------------------------------------------------
 
 
-class _Display(Protocol):
-    def show(self, progress: BlobProgress) -> None: ...
-
-
 def _run(client: Client, path: str, body: object, as_json: bool) -> BlobProgress:
     """Follow one piece of work to its end; return its last word."""
     last: BlobProgress | None = None
     events = client.blob_events(path, body)
     try:
-        with _display(as_json) as display:
+        with _display(as_json) as show:
             for last in events:
-                display.show(last)
+                show(last)
     except KeyboardInterrupt:
         raise _Interrupted(
             "interrupted; what has arrived stays", hint="the same command goes on"
@@ -172,21 +166,14 @@ def _done(progress: BlobProgress) -> Blob:
 
 
 @contextmanager
-def _display(as_json: bool) -> Generator[_Display]:
+def _display(as_json: bool) -> Generator[Callable[[BlobProgress], None]]:
     if as_json:
-        yield _Calls(echo_json)
+        yield echo_json
     elif os.isatty(2):
         with _bar() as show:
-            yield _Calls(show)
+            yield show
     else:
-        yield _Lines()
-
-
-class _Calls:
-    """A display that is a function."""
-
-    def __init__(self, show: Callable[[BlobProgress], None]) -> None:
-        self.show = show
+        yield _Lines().show
 
 
 class _Lines:
