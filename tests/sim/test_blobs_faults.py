@@ -81,7 +81,7 @@ async def test_a_liar_is_dropped_and_another_asked(autojump_clock: MockClock, pe
     await a.fetch(cid, [C, B], report=report)
     assert await a.read_bytes(cid) == BIG
     assert "sent something else" in seen.shares[C].note
-    assert seen.shares[B].got_bytes == len(BIG)
+    assert seen.shares[B].got_bytes >= len(BIG)
     assert 1 <= a.counters.corrupt_chunks <= machine.WINDOW_FIRST
     assert a.counters.providers_dropped == 1
 

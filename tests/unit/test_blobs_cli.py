@@ -35,6 +35,7 @@ class Script(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Tell it."""
+        self.rfile.read(int(self.headers["Content-Length"]))
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
