@@ -144,7 +144,7 @@ class Space:
         if is_quota:
             return QuotaError(
                 f"{needed} in {_mib(self.quota_bytes)}: {_mib(usage.held_bytes)} are taken, "
-                f"{_mib(usage.pinned_bytes)} of them pinned, {_mib(self._reserved_bytes)} are coming"
+                f"{_mib(usage.pinned_bytes)} of them pinned, {_mib(self._reserved_bytes)} coming"
             )
         return DiskError(f"{needed}: the disk has {_mib(usage.free_bytes)} left for blobs")
 

@@ -184,3 +184,20 @@ async def test_a_folder_comes_with_all_its_files(
         assert copy.is_dir() if path.is_dir() else copy.read_bytes() == path.read_bytes()
         assert path.is_dir() or (copy.stat().st_mode & 0o100) == (path.stat().st_mode & 0o100)
     assert (await a.add(tmp_path / "out")).cid == row.cid
+
+
+@pytest.mark.parametrize(("count", "share"), [(1, 0.95), (3, 0.9)])
+async def test_every_provider_is_kept_busy(
+    autojump_clock: MockClock, peers: Peers, count: int, share: float
+) -> None:
+    """Each gives 20 MB/s; what is lost is the start and the end."""
+    peers.net.latency_s = 0.002  # with its windows of 256 KiB the net is no bottleneck
+    cid = ""
+    providers = [PeerId(name) for name in "BCD"[:count]]
+    for provider in providers:
+        cid = await peers.make(provider, upload_bytes_per_s=20e6).put_bytes(BIG * count)
+    a = peers.make(A)
+    began = trio.current_time()
+    await a.fetch(cid, providers)
+    rate = len(BIG) * count / (trio.current_time() - began)
+    assert rate >= share * 20e6 * count
