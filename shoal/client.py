@@ -128,15 +128,15 @@ class Client:
         """
         with closing(_UnixConnection(self.path)) as link:
             try:
-                response = _request(link, method, path, body, timeout_s)
-                if response.status >= 400:
-                    raise api_error(response.status, response.read())
-                parser = Parser()
-                while data := response.read1(READ_BYTES):
-                    for event in parser.feed(data):
-                        if event.name == "error":
-                            raise api_error(500, event.data)
-                        yield event
+                with closing(_request(link, method, path, body, timeout_s)) as response:
+                    if response.status >= 400:
+                        raise api_error(response.status, response.read())
+                    parser = Parser()
+                    while data := response.read1(READ_BYTES):
+                        for event in parser.feed(data):
+                            if event.name == "error":
+                                raise api_error(500, event.data)
+                            yield event
             except TimeoutError as error:
                 raise TimedOut(f"the daemon was silent for {timeout_s:g} s") from error
             except (OSError, http.client.HTTPException) as error:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import click
 
@@ -142,18 +142,14 @@ def _spooled(client: Client) -> Generator[Path]:
 # --- progress ----------------------------------------------------------------------------------
 
 
-class _Display(Protocol):
-    def show(self, progress: BlobProgress) -> None: ...
-
-
 def _run(client: Client, path: str, body: object, as_json: bool) -> BlobProgress:
     """Follow one piece of work to its end; return its last word."""
     last: BlobProgress | None = None
     events = client.blob_events(path, body)
     try:
-        with _display(as_json) as display:
+        with _display(as_json) as show:
             for last in events:
-                display.show(last)
+                show(last)
     except KeyboardInterrupt:
         raise _Interrupted(
             "interrupted; what has arrived stays", hint="the same command goes on"
@@ -170,21 +166,14 @@ def _done(progress: BlobProgress) -> Blob:
 
 
 @contextmanager
-def _display(as_json: bool) -> Generator[_Display]:
+def _display(as_json: bool) -> Generator[Callable[[BlobProgress], None]]:
     if as_json:
-        yield _Calls(echo_json)
+        yield echo_json
     elif os.isatty(2):
         with _bar() as show:
-            yield _Calls(show)
+            yield show
     else:
-        yield _Lines()
-
-
-class _Calls:
-    """A display that is a function."""
-
-    def __init__(self, show: Callable[[BlobProgress], None]) -> None:
-        self.show = show
+        yield _Lines().show
 
 
 class _Lines:

@@ -45,6 +45,7 @@ FIRST_WAIT_S = 10.0  # for the word that says which blob a stream is about
 IDLE_S = 120.0  # without a question; the fetcher opens another stream when it has one
 SEND_WAIT_S = 60.0  # for a peer to take a chunk: 17 KB/s
 NEWS_INTERVAL_S = 0.5  # between two words about chunks that have come meanwhile
+BURST_S = 0.25  # of a rate that may be made up for: a pause of ours is not to cost it
 CHUNKS_OF_PEER = 8  # in memory for one peer, whatever it asks for
 
 
@@ -59,7 +60,7 @@ class Pace:
         """Wait until so much may be sent."""
         if not self._bytes_per_s:
             return
-        begin_s = max(trio.current_time(), self._free_s)
+        begin_s = max(trio.current_time() - BURST_S, self._free_s)
         self._free_s = begin_s + size_bytes / self._bytes_per_s
         await trio.sleep_until(begin_s)
 

@@ -6,9 +6,10 @@ from typing import TypeVar
 
 import trio
 
+from protocols.blobs.index import Index
 from protocols.blobs.service import BlobService
 from protocols.blobs.store import BlobStore
-from protocols.blobs.wire import GET, Ask, Chunk, Get, Have, Tell
+from protocols.blobs.wire import GET, Ask, Chunk, Get, Have, Object, Tell, Who, parse_cid
 from tests.sim.net import Net
 from wire.ids import PeerId
 from wire.ports import Call
@@ -57,7 +58,6 @@ class Peers:
         listed: bool = False,
         quota_bytes: int = 0,
         upload_bytes_per_s: float = 0.0,
-        off_loop: Callable[[Callable[[], T]], Awaitable[T]] | None = None,
     ) -> BlobService:
         return BlobService(
             self.net.rpc(peer),
@@ -92,3 +92,17 @@ async def hang(call: Call[Tell, Ask]) -> None:
     """Promise everything and bring nothing."""
     await claim_all(call)
     await trio.sleep_forever()
+
+
+def manifest_of(peers: Peers) -> Callable[[PeerId, Who], Awaitable[Object]]:
+    """Answer `blobs.object` with the manifest as B has it."""
+
+    async def answer(_: PeerId, who: Who) -> Object:
+        await trio.lowlevel.checkpoint()
+        index = Index(peers.folder / "B" / "index.db")
+        data = index.manifest(parse_cid(who.cid))
+        index.close()
+        assert data is not None
+        return Object(data)
+
+    return answer
