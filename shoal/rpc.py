@@ -114,25 +114,25 @@ class RpcCall:
     """A streaming call, from either side. One thread may send while another receives."""
 
     def __init__(self, link: Link, peer: str) -> None:
-        self._link = link
+        self.link = link
         self.peer = peer
         self._theirs_ended = self._ours_ended = False
 
     def send(self, value: object) -> None:
         """Send one value; waits while the other side is not reading."""
-        self._link.send(Item(encode_value(value)))
+        self.link.send(Item(encode_value(value)))
 
     def finish(self) -> None:
         """Say that no more values come from this side. Does nothing the second time."""
         if not self._ours_ended:
             self._ours_ended = True
-            self._link.send(End())
+            self.link.send(End())
 
     def receive(self) -> Any:
         """Return the next value. Raises EOFError at the end, ApiError if the call failed."""
         if self._theirs_ended:
             raise EOFError("the other side sends no more values")
-        frame = self._link.receive()
+        frame = self.link.receive()
         match frame:
             case Item(value):
                 return decode_value(value)
@@ -165,15 +165,15 @@ class RpcCall:
         traceback: TracebackType | None,
     ) -> None:
         """Hang up."""
-        self._link.close()
+        self.link.close()
 
 
 def call(path: Path, peer: str, method: str, value: object, *, timeout_s: float) -> Any:
     """Call a method with one value and return its answer; see `Client.rpc`."""
     encoded = encode_value(value)
     with RpcCall(Link(path), peer) as opened:
-        opened._link.settimeout(timeout_s + MARGIN_S)
-        opened._link.send(Ask(peer, method, encoded, timeout_s))
+        opened.link.settimeout(timeout_s + MARGIN_S)
+        opened.link.send(Ask(peer, method, encoded, timeout_s))
         try:
             return opened.receive()
         except EOFError:
@@ -198,7 +198,7 @@ def _send_values(opened: RpcCall, values: Iterable[object]) -> None:
             opened.send(value)
         opened.finish()
     except ClientError:
-        opened._link.close()  # the reader learns it
+        opened.link.close()  # the reader learns it
 
 
 class Serving:

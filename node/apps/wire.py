@@ -15,7 +15,7 @@ from wire.codec import Message
 from wire.errors import BadMessage, UsageError
 from wire.ports import Method
 
-VALUE_MAX = 4 * 1024 * 1024  # bytes of one value; a peer may have 64 on their way: 256 MiB
+VALUE_MAX = 4 * 1024 * 1024  # bytes of one value; what is bigger is a blob
 METHODS_MAX = 256  # names served at a time by all programs of a node
 DEADLINE_MAX_S = 24 * 3600.0  # as in protocols/rpc
 
@@ -71,8 +71,9 @@ class Listing(Message, frozen=True):
 
 
 _FRAME_MAX = VALUE_MAX + 256  # the value, the name and the arrays around them
-CALL = Method("app.call", Ask, Value, _FRAME_MAX)
-STREAM = Method("app.stream", Up, Value, _FRAME_MAX)
+AT_ONCE = 64  # calls of a peer, and as many streams; more wait at the caller, which is no error
+CALL = Method("app.call", Ask, Value, _FRAME_MAX, at_once=AT_ONCE)
+STREAM = Method("app.stream", Up, Value, _FRAME_MAX, at_once=AT_ONCE)
 LIST = Method("app.methods", List, Listing)
 
 

@@ -122,7 +122,8 @@ def ping(
     if not as_json:
         least, mean, most = min(rtts), sum(rtts) / len(rtts), max(rtts)
         click.echo(
-            f"{len(rtts)}/{sent} answered, min/avg/max {least:.2f}/{mean:.2f}/{most:.2f} ms",
+            f"{len(rtts)}/{sent} answered, {100 - 100 * len(rtts) / sent:.0f} % lost, "
+            f"min/avg/max {least:.2f}/{mean:.2f}/{most:.2f} ms",
             err=True,
         )
 

@@ -182,19 +182,15 @@ class Links:
         """Serve one link to its end."""
         link = Link(stream, ahead)
         try:
-            with trio.move_on_after(FIRST_FRAME_S) as scope:
-                first = await link.read()
-            if scope.cancelled_caught:
-                raise UsageError(f"no frame within {FIRST_FRAME_S:g} s")
-            match first:
+            match await _first_frame(link):
                 case frames.Serve(methods):
                     await self._serve(link, frozenset(methods))
-                case frames.Ask():
-                    await self._ask(link, first)
-                case frames.Open():
-                    await self._stream(link, first)
-                case _:
-                    raise UsageError(f"a link does not begin with {type(first).__name__}")
+                case frames.Ask() as ask:
+                    await self._ask(link, ask)
+                case frames.Open() as opening:
+                    await self._stream(link, opening)
+                case other:
+                    raise UsageError(f"a link does not begin with {type(other).__name__}")
         except HungUp:
             return
         except Exception as error:
@@ -242,6 +238,12 @@ class Links:
                     await link.write(frames.Item(await call.receive()))
             except trio.EndOfChannel:
                 await link.write(frames.End())
+
+
+async def _first_frame(link: Link) -> frames.Frame:
+    with trio.move_on_after(FIRST_FRAME_S):
+        return await link.read()
+    raise UsageError(f"no frame within {FIRST_FRAME_S:g} s")
 
 
 async def _take_values(link: Link, call: Outgoing) -> None:

@@ -16,7 +16,13 @@ from node.apps.service import OPEN_S, AppRpc
 from node.apps.wire import STREAM, VALUE_MAX, Open, Up, Value
 from tests.sim.net import Net
 from tests.sim.rpc_methods import A, B, C
-from wire.errors import DeadlineExceeded, PeerUnreachable, RemoteError, UsageError
+from wire.errors import (
+    DeadlineExceeded,
+    PeerUnreachable,
+    RemoteError,
+    ShoalError,
+    UsageError,
+)
 
 Answer = Callable[[Incoming], Coroutine[Any, Any, None]]
 
@@ -116,23 +122,47 @@ async def test_calls_wait_in_order_for_a_place(autojump_clock: MockClock) -> Non
 
 
 async def test_one_peer_cannot_take_the_whole_queue(autojump_clock: MockClock) -> None:
-    codes = list[str]()
+    refused = list[ShoalError]()
 
-    async def ask(apps: AppRpc) -> None:
+    async def ask() -> None:
         try:
-            await apps.call(B, "slow", pack(1), timeout_s=600)
-        except RemoteError as error:
-            codes.append(error.code)
+            await a.call(B, "slow", pack(1), timeout_s=600)
+        except ShoalError as error:
+            refused.append(error)
+
+    async def ask_in_a_stream() -> None:
+        try:
+            async with a.stream(B, "slow") as call:
+                await call.send(Raw(pack(1)))
+                await call.receive()
+        except ShoalError as error:
+            refused.append(error)
 
     async with pair(slow, "slow") as made:
         a, b, c = made.a, made.b, AppRpc(made.net.rpc(C))
         async with trio.open_nursery() as nursery:
-            for _ in range(WAITING_PER_PEER_MAX + 3):
-                nursery.start_soon(ask, a)
+            for _ in range(60):
+                nursery.start_soon(ask)
+                nursery.start_soon(ask_in_a_stream)
             await trio.sleep(0.5)
-            assert codes == ["busy"] * 2  # one is answered, the rest of the bound waits
-            assert b.counters.refused == 2
+            assert len(refused) == 2 * 60 - 1 - WAITING_PER_PEER_MAX
+            assert {error.code for error in refused} == {"busy"}
+            assert b.counters.refused == len(refused)
             assert unpack(await c.call(B, "slow", pack(1), timeout_s=600)) == 2
+
+
+async def test_a_caller_with_hundreds_of_calls_waits_without_an_error(
+    autojump_clock: MockClock,
+) -> None:
+    async def ask() -> None:
+        await a.call(B, "slow", pack(1), timeout_s=600)
+
+    async with pair(slow, "slow", places=8) as made:
+        a = made.a
+        async with trio.open_nursery() as nursery:
+            for _ in range(300):
+                nursery.start_soon(ask)
+        assert a.counters.errors_out == 0
 
 
 async def test_a_deadline_cancels_the_program_and_frees_its_place(

@@ -71,6 +71,9 @@ async def test_ping_by_name_and_a_silent_peer_fails(tmp_path: Path) -> None:
         done = await it.shoal("ping", "bob", "-c", "2", "--interval", "10ms", "--json")
         pongs = [msgspec.json.decode(line, type=shapes.Pong) for line in done.stdout.splitlines()]
         assert [(pong.sequence, pong.rtt_ms) for pong in pongs] == [(1, 1.23), (2, 1.23)]
+        told = await it.shoal("ping", "bob", "-c", "2", "--interval", "10ms")
+        assert told.stdout.endswith(b"seq 2  1.23 ms  direct\n")
+        assert told.stderr == b"2/2 answered, 0 % lost, min/avg/max 1.23/1.23/1.23 ms\n"
         it.host.views.append(view(EVE, None))  # connected, its name not heard yet
         silent = await it.shoal("ping", EVE[-8:], "-c", "1")
         assert silent.returncode == 1

@@ -18,7 +18,8 @@ import { yamux } from '@libp2p/yamux'
 import { multiaddr } from '@multiformats/multiaddr'
 
 const options = JSON.parse(process.argv[2] ?? '{}')
-const counts = { idontwantSent: 0, idontwantHeard: 0, messagesHeard: 0, protocol: {} }
+const counts = { idontwantSent: 0, idontwantHeard: 0, messagesHeard: 0 }
+const state = { tampers: false }
 
 function say (line) {
   process.stdout.write(JSON.stringify(line) + '\n')
@@ -43,11 +44,23 @@ function watch (service) {
     counts.messagesHeard += rpc.messages?.length ?? 0
     return hear(from, rpc)
   }
-  const send = service.sendRpc.bind(service)
-  service.sendRpc = (to, rpc) => {
-    for (const each of rpc.control?.idontwant ?? []) counts.idontwantSent += each.messageIDs.length
-    return send(to, rpc)
+  for (const name of ['sendRpc', 'sendRpcInBatch']) {
+    const send = service[name].bind(service)
+    service[name] = (to, rpc, ...rest) => {
+      for (const each of rpc.control?.idontwant ?? []) counts.idontwantSent += each.messageIDs.length
+      return send(to, state.tampers ? tamper(rpc) : rpc, ...rest)
+    }
   }
+}
+
+// Changes the data of messages after they were signed.
+function tamper (rpc) {
+  const messages = (rpc.messages ?? []).map((each) => {
+    const data = Uint8Array.from(each.data)
+    data[0] ^= 1
+    return { ...each, data }
+  })
+  return { ...rpc, messages }
 }
 
 const node = await createLibp2p({
@@ -126,25 +139,16 @@ async function echo ({ peer, size, protocol = '/echo' }) {
   return length === size && back.digest('hex') === sha(data)
 }
 
-// Writes bytes on a stream of its own, whatever they are.
-async function write ({ peer, protocol, data }) {
-  const stream = await node.dialProtocol(peerIdFromString(peer), protocol)
-  stream.send(Buffer.from(data, 'base64'))
-  return stream.protocol
-}
-
 const commands = {
   dial: async ({ address }) => (await node.dial(multiaddr(address))).remotePeer.toString(),
   hang_up: ({ peer }) => node.hangUp(peerIdFromString(peer)),
   ping: ({ peer }) => node.services.ping.ping(peerIdFromString(peer)),
   connections: () => node.getConnections().map((each) => each.remotePeer.toString()),
   echo,
-  write,
   subscribe: ({ topic }) => pubsub.subscribe(topic),
   unsubscribe: ({ topic }) => pubsub.unsubscribe(topic),
   subscribers: ({ topic }) => pubsub.getSubscribers(topic).map(String),
   mesh: ({ topic }) => pubsub.getMeshPeers(topic),
-  score: ({ peer }) => pubsub.score.score(peer),
   versions: () => Object.fromEntries(
     [...pubsub.streamsOutbound ?? []].map(([peer, stream]) => [peer, stream.protocol])
   ),
@@ -153,6 +157,7 @@ const commands = {
     return sent.recipients.map(String)
   },
   counts: () => counts,
+  tamper: ({ on }) => { state.tampers = on },
   stop: async () => {
     await node.stop()
     process.exit(0)
