@@ -60,4 +60,4 @@ docs: env ## write the reference pages from the program
 	@$(BIN)/python docs/make_reference.py
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) benchmarks/.rivals .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .rivals .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

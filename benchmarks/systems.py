@@ -7,6 +7,7 @@ in `why_missing`.
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from benchmarks.orders import Child, Failed
 from benchmarks.report import progress
 
 LATTICA = "lattica==1.0.21"
-LATTICA_HOME = Path(__file__).with_name(".rivals") / "lattica"
+LATTICA_HOME = Path(__file__).parents[1] / ".rivals" / "lattica"
 INSTALL_S = 300.0
 LOOPBACK = "127.0.0.1"
 
@@ -77,10 +78,11 @@ def lattica_pair(
     python = lattica_python()
     module = [python, "-m", "benchmarks.rivals.lattica_node"]
     with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-lattica-"))
         try:
-            argv = [*inside(server_in), *module, str(_free_port()), ip]
+            argv = [*inside(server_in), *module, f"{folder}/server", ip, str(_free_port())]
             server = stack.enter_context(Child("lattica", argv))
-            argv = [*inside(client_in), *module, str(_free_port()), client_ip]
+            argv = [*inside(client_in), *module, f"{folder}/client", client_ip, str(_free_port())]
             client = stack.enter_context(Child("lattica", [*argv, server.hello["address"]]))
             client.ask("connect", peer=server.hello["peer"])
         except Failed as error:
