@@ -11,7 +11,13 @@ import tempfile
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from benchmarks.orders import Child, Failed
 from benchmarks.report import progress
@@ -119,13 +125,16 @@ def _free_port() -> int:
 
 
 def _certificate(folder: Path) -> str:
-    """Make a key and a certificate of it in one PEM file, with the command that every distribution
-    has; the rival's TLS needs one.
-    """
+    """Make a key and its certificate, which the standard library's TLS wants, in one file."""
     path = folder / "bench.pem"
-    if not path.exists():
-        argv = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-        argv += ["-nodes", "-subj", "/CN=bench", "-keyout", "-", "-out", str(folder / "cert")]
-        key = subprocess.run(argv, check=True, capture_output=True, timeout=30.0).stdout
-        path.write_bytes(key + (folder / "cert").read_bytes())
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path.write_bytes(private + certificate.public_bytes(Encoding.PEM))
     return str(path)
