@@ -69,5 +69,5 @@ docs: env ## write the reference pages from the program
 	@$(BIN)/python docs/make_reference.py
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) $(JS)/node_modules benchmarks/.rivals
+	rm -rf $(VENV) $(JS)/node_modules .rivals
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

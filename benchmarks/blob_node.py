@@ -14,13 +14,14 @@ from pathlib import Path
 import trio
 
 from benchmarks.orders import Answer, say
-from benchmarks.shoal_node import LISTEN, obey
+from benchmarks.trio_orders import obey
 from node.host.service import LibP2pHost
 from protocols.blobs.files import BlobFile
 from protocols.blobs.service import BlobService
 from protocols.blobs.store import BlobStore
 from protocols.rpc.service import RpcService
 
+LISTEN = "/ip4/127.0.0.1/tcp/0"
 MB = 1e6
 FETCH_S = 600.0
 

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import shoal
@@ -20,7 +21,7 @@ from benchmarks.orders import Answer, Child, answer_orders, say
 
 LISTEN = "/ip4/127.0.0.1/tcp/0"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h: no daemon outlives its forge
-READY_S = 60.0
+READY_S = 120.0  # for thirty daemons on a machine that has other work
 PEERS_MIN = 6  # a member of a larger swarm is not connected to all
 
 
@@ -54,12 +55,7 @@ class Forged:
 
 
 @contextmanager
-def daemons(
-    count: int,
-    *args: str,
-    environment: dict[str, str] | None = None,
-    first_peers: int = PEERS_MIN,
-) -> Generator[list[Forged]]:
+def daemons(count: int, *args: str, first_peers: int = PEERS_MIN) -> Generator[list[Forged]]:
     """Start a swarm of `count` daemons and wait until they are connected.
 
     The first makes the swarm, is a fresh process like any user's, and has at least `first_peers`;
@@ -67,14 +63,12 @@ def daemons(
     """
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         homes = [Path(folder) / f"d{number}" for number in range(count)]
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("SHOAL_")}
-        more = {**clean, **(environment or {})}
-        with Child("forge", [sys.executable, "-m", "benchmarks.forge"], environment=more) as forge:
-            first = forge.ask("up", homes=[str(homes[0])], args=args, fresh=True)["pids"]
-            join = ["--join", shoal.connect(homes[0]).ticket()]
-            rest = [str(home) for home in homes[1:]]
-            pids = forge.ask("up", homes=rest, args=[*args, *join], fresh=False)["pids"]
-            made = [Forged(home, pid) for home, pid in zip(homes, first + pids, strict=True)]
+        with Child("forge", [sys.executable, "-m", "benchmarks.forge"]) as forge:
+            up = partial(forge.ask, "up", timeout_s=READY_S)
+            first = up(homes=[str(homes[0])], args=args, fresh=True)["pids"]
+            joining = [*args, "--join", shoal.connect(homes[0]).ticket()]
+            rest = up(homes=[str(home) for home in homes[1:]], args=joining, fresh=False)["pids"]
+            made = [Forged(home, pid) for home, pid in zip(homes, first + rest, strict=True)]
             made[0].client.wait(peers=min(count - 1, first_peers), timeout_s=READY_S)
             for daemon in made[1:]:
                 daemon.client.wait(peers=min(count - 1, PEERS_MIN), timeout_s=READY_S)
@@ -107,6 +101,8 @@ def _up(homes: list[str], args: list[str], fresh: bool) -> Answer:
 def _become_daemon(home: str, args: list[str], output: int, fresh: bool) -> None:
     """Run `shoal up` in this process. Never returns."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    for key in [key for key in os.environ if key.startswith("SHOAL_")]:
+        del os.environ[key]  # options of the developer's own node
     os.environ["SHOAL_HOME"] = home
     said = os.open(f"{home}.said", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
     nothing = os.open(os.devnull, os.O_RDONLY)

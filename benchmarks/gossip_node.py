@@ -11,7 +11,7 @@ import trio
 
 import shoal
 from benchmarks.orders import Answer, say
-from benchmarks.shoal_node import obey
+from benchmarks.trio_orders import obey
 from shoal.async_client import AsyncClient
 
 POLL_S = 0.05

@@ -15,7 +15,7 @@ import trio
 
 from benchmarks.fuzz import TARGETS, Target, mutate
 from benchmarks.orders import Answer, say
-from benchmarks.shoal_node import PAUSE_S, obey
+from benchmarks.trio_orders import obey
 from dht import wire as dht_wire
 from dht.records import sign_peer
 from node.host import yamux_frames
@@ -31,6 +31,7 @@ from wire.ids import PeerId, Signer
 from wire.ports import Stream
 
 CALL_S = 20.0
+PAUSE_S = 0.001  # between two honest calls
 LORIS = 100  # connections that say a byte at a time
 LORIS_PAUSE_S = 0.2  # between two bytes: never silent for long
 BATCH = 500  # frames written before the attacker reads again

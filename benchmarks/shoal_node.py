@@ -3,17 +3,16 @@
 `python -m benchmarks.shoal_node [MULTIADDR]`; its first line has its address and its peer ID.
 """
 
-import json
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from functools import partial
 
 import trio
 
 from benchmarks.methods import ECHO, FETCH, RECEIVE, SWALLOW, SWALLOW_STREAM, Blob, Size
 from benchmarks.orders import Answer, say
+from benchmarks.trio_orders import obey
 from node.host.service import LibP2pHost
 from protocols.bulk.service import BulkService
 from protocols.rpc.service import RpcService
@@ -167,17 +166,6 @@ class Node:
 
 def _rates(took_s: float, size: int, calls: int) -> Answer:
     return {"per_s": calls / took_s, "mb_s": calls * size / MB / took_s}
-
-
-async def obey(orders: object) -> None:
-    """Answer orders, each by the method of `orders` with its name, until the input ends."""
-    while line := await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True):
-        order = json.loads(line)
-        act: Callable[..., Awaitable[Answer]] = getattr(orders, order.pop("order"))
-        try:
-            say(await act(**order))
-        except Exception as error:
-            say({"error": f"{type(error).__name__}: {error}"})
 
 
 async def main(listen: str) -> None:

@@ -7,16 +7,23 @@ in `why_missing`.
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from benchmarks.orders import Child, Failed
 from benchmarks.report import progress
 
 LATTICA = "lattica==1.0.21"
-LATTICA_HOME = Path(__file__).with_name(".rivals") / "lattica"
+LATTICA_HOME = Path(__file__).parents[1] / ".rivals" / "lattica"
 INSTALL_S = 300.0
 LOOPBACK = "127.0.0.1"
 
@@ -77,10 +84,11 @@ def lattica_pair(
     python = lattica_python()
     module = [python, "-m", "benchmarks.rivals.lattica_node"]
     with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-lattica-"))
         try:
-            argv = [*inside(server_in), *module, str(_free_port()), ip]
+            argv = [*inside(server_in), *module, f"{folder}/server", ip, str(_free_port())]
             server = stack.enter_context(Child("lattica", argv))
-            argv = [*inside(client_in), *module, str(_free_port()), client_ip]
+            argv = [*inside(client_in), *module, f"{folder}/client", client_ip, str(_free_port())]
             client = stack.enter_context(Child("lattica", [*argv, server.hello["address"]]))
             client.ask("connect", peer=server.hello["peer"])
         except Failed as error:
@@ -117,13 +125,16 @@ def _free_port() -> int:
 
 
 def _certificate(folder: Path) -> str:
-    """Make a key and a certificate of it in one PEM file, with the command that every distribution
-    has; the rival's TLS needs one.
-    """
+    """Make a key and its certificate, which the standard library's TLS wants, in one file."""
     path = folder / "bench.pem"
-    if not path.exists():
-        argv = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-        argv += ["-nodes", "-subj", "/CN=bench", "-keyout", "-", "-out", str(folder / "cert")]
-        key = subprocess.run(argv, check=True, capture_output=True, timeout=30.0).stdout
-        path.write_bytes(key + (folder / "cert").read_bytes())
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path.write_bytes(private + certificate.public_bytes(Encoding.PEM))
     return str(path)

@@ -74,7 +74,7 @@ def main() -> None:
             part()
         except Exception as error:  # a boundary: the other figures are not its fault
             failed += 1
-            report(f"talk.{name}", [], "", why=f"{type(error).__name__}: {error}")
+            report(f"talk.{name.replace(' ', '_')}", [], "", why=f"{type(error).__name__}: {error}")
     sys.exit(1 if failed else 0)
 
 

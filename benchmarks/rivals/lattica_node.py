@@ -1,13 +1,12 @@
 """Lattica as a child that answers orders. Run by the Python of its own environment.
 
-`python -m benchmarks.rivals.lattica_node PORT [BOOTSTRAP]`; its first line has address and peer.
-TCP only, as ours. One node serves and calls; a streaming call is only made one at a time, for at
-four in flight over TCP it hangs (facts: lattica, section 3).
+`python -m benchmarks.rivals.lattica_node FOLDER IP PORT [BOOTSTRAP]`; its first line has its
+address and peer ID. TCP only, as ours. One node serves and calls; a streaming call is only made one
+at a time, for at four in flight over TCP it hangs (facts: lattica, section 3).
 """
 
 import os
 import sys
-import tempfile
 import time
 from collections import deque
 from typing import Any
@@ -47,8 +46,8 @@ class Bench(ConnectionHandler):
 class Node:
     """The orders, a method each."""
 
-    def __init__(self, port: int, ip: str, bootstrap: str) -> None:
-        folder = tempfile.mkdtemp(prefix="bench-lattica-")
+    def __init__(self, folder: str, ip: str, port: int, bootstrap: str) -> None:
+        os.makedirs(folder, exist_ok=True)
         builder = Lattica.builder().with_mdns(False).with_upnp(False)
         builder = builder.with_listen_addrs([f"/ip4/{ip}/tcp/{port}"]).with_storage_path(folder)
         builder = builder.with_key_path(os.path.join(folder, "key"))
@@ -106,9 +105,9 @@ def _rates(took_s: float, size: int, calls: int) -> Answer:
     return {"per_s": calls / took_s, "mb_s": calls * size / MB / took_s}
 
 
-def main(port: int, ip: str, bootstrap: str) -> None:
+def main(folder: str, ip: str, port: int, bootstrap: str) -> None:
     """Serve and obey until the input ends."""
-    node = Node(port, ip, bootstrap)
+    node = Node(folder, ip, port, bootstrap)
     peer = node.lattica.peer_id()
     say({"address": f"/ip4/{ip}/tcp/{port}/p2p/{peer}", "peer": peer})
     answer_orders(
@@ -118,4 +117,4 @@ def main(port: int, ip: str, bootstrap: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else "")
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] if len(sys.argv) > 4 else "")

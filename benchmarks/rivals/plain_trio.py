@@ -8,7 +8,7 @@ import time
 import trio
 
 from benchmarks.orders import Answer, say
-from benchmarks.shoal_node import obey
+from benchmarks.trio_orders import obey
 
 
 class Node:
