@@ -287,7 +287,8 @@ class ChannelService:
     def _deliver(self, channel: Channel, message: Message, author: PeerId, source: PeerId) -> None:
         if message.id in channel.history:
             return  # it came with the past already
-        self._totals.delivered += 1
+        for counters in (channel.counters, self._totals):
+            counters.delivered += 1
         kept = self._kept(message, author)
         channel.deliver(kept, self._arrival(kept, self._clock.wall_ms(), [source]))
 

@@ -1,5 +1,6 @@
 """What a hostile member does on channels reaches nobody, costs little, and is held against it."""
 
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -16,7 +17,7 @@ from tests.sim.channel_swarm import TOPIC, Node, Swarm
 from tests.sim.net import Net
 from tests.sim.replicas import SimClock, signer
 from wire import frames
-from wire.errors import PeerUnreachable, RemoteError, ShoalError
+from wire.errors import BadMessage, PeerUnreachable, RemoteError, ShoalError
 from wire.ids import PeerId, Signer
 from wire.ports import Call, Stream
 
@@ -295,3 +296,41 @@ async def test_the_past_is_given_of_what_is_listened_to_only(
 
 def _one(message: Message) -> bytes:
     return wire.encode(Rpc(messages=(message,)))
+
+
+async def test_twenty_thousand_mangled_frames_break_nothing(
+    autojump_clock: MockClock, swarm: Swarm
+) -> None:
+    a, b = await swarm.add(2)
+    dice = random.Random(7)
+    whole = wire.encode(
+        Rpc(
+            subscriptions=(Subscription(TOPIC, True),),
+            messages=(sealed(EVIL, b"x" * 20), forged(a.peer, b"y")),
+            ihave=(wire.IHave(TOPIC, (bytes(46),)),),
+            iwant=(bytes(46),),
+            graft=(TOPIC,),
+            prune=(wire.Prune(TOPIC, 60),),
+            idontwant=(bytes(46),),
+        )
+    )
+    a.channels.link_up(EVIL.peer, PROTOCOLS[0])
+    refused = 0
+    for number in range(20_000):
+        frame = bytearray(whole)
+        for _ in range(dice.randrange(1, 5)):
+            frame[dice.randrange(len(frame))] = dice.randrange(256)
+        if number % 3 == 0:
+            del frame[dice.randrange(len(frame)) :]
+        try:
+            a.channels.hear(EVIL.peer, [bytes(frame)])
+        except BadMessage:
+            refused += 1
+        if number % 1000 == 0:
+            a.channels.link_down(EVIL.peer)
+            a.channels.link_up(EVIL.peer, PROTOCOLS[0])
+            await trio.sleep(1)
+    assert refused > 1000
+    await b.channels.publish(TOPIC, b"still here")
+    await trio.sleep(1)
+    assert b"still here" in a.words
