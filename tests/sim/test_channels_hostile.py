@@ -65,13 +65,17 @@ class Enemy:
     def __init__(self, swarm: Swarm) -> None:
         self.host = swarm.net.host(EVIL.peer)
         self.streams: dict[PeerId, Stream] = {}
+        self.told = list[Subscription]()  # what others said they listen to
         for protocol in PROTOCOLS:
             self.host.serve(protocol, self._listen)
 
     async def _listen(self, stream: Stream) -> None:
+        parser = frames.FrameParser(FRAME_MAX)
         try:
-            while await stream.read(65536):
-                pass
+            while data := await stream.read(65536):
+                parser.feed(data)
+                while (frame := parser.next_frame()) is not None:
+                    self.told += wire.decode(frame).subscriptions
         except PeerUnreachable:
             return
 
@@ -118,6 +122,56 @@ async def test_a_forged_author_is_heard_by_nobody_and_the_true_message_is(
     await trio.sleep(2)
     assert [node.words for node in (a, b, c)] == [[], [b"truth"], [b"truth"]]
     assert b.channels.stats.invalid == 2
+
+
+async def test_a_true_message_beside_a_forged_one_with_its_number_is_heard(
+    autojump_clock: MockClock, swarm: Swarm
+) -> None:
+    a, b = await swarm.add(2)
+    swarm.net.cut(a.peer, b.peer)
+    enemy = Enemy(swarm)
+    await trio.sleep(2)
+    true = sealed(a.signer, b"truth")
+    lie = wire.message(
+        author=true.author, seqno=true.seqno, topic=TOPIC, data=b"lie", signature=true.signature
+    )
+    others = [sealed(EVIL, b"%d" % number) for number in range(10)]
+    await enemy.say(b, lie, true, *others)
+    await trio.sleep(2)
+    assert b.words[:10] == [message.data for message in others]
+    assert b.words[10:] == [b"truth"]
+
+
+async def test_who_begins_again_is_told_again_what_we_listen_to(
+    autojump_clock: MockClock, swarm: Swarm
+) -> None:
+    (a,) = await swarm.add(1)
+    enemy = Enemy(swarm)
+    await trio.sleep(2)
+    for told in (1, 2, 3):
+        await enemy.say(a)
+        await trio.sleep(1)
+        assert [each.topic for each in enemy.told] == [TOPIC] * told
+        enemy.streams.pop(a.peer).drop()
+        await trio.sleep(1)
+    await enemy.say(a)
+    await trio.sleep(1)
+    assert (await a.channels.publish(TOPIC, b"x")).peers == 1
+
+
+async def test_what_came_with_the_past_is_no_news(autojump_clock: MockClock, swarm: Swarm) -> None:
+    (a,) = await swarm.add(1)
+    enemy = Enemy(swarm)
+    await trio.sleep(2)
+    said = sealed(EVIL, b"once")
+    await enemy.say(a, said)
+    await trio.sleep(1)
+    (late,) = await swarm.add(1, listening=False)
+    await swarm.listen(late, last=10)
+    await trio.sleep(2)
+    await enemy.say(late, said)
+    await trio.sleep(1)
+    assert late.words == [b"once"]
 
 
 async def test_a_flood_of_invalid_messages_ends_with_its_sender_shut_out(

@@ -299,9 +299,9 @@ async def test_a_burst_of_large_messages_is_paced_and_arrives_whole(
     autojump_clock: MockClock, swarm: Swarm
 ) -> None:
     nodes = await swarm.add(4)
-    for number in range(100):
+    for number in range(400):  # 24 MB: more than the streams take at once
         await nodes[0].channels.publish(TOPIC, b"%d " % number + bytes(60_000))
     await trio.sleep(3)
     for node in nodes:
-        assert sorted(int(word.split()[0]) for word in node.words) == list(range(100))
+        assert sorted(int(word.split()[0]) for word in node.words) == list(range(400))
     assert nodes[0].channels.stats.unsent == 0
