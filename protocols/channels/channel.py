@@ -19,7 +19,7 @@ class Counters:
     """What came to what, of one topic or of all."""
 
     published: int = 0  # by us
-    delivered: int = 0  # new, valid, and given to who reads here
+    delivered: int = 0  # of others: new, valid, and given to who reads here
     forwarded: int = 0  # copies sent to peers, ours and others'
     invalid: int = 0  # broke a rule: its last sender is to blame
     ignored: int = 0  # stale, no news, over a limit, or of nobody's writer
@@ -133,7 +133,6 @@ class Channel:
         """Give a new, valid message to every reader that accepts its author; remember it."""
         self.history.add(kept)
         self.meter.count(arrival.size_bytes, kept.at)
-        self.counters.delivered += 1
         for reader in self.subscriptions:
             if reader.policy.accepts(kept.author):
                 reader.put(arrival)

@@ -14,7 +14,7 @@ import trio
 from protocols.channels.policy import Bucket
 from protocols.channels.send_queue import SendQueue
 from protocols.channels.wire import FRAME_MAX, PROTOCOLS
-from wire.errors import BadMessage, DeadlineExceeded, PeerUnreachable, ShoalError
+from wire.errors import BadMessage, PeerUnreachable, ShoalError
 from wire.frames import FrameParser
 from wire.ids import PeerId
 from wire.ports import PUSH_MAX, Host, Stream
@@ -24,7 +24,6 @@ PACE_S = 1.0  # that a publisher is made to wait for its own peers
 STUCK_S = 30.0  # without room on our stream: a peer that reads so little is no help
 GAP_S = 0.01  # between two flushes: what a burst brings meanwhile shares frames
 FRAME_TIMEOUT_S = 30.0  # from the first byte of a frame to its last
-UP_TIMEOUT_S = 20.0  # for our stream to a peer, once it has opened its own
 RETRY_MIN_S, RETRY_MAX_S = 0.25, 60.0  # between tries to open a stream; doubles
 STABLE_S = 60.0  # a link that lived so long begins with the shortest wait again
 BAN_S = 300.0  # for which a dropped peer gets no stream, as its score is kept meanwhile
@@ -177,7 +176,6 @@ class Links:
         self._visits: dict[PeerId, Visit] = {}
         self._keepers: dict[PeerId, trio.CancelScope] = {}
         self._bans: dict[PeerId, float] = {}  # until when
-        self._changed = trio.lowlevel.ParkingLot()
         self._flushed = trio.lowlevel.ParkingLot()  # who publishes a lot waits here
         self._dropped = self._sent = 0  # by links that are over
         self._dirty: dict[Link, None] = {}  # links with something to send
@@ -294,7 +292,6 @@ class Links:
             with link.scope:
                 stream.attach(link)
                 self._hooks.link_up(peer, link.version)
-                self._changed.unpark_all()
                 if visit := self._visits.get(peer):
                     visit.release()
                 await trio.sleep_forever()
@@ -318,7 +315,6 @@ class Links:
         self._visits[peer] = visit
         try:
             with visit.scope:
-                await self._wait_up(peer)
                 stream.attach(visit)
                 await trio.sleep_forever()
         finally:
@@ -341,11 +337,3 @@ class Links:
                 if visit.is_slow(trio.current_time()):
                     self._hooks.heard_nonsense(peer)
                     visit.scope.cancel()
-
-    async def _wait_up(self, peer: PeerId) -> None:
-        """Wait for our own stream to a peer: before it is there the machine does not know it."""
-        with trio.move_on_after(UP_TIMEOUT_S):
-            while peer not in self._links:
-                await self._changed.park()
-            return
-        raise DeadlineExceeded(f"no stream to {peer}")

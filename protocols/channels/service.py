@@ -107,21 +107,18 @@ class ChannelService:
         policy: whom to hear, and how much of each. keep: what to keep for who comes later. A
         reader that has `queue_max` messages waiting loses the oldest: see `dropped`.
         """
-        asks_past = last > 0
-        reader = Subscription(
-            topic, policy or Policy(), queue_max=queue_max, is_ready=not asks_past
-        )
-        channel = self._join(topic)
-        channel.attach(reader, keep or Keep())
+        age_s, last = min(age_s, AGE_MAX_S), min(last, COUNT_MAX)
+        reader = Subscription(topic, policy or Policy(), queue_max=queue_max, is_ready=last == 0)
+        channel, scope = self._join(topic), trio.CancelScope()
+        channel.attach(reader, (keep or Keep()).most(Keep(last, 0, age_s if last else 0.0)))
         try:
-            async with trio.open_nursery() as nursery:
-                if asks_past:
-                    age_ms = round(min(age_s, AGE_MAX_S) * 1000)
-                    ask = Ask(topic, age_ms, min(last, COUNT_MAX))
-                    nursery.start_soon(self._catch_up, channel, reader, ask)
-                yield reader
-                nursery.cancel_scope.cancel()
+            if last:
+                assert self._nursery is not None, "channels are not running"
+                ask = Ask(topic, round(age_s * 1000), last)
+                self._nursery.start_soon(self._catch_up, channel, reader, ask, scope)
+            yield reader
         finally:
+            scope.cancel()
             channel.detach(reader)
             self._leave(channel)
 
@@ -287,7 +284,8 @@ class ChannelService:
     def _deliver(self, channel: Channel, message: Message, author: PeerId, source: PeerId) -> None:
         if message.id in channel.history:
             return  # it came with the past already
-        self._totals.delivered += 1
+        for counters in (channel.counters, self._totals):
+            counters.delivered += 1
         kept = self._kept(message, author)
         channel.deliver(kept, self._arrival(kept, self._clock.wall_ms(), [source]))
 
@@ -347,24 +345,26 @@ class ChannelService:
         channel = self._channels.get(topic)
         return None if channel is None or channel.handler is not None else channel.history
 
-    async def _catch_up(self, channel: Channel, reader: Subscription, ask: Ask) -> None:
+    async def _catch_up(
+        self, channel: Channel, reader: Subscription, ask: Ask, scope: trio.CancelScope
+    ) -> None:
         """Give a reader the past, as far as we or two peers of the mesh have it; then let it go."""
         machine, topic = self._machine, channel.topic
         peers = sorted(machine.mesh(topic), key=machine.score, reverse=True)
-        try:
-            await self._past.complete(channel.history, peers, ask)
-        except ShoalError as error:
-            for counters in (channel.counters, self._totals):
-                counters.failed += 1
-            log.debug("channels.no_past topic=%s %s", topic, error)
-        now, now_ms = trio.current_time(), self._clock.wall_ms()
-        past = channel.history.since(now, ask.age_ms / 1000, COUNT_MAX)
-        reader.begin_with(
-            [
+        with scope:
+            try:
+                await self._past.complete(channel.history, peers, ask)
+            except ShoalError as error:
+                for counters in (channel.counters, self._totals):
+                    counters.failed += 1
+                log.debug("channels.no_past topic=%s %s", topic, error)
+            now, now_ms = trio.current_time(), self._clock.wall_ms()
+            past = channel.history.since(now, ask.age_ms / 1000, COUNT_MAX)
+            chosen = [
                 self._arrival(kept, now_ms - round((now - kept.at) * 1000), peers)
                 for kept in reader.choose(past, ask.last)
             ]
-        )
+            reader.begin_with(chosen)
 
     def _view(self, channel: Channel) -> ChannelView:
         rate_s, bytes_s = channel.meter.rates(trio.current_time())

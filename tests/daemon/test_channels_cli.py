@@ -98,6 +98,20 @@ def test_who_comes_late_gets_the_past_and_then_what_is_new(three: list[Daemon]) 
     assert said == "ann: 2\nann: 3\nann: 4\nann: now\n"
 
 
+def test_a_reader_may_choose_how_old_and_whose(three: list[Daemon]) -> None:
+    ann, bob, eve = three
+    with listening(bob, "talk"):
+        for daemon in (ann, eve, ann):
+            daemon.client.publish("talk", b"x")
+        chosen = ("talk", "--since", "10m", "--from", "eve", "--count", "1")
+        with listening(ann, *chosen, "--json") as reader:
+            said, _ = reader.communicate(timeout=PATIENCE_S)
+        assert json.loads(said)["name"] == "eve"
+        nobody = run(ann.home, "sub", "talk", "--from", "nobody")
+        assert (nobody.returncode, nobody.stdout) == (1, "")
+        assert "'nobody'" in nobody.stderr
+
+
 def test_what_is_too_big_for_a_message_arrives_as_a_blob(three: list[Daemon]) -> None:
     ann, bob, _ = three
     data = bytes(range(256)) * 4096

@@ -1,104 +1,28 @@
 """What a hostile member does on channels reaches nobody, costs little, and is held against it."""
 
-from collections.abc import Iterator
+import random
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from protocols.channels import signing, wire
+from protocols.channels import wire
 from protocols.channels.history import HISTORY, Ask, Past
-from protocols.channels.links import FRAME_TIMEOUT_S, SWEEP_S
+from protocols.channels.links import FRAME_TIMEOUT_S, RETRY_MAX_S, SWEEP_S
 from protocols.channels.policy import Limits, Policy
 from protocols.channels.replay import WINDOW_S
 from protocols.channels.wire import FRAME_MAX, PROTOCOLS, Message, Rpc, Subscription
-from tests.sim.channel_swarm import TOPIC, Node, Swarm
+from tests.sim.channel_enemy import EVIL, Enemy, forged, sealed
+from tests.sim.channel_swarm import TOPIC, Swarm
 from tests.sim.net import Net
-from tests.sim.replicas import SimClock, signer
 from wire import frames
-from wire.errors import PeerUnreachable, RemoteError, ShoalError
-from wire.ids import PeerId, Signer
-from wire.ports import Call, Stream
-
-EVIL = signer(666)
+from wire.errors import BadMessage, RemoteError
+from wire.ports import Call
 
 
 @pytest.fixture
 def swarm(nursery: trio.Nursery) -> Swarm:
     return Swarm(nursery, Net(nursery, latency_s=0.02))
-
-
-def numbers() -> Iterator[int]:
-    """Numbers as honest nodes draw them."""
-    while True:
-        yield SimClock().wall_ms() * 1_000_000 + len(_drawn)
-        _drawn.append(0)
-
-
-_drawn = list[int]()
-_numbers = numbers()
-
-
-def sealed(
-    author: Signer, data: bytes, *, number: int | None = None, topic: str = TOPIC
-) -> Message:
-    number = next(_numbers) if number is None else number
-    return signing.seal(author, wire.author_of(author.peer), topic, data, number)
-
-
-def forged(author: PeerId, data: bytes) -> Message:
-    """A message in another's name, with a signature of our own."""
-    good = sealed(EVIL, data)
-    return wire.message(
-        author=wire.author_of(author),
-        seqno=good.seqno,
-        topic=TOPIC,
-        data=data,
-        signature=good.signature,
-    )
-
-
-class Enemy:
-    """A peer that speaks the protocol by hand."""
-
-    def __init__(self, swarm: Swarm) -> None:
-        self.host = swarm.net.host(EVIL.peer)
-        self.streams: dict[PeerId, Stream] = {}
-        for protocol in PROTOCOLS:
-            self.host.serve(protocol, self._listen)
-
-    async def _listen(self, stream: Stream) -> None:
-        try:
-            while await stream.read(65536):
-                pass
-        except PeerUnreachable:
-            return
-
-    async def say(self, node: Node, *messages: Message) -> None:
-        await self.write(node, frames.pack(wire.encode(Rpc(messages=messages))))
-
-    async def write(self, node: Node, data: bytes) -> None:
-        """Write to a node, opening a stream if the last one was reset."""
-        stream = self.streams.get(node.peer)
-        if stream is None:
-            stream = await self.host.open(node.peer, PROTOCOLS[0], timeout_s=5)
-            self.streams[node.peer] = stream
-            hello = Rpc(subscriptions=(Subscription(TOPIC, True),))
-            await stream.write(frames.pack(wire.encode(hello)))
-        try:
-            await stream.write(data)
-        except PeerUnreachable:
-            del self.streams[node.peer]
-
-    async def is_shut_out(self, node: Node) -> bool:
-        """Whether a node resets what we open."""
-        try:
-            stream = await self.host.open(node.peer, PROTOCOLS[0], timeout_s=5)
-            await trio.sleep(1)
-            await stream.write(b"\x00")
-        except ShoalError:
-            return True
-        return False
 
 
 async def test_a_forged_author_is_heard_by_nobody_and_the_true_message_is(
@@ -117,6 +41,70 @@ async def test_a_forged_author_is_heard_by_nobody_and_the_true_message_is(
     await trio.sleep(2)
     assert [node.words for node in (a, b, c)] == [[], [b"truth"], [b"truth"]]
     assert b.channels.stats.invalid == 2
+
+
+async def test_a_true_message_beside_a_forged_one_with_its_number_is_heard(
+    autojump_clock: MockClock, swarm: Swarm
+) -> None:
+    a, b = await swarm.add(2)
+    swarm.net.cut(a.peer, b.peer)
+    enemy = Enemy(swarm)
+    await trio.sleep(2)
+    true = sealed(a.signer, b"truth")
+    lie = wire.message(
+        author=true.author, seqno=true.seqno, topic=TOPIC, data=b"lie", signature=true.signature
+    )
+    others = [sealed(EVIL, b"%d" % number) for number in range(10)]
+    await enemy.say(b, lie, true, *others)
+    await trio.sleep(2)
+    assert b.words[:10] == [message.data for message in others]
+    assert b.words[10:] == [b"truth"]
+
+
+async def test_who_begins_again_is_told_again_what_we_listen_to(
+    autojump_clock: MockClock, swarm: Swarm
+) -> None:
+    (a,) = await swarm.add(1)
+    enemy = Enemy(swarm)
+    await trio.sleep(2)
+    for told in (1, 2, 3):
+        await enemy.say(a)
+        await trio.sleep(1)
+        assert [each.topic for each in enemy.told] == [TOPIC] * told
+        enemy.streams.pop(a.peer).drop()
+        await trio.sleep(1)
+    await enemy.say(a)
+    await trio.sleep(1)
+    assert (await a.channels.publish(TOPIC, b"x")).peers == 1
+
+
+async def test_what_is_said_before_our_own_stream_is_open_counts(
+    autojump_clock: MockClock, swarm: Swarm
+) -> None:
+    (a,) = await swarm.add(1)
+    enemy = Enemy(swarm, listens=False)
+    await enemy.say(a, sealed(EVIL, b"early"))
+    await trio.sleep(2)
+    assert a.words == []
+    enemy.listen()
+    await trio.sleep(RETRY_MAX_S)
+    assert a.words == [b"early"]
+    assert (await a.channels.publish(TOPIC, b"x")).peers == 1
+
+
+async def test_what_came_with_the_past_is_no_news(autojump_clock: MockClock, swarm: Swarm) -> None:
+    (a,) = await swarm.add(1)
+    enemy = Enemy(swarm)
+    await trio.sleep(2)
+    said = sealed(EVIL, b"once")
+    await enemy.say(a, said)
+    await trio.sleep(1)
+    (late,) = await swarm.add(1, listening=False)
+    await swarm.listen(late, last=10)
+    await trio.sleep(2)
+    await enemy.say(late, said)
+    await trio.sleep(1)
+    assert late.words == [b"once"]
 
 
 async def test_a_flood_of_invalid_messages_ends_with_its_sender_shut_out(
@@ -295,3 +283,41 @@ async def test_the_past_is_given_of_what_is_listened_to_only(
 
 def _one(message: Message) -> bytes:
     return wire.encode(Rpc(messages=(message,)))
+
+
+async def test_twenty_thousand_mangled_frames_break_nothing(
+    autojump_clock: MockClock, swarm: Swarm
+) -> None:
+    a, b = await swarm.add(2)
+    dice = random.Random(7)
+    whole = wire.encode(
+        Rpc(
+            subscriptions=(Subscription(TOPIC, True),),
+            messages=(sealed(EVIL, b"x" * 20), forged(a.peer, b"y")),
+            ihave=(wire.IHave(TOPIC, (bytes(46),)),),
+            iwant=(bytes(46),),
+            graft=(TOPIC,),
+            prune=(wire.Prune(TOPIC, 60),),
+            idontwant=(bytes(46),),
+        )
+    )
+    a.channels.link_up(EVIL.peer, PROTOCOLS[0])
+    refused = 0
+    for number in range(20_000):
+        frame = bytearray(whole)
+        for _ in range(dice.randrange(1, 5)):
+            frame[dice.randrange(len(frame))] = dice.randrange(256)
+        if number % 3 == 0:
+            del frame[dice.randrange(len(frame)) :]
+        try:
+            a.channels.hear(EVIL.peer, [bytes(frame)])
+        except BadMessage:
+            refused += 1
+        if number % 1000 == 0:
+            a.channels.link_down(EVIL.peer)
+            a.channels.link_up(EVIL.peer, PROTOCOLS[0])
+            await trio.sleep(1)
+    assert refused > 1000
+    await b.channels.publish(TOPIC, b"still here")
+    await trio.sleep(1)
+    assert b"still here" in a.words

@@ -7,6 +7,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from protocols.channels.history import Keep
 from protocols.channels.reference import BLOB_MAX, MAGIC
 from tests.sim.channel_swarm import TOPIC, Node, Swarm
 from tests.sim.net import Net
@@ -151,6 +152,35 @@ async def test_who_comes_late_gets_the_past_before_what_is_new_once_each(
     assert sum(node.channels.stats.given for node in nodes) <= 3 * 2 * 35
 
 
+async def test_who_wants_much_of_the_past_gets_and_keeps_it(
+    autojump_clock: MockClock, swarm: Swarm
+) -> None:
+    (a,) = await swarm.add(1, listening=False)
+    await swarm.listen(a, keep=Keep(count=1000, size_bytes=1 << 20, age_s=7200))
+    for number in range(500):
+        await a.channels.publish(TOPIC, b"%d" % number)
+        await trio.sleep(10)
+    (late,) = await swarm.add(1, listening=False)
+    await swarm.listen(late, last=400)
+    await trio.sleep(5)
+    assert late.words == [b"%d" % number for number in range(100, 500)]
+    swarm.net.kill(a.peer)
+    (later,) = await swarm.add(1, listening=False)
+    await swarm.listen(later, last=300)
+    await trio.sleep(5)
+    assert later.words == [b"%d" % number for number in range(200, 500)]
+
+
+async def test_what_a_reader_raises_comes_out_as_it_is(
+    autojump_clock: MockClock, swarm: Swarm
+) -> None:
+    (a,) = await swarm.add(1)
+    with pytest.raises(KeyError):
+        async with a.channels.listen("other", last=10):
+            raise KeyError
+    assert [view.topic for view in a.channels.views()] == [TOPIC]
+
+
 async def test_the_past_is_there_although_one_who_has_it_hangs(
     autojump_clock: MockClock, swarm: Swarm
 ) -> None:
@@ -269,9 +299,9 @@ async def test_a_burst_of_large_messages_is_paced_and_arrives_whole(
     autojump_clock: MockClock, swarm: Swarm
 ) -> None:
     nodes = await swarm.add(4)
-    for number in range(100):
+    for number in range(400):  # 24 MB: more than the streams take at once
         await nodes[0].channels.publish(TOPIC, b"%d " % number + bytes(60_000))
     await trio.sleep(3)
     for node in nodes:
-        assert sorted(int(word.split()[0]) for word in node.words) == list(range(100))
+        assert sorted(int(word.split()[0]) for word in node.words) == list(range(400))
     assert nodes[0].channels.stats.unsent == 0

@@ -174,6 +174,15 @@ def test_a_peer_that_pruned_us_is_not_asked_again_before_its_back_off() -> None:
     assert grafted(node.wait(2)) == [PEERS[0]]
 
 
+def test_a_shorter_back_off_does_not_end_a_longer_one() -> None:
+    node = Node(1)
+    node.wait(0.2)
+    node.prune(PEERS[0], backoff_s=100)
+    assert pruned(node.graft(PEERS[0])) == {PEERS[0]: 60}
+    assert grafted(node.wait(99)) == []
+    assert grafted(node.wait(3)) == [PEERS[0]]
+
+
 def test_a_back_off_that_is_not_told_is_a_minute() -> None:
     node = Node(1)
     node.wait(0.2)
@@ -218,6 +227,14 @@ def test_a_peer_that_comes_back_finds_its_back_off() -> None:
     node.prune(PEERS[0])
     node.machine.peer_down(PEERS[0], node.now)
     node.up(PEERS[0])
+    assert grafted(node.wait(5)) == []
+
+
+def test_who_is_dropped_stays_out_of_the_mesh_until_it_is_gone() -> None:
+    node = Node(1)
+    node.machine.broke_framing(PEERS[0], node.now)
+    node.machine.broke_framing(PEERS[0], node.now)
+    node.machine.set_application_score(PEERS[0], 1e6)
     assert grafted(node.wait(5)) == []
 
 
