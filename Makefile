@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL ?= shakespeare
 TORCH := torch==2.13.0
+JS := tests/interop/js
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 
 .PHONY: docs help demo test check bench bench-talk results format clean env
@@ -32,8 +33,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: env ## four daemons meet, train a model, lose and regain a node, and serve it (MODEL=smollm2 serves that)
 	@$(BIN)/shoal demo --model $(MODEL)
 
-test: env ## run the tests
+test: env $(JS)/node_modules/.installed ## run the tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+# js-libp2p, for tests/interop. Where it cannot be had, those tests are skipped and say why.
+$(JS)/node_modules/.installed: $(JS)/package.json $(JS)/package-lock.json
+	@if command -v npm >/dev/null; then \
+	  echo "installing js-libp2p into $(JS) (10 seconds the first time)"; \
+	  (cd $(JS) && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null && \
+	    touch node_modules/.installed) || echo "npm failed: tests/interop will be skipped" >&2; \
+	fi
 
 check: env ## formatting, types, layers, tidiness
 	@$(BIN)/ruff check .
@@ -60,4 +69,5 @@ docs: env ## write the reference pages from the program
 	@$(BIN)/python docs/make_reference.py
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) .rivals .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(JS)/node_modules .rivals
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 
 import trio
-from protocols.blobs.files import BlobFile
 
 from benchmarks.orders import Answer, say
 from benchmarks.trio_orders import obey
 from node.host.service import LibP2pHost
+from protocols.blobs.files import BlobFile
 from protocols.blobs.service import BlobService
 from protocols.blobs.store import BlobStore
 from protocols.rpc.service import RpcService

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from shoal import errors
 from shoal.client import Client, connect
 from shoal.errors import ApiError, ClientError, DaemonUnreachable, TimedOut
+from shoal.rpc_api import RpcError
 
 if TYPE_CHECKING:
     from shoal.async_client import AsyncClient, connect_async
@@ -20,6 +21,7 @@ __all__ = [
     "Client",
     "ClientError",
     "DaemonUnreachable",
+    "RpcError",
     "TimedOut",
     "connect",
     "connect_async",

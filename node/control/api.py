@@ -10,6 +10,7 @@ from typing import TypeVar
 from urllib.parse import unquote
 
 import msgspec
+import trio
 
 from wire.errors import NotFound, ShoalError, UsageError
 
@@ -22,6 +23,7 @@ STATUS = {
     "unauthorised": 401,
     "forbidden": 403,
     "not_found": 404,
+    "unknown_method": 404,
     "method": 405,
     "request_timeout": 408,
     "too_large": 413,
@@ -33,7 +35,10 @@ STATUS = {
     "worker_gone": 502,
     "no_route": 503,
     "unhealthy": 503,
+    "unavailable": 503,
     "deadline": 504,
+    "disk": 507,
+    "quota": 507,
 }
 
 
@@ -99,6 +104,17 @@ class Raw:
     body: bytes
     content_type: str
     status: int = 200
+
+
+@dataclass(frozen=True)
+class Upgrade:
+    """The connection goes over to another protocol; `run` has it until it returns.
+
+    `run` gets the stream and the bytes that the client has sent ahead.
+    """
+
+    protocol: str
+    run: Callable[[trio.abc.Stream, bytes], Awaitable[None]]
 
 
 Reply = msgspec.Struct | list[msgspec.Struct] | Events | Raw | None

@@ -168,6 +168,18 @@ class Connection:
                     return
             await self._send(self._http.send(h11.Data(data=data)), STALL_WAIT_S)
 
+    async def switch(self, protocol: str) -> tuple[trio.abc.Stream, bytes]:
+        """Leave HTTP: return the stream and what the client has sent ahead.
+
+        Raises UsageError (nothing was sent yet) if the client did not ask to.
+        """
+        if self._http.their_state in (h11.DONE, h11.MUST_CLOSE):  # not MIGHT_SWITCH_PROTOCOL
+            raise UsageError(f"this route wants `Connection: Upgrade` and `Upgrade: {protocol}`")
+        fields = [("Connection", "Upgrade"), ("Upgrade", protocol)]
+        head = h11.InformationalResponse(status_code=101, headers=fields)
+        await self._send(self._http.send(head), SEND_WAIT_S)
+        return self._stream, self._http.trailing_data[0]
+
     async def linger(self) -> None:
         """Read on for a moment after a refusal: closing at once would destroy it on its way."""
         if isinstance(self._stream, trio.SocketStream):

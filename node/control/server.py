@@ -28,6 +28,7 @@ from node.control.api import (
     Event,
     Events,
     Raw,
+    Upgrade,
     error_reply,
     status_of,
 )
@@ -176,6 +177,7 @@ class ControlServer:
     async def _answer(self, link: Connection, head: Head, guard: Guard) -> bool:
         """Run the handler and send what it returns; stop both when the client goes away."""
         keep = False
+        upgrade: Upgrade | None = None
         async with trio.open_nursery() as nursery:
 
             async def watch() -> None:
@@ -184,21 +186,27 @@ class ControlServer:
 
             nursery.start_soon(watch)
             try:
-                await self._reply(link, head, guard)
-                keep = True
+                upgrade = await self._reply(link, head, guard)
+                keep = upgrade is None
             except HungUp:
                 keep = False
             nursery.cancel_scope.cancel()
+        if upgrade is not None:  # only now: `watch` has let go of the stream
+            await _switch(link, upgrade)
         return keep
 
-    async def _reply(self, link: Connection, head: Head, guard: Guard) -> None:
+    async def _reply(self, link: Connection, head: Head, guard: Guard) -> Upgrade | None:
+        """Send the reply, unless it is a change of protocol."""
         self._replying += 1
         try:
             result = await self._handle(head, guard)
+            if isinstance(result, Upgrade):
+                return result
             if isinstance(result, Events):
                 await link.stream(result, _last_event)
             else:
                 await _send(link, result)
+            return None
         finally:
             self._replying -= 1
             if not self._replying:
@@ -239,6 +247,19 @@ async def _send(link: Connection, result: object) -> None:
         case _:
             body = msgspec.json.encode(result)
             await link.reply(200, body, {"Content-Type": "application/json"})
+
+
+async def _switch(link: Connection, upgrade: Upgrade) -> None:
+    """Run the other protocol to its end; the connection goes with it."""
+    try:
+        stream, ahead = await link.switch(upgrade.protocol)
+        await upgrade.run(stream, ahead)
+    except UsageError as error:
+        await _refuse(link, error)
+    except HungUp:
+        return
+    except Exception as error:  # a boundary: one client's connection
+        _log.error("control.bug", exc_info=error)
 
 
 async def _send_error(

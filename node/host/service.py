@@ -106,6 +106,7 @@ class LibP2pHost:
         public: dict[TProtocol, StreamHandlerFn] = {IDENTIFY: identify_handler_for(self._libp2p)}
         self._libp2p.multiselect.handlers.clear()
         self._libp2p.multiselect.handlers[IDENTIFY] = public[IDENTIFY]
+        self._libp2p.multiselect.handlers[TProtocol(PING)] = _never  # only for identify to tell
         self._sessions = Sessions(self._peer, swarm, self._peers, self._limits, public)
         self._dialler = Dialler(self._peer, self._swarm, self._peers)
         self.lanes = HostLanes(self._peers)

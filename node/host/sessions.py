@@ -32,6 +32,9 @@ from wire.ports import StreamServer
 log = logging.getLogger(__name__)
 
 NEGOTIATE_S = 10.0  # for a peer that opened a stream to say what for
+# Before we speak first (identify): js-libp2p 3 loses what comes in one piece with our answer to its
+# proposal and the stream's end ("Cannot push data onto a stream that is closed").
+PUBLIC_PAUSE_S = 0.05
 STRANGER_S = 1.0  # in an open swarm: who did not say by then what it is, is a foreign libp2p node
 
 
@@ -129,6 +132,7 @@ class Sessions:
             await server(stream)
         else:
             wrapped: INetStream = await connection.as_libp2p(muxed)
+            await trio.sleep(PUBLIC_PAUSE_S)
             await self._public[protocol](wrapped)
 
     async def _admit_and_keep(self, connection: Connection) -> None:

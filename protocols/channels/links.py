@@ -15,13 +15,14 @@ import trio
 from protocols.channels.policy import Bucket
 from protocols.channels.send_queue import SendQueue
 from protocols.channels.wire import FRAME_MAX, PROTOCOLS
-from wire.errors import BadMessage, DeadlineExceeded, ShoalError
+from wire.errors import BadMessage, DeadlineExceeded, PeerUnreachable, ShoalError
 from wire.frames import FrameParser
 from wire.ids import PeerId
-from wire.ports import Host, Stream
+from wire.ports import PUSH_MAX, Host, Stream
 
 OPEN_TIMEOUT_S = 10.0
-WRITE_TIMEOUT_S = 30.0  # for one batch; a peer that takes less than 4 KB/s is no help
+STUCK_S = 30.0  # without room on our stream: a peer that reads so little is no help
+GAP_S = 0.005  # between two flushes: what a burst brings meanwhile shares frames
 FRAME_TIMEOUT_S = 30.0  # from the first byte of a frame to its last
 UP_TIMEOUT_S = 20.0  # for our stream to a peer, once it has opened its own
 RETRY_MIN_S, RETRY_MAX_S = 0.25, 60.0  # between tries to open a stream; doubles
@@ -71,15 +72,41 @@ class Hooks(Protocol):
         ...
 
 
-@dataclass(eq=False)
 class Link:
-    """Our stream to one peer."""
+    """Our stream to one peer: a queue, pushed to the stream as it has room. Implements `Sink`."""
 
-    peer: PeerId
-    version: str
-    queue: SendQueue = field(default_factory=SendQueue)
-    wake: trio.Event = field(default_factory=trio.Event)
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    def __init__(self, stream: Stream, version: str) -> None:
+        self.peer, self.version = stream.peer, version
+        self.queue = SendQueue()
+        self.scope = trio.CancelScope()
+        self._stream = stream
+        self._rest = memoryview(b"")  # of what was taken from the queue
+        self._stuck_at = math.inf  # since when there is no room
+
+    def flush(self, now: float) -> None:
+        """Push what waits, as far as there is room; end the link if there was none for long."""
+        while self._rest or self.queue:
+            if not self._stream.has_room:
+                self._stuck_at = min(self._stuck_at, now)
+                if now - self._stuck_at > STUCK_S:
+                    self.scope.cancel()
+                return
+            self._stuck_at = math.inf
+            self._rest = self._rest or memoryview(self.queue.take())
+            self._stream.push(bytes(self._rest[:PUSH_MAX]), now=False)
+            self._rest = self._rest[PUSH_MAX:]
+
+    def on_data(self, data: bytes | memoryview) -> None:
+        """Nothing comes on this stream: whoever speaks here speaks another protocol."""
+        raise BadMessage(f"{len(data)} bytes on a stream that is ours alone")
+
+    def on_room(self) -> None:
+        """The stream takes more."""
+        self.flush(trio.current_time())
+
+    def on_end(self, error: PeerUnreachable | None) -> None:
+        """The stream is over."""
+        self.scope.cancel()
 
 
 @dataclass(eq=False)
@@ -101,12 +128,15 @@ class Links:
         self._bans: dict[PeerId, float] = {}  # until when
         self._changed = trio.lowlevel.ParkingLot()
         self._dropped = self._sent = 0  # by links that are over
+        self._dirty: dict[Link, None] = {}  # links with something to send
+        self._bell = trio.Event()
         for protocol in PROTOCOLS:
             host.serve(protocol, self._serve)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep a link to every connected peer, until cancelled."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._flush)
             task_status.started()
             async for event in self._host.watch():
                 peer = event.peer
@@ -126,7 +156,19 @@ class Links:
         if control and not link.queue.put_control(control):
             log.debug("channels.stuck peer=%s", peer)
             link.scope.cancel()
-        link.wake.set()
+        self._dirty[link] = None
+        self._bell.set()
+
+    async def _flush(self) -> None:
+        """Push what waits. In a burst what comes within `GAP_S` shares frames."""
+        while True:
+            await self._bell.wait()
+            self._bell = trio.Event()
+            dirty, self._dirty = self._dirty, dict[Link, None]()
+            now = trio.current_time()
+            for link in dirty:
+                link.flush(now)
+            await trio.sleep(GAP_S)
 
     def drop(self, peer: PeerId) -> None:
         """Reset a peer's streams, and let it not come back for a while."""
@@ -157,7 +199,7 @@ class Links:
                 await trio.sleep_until(self._bans.get(peer, 0.0))
                 try:
                     stream, version = await self._open(peer)
-                    await self._hold(Link(peer, version), stream)
+                    await self._hold(Link(stream, version), stream)
                 except ShoalError as error:
                     log.debug("channels.link_lost peer=%s %s", peer, error)
                 if trio.current_time() - began > STABLE_S:
@@ -176,29 +218,22 @@ class Links:
         raise failure
 
     async def _hold(self, link: Link, stream: Stream) -> None:
-        """Write what waits for a peer, until its stream is over."""
+        """Keep a link until its stream is over, or nothing can be sent on it."""
         peer = link.peer
         self._links[peer] = link
         try:
             with link.scope:
+                stream.attach(link)
                 self._hooks.link_up(peer, link.version)
                 self._changed.unpark_all()
-                while True:
-                    while link.queue:
-                        data = link.queue.take()
-                        with trio.move_on_after(WRITE_TIMEOUT_S) as limit:
-                            await stream.write(data)
-                        if limit.cancelled_caught:
-                            raise DeadlineExceeded(f"{peer} takes nothing")
-                    link.wake = trio.Event()
-                    await link.wake.wait()
+                await trio.sleep_forever()
         finally:
             if self._links.get(peer) is link:
                 del self._links[peer]
             self._dropped += link.queue.dropped
             self._sent += link.queue.sent
             self._hooks.link_down(peer)
-            await _reset(stream)
+            stream.drop()
 
     async def _serve(self, stream: Stream) -> None:
         """Read a peer's stream. A second one takes the place of the first."""
@@ -232,11 +267,10 @@ class Links:
     async def _read(self, stream: Stream, visit: _Visit) -> None:
         parser, deadline = FrameParser(FRAME_MAX), math.inf
         while True:
-            data = b""
-            with trio.move_on_at(deadline) as limit:
+            if deadline == math.inf:  # between frames, as usual
                 data = await stream.read(READ_BYTES)
-            if limit.cancelled_caught:
-                raise BadMessage(f"a frame took more than {FRAME_TIMEOUT_S:g} s")
+            else:
+                data = await _read_until(deadline, stream)
             if not data:
                 return
             parser.feed(data)
@@ -259,6 +293,12 @@ class Links:
                 await self._changed.park()
             return
         raise DeadlineExceeded(f"no stream to {peer}")
+
+
+async def _read_until(deadline: float, stream: Stream) -> bytes:
+    with trio.move_on_at(deadline):
+        return await stream.read(READ_BYTES)
+    raise BadMessage(f"a frame took more than {FRAME_TIMEOUT_S:g} s")
 
 
 async def _reset(stream: Stream) -> None:

@@ -8,6 +8,9 @@ nothing at all, and loses its stream.
 from collections import deque
 from dataclasses import dataclass, field
 
+import msgspec
+
+from protocols.channels import wire
 from protocols.channels.wire import FRAME_MAX, MESSAGES_MAX
 from wire import frames
 
@@ -59,3 +62,10 @@ class SendQueue:
             self.sent += len(batch)
             parts.append(frames.pack(b"".join(batch)))
         return b"".join(parts)
+
+
+def split(rpc: wire.Rpc) -> tuple[bytes, list[bytes]]:
+    """Return an RPC's control part as a frame (b"" if there is none), and each message alone."""
+    bodies = [wire.encode(wire.Rpc(messages=(item,))) for item in rpc.messages]
+    rest = wire.encode(msgspec.structs.replace(rpc, messages=()) if bodies else rpc)
+    return frames.pack(rest) if rest else b"", bodies

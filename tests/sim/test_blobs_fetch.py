@@ -1,46 +1,43 @@
 """Blobs between simulated peers: several providers, liars, losses, resuming."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from protocols.blobs import service
-from protocols.blobs.service import BlobService
-from protocols.blobs.store import BlobStore, DiskError
-from protocols.blobs.wire import CHUNK_BYTES, GET, Absent, Answer, Found, Get, hash_of
+from protocols.blobs import machine
+from protocols.blobs.files import DiskError
+from protocols.blobs.progress import Transfer
+from protocols.blobs.wire import (
+    CHUNK_BYTES,
+    OBJECT,
+    Ask,
+    Cancel,
+    Chunk,
+    Get,
+    Have,
+    Missing,
+    Object,
+    Tell,
+    Who,
+    hash_of,
+    raw_cid,
+)
+from tests.sim.blob_peers import Peers, claim_all, hang, lie
 from tests.sim.net import Net
 from wire.errors import BadMessage, NotFound, PeerUnreachable, UsageError
 from wire.ids import PeerId
 from wire.ports import Call
 
-T = TypeVar("T")
 A, B, C, D = (PeerId(name) for name in "ABCD")
 DATA = bytes(range(251)) * 25_000  # 6 chunks, no two alike
-
-
-async def in_place(work: Callable[[], T], /) -> T:
-    await trio.lowlevel.checkpoint()
-    return work()
-
-
-class Peers:
-    def __init__(self, net: Net, folder: Path) -> None:
-        self.net, self.folder = net, folder
-
-    def store(self, peer: PeerId) -> BlobStore:
-        return BlobStore(self.folder / peer)
-
-    def make(self, peer: PeerId) -> BlobService:
-        return BlobService(self.net.rpc(peer), self.store(peer), off_loop=in_place)
+BIG = b"".join(number.to_bytes(4, "big") * (CHUNK_BYTES // 4) for number in range(60))
 
 
 @pytest.fixture
 def peers(nursery: trio.Nursery, tmp_path: Path) -> Peers:
-    return Peers(Net(nursery), tmp_path)
+    return Peers(Net(nursery), tmp_path / "peers")
 
 
 async def test_a_blob_comes_whole_with_progress(
@@ -52,35 +49,41 @@ async def test_a_blob_comes_whole_with_progress(
     assert cid == await b.put_bytes(DATA)
     assert (await b.has(cid), await a.has(cid)) == (True, False)
     seen = list[tuple[int, int]]()
-    await a.fetch(cid, [B], progress=lambda done, total: seen.append((done, total)))
-    assert [done for done, _ in seen] == [min(n * CHUNK_BYTES, len(DATA)) for n in range(len(seen))]
+    await a.fetch(cid, [B], report=lambda t: seen.append((t.done_bytes, t.size_bytes)))
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert len({done for done, _ in seen}) == 7
     assert seen[-1] == (len(DATA), len(DATA))
     assert await a.read_bytes(cid) == DATA
     await a.export(cid, tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == DATA
-    assert a.bytes_in == b.bytes_out > len(DATA)
+    assert a.counters.bytes_in == b.counters.bytes_out > len(DATA)
 
 
-@pytest.mark.parametrize("data", [b"", b"fish", bytes(3 * CHUNK_BYTES)])
+@pytest.mark.parametrize("data", [b"", b"fish", bytes(CHUNK_BYTES), bytes(3 * CHUNK_BYTES)])
 async def test_small_and_repetitive_blobs_come_too(
     autojump_clock: MockClock, peers: Peers, data: bytes
 ) -> None:
     a, b = peers.make(A), peers.make(B)
     cid = await b.put_bytes(data)
-    seen = list[int]()
-    await a.fetch(cid, [B], progress=lambda done, _: seen.append(done))
+    last = Transfer()
+
+    def report(transfer: Transfer) -> None:
+        nonlocal last
+        last = transfer
+
+    await a.fetch(cid, [B], report=report)
     assert await a.read_bytes(cid) == data
-    assert seen[-1] == len(data)
+    assert last.done_bytes == last.size_bytes == len(data)
 
 
 async def test_several_providers_share_the_work(autojump_clock: MockClock, peers: Peers) -> None:
     a, providers = peers.make(A), [peers.make(peer) for peer in (B, C)]
     for provider in providers:
-        cid = await provider.put_bytes(DATA)
+        cid = await provider.put_bytes(BIG)
     await a.fetch(cid, [A, B, B, C])
-    assert await a.has(cid)
-    assert all(provider.bytes_out >= CHUNK_BYTES for provider in providers)
-    assert sum(provider.bytes_out for provider in providers) == a.bytes_in
+    assert await a.read_bytes(cid) == BIG
+    assert all(p.counters.bytes_out >= 20 * CHUNK_BYTES for p in providers)
+    assert a.counters.bytes_wasted <= 4 * CHUNK_BYTES
 
 
 async def test_a_whole_blob_is_not_asked_for(autojump_clock: MockClock, peers: Peers) -> None:
@@ -93,54 +96,87 @@ async def test_a_whole_blob_is_not_asked_for(autojump_clock: MockClock, peers: P
 async def test_a_fetch_goes_on_where_the_last_one_ended(
     autojump_clock: MockClock, peers: Peers
 ) -> None:
-    a, b = peers.make(A), peers.make(B)
-    cid = await b.put_bytes(DATA)
-    chunk = hash_of(DATA[2 * CHUNK_BYTES : 3 * CHUNK_BYTES])
-    lost = peers.store(B).path_of(chunk)
-    content = lost.read_bytes()
-    lost.unlink()
-    with pytest.raises(NotFound, match=f"{cid}.*B: lacks {chunk.hex()}"):
-        await a.fetch(cid, [B])
-    before = a.bytes_in
-    assert before >= len(DATA) - CHUNK_BYTES
-    lost.write_bytes(content)
+    a = peers.make(A)
+    cid = await peers.make(B).put_bytes(DATA)
+
+    async def three(call: Call[Tell, Ask]) -> None:
+        await claim_all(call)
+        async for ask in call:
+            assert isinstance(ask.what, Get)
+            for index in range(ask.what.first, ask.what.first + ask.what.count):
+                data = DATA[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+                here = index < 3
+                await call.send(Tell(Chunk(index, data) if here else Missing(index)))
+
+    peers.serve(C, three)
+    peers.net.rpc(C).serve(OBJECT, _object_of(peers, cid))
+    with pytest.raises(NotFound, match=f"{cid}.*C: lacks chunk"):
+        await a.fetch(cid, [C])
+    before = a.counters.bytes_in
+    assert before >= 3 * CHUNK_BYTES
     first = list[int]()
-    await a.fetch(cid, [B], progress=lambda done, _: first.append(done))
-    assert a.bytes_in - before == CHUNK_BYTES
-    assert first == [len(DATA) - CHUNK_BYTES, len(DATA)]
+    await a.fetch(cid, [B], report=lambda t: first.append(t.done_bytes))
+    assert first[0] == 3 * CHUNK_BYTES
+    assert a.counters.bytes_in - before == len(DATA) - 3 * CHUNK_BYTES
     assert await a.read_bytes(cid) == DATA
 
 
-async def test_each_provider_may_lack_what_another_has(
-    autojump_clock: MockClock, peers: Peers
-) -> None:
-    a, b, c = (peers.make(peer) for peer in (A, B, C))
-    await b.put_bytes(DATA)
-    cid = await c.put_bytes(DATA)
-    pieces = [DATA[at : at + CHUNK_BYTES] for at in range(0, len(DATA), CHUNK_BYTES)]
-    for index, piece in enumerate(pieces):
-        peers.store(B if index % 2 else C).path_of(hash_of(piece)).unlink()
-    await a.fetch(cid, [B, C])
-    assert await a.read_bytes(cid) == DATA
+def _object_of(peers: Peers, cid: str):  # type: ignore[no-untyped-def]
+    """Answer with the manifest as B has it."""
+    from protocols.blobs.index import Index
+    from protocols.blobs.wire import parse_cid
+
+    async def answer(_: PeerId, who: Who) -> Object:
+        await trio.lowlevel.checkpoint()
+        index = Index(peers.folder / "B" / "index.db")
+        data = index.manifest(parse_cid(who.cid))
+        index.close()
+        assert data is not None
+        return Object(data)
+
+    return answer
 
 
 async def test_a_liar_is_dropped_and_another_asked(autojump_clock: MockClock, peers: Peers) -> None:
     a, b = peers.make(A), peers.make(B)
-    cid = await b.put_bytes(DATA)
-    questions = list[bytes]()
+    cid = await b.put_bytes(BIG)
+    peers.serve(C, lie)
+    seen = Transfer()
 
-    async def lie(call: Call[Answer, Get]) -> None:
-        async for get in call:
-            questions.append(get.hash)
-            await call.send(Answer(Found(b"poison")))
+    def report(transfer: Transfer) -> None:
+        nonlocal seen
+        seen = transfer
 
-    peers.net.rpc(C).serve_stream(GET, lie)
+    await a.fetch(cid, [C, B], report=report)
+    assert await a.read_bytes(cid) == BIG
+    assert "sent something else" in seen.shares[C].note
+    assert seen.shares[B].got_bytes == len(BIG)
+    assert 1 <= a.counters.corrupt_chunks <= machine.WINDOW_FIRST
+    assert a.counters.providers_dropped == 1
+
+
+async def test_only_liars_is_no_blob(autojump_clock: MockClock, peers: Peers) -> None:
+    a, b = peers.make(A), peers.make(B)
+    cid = await b.put_bytes(BIG)
+    peers.serve(C, lie)
+    peers.net.rpc(C).serve(OBJECT, _object_of(peers, cid))
     with pytest.raises(NotFound, match="sent something else"):
         await a.fetch(cid, [C])
+    assert not await a.has(cid)
+
+
+async def test_a_lying_manifest_is_no_manifest(autojump_clock: MockClock, peers: Peers) -> None:
+    a, b = peers.make(A), peers.make(B)
+    cid = await b.put_bytes(DATA)
+
+    async def lie_at_once(_: PeerId, who: Who) -> Object:
+        await trio.lowlevel.checkpoint()
+        return Object(b"poison" * 1000)
+
+    peers.net.rpc(C).serve(OBJECT, lie_at_once)
     await a.fetch(cid, [C, B])
     assert await a.read_bytes(cid) == DATA
-    assert peers.store(A).get(hash_of(b"poison")) is None
-    assert len(questions) <= 1 + service.PROVIDERS_MAX
+    assert a.counters.providers_dropped == 1
 
 
 async def test_a_decayed_chunk_of_a_provider_comes_from_another(
@@ -149,41 +185,179 @@ async def test_a_decayed_chunk_of_a_provider_comes_from_another(
     a, b, c = (peers.make(peer) for peer in (A, B, C))
     await b.put_bytes(DATA)
     cid = await c.put_bytes(DATA)
-    peers.store(B).path_of(hash_of(DATA[:CHUNK_BYTES])).write_bytes(bytes(CHUNK_BYTES))
+    with b.store.path_of(cid).open("r+b") as file:
+        file.write(bytes(CHUNK_BYTES))
     await a.fetch(cid, [B, C])
     assert await a.read_bytes(cid) == DATA
+    assert b.store.decayed <= 1  # never sent
+    assert a.counters.corrupt_chunks == 0
 
 
 async def test_a_provider_that_dies_in_the_middle_is_replaced(
     autojump_clock: MockClock, peers: Peers
 ) -> None:
     a, b, c = (peers.make(peer) for peer in (A, B, C))
-    await b.put_bytes(DATA)
-    cid = await c.put_bytes(DATA)
+    await b.put_bytes(BIG)
+    cid = await c.put_bytes(BIG)
 
-    def kill(done: int, _: int) -> None:
-        if done:
+    def kill(transfer: Transfer) -> None:
+        if transfer.done_bytes:
             peers.net.kill(B)
 
-    await a.fetch(cid, [B, C], progress=kill)
-    assert await a.read_bytes(cid) == DATA
+    await a.fetch(cid, [B, C], report=kill)
+    assert await a.read_bytes(cid) == BIG
 
 
-async def test_a_provider_that_hangs_is_replaced_after_its_time(
+async def test_a_provider_that_hangs_costs_nothing_beside_another(
     autojump_clock: MockClock, peers: Peers
 ) -> None:
     a, b = peers.make(A), peers.make(B)
-    cid = await b.put_bytes(DATA)
-
-    async def hang(call: Call[Answer, Get]) -> None:
-        await trio.sleep_forever()
-
-    peers.net.rpc(C).serve_stream(GET, hang)
+    cid = await b.put_bytes(BIG)
+    peers.serve(C, hang)
     began = trio.current_time()
     await a.fetch(cid, [C, B])
-    took_s = trio.current_time() - began
-    assert await a.read_bytes(cid) == DATA
-    assert service.CHUNK_TIMEOUT_S <= took_s < 2.5 * service.CHUNK_TIMEOUT_S
+    assert await a.read_bytes(cid) == BIG
+    assert trio.current_time() - began < machine.STALL_S  # its chunks came from the other
+
+
+async def test_a_provider_that_hangs_alone_is_given_up(
+    autojump_clock: MockClock, peers: Peers
+) -> None:
+    a, b = peers.make(A), peers.make(B)
+    cid = await b.put_bytes(BIG)
+    peers.serve(C, hang)
+    peers.net.rpc(C).serve(OBJECT, _object_of(peers, cid))
+    began = trio.current_time()
+    with pytest.raises(PeerUnreachable, match="brought nothing"):
+        await a.fetch(cid, [C])
+    assert machine.STALL_S <= trio.current_time() - began < machine.STALL_S + 5
+    assert a.counters.providers_dropped == 1
+
+
+async def test_what_nobody_asked_for_ends_the_conversation(
+    autojump_clock: MockClock, peers: Peers
+) -> None:
+    a, b = peers.make(A), peers.make(B)
+    cid = await b.put_bytes(BIG)
+
+    async def flood(call: Call[Tell, Ask]) -> None:
+        await claim_all(call)
+        while True:
+            await call.send(Tell(Chunk(59, BIG[-CHUNK_BYTES:])))
+
+    peers.serve(C, flood)
+    peers.net.rpc(C).serve(OBJECT, _object_of(peers, cid))
+    with pytest.raises(NotFound, match="was not asked for"):
+        await a.fetch(cid, [C])
+    assert a.counters.bytes_wasted == 0
+
+
+async def test_a_late_provider_is_found_and_used(autojump_clock: MockClock, peers: Peers) -> None:
+    a = peers.make(A, meets=True)
+    b = peers.make(B, upload_bytes_per_s=CHUNK_BYTES)
+    cid = await b.put_bytes(BIG)
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.fetch, cid)
+        await trio.sleep(5)
+        c = peers.make(C, upload_bytes_per_s=10 * CHUNK_BYTES)
+        await c.put_bytes(BIG)
+    assert await a.read_bytes(cid) == BIG
+    assert trio.current_time() - began < 22
+    assert c.counters.bytes_out > 30 * CHUNK_BYTES
+
+
+async def test_members_and_the_directory_say_who_has_it(
+    autojump_clock: MockClock, peers: Peers
+) -> None:
+    a, b = peers.make(A, meets=True), peers.make(B)
+    peers.make(C)
+    cid = await b.put_bytes(DATA)
+    began = trio.current_time()
+    await a.fetch(cid)
+    assert trio.current_time() - began < 1
+    d = peers.make(D, listed=True)
+    with pytest.raises(NotFound, match="nobody"):
+        await d.fetch(cid)
+    peers.board[cid.encode()] = [B]
+    await d.fetch(cid)
+    assert await d.read_bytes(cid) == DATA
+
+
+async def test_what_is_here_is_announced_and_what_has_gone_is_withdrawn(
+    autojump_clock: MockClock, peers: Peers, nursery: trio.Nursery
+) -> None:
+    b = peers.make(B, listed=True)
+    cids = [await b.put_bytes(bytes([number])) for number in range(5)]
+    await nursery.start(b.run)
+    await trio.sleep(1)
+    assert set(peers.board) == {cid.encode() for cid in cids}
+    await b.remove(cids[0])
+    await trio.sleep(1)
+    assert peers.board[cids[0].encode()] == []
+    assert peers.board[cids[1].encode()] == [B]
+
+
+async def test_two_that_fetch_at_once_help_each_other(
+    autojump_clock: MockClock, peers: Peers
+) -> None:
+    a, b = peers.make(A, meets=True), peers.make(B, meets=True)
+    c = peers.make(C, upload_bytes_per_s=2 * CHUNK_BYTES)
+    cid = await c.put_bytes(BIG)
+    async with trio.open_nursery() as nursery:
+        for fetcher in (a, b):
+            nursery.start_soon(fetcher.fetch, cid)
+    assert await a.read_bytes(cid) == await b.read_bytes(cid) == BIG
+    assert c.counters.bytes_out < 90 * CHUNK_BYTES  # 120 if they did not
+    assert a.counters.bytes_out > 10 * CHUNK_BYTES < b.counters.bytes_out
+
+
+async def test_a_range_fetches_only_its_chunks_and_the_rest_comes_later(
+    autojump_clock: MockClock, peers: Peers
+) -> None:
+    a, b = peers.make(A), peers.make(B)
+    cid = await b.put_bytes(BIG)
+    start, stop = 3 * CHUNK_BYTES - 5, 4 * CHUNK_BYTES + 5
+    assert await a.read_range(cid, start, stop, [B]) == BIG[start:stop]
+    assert 3 * CHUNK_BYTES <= a.counters.bytes_in < 3 * CHUNK_BYTES + 10_000
+    assert await a.read_range(cid, start, stop) == BIG[start:stop]  # asks nobody
+    assert await a.read_range(cid, 10**12, 10**12 + 5, [B]) == b""
+    assert not await a.has(cid)
+    await a.fetch(cid, [B])
+    assert a.counters.bytes_in < len(BIG) + 10_000
+    assert await a.read_bytes(cid) == BIG
+
+
+async def test_a_folder_comes_with_all_its_files(
+    autojump_clock: MockClock, peers: Peers, tmp_path: Path
+) -> None:
+    a, b = peers.make(A), peers.make(B)
+    root = tmp_path / "in"
+    (root / "deep" / "er").mkdir(parents=True)
+    (root / "run.sh").write_text("#!/bin/sh\n")
+    (root / "run.sh").chmod(0o755)
+    (root / "deep" / "er" / "big").write_bytes(DATA)
+    (root / "same").write_bytes(DATA)
+    (root / "empty").touch()
+    for number in range(40):
+        (root / f"small{number}").write_bytes(bytes([number]) * 100)
+    row = await b.add(root, name="in")
+    seen = Transfer()
+
+    def report(transfer: Transfer) -> None:
+        nonlocal seen
+        seen = transfer
+
+    await a.fetch(row.cid, [B], report=report)
+    assert seen.files == 44
+    assert seen.done_bytes == seen.size_bytes == 2 * len(DATA) + 4010
+    assert await a.has(row.cid)
+    await a.export(row.cid, tmp_path / "out")
+    for path in sorted(root.rglob("*")):
+        copy = tmp_path / "out" / path.relative_to(root)
+        assert copy.is_dir() if path.is_dir() else copy.read_bytes() == path.read_bytes()
+        assert path.is_dir() or (copy.stat().st_mode & 0o100) == (path.stat().st_mode & 0o100)
+    assert (await a.add(tmp_path / "out")).cid == row.cid
 
 
 async def test_a_blob_over_the_limit_is_refused_before_a_chunk_of_it_is_fetched(
@@ -193,7 +367,7 @@ async def test_a_blob_over_the_limit_is_refused_before_a_chunk_of_it_is_fetched(
     cid = await b.put_bytes(DATA)
     with pytest.raises(BadMessage, match=f"has {len(DATA)} B, over {len(DATA) - 1} B"):
         await a.fetch(cid, [B], limit_bytes=len(DATA) - 1)
-    assert a.bytes_in < 1024  # the manifest
+    assert a.counters.bytes_in < 1024  # the manifest
     await a.fetch(cid, [B], limit_bytes=len(DATA))
     assert await a.read_bytes(cid) == DATA
 
@@ -210,8 +384,6 @@ async def test_errors_name_the_blob_and_say_whose_fault(
         await a.fetch(cid, [C, D])
     with pytest.raises(NotFound, match=cid):
         await a.fetch(cid, [])
-    with pytest.raises(NotFound, match="is not a blob"):
-        await a.fetch(hash_of(DATA[:CHUNK_BYTES]).hex(), [B])
     with pytest.raises(UsageError, match="not a CID"):
         await a.fetch("../../etc/passwd", [B])
     with pytest.raises(UsageError, match="No such file"):
@@ -220,27 +392,80 @@ async def test_errors_name_the_blob_and_say_whose_fault(
         await b.read_bytes(cid, limit_bytes=1000)
 
 
-async def test_a_full_disk_is_our_own_error(
+async def test_a_full_disk_is_our_own_error_and_what_came_before_stays(
     autojump_clock: MockClock, peers: Peers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b = peers.make(A), peers.make(B)
-    cid = await b.put_bytes(DATA)
+    cid = await b.put_bytes(BIG)
+    written = 0
 
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
+    def full_after_ten(fd: int, data: bytes, place: int) -> None:
+        nonlocal written
+        written += 1
+        if written > 10:
+            raise OSError(28, "No space left on device")
+        real(fd, data, place)
 
-    monkeypatch.setattr("os.fsync", full)
+    from protocols.blobs import files
+
+    real = files.write_at
+    monkeypatch.setattr(files, "write_at", full_after_ten)
     with pytest.raises(DiskError, match="No space"):
         await a.fetch(cid, [B])
+    monkeypatch.undo()
+    assert await b.read_bytes(cid) == BIG  # serves on
+    before = a.counters.bytes_in
+    await a.fetch(cid, [B])
+    assert a.counters.bytes_in - before == len(BIG) - 10 * CHUNK_BYTES
+    assert await a.read_bytes(cid) == BIG
 
 
-async def test_a_provider_that_answers_absent_for_ever_ends_the_fetch(
+async def test_a_provider_that_lacks_everything_for_ever_ends_the_fetch(
     autojump_clock: MockClock, peers: Peers
 ) -> None:
-    async def absent(call: Call[Answer, Get]) -> None:
-        async for _ in call:
-            await call.send(Answer(Absent()))
+    cid = await peers.make(B).put_bytes(BIG)
 
-    peers.net.rpc(B).serve_stream(GET, absent)
-    with pytest.raises(NotFound):
-        await peers.make(A).fetch("ab" * 32, [B])
+    async def absent(call: Call[Tell, Ask]) -> None:
+        await claim_all(call)
+        async for ask in call:
+            assert isinstance(ask.what, Get | Cancel)
+            if isinstance(ask.what, Get):
+                for index in range(ask.what.first, ask.what.first + ask.what.count):
+                    await call.send(Tell(Missing(index)))
+
+    async def nothing_yet(call: Call[Tell, Ask]) -> None:
+        await call.receive()
+        await call.send(Tell(Have(b"\0")))
+        await trio.sleep_forever()
+
+    for peer, answer in ((C, absent), (D, nothing_yet)):
+        peers.serve(peer, answer)
+        peers.net.rpc(peer).serve(OBJECT, _object_of(peers, cid))
+        with pytest.raises(NotFound):
+            await peers.make(A if peer == C else PeerId("E")).fetch(cid, [peer])
+
+
+async def test_a_fetch_that_is_given_up_leaves_nothing_locked(
+    autojump_clock: MockClock, peers: Peers
+) -> None:
+    a, b = peers.make(A), peers.make(B, upload_bytes_per_s=CHUNK_BYTES)
+    cid = await b.put_bytes(BIG)
+    with trio.move_on_after(10):
+        await a.fetch(cid, [B])
+    assert 5 * CHUNK_BYTES < a.counters.bytes_in < 15 * CHUNK_BYTES
+    b.counters.bytes_out = 0
+    await trio.sleep(5)
+    assert b.counters.bytes_out <= CHUNK_BYTES  # it stopped sending
+    assert await a.remove(cid) > 0
+    assert list(a.store.data.iterdir()) == []
+
+
+async def test_only_what_is_asked_for_by_its_right_name_is_given(
+    autojump_clock: MockClock, peers: Peers
+) -> None:
+    peers.make(B)
+    a = peers.net.rpc(A)
+    with pytest.raises(Exception, match="not here"):
+        await a.call(B, OBJECT, Who(raw_cid(hash_of(b"x"))), timeout_s=5)
+    with pytest.raises(Exception, match="not a CID"):
+        await a.call(B, OBJECT, Who("b" + "7" * 58), timeout_s=5)
