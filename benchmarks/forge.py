@@ -22,7 +22,7 @@ from benchmarks.orders import Answer, Child, answer_orders, say
 LISTEN = "/ip4/127.0.0.1/tcp/0"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h: no daemon outlives its forge
 READY_S = 120.0  # for thirty daemons on a machine that has other work
-PEERS_MIN = 6  # a member of a larger swarm is not connected to all
+PEERS_MIN = 3  # a member of a swarm need not be connected to all of it
 
 
 @dataclass(frozen=True)
