@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 JS := tests/interop/js
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: docs help demo test check bench bench-talk format clean env
+.PHONY: docs help demo test check bench bench-talk results format clean env
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -58,11 +58,16 @@ format: env ## let ruff rewrite the code
 
 bench: bench-talk ## measure everything; prints one JSON object a line (QUICK=1 for a short version)
 
-bench-talk: env ## measure calls, streams and connecting
+bench-talk: env ## measure how peers talk, beside Lattica and plain sockets
 	@$(BIN)/python -m benchmarks.talk
+
+results: env ## measure everything and write docs/results.md
+	@$(MAKE) --no-print-directory -s bench | $(BIN)/python -m benchmarks.results > docs/results.md.new
+	@mv docs/results.md.new docs/results.md
 
 docs: env ## write the reference pages from the program
 	@$(BIN)/python docs/make_reference.py
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) $(JS)/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(JS)/node_modules .rivals
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -6,9 +6,10 @@ from collections.abc import AsyncGenerator, Callable
 from node.control.api import Event
 from node.host.views import PeerView
 from node.membership import Member
+from protocols.channels.channel import ChannelView
 from protocols.channels.history import AGE_MAX_S, COUNT_MAX
 from protocols.channels.policy import Policy, check_user_topic
-from protocols.channels.service import ChannelService, ChannelView
+from protocols.channels.service import ChannelService
 from protocols.channels.subscription import Received
 from shoal import channels as shapes
 from wire.ids import PeerId

@@ -83,6 +83,23 @@ class ServeOptions(msgspec.Struct, frozen=True):
     ] = 0.0
 
 
+class BlobOptions(msgspec.Struct, frozen=True):
+    """Section [blobs]: files and folders shared by their content."""
+
+    quota_gib: Annotated[
+        float,
+        Meta(
+            ge=0.0,
+            le=1_048_576.0,
+            description="GiB for blobs; 0 is half of what was free when the daemon started.",
+        ),
+    ] = 0.0
+    upload_mib_s: Annotated[
+        float,
+        Meta(ge=0.0, le=1_048_576.0, description="MiB/s given to all peers together; 0: no limit."),
+    ] = 0.0
+
+
 class LogOptions(msgspec.Struct, frozen=True):
     """Section [log]: the daemon's log."""
 
@@ -97,6 +114,7 @@ class Config(msgspec.Struct, frozen=True):
     net: NetOptions = msgspec.field(default_factory=NetOptions)
     http: HttpOptions = msgspec.field(default_factory=HttpOptions)
     serve: ServeOptions = msgspec.field(default_factory=ServeOptions)
+    blobs: BlobOptions = msgspec.field(default_factory=BlobOptions)
     log: LogOptions = msgspec.field(default_factory=LogOptions)
 
 

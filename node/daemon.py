@@ -15,6 +15,7 @@ from importlib.metadata import version
 import structlog
 import trio
 
+import node.control.blobs as blob_routes
 import node.control.channels as channel_routes
 import node.control.core as core_routes
 import node.control.models as model_routes
@@ -41,6 +42,8 @@ from node.metrics import (
     LoopLag,
     Metrics,
     app_figures,
+    blob_figures,
+    bulk_figures,
     channel_figures,
     core_figures,
     rpc_figures,
@@ -53,7 +56,8 @@ from node.runs import Runs
 from node.tickets import Ticket, swarm_tag
 from node.token import load_or_make_token
 from protocols.blobs.service import BlobService
-from protocols.blobs.store import BlobStore
+from protocols.blobs.store import HALF_OF_FREE, BlobStore
+from protocols.bulk.service import BulkService
 from protocols.channels.service import ChannelService
 from protocols.modelsync.service import ModelSync
 from protocols.rpc.service import RpcService
@@ -99,7 +103,18 @@ class Daemon:
         peers = self.host.connected
         self.rpc = RpcService(self.host)
         self.apps = AppRpc(self.rpc)
-        self.blobs = BlobService(self.rpc, BlobStore(home.blobs))
+        self.bulk = BulkService(self.rpc, self.host.lanes)
+        self.dht = DhtService(
+            self.rpc.network("dht"), self.host, start.signer, self.clock, peers=peers
+        )
+        self.rpc.answer("dht", self.dht.answer)
+        self.blobs = BlobService(
+            self.rpc,
+            BlobStore(home.blobs, quota_bytes=int(config.blobs.quota_gib * 2**30) or HALF_OF_FREE),
+            peers=peers,
+            finder=self.dht,
+            upload_bytes_per_s=config.blobs.upload_mib_s * 2**20,
+        )
         self.channels = ChannelService(
             self.host,
             self.rpc,
@@ -117,10 +132,6 @@ class Daemon:
             peers=peers,
         )
         self.rpc.answer("crdt.sync", self.store.answer)
-        self.dht = DhtService(
-            self.rpc.network("dht"), self.host, start.signer, self.clock, peers=peers
-        )
-        self.rpc.answer("dht", self.dht.answer)
         self.membership = Membership(
             self.store, self.host, self._about_us, self.clock, finder=self.dht
         )
@@ -163,12 +174,15 @@ class Daemon:
         )
         metrics = Metrics()
         metrics.add(*core_figures(node), *rpc_figures(self.rpc.counters))
-        metrics.add(*app_figures(self.apps), *store_figures(self.store.stats))
-        metrics.add(*channel_figures(self.channels))
+        metrics.add(*bulk_figures(self.bulk.counters), *store_figures(self.store.stats))
+        metrics.add(*channel_figures(self.channels), *blob_figures(self.blobs))
+        metrics.add(*app_figures(self.apps))
         api = Api()
         core = core_routes.routes(api, node, metrics)
         desk = ChannelDesk(self.channels, self.membership.members, core.resolve)
         channel_routes.routes(api, desk)
+        self.blob_routes = blob_routes.BlobRoutes(self.blobs, core.resolve)
+        blob_routes.routes(api, self.blob_routes)
         rpc_routes.routes(api, self.apps, core.resolve)
         run_routes.routes(api, self.runs)
         model_routes.routes(api, self.models)
@@ -195,10 +209,13 @@ class Daemon:
             await nursery.start(self.lag.run)
             for part in (
                 self.host,
+                self.bulk,
                 self.channels,
                 self.store,
                 self.dht,
                 self.membership,
+                self.blobs,
+                self.blob_routes,
                 self.modelsync,
                 self.runs,
                 self.models,

@@ -17,6 +17,8 @@ from prometheus_client.registry import Collector
 from crdt.service import StoreStats
 from node.apps.service import AppRpc
 from node.parts import Node
+from protocols.blobs.service import BlobService
+from protocols.bulk.counters import BulkCounters
 from protocols.channels.service import ChannelService
 from protocols.rpc.line import RpcCounters
 
@@ -127,6 +129,45 @@ def rpc_figures(counters: RpcCounters) -> list[Figure]:
         _total("shoal_rpc_bad_messages", "Peers' nonsense.", lambda: counters.bad_messages),
         _total("shoal_rpc_bytes_out", "RPC frames sent.", lambda: counters.bytes_out),
         _total("shoal_rpc_bytes_in", "RPC frames received.", lambda: counters.bytes_in),
+    ]
+
+
+def bulk_figures(counters: BulkCounters) -> list[Figure]:
+    """Return the figures of bulk transfers and their lanes."""
+    return [
+        _total("shoal_bulk_sent", "Transfers that arrived in full.", lambda: counters.sent),
+        _total("shoal_bulk_received", "Transfers received in full.", lambda: counters.received),
+        _total("shoal_bulk_failed", "Transfers that failed.", lambda: counters.failed),
+        _total("shoal_bulk_bytes_out", "Sent and arrived.", lambda: counters.bytes_out),
+        _total("shoal_bulk_bytes_in", "Received.", lambda: counters.bytes_in),
+        _total("shoal_bulk_fallbacks", "Transfers without a lane.", lambda: counters.fallbacks),
+        Figure("shoal_bulk_lanes", "Bulk connections now.", lambda: counters.lanes),
+        _total("shoal_bulk_lanes_made", "Bulk connections made.", lambda: counters.lanes_made),
+        _total("shoal_bulk_lane_faults", "Ended by false bytes.", lambda: counters.lane_faults),
+        _total("shoal_bulk_hellos_refused", "Strangers' hellos.", lambda: counters.hellos_refused),
+    ]
+
+
+def blob_figures(blobs: BlobService) -> list[Figure]:
+    """Return the figures of the blobs."""
+    counters, store = blobs.counters, blobs.store
+    index = store.index
+    return [
+        Figure("shoal_blobs", "Blobs here, files of folders too.", lambda: index.count()),
+        Figure("shoal_blobs_held_bytes", "What they take of the quota.", index.held_bytes),
+        Figure("shoal_blobs_quota_bytes", "The quota.", lambda: store.space.quota_bytes),
+        _total("shoal_blobs_bytes_in", "Fetched and kept.", lambda: counters.bytes_in),
+        _total("shoal_blobs_bytes_out", "Given to peers.", lambda: counters.bytes_out),
+        _total("shoal_blobs_bytes_wasted", "Came twice.", lambda: counters.bytes_wasted),
+        _total("shoal_blobs_corrupt", "Chunks with a wrong hash.", lambda: counters.corrupt_chunks),
+        _total("shoal_blobs_decayed", "Chunks here gone bad.", lambda: store.decayed),
+        _total(
+            "shoal_blobs_providers_dropped",
+            "Providers given up for lies or silence.",
+            lambda: counters.providers_dropped,
+        ),
+        _total("shoal_blobs_fetches", "Fetches begun.", lambda: counters.fetches),
+        _total("shoal_blobs_fetches_failed", "Fetches failed.", lambda: counters.fetches_failed),
     ]
 
 

@@ -4,7 +4,7 @@ import re
 import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import structlog
 import trio
@@ -33,18 +33,18 @@ _log = structlog.get_logger("models")
 class Blobs(Protocol):
     """What models need of `protocols.blobs`."""
 
-    async def put_file(self, path: Path, /) -> str:
-        """Store a file; return its CID."""
+    async def put_file(self, path: Path, /, *, mode: Literal["take"], name: str) -> str:
+        """Store a file, which is given away; return its CID."""
         ...
 
     async def fetch(
-        self, cid: str, providers: list[PeerId], /, *, limit_bytes: int | None = None
+        self, cid: str, providers: list[PeerId], /, *, limit_bytes: int | None, name: str
     ) -> object:
         """Make a blob whole here, from any of the providers; refuse one over the limit."""
         ...
 
-    async def export(self, cid: str, path: Path, /) -> object:
-        """Write a whole blob to a file."""
+    async def place(self, cid: str, path: Path, /) -> object:
+        """Have a whole blob at a path too, on the same disk without a second copy."""
         ...
 
 
@@ -89,7 +89,7 @@ class ModelFiles:
         for cut in split.cuts:
             path = scratch / cut.name
             size_bytes = path.stat().st_size
-            cid = await self._blobs.put_file(path)
+            cid = await self._blobs.put_file(path, mode="take", name=f"{name}/{cut.name}")
             parts.append(Part(cut.role, cut.block, cut.name, cid, size_bytes))
         manifest = Manifest(
             version=1,
@@ -107,8 +107,9 @@ class ModelFiles:
         data = encode_manifest(manifest)
         path = scratch / "manifest"
         path.write_bytes(data)
-        cid = await self._blobs.put_file(path)
+        cid = await self._blobs.put_file(path, mode="take", name=f"{name}/manifest")
         await trio.to_thread.run_sync(_remove, scratch)
+        await self.bring(model_id(data), parts, [], lambda _: None)  # so they are not collected
         return decode_manifest(data, model_id(data)), model_id(data), cid
 
     async def manifest(self, record: ModelRecord, providers: list[PeerId]) -> Manifest:
@@ -141,15 +142,15 @@ class ModelFiles:
         return sum(part.size_bytes for part in parts if not (folder / part.name).exists())
 
     def check_room(self, size_bytes: int) -> None:
-        """Raise Refused if so much cannot be fetched: it lies here as a blob and as a file."""
+        """Raise Refused if so much cannot be fetched: the disk has to have room for it."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         free_bytes = max(0, shutil.disk_usage(self.folder).free - DISK_RESERVE_BYTES)
-        if 2 * size_bytes > free_bytes:
-            needed = f"{2 * size_bytes >> 20} MiB of disk are needed"
+        if size_bytes > free_bytes:
+            needed = f"{size_bytes >> 20} MiB of disk are needed"
             raise Refused(f"{needed}, {free_bytes >> 20} MiB can be had here")
 
     async def sweep(self, served: Callable[[], Collection[str]]) -> None:
-        """Delete the folders of models that are served no more; their blobs stay."""
+        """Delete the folders of models that are served no more. Their blobs may then go."""
         async with self._lock:  # asked inside of it: no part of a new model is brought until then
             await trio.to_thread.run_sync(_sweep, self.folder, served())
 
@@ -160,11 +161,9 @@ class ModelFiles:
             return
         self.check_room(limit_bytes)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        await self._blobs.fetch(cid, providers, limit_bytes=limit_bytes)
-        scratch = path.with_name(path.name + ".new")
-        scratch.unlink(missing_ok=True)
-        await self._blobs.export(cid, scratch)
-        scratch.rename(path)
+        name = f"{path.parent.name[:12]}/{path.name}"
+        await self._blobs.fetch(cid, providers, limit_bytes=limit_bytes, name=name)
+        await self._blobs.place(cid, path)
 
 
 def _sweep(folder: Path, keep: Collection[str]) -> None:

@@ -1,7 +1,7 @@
 """The client for trio programs: the calls of shoal.client, with h11 over the control socket."""
 
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,8 @@ from urllib.parse import quote
 import h11
 import trio
 
-from shoal import api, async_rpc
+from shoal import api, async_rpc, blob_api
+from shoal.blob_api import BLOB_TIMEOUT_S, add_body, blob_pieces, get_body, last_blob
 from shoal.channels import Channel, Message, Publish, Published, Subscribe
 from shoal.client import CALL_TIMEOUT_S, CONNECT_TIMEOUT_S, READ_BYTES, connect_unix
 from shoal.errors import ClientError, TimedOut
@@ -206,9 +207,87 @@ class AsyncClient:
         """Return the topics that the daemon is subscribed to."""
         return await self.call("GET", "/v1/channels", reply=list[Channel])
 
+    async def add(
+        self, path: str | os.PathLike[str], *, mode: str = "copy", name: str = "", pin: bool = True
+    ) -> blob_api.Blob:
+        """Add a file or a folder as a blob; `blob_api.AddBlob` tells the modes."""
+        body = add_body(path, mode, name, pin=pin)
+        return await _last_blob(self.blob_events("/v1/blobs", body))
+
+    async def get(
+        self,
+        cid: str,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        peers: Sequence[str] = (),
+        pin: bool = False,
+    ) -> blob_api.Blob:
+        """Fetch a blob, and write it to `path` if given. What has arrived stays if it fails."""
+        body = get_body(path, peers, pin=pin)
+        return await _last_blob(self.blob_events(f"/v1/blobs/{quote(cid)}/get", body))
+
+    async def blob_events(
+        self, path: str, body: object = None
+    ) -> AsyncGenerator[blob_api.BlobProgress]:
+        """Post a request about blobs; yield its progress, the last one with the result."""
+        async with aclosing(self.events("POST", path, body, timeout_s=CALL_TIMEOUT_S)) as events:
+            async for event in events:
+                yield decode_reply(event.data, blob_api.BlobProgress)
+
+    async def read(
+        self, cid: str, start: int = 0, stop: int | None = None, *, peers: Sequence[str] = ()
+    ) -> bytes:
+        """Return bytes `start` to `stop` (or the end) of a file; fetches only what holds them."""
+        pieces = list[bytes]()
+        for path, wanted in blob_pieces(cid, start, stop, peers):
+            pieces.append(await self.call("GET", path, reply=bytes, timeout_s=BLOB_TIMEOUT_S))
+            if len(pieces[-1]) < wanted:
+                break
+        return b"".join(pieces)
+
+    async def blobs(self) -> blob_api.BlobList:
+        """Return the blobs here, and how full it is."""
+        return await self.call("GET", "/v1/blobs", reply=blob_api.BlobList)
+
+    async def blob(self, cid: str) -> blob_api.BlobDetail:
+        """Return one blob, and of a folder the files."""
+        return await self.call("GET", f"/v1/blobs/{quote(cid)}", reply=blob_api.BlobDetail)
+
+    async def pin(self, cid: str, *, pinned: bool = True) -> blob_api.Blob:
+        """Pin a blob, so that it is never collected; or let it go, see `unpin`."""
+        body = blob_api.PinBlob(pinned)
+        return await self.call("POST", f"/v1/blobs/{quote(cid)}/pin", body, reply=blob_api.Blob)
+
+    async def unpin(self, cid: str) -> blob_api.Blob:
+        """Let a blob go when there is no room."""
+        return await self.pin(cid, pinned=False)
+
+    async def rm(self, cid: str) -> blob_api.Collected:
+        """Throw a blob away, pinned or not."""
+        return await self.call("DELETE", f"/v1/blobs/{quote(cid)}", reply=blob_api.Collected)
+
+    async def gc(self) -> blob_api.Collected:
+        """Throw away every blob that is not pinned nor in use."""
+        return await self.call(
+            "POST", "/v1/blobs/gc", reply=blob_api.Collected, timeout_s=BLOB_TIMEOUT_S
+        )
+
+    async def verify(self) -> list[blob_api.Blob]:
+        """Hash all blobs; return those that were wrong, and are not whole here any more."""
+        last: list[blob_api.Blob] = []
+        async with aclosing(self.blob_events("/v1/blobs/verify")) as events:
+            async for progress in events:
+                last = progress.decayed
+        return last
+
     async def down(self) -> None:
         """Ask the daemon to drain and stop; it answers before it does."""
         await self.call("POST", "/v1/down")
+
+
+async def _last_blob(events: AsyncGenerator[blob_api.BlobProgress]) -> blob_api.Blob:
+    async with aclosing(events):
+        return last_blob([progress async for progress in events])
 
 
 async def _answer(

@@ -8,13 +8,14 @@ import http.client
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 from urllib.parse import quote
 
-from shoal import api
+from shoal import api, blob_api
+from shoal.blob_api import BLOB_TIMEOUT_S, add_body, blob_pieces, get_body, last_blob
 from shoal.channels import Channel, Message, Publish, Published, Subscribe
 from shoal.errors import ClientError, DaemonUnreachable, TimedOut
 from shoal.messages import api_error, decode_reply, encode_body, socket_path
@@ -127,15 +128,15 @@ class Client:
         """
         with closing(_UnixConnection(self.path)) as link:
             try:
-                response = _request(link, method, path, body, timeout_s)
-                if response.status >= 400:
-                    raise api_error(response.status, response.read())
-                parser = Parser()
-                while data := response.read1(READ_BYTES):
-                    for event in parser.feed(data):
-                        if event.name == "error":
-                            raise api_error(500, event.data)
-                        yield event
+                with closing(_request(link, method, path, body, timeout_s)) as response:
+                    if response.status >= 400:
+                        raise api_error(response.status, response.read())
+                    parser = Parser()
+                    while data := response.read1(READ_BYTES):
+                        for event in parser.feed(data):
+                            if event.name == "error":
+                                raise api_error(500, event.data)
+                            yield event
             except TimeoutError as error:
                 raise TimedOut(f"the daemon was silent for {timeout_s:g} s") from error
             except (OSError, http.client.HTTPException) as error:
@@ -252,8 +253,8 @@ class Client:
         last: int | None = None,
         since_s: float | None = None,
         authors: list[str] | None = None,
-    ) -> Iterator[Message]:
-        """Yield the messages of a topic, until the daemon stops or the iterator is closed.
+    ) -> Generator[Message]:
+        """Yield the messages of a topic, until the daemon stops or the generator is closed.
 
         last, since_s: begin with that much of the past, as far as somebody has kept it.
         """
@@ -265,6 +266,73 @@ class Client:
     def channels(self) -> list[Channel]:
         """Return the topics that the daemon is subscribed to."""
         return self.call("GET", "/v1/channels", reply=list[Channel])
+
+    def add(
+        self, path: str | os.PathLike[str], *, mode: str = "copy", name: str = "", pin: bool = True
+    ) -> blob_api.Blob:
+        """Add a file or a folder as a blob; `blob_api.AddBlob` tells the modes."""
+        body = add_body(path, mode, name, pin=pin)
+        return last_blob(self.blob_events("/v1/blobs", body))
+
+    def get(
+        self,
+        cid: str,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        peers: Sequence[str] = (),
+        pin: bool = False,
+    ) -> blob_api.Blob:
+        """Fetch a blob, and write it to `path` if given. What has arrived stays if it fails."""
+        body = get_body(path, peers, pin=pin)
+        return last_blob(self.blob_events(f"/v1/blobs/{quote(cid)}/get", body))
+
+    def blob_events(self, path: str, body: object = None) -> Iterator[blob_api.BlobProgress]:
+        """Post a request about blobs; yield its progress, the last one with the result."""
+        for event in self.events("POST", path, body, timeout_s=CALL_TIMEOUT_S):
+            yield decode_reply(event.data, blob_api.BlobProgress)
+
+    def read(
+        self, cid: str, start: int = 0, stop: int | None = None, *, peers: Sequence[str] = ()
+    ) -> bytes:
+        """Return bytes `start` to `stop` (or the end) of a file; fetches only what holds them."""
+        pieces = list[bytes]()
+        for path, wanted in blob_pieces(cid, start, stop, peers):
+            pieces.append(self.call("GET", path, reply=bytes, timeout_s=BLOB_TIMEOUT_S))
+            if len(pieces[-1]) < wanted:
+                break
+        return b"".join(pieces)
+
+    def blobs(self) -> blob_api.BlobList:
+        """Return the blobs here, and how full it is."""
+        return self.call("GET", "/v1/blobs", reply=blob_api.BlobList)
+
+    def blob(self, cid: str) -> blob_api.BlobDetail:
+        """Return one blob, and of a folder the files."""
+        return self.call("GET", f"/v1/blobs/{quote(cid)}", reply=blob_api.BlobDetail)
+
+    def pin(self, cid: str, *, pinned: bool = True) -> blob_api.Blob:
+        """Pin a blob, so that it is never collected; or let it go, see `unpin`."""
+        body = blob_api.PinBlob(pinned)
+        return self.call("POST", f"/v1/blobs/{quote(cid)}/pin", body, reply=blob_api.Blob)
+
+    def unpin(self, cid: str) -> blob_api.Blob:
+        """Let a blob go when there is no room."""
+        return self.pin(cid, pinned=False)
+
+    def rm(self, cid: str) -> blob_api.Collected:
+        """Throw a blob away, pinned or not."""
+        return self.call("DELETE", f"/v1/blobs/{quote(cid)}", reply=blob_api.Collected)
+
+    def gc(self) -> blob_api.Collected:
+        """Throw away every blob that is not pinned nor in use."""
+        return self.call("POST", "/v1/blobs/gc", reply=blob_api.Collected, timeout_s=BLOB_TIMEOUT_S)
+
+    def verify(self) -> list[blob_api.Blob]:
+        """Hash all blobs; return those that were wrong, and are not whole here any more."""
+        last: list[blob_api.Blob] = []
+        for progress in self.blob_events("/v1/blobs/verify"):
+            last = progress.decayed
+        return last
 
     def down(self) -> None:
         """Ask the daemon to drain and stop; it answers before it does."""

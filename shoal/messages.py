@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import msgspec
 
@@ -46,7 +46,9 @@ def encode_body(body: object) -> bytes:
 
 
 def decode_reply(data: bytes, type_: type[T]) -> T:
-    """Parse a reply. Raises ClientError if the daemon speaks another version."""
+    """Parse a reply (`bytes`: as it came). Raises ClientError if it is of another version."""
+    if type_ is bytes:
+        return cast(T, data)
     try:
         return msgspec.json.decode(data, type=type_)
     except msgspec.DecodeError as error:

@@ -37,6 +37,8 @@ STATUS = {
     "unhealthy": 503,
     "unavailable": 503,
     "deadline": 504,
+    "disk": 507,
+    "quota": 507,
 }
 
 

@@ -8,6 +8,7 @@ every machine with AES instructions.
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import trio
 from libp2p.abc import ISecureConn
 from libp2p.connection_types import ConnectionType
 from libp2p.crypto.keys import PrivateKey, PublicKey
@@ -18,7 +19,7 @@ from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.security.secure_session import SecureSession
 from multiaddr import Multiaddr
 
-from node.host.records import PLAIN_MAX, after_handshake
+from node.host.records import PLAIN_MAX, RECORDS_PER_TURN, after_handshake
 from node.host.tcp import CountedTcp
 
 NOISE_AES = TProtocol("/shoal/noise-aes/1")
@@ -87,27 +88,34 @@ class SecureChannel(ISecureConn):
         self._tcp = tcp
         self._sealer, self._opener = after_handshake(noise.noise_state)
         self._scratch = memoryview(scratch)
-        self._cut = b""  # the beginning of a record
+        self._cut = b""  # the beginning of a record, or all that is to be opened next turn
+        self._has_more = False
         self._ready: list[bytes] = []  # plaintext that was received and not taken
         self._unsent: list[bytes | memoryview] = []
         self.unsent_bytes = 0
-        self._open(len(self._put_first(tcp.take_buffered())))
+        self._open(self._put_first(tcp.take_buffered()))
 
     async def receive(self) -> Sequence[bytes]:
         """Wait for at least one whole record. Raises ConnectionClosedError, BadMessage."""
         while not self._ready:
-            await self._tcp.wait_readable()
-            held = len(self._put_first(self._cut))
-            self._open(held + self._tcp.read_now(self._scratch[held:]))
+            if self._has_more:
+                await trio.lowlevel.checkpoint()
+                size = self._put_first(self._cut)
+            else:
+                await self._tcp.wait_readable()
+                size = self._put_first(self._cut)
+                size += self._tcp.read_now(self._scratch[size:])
+            self._open(size)
         ready, self._ready = self._ready, []
         return ready
 
-    def _put_first(self, data: bytes) -> bytes:
+    def _put_first(self, data: bytes) -> int:
         self._scratch[: len(data)] = data
-        return data
+        return len(data)
 
     def _open(self, size: int) -> None:
         records, used = self._opener.open(self._scratch[:size])
+        self._has_more = len(records) == RECORDS_PER_TURN
         self._ready += [plain for plain in records if plain]
         self._cut = bytes(self._scratch[used:size])
 

@@ -1,8 +1,11 @@
 """Listening sockets. Ours, because libp2p 0.8.1's set SO_REUSEPORT: two daemons configured with the
 same port would share it silently, each getting some of the other's connections.
+
+What comes in is libp2p or a lane (bulk connection); the first byte tells, and is left in place.
 """
 
 import errno
+import logging
 import socket
 from collections.abc import Awaitable, Callable
 
@@ -11,9 +14,56 @@ from libp2p.abc import IListener
 from multiaddr import Multiaddr
 
 from node.host.addresses import Address
+from node.host.gate import Gate
+from protocols.bulk.wire import HELLO_MAGIC
 from wire.errors import UsageError
 
 BACKLOG = 128  # connections the kernel holds until we accept them
+FIRST_BYTE_S = 1.0  # a lane's comes at once; who is silent for longer may be a libp2p node that
+# waits for our greeting, and gets it, and then a handshake's time
+
+Handler = Callable[[trio.SocketStream], Awaitable[None]]
+
+log = logging.getLogger(__name__)
+
+
+class Sorter:
+    """Gives each inbound connection to whom it is for. Until then it has an unadmitted's place."""
+
+    def __init__(self, gate: Gate, libp2p: Handler, lanes: Handler) -> None:
+        self._gate, self._libp2p, self._lanes = gate, libp2p, lanes
+
+    async def __call__(self, stream: trio.SocketStream) -> None:
+        """Look at the first byte, and hand over. Never raises: it runs beside all the others."""
+        try:
+            if not await self._was_lane(stream):
+                await self._libp2p(stream)  # what is nobody's too: it hangs up, and counts that
+        except Exception as error:  # of a stranger's bytes
+            log.debug("inbound.failed %r", error)
+            stream.socket.close()
+        except BaseException:
+            stream.socket.close()
+            raise
+
+    async def _was_lane(self, stream: trio.SocketStream) -> bool:
+        """Let lanes have it, if it is for them."""
+        try:
+            remote = str(stream.socket.getpeername()[0]).split("%")[0]
+        except OSError:
+            return False  # it hung up already
+        place = self._gate.enter(remote)
+        if place is None:
+            return False  # libp2p has no place for it either
+        try:
+            first = b""
+            with trio.move_on_after(FIRST_BYTE_S):
+                first = await stream.socket.recv(1, socket.MSG_PEEK)
+            if first != HELLO_MAGIC[:1]:
+                return False
+            await self._lanes(stream)
+            return True
+        finally:
+            place.leave()
 
 
 class Listener(IListener):
@@ -24,9 +74,7 @@ class Listener(IListener):
         name = sock.getsockname()
         self.address = Address(network, str(name[0]), int(name[1]))
 
-    async def serve(
-        self, handler: Callable[[trio.SocketStream], Awaitable[None]], nursery: trio.Nursery
-    ) -> None:
+    async def serve(self, handler: Handler, nursery: trio.Nursery) -> None:
         """Accept until cancelled; each connection is a task in `nursery`."""
         await trio.serve_listeners(
             handler, [trio.SocketListener(self.sock)], handler_nursery=nursery

@@ -14,6 +14,7 @@ from wire.errors import BadMessage
 
 TAG_BYTES = 16
 PLAIN_MAX = 65535 - TAG_BYTES  # plaintext of the largest record
+RECORDS_PER_TURN = 256  # opened at once, 1 ms; a flood of tiny ones must not hold the loop
 _LENGTH_BYTES = 2
 
 Buffer = bytes | bytearray | memoryview
@@ -52,13 +53,14 @@ class Opener:
         self._order = _byte_order(cipher)
 
     def open(self, data: memoryview) -> tuple[list[bytes], int]:
-        """Return the plaintext of all whole records in `data`, and how many bytes those were.
+        """Return the plaintext of the whole records in `data`, and how many bytes those were.
 
+        At most RECORDS_PER_TURN: if there are so many, there may be more.
         Raises BadMessage for a record that is forged, lost, repeated or out of order.
         """
         records: list[bytes] = []
         position, end = 0, len(data)
-        while end - position >= _LENGTH_BYTES:
+        while end - position >= _LENGTH_BYTES and len(records) < RECORDS_PER_TURN:
             after = position + _LENGTH_BYTES + (data[position] << 8 | data[position + 1])
             if after > end:
                 break

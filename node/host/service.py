@@ -24,7 +24,8 @@ from node.host.connection import Connection
 from node.host.dialler import Dialler
 from node.host.gate import Gate, Limits
 from node.host.interfaces import expand
-from node.host.listeners import Listener, open_listener
+from node.host.lanes import HostLanes
+from node.host.listeners import Listener, Sorter, open_listener
 from node.host.mdns import Found, Mdns
 from node.host.nearby import Nearby
 from node.host.peers import Peers, Watcher
@@ -108,6 +109,8 @@ class LibP2pHost:
         self._libp2p.multiselect.handlers[TProtocol(PING)] = _never  # only for identify to tell
         self._sessions = Sessions(self._peer, swarm, self._peers, self._limits, public)
         self._dialler = Dialler(self._peer, self._swarm, self._peers)
+        self.lanes = HostLanes(self._peers)
+        self._sorter = Sorter(self._swarm.gate, self._swarm.serve_tcp, self.lanes.accept)
         self._swarm.session = self._sessions.run
         self._swarm.serve = self._sessions.serve
         self._swarm.reach = self._reach_for_libp2p
@@ -139,9 +142,7 @@ class LibP2pHost:
                 await nursery.start(self._swarm.run)
                 assert self._swarm.background_nursery is not None
                 for listener in self._listeners:
-                    nursery.start_soon(
-                        listener.serve, self._swarm.serve_tcp, self._swarm.background_nursery
-                    )
+                    nursery.start_soon(listener.serve, self._sorter, self._swarm.background_nursery)
                 self._dialler.nursery = nursery
                 nursery.start_soon(self._nearby.run)
                 for peer, kept in self._kept.items():

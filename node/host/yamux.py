@@ -22,6 +22,7 @@ from typing import Final, Literal, cast
 import trio
 from libp2p.abc import IMuxedConn, ISecureConn
 from libp2p.connection_types import ConnectionType
+from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.peer.id import ID
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from multiaddr import Multiaddr
@@ -39,6 +40,7 @@ STREAMS_IN_MAX = 256  # at once, per connection, as go-libp2p allows a peer
 STREAMS_UNTRUSTED_MAX = 8  # before admission: identify, ping, admission, and a relay's few
 BYTES_UNTRUSTED_MAX = 64 * 1024  # before admission, from one that dialled us, all streams together
 STREAMS_OUT_MAX = 192  # fewer, since the other end counts a stream as open for longer than we do
+FRAMES_PER_TURN = 512  # read, 1 to 2 ms; a flood of tiny ones must not hold the loop
 BATCH_RECORDS = 4  # per system call
 WRITE_STALL_S = 15.0  # for one record: a link slower than 4 KiB/s is of no use to anybody
 CLOSE_S = 0.25  # to say goodbye; a peer that does not read is left without
@@ -179,6 +181,8 @@ class MuxedConnection(IMuxedConn):
     def send_control(self, frame: bytes) -> None:
         """Queue a frame without a body; never waits, so that the reader can call it."""
         if self._queued_bytes[_CONTROL] >= CONTROL_FRAMES_MAX * frames.HEADER.size:
+            self._flush()
+        if self._queued_bytes[_CONTROL] >= CONTROL_FRAMES_MAX * frames.HEADER.size:
             self.abort("peer asks more than it reads")
         else:
             self._queue(_CONTROL, frame)
@@ -273,27 +277,32 @@ class MuxedConnection(IMuxedConn):
             self._drained.unpark_all()
 
     async def _read_frames(self) -> None:
-        reader = frames.FrameReader()
-        while True:
-            try:
+        reader, in_turn = frames.FrameReader(), 0
+        try:
+            while True:
                 records = await self.secured_conn.receive()
                 self._is_reading = True
                 for record in records:
                     for event in reader.feed(record):
-                        if isinstance(event, frames.GoneAway):
-                            return self.abort(f"peer went away, code {event.code}")
                         self._apply(event)
-            except BadMessage as error:
-                self.send_control(frames.pack(frames.GO_AWAY, 0, 0, frames.PROTOCOL_ERROR))
-                self._flush()
-                return self.abort(f"peer broke yamux: {error}")
-            except Exception as error:  # the socket's or the cipher's: all mean the end
-                return self.abort(f"read ended: {error!r}")
-            finally:
-                self._is_reading = False
-            self._end_of_turn()
+                        in_turn += 1
+                        if in_turn == FRAMES_PER_TURN:
+                            self._end_of_turn()
+                            await trio.lowlevel.checkpoint()
+                            self._is_reading, in_turn = True, 0
+                self._end_of_turn()
+                in_turn = 0
+        except BadMessage as error:
+            self.send_control(frames.pack(frames.GO_AWAY, 0, 0, frames.PROTOCOL_ERROR))
+            self._flush()
+            self.abort(f"peer broke yamux: {error}")
+        except Exception as error:  # the socket's, the cipher's or the peer's goodbye
+            self.abort(f"read ended: {error!r}")
+        finally:
+            self._is_reading = False
 
     def _end_of_turn(self) -> None:
+        self._is_reading = False
         self._flush()
         self._offer_room()
         if self._frames or self._is_blocked:
@@ -319,10 +328,12 @@ class MuxedConnection(IMuxedConn):
             case frames.Reset(stream_id):
                 if stream := self._streams.get(stream_id):
                     stream.on_reset()
+            case frames.GoneAway(code):
+                raise ConnectionClosedError(f"peer went away, code {code}", transport="yamux")
             case frames.Pinged(value):
                 self.send_control(frames.pack(frames.PING, frames.ACK, 0, value))
-            case _:
-                raise AssertionError(event)
+            case frames.Nothing():
+                return
 
     def _accept(self, stream_id: int) -> None:
         if self._is_ours(stream_id) or stream_id in self._streams:

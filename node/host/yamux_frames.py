@@ -6,6 +6,7 @@ since one is made per frame: they cost a tenth of a frozen dataclass.
 """
 
 import struct
+from collections.abc import Iterator
 
 import msgspec
 
@@ -63,7 +64,11 @@ class GoneAway(msgspec.Struct, frozen=True):
     code: int
 
 
-Event = Opened | Data | Credit | Finished | Reset | Pinged | GoneAway
+class Nothing(msgspec.Struct, frozen=True):
+    """A frame that asks for nothing; told, so that the reader can count what it costs to read."""
+
+
+Event = Nothing | Opened | Data | Credit | Finished | Reset | Pinged | GoneAway
 
 
 def pack(kind: int, flags: int, stream: int, length: int) -> bytes:
@@ -80,19 +85,17 @@ class FrameReader:
         self._flags = 0
         self._body_left = 0
 
-    def feed(self, data: bytes) -> list[Event]:
-        """Take what arrived, whatever its size, and return what it says."""
-        events: list[Event] = []
+    def feed(self, data: bytes) -> Iterator[Event]:
+        """Take what arrived, whatever its size, and say what it means; to be read to its end."""
         view = memoryview(data)
         position, end = 0, len(data)
         if self._partial:
             position = HEADER.size - len(self._partial)
-            head = self._partial + data[:position]
-            if len(head) < HEADER.size:
-                self._partial = head
-                return events
+            self._partial += data[:position]
+            if len(self._partial) < HEADER.size:
+                return
+            yield from self._header(self._partial, 0)
             self._partial = b""
-            self._header(head, 0, events)
         while True:
             if self._body_left:
                 piece = view[position : position + self._body_left]
@@ -100,42 +103,40 @@ class FrameReader:
                     break
                 position += len(piece)
                 self._body_left -= len(piece)
-                events.append(Data(self._stream, piece))
-                if not self._body_left:
-                    self._end_of_frame(events)
+                yield Data(self._stream, piece)
+                if not self._body_left and self._flags:
+                    yield from self._end_of_frame()
             elif end - position >= HEADER.size:
-                self._header(data, position, events)
+                yield from self._header(data, position)
                 position += HEADER.size
             else:
                 break
         self._partial = data[position:]
-        return events
 
-    def _header(self, data: bytes, position: int, events: list[Event]) -> None:
+    def _header(self, data: bytes, position: int) -> list[Event]:
         version, kind, flags, stream, length = HEADER.unpack_from(data, position)
         if version != 0 or kind > GO_AWAY:
             raise BadMessage(f"not a yamux frame: version {version}, type {kind}")
-        if kind == PING:
-            if flags & SYN:  # we send none ourselves, so an answer means nothing
-                events.append(Pinged(length))
-            return
+        if kind == PING:  # we send none ourselves, so an answer means nothing
+            return [Pinged(length) if flags & SYN else Nothing()]
         if kind == GO_AWAY:
-            events.append(GoneAway(length))
-            return
+            return [GoneAway(length)]
         if stream == 0:
             raise BadMessage("yamux data for stream 0")
-        if flags & SYN:
-            events.append(Opened(stream))
+        events: list[Event] = [Opened(stream)] if flags & SYN else []
         self._stream, self._flags = stream, flags
         if kind == DATA and length:
             self._body_left = length
-            return
+            return events
         if kind == WINDOW_UPDATE and length:
             events.append(Credit(stream, length))
-        self._end_of_frame(events)
+        events += self._end_of_frame()
+        return events or [Nothing()]
 
-    def _end_of_frame(self, events: list[Event]) -> None:
+    def _end_of_frame(self) -> list[Event]:
+        events: list[Event] = []
         if self._flags & FIN:
             events.append(Finished(self._stream))
         if self._flags & RST:
             events.append(Reset(self._stream))
+        return events

@@ -1,66 +1,39 @@
-"""Blobs between peers: store them, give them, fetch them from several providers at once.
+"""Blobs between peers: add, give, fetch from many providers at once, keep what is wanted.
 
 Everything that arrives is hashed before it is kept, so a provider can refuse or stall, but not
 deceive. What has arrived stays: a fetch that is repeated goes on where the last one ended.
 """
 
-import functools
 import io
-import logging
-from collections import deque
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar
+from typing import TypeVar
 
 import trio
 
-from protocols.blobs.machine import Fetch
-from protocols.blobs.store import BlobStore, DiskError
-from protocols.blobs.wire import (
-    CHUNK_BYTES,
-    CHUNKS_MAX,
-    GET,
-    MANIFEST_VERSION,
-    Absent,
-    Answer,
-    Cid,
-    Found,
-    Get,
-    Manifest,
-    cid_of,
-    parse_cid,
-)
-from wire import codec
-from wire.errors import (
-    BadMessage,
-    DeadlineExceeded,
-    NotFound,
-    PeerUnreachable,
-    ShoalError,
-    UsageError,
-)
+from protocols.blobs.adding import Mode, add_file, add_tree, export_file, export_tree, size_of
+from protocols.blobs.fetch import OffLoop
+from protocols.blobs.getting import Getting
+from protocols.blobs.give import Giving
+from protocols.blobs.index import Row
+from protocols.blobs.manifest import Tree
+from protocols.blobs.progress import Counters, Report, Transfer
+from protocols.blobs.search import Finder
+from protocols.blobs.store import BlobStore, fresh_row
+from protocols.blobs.wire import CHUNK_BYTES, Cid, parse_cid
+from wire.errors import ShoalError, UsageError
 from wire.ids import PeerId
-from wire.ports import Call, Rpc
+from wire.ports import Rpc
 
 T = TypeVar("T")
 
-THREADS = 2  # for hashing and the disk; one hashes 1 GB/s or so, more than the network brings
-PROVIDERS_MAX = 8  # asked at a time; the others come in when one of these is done
-OPEN_TIMEOUT_S = 10.0  # to reach a provider
-CHUNK_TIMEOUT_S = 30.0  # for the next answer: 35 KB/s, below which a provider is no help
-READ_MAX_BYTES = 256 * 1024 * 1024  # what `read_bytes` takes into memory unless told otherwise
-
-Progress = Callable[[int, int], None]  # bytes here, bytes in all
-
-log = logging.getLogger(__name__)
-
-
-class OffLoop(Protocol):
-    """Runs blocking work somewhere else than on the event loop."""
-
-    async def __call__(self, work: Callable[[], T], /) -> T:
-        """Return what `work` returns."""
-        ...
+THREADS = 4  # for hashing and the disk; one hashes 1 GB/s or so
+READ_MAX_BYTES = 256 * 1024 * 1024  # what is read into memory unless told otherwise
+PROVIDED_MAX = 5_000  # blobs that the DHT is told of; connected members can be asked for any
+PROVIDE_INTERVAL_S = 0.1  # between two records: a lookup each
+PROVIDE_LOOK_S = 60.0  # how often what is here is compared with what was told
 
 
 class Threads:
@@ -75,209 +48,266 @@ class Threads:
 
 
 class BlobService:
-    """Gives what its store has to any peer that asks. There is nothing to run."""
+    """`run` tells the DHT what is here; everything else works without it."""
 
-    def __init__(self, rpc: Rpc, store: BlobStore, *, off_loop: OffLoop | None = None) -> None:
-        """`off_loop` is for simulators, whose clock must not run while a thread works."""
-        self._rpc, self._store = rpc, store
+    def __init__(
+        self,
+        rpc: Rpc,
+        store: BlobStore,
+        *,
+        peers: Callable[[], list[PeerId]] = lambda: [],
+        finder: Finder | None = None,
+        upload_bytes_per_s: float = 0.0,
+        off_loop: OffLoop | None = None,
+    ) -> None:
+        """`peers` lists who is connected now, `finder` is the DHT. `off_loop` is for simulators,
+        whose clock must not run while a thread works.
+        """
+        self.store, self.counters = store, Counters()
+        self._finder = finder
         self._off_loop: OffLoop = off_loop or Threads()
-        self.bytes_in = self.bytes_out = 0  # of objects that arrived and were kept; that were sent
-        rpc.serve_stream(GET, self._give)
+        self._provided: dict[Cid, None] = {}
+        self._news = trio.Event()  # there may be something to provide
+        self._giving = Giving(
+            rpc,
+            store,
+            off_loop=self._off_loop,
+            counters=self.counters,
+            upload_bytes_per_s=upload_bytes_per_s,
+        )
+        self._getting = Getting(
+            rpc,
+            store,
+            peers=peers,
+            finder=finder,
+            off_loop=self._off_loop,
+            counters=self.counters,
+        )
 
-    async def put_bytes(self, data: bytes) -> Cid:
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Tell the DHT which blobs are here, until cancelled."""
+        task_status.started()
+        while self._finder is not None:
+            self._news = trio.Event()
+            await self._provide(self._finder)
+            with trio.move_on_after(PROVIDE_LOOK_S):
+                await self._news.wait()
+
+    # --- adding --------------------------------------------------------------------------------
+
+    async def put_bytes(self, data: bytes, *, name: str = "", pin: bool = False) -> Cid:
         """Store a blob; durable when it returns."""
-        return await self._put(io.BytesIO(data))
-
-    async def put_file(self, path: Path) -> Cid:
-        """Store a copy of a file as a blob. Raises UsageError if it cannot be read."""
+        if len(data) <= CHUNK_BYTES:
+            work = partial(self.store.put_small, data, is_root=True, name=name, pin=pin)
+            row = await self._off_loop(work)
+            self._news.set()
+            return row.cid
+        path = self.store.scratch / f"put-{random.getrandbits(64):016x}"
         try:
-            with await self._off_loop(functools.partial(_open, path)) as file:
-                return await self._put(file)
-        except OSError as error:
-            raise UsageError(f"cannot store {path}: {error.strerror}") from error
+            await self._off_loop(partial(_write, path, data))
+            return await self.put_file(path, mode="take", name=name, pin=pin)
+        finally:
+            path.unlink(missing_ok=True)
+
+    async def put_file(
+        self,
+        path: Path,
+        *,
+        mode: Mode = "copy",
+        name: str = "",
+        pin: bool = False,
+        report: Report | None = None,
+    ) -> Cid:
+        """Store a file or a folder as a blob; durable when it returns. See `adding.add_file`."""
+        return (await self.add(path, mode=mode, name=name, pin=pin, report=report)).cid
+
+    async def add(
+        self,
+        path: Path,
+        *,
+        mode: Mode = "copy",
+        name: str = "",
+        pin: bool = False,
+        report: Report | None = None,
+    ) -> Row:
+        """Store a file or a folder as a blob; returns what is known of it."""
+        transfer = Transfer(size_bytes=await self._off_loop(partial(size_of, path)))
+        add = add_tree if await trio.Path(path).is_dir() else add_file
+        adding = add(self.store, path, mode=mode, name=name, pin=pin)
+        row = await self._drive(adding, transfer, report)
+        self._news.set()
+        return row
+
+    # --- reading -------------------------------------------------------------------------------
 
     async def has(self, cid: str) -> bool:
         """Tell whether the whole blob is here."""
-        return await self._off_loop(functools.partial(self._store.is_whole, parse_cid(cid)))
+        return await self._off_loop(partial(self.store.is_whole, parse_cid(cid)))
 
     async def open(self, cid: str) -> io.BufferedReader:
-        """Open a whole blob for (blocking) reads and seeks. Raises NotFound."""
-        return await self._off_loop(functools.partial(self._store.open, parse_cid(cid)))
+        """Open a whole file for (blocking) reads and seeks. Raises NotFound."""
+        return await self._off_loop(partial(self.store.open_stream, parse_cid(cid)))
 
     async def read_bytes(self, cid: str, *, limit_bytes: int = READ_MAX_BYTES) -> bytes:
-        """Return a whole blob. Raises NotFound, or UsageError if it is over the limit."""
+        """Return a whole file. Raises NotFound, or UsageError if it is over the limit."""
         with await self.open(cid) as file:
-            data = await self._off_loop(functools.partial(file.read, limit_bytes + 1))
+            data = await self._off_loop(partial(file.read, limit_bytes + 1))
         if len(data) > limit_bytes:
             raise UsageError(f"blob {cid} is over {limit_bytes} B")
         return data
 
-    async def export(self, cid: str, path: Path) -> None:
-        """Write a whole blob to one file, which appears at once. Raises NotFound."""
-        await self._off_loop(functools.partial(self._store.export, parse_cid(cid), path))
+    async def read_range(
+        self, cid: str, start: int, stop: int, providers: Iterable[PeerId] = ()
+    ) -> bytes:
+        """Return bytes of a file; only the chunks that hold them are fetched. Raises what `fetch`
+        raises; UsageError for over `READ_MAX_BYTES`.
+        """
+        if not 0 <= start <= stop or stop - start > READ_MAX_BYTES:
+            raise UsageError(f"bytes {start} to {stop}: up to {READ_MAX_BYTES} at a time")
+        name = parse_cid(cid)
+        with self.store.keep([name]):
+            wanted = fresh_row(name, 0, is_root=True)
+            await self._getting.fetch_part(wanted, start, stop, providers)
+            await self._off_loop(partial(self.store.touch, name))
+            return await self._off_loop(partial(self.store.read, name, start, stop))
+
+    async def export(
+        self, cid: str, path: Path, *, is_fresh: bool = False, report: Report | None = None
+    ) -> None:
+        """Write a whole file, or the folder of a tree, which appears at once. Raises NotFound.
+
+        is_fresh: it was fetched a moment ago, so it need not be hashed again.
+        """
+        name = parse_cid(cid)
+        manifest = await self._off_loop(partial(self.store.manifest, name))
+        row = self.store.index.get(name)
+        transfer = Transfer(size_bytes=0 if row is None else row.size_bytes)
+        export = export_tree if isinstance(manifest, Tree) else export_file
+        await self._drive(
+            _with_end(export(self.store, name, path, is_fresh=is_fresh)), transfer, report
+        )
+
+    async def place(self, cid: str, path: Path) -> None:
+        """Have a whole file at `path`: another name of our copy, which is not collected as long as
+        it has that name; a copy of it if that cannot be. It must not be written to.
+        """
+        if not await self._off_loop(partial(self.store.link, parse_cid(cid), path)):
+            await self.export(cid, path)
+
+    # --- fetching ------------------------------------------------------------------------------
 
     async def fetch(
         self,
         cid: str,
-        providers: list[PeerId],
+        providers: Iterable[PeerId] = (),
         *,
         limit_bytes: int | None = None,
-        progress: Progress | None = None,
-    ) -> Manifest:
-        """Make a blob whole here; asks nobody if it is. `progress` is called as chunks arrive.
+        name: str = "",
+        pin: bool = False,
+        report: Report = lambda _: None,
+    ) -> Row:
+        """Make a blob whole here; asks nobody if it is. Other providers than those named are looked
+        for too. `report` is called as chunks arrive.
 
         Raises BadMessage, before a chunk is asked for, if the blob is over `limit_bytes`; NotFound
-        if the providers lack a part of it, PeerUnreachable if none could be reached, DiskError.
-        What has arrived is kept.
+        if the providers lack a part of it, PeerUnreachable if none could be reached, QuotaError,
+        DiskError. What has arrived is kept.
         """
-        hash_ = parse_cid(cid)
-        others = [peer for peer in dict.fromkeys(providers) if peer != self._rpc.peer]
-        manifest = await self._off_loop(functools.partial(self._store.manifest, hash_))
-        if manifest is None:
-            await _Errand(self, cid, {hash_: None}, others).run()
-            manifest = await self._off_loop(functools.partial(self._store.manifest, hash_))
-            assert manifest is not None, "it has just been stored"
-        if limit_bytes is not None and manifest.size_bytes > limit_bytes:
-            raise BadMessage(f"blob {cid} has {manifest.size_bytes} B, over {limit_bytes} B")
-        missing = await self._off_loop(functools.partial(self._store.missing, manifest))
-        sizes = manifest.sizes()
-        here_bytes = manifest.size_bytes - sum(sizes[chunk] for chunk in missing)
-
-        def report(chunk: bytes) -> None:
-            nonlocal here_bytes
-            here_bytes += sizes[chunk]
-            if progress is not None:
-                progress(here_bytes, manifest.size_bytes)
-
-        if progress is not None:
-            progress(here_bytes, manifest.size_bytes)
-        await _Errand(self, cid, dict(missing), others, report).run()
-        return manifest
-
-    async def keep(self, hash_: bytes, size_bytes: int | None, data: bytes) -> bool:
-        """Store an object if it is the one that was asked for; tells whether it was."""
-        work = functools.partial(self._store.put_verified, hash_, size_bytes, data)
+        wanted = fresh_row(parse_cid(cid), 0, name=name, is_root=True, pin=pin)
+        self.counters.fetches += 1
         try:
-            is_kept = await self._off_loop(work)
-        except OSError as error:
-            raise DiskError(f"cannot store a chunk: {error.strerror}") from error
-        self.bytes_in += len(data) * is_kept
-        return is_kept
+            row = await self._getting.fetch(wanted, providers, limit_bytes, report)
+        except BaseException:
+            self.counters.fetches_failed += 1
+            raise
+        self._news.set()
+        return row
 
-    @property
-    def rpc(self) -> Rpc:
-        """What carries the objects."""
-        return self._rpc
+    # --- keeping -------------------------------------------------------------------------------
 
-    async def _put(self, file: BinaryIO) -> Cid:
-        chunks, size_bytes = list[bytes](), 0
-        while piece := await self._off_loop(functools.partial(file.read, CHUNK_BYTES)):
-            if len(chunks) >= CHUNKS_MAX:
-                raise UsageError(f"a blob holds up to {CHUNKS_MAX} chunks of 1 MiB")
-            chunks.append(await self._off_loop(functools.partial(self._store.put, piece)))
-            size_bytes += len(piece)
-        manifest = codec.encode(Manifest(MANIFEST_VERSION, size_bytes, chunks))
-        return cid_of(await self._off_loop(functools.partial(self._store.put, manifest)))
+    async def pin(self, cid: str, *, is_pinned: bool = True) -> Row:
+        """Never collect a blob (and of a tree, its files), or let it go. Raises NotFound."""
+        return await self._off_loop(partial(self.store.pin, parse_cid(cid), is_pinned=is_pinned))
 
-    async def _give(self, call: Call[Answer, Get]) -> None:
-        """Answer one peer's questions, in order."""
-        async for get in call:
-            data = await self._off_loop(functools.partial(self._store.get, get.hash))
-            await call.send(Answer(Absent() if data is None else Found(data)))
-            self.bytes_out += len(data or b"")
+    async def remove(self, cid: str) -> int:
+        """Throw a blob away, also if it is pinned; returns the bytes freed. Raises NotFound, or
+        Busy while it is in use.
+        """
+        freed = await self._off_loop(partial(self.store.space.remove, parse_cid(cid)))
+        self._news.set()
+        return freed
 
+    async def collect(self) -> tuple[int, int]:
+        """Throw away all that is not pinned nor in use; returns how many and how many bytes."""
+        gone = await self._off_loop(self.store.space.collect)
+        self._news.set()
+        return gone
 
-class _Errand:
-    """Brings a set of objects here, one task per provider."""
+    async def verify(self, *, report: Report | None = None) -> list[Row]:
+        """Hash everything; returns what is not whole any more, and is given to nobody."""
+        rows = [row for row in await self._off_loop(self.store.index.all) if row.is_whole]
+        transfer = Transfer(size_bytes=sum(row.size_bytes for row in rows), files=len(rows))
+        decayed: list[Row] = []
+        done = 0
+        for row in rows:
+            await self._drive(_with_end(self.store.verify(row.cid)), transfer, report, done=done)
+            done += row.size_bytes
+            if not await self.has(row.cid):
+                decayed.append(row)
+        return decayed
 
-    def __init__(
+    # --- inside --------------------------------------------------------------------------------
+
+    async def _drive(
         self,
-        service: BlobService,
-        cid: str,
-        sizes: dict[bytes, int | None],
-        providers: list[PeerId],
-        report: Callable[[bytes], None] | None = None,
-    ) -> None:
-        """`sizes` has the size of each object, None where only the hash tells."""
-        self._service, self._cid, self._sizes = service, cid, sizes
-        self._providers, self._report = providers, report
-        self._fetch = Fetch(sizes, providers)
-        self._changed = trio.lowlevel.ParkingLot()  # somebody may now be asked, or is done
-        self._limiter = trio.CapacityLimiter(PROVIDERS_MAX)
-        self._failures: dict[PeerId, ShoalError] = {}
+        steps: Generator[int, None, T],
+        transfer: Transfer,
+        report: Report | None,
+        *,
+        done: int = 0,
+    ) -> T:
+        """Run a generator step by step on threads; between two steps it can be cancelled."""
+        ended: list[T] = []
 
-    async def run(self) -> None:
-        """Return when all is here. Raises NotFound, PeerUnreachable or DiskError."""
-        async with trio.open_nursery() as nursery:
-            for peer in self._providers if self._sizes else ():
-                nursery.start_soon(self._ask, peer)
-        if self._fetch.is_done:
-            return
-        if disk := [e for e in self._failures.values() if isinstance(e, DiskError)]:
-            raise disk[0]
-        reasons = "; ".join(f"{peer}: {error}" for peer, error in self._failures.items())
-        text = f"blob {self._cid}: incomplete after asking {len(self._providers)} peers"
-        gone = (PeerUnreachable, DeadlineExceeded)
-        if self._failures and all(isinstance(e, gone) for e in self._failures.values()):
-            raise PeerUnreachable(f"{text} ({reasons})")
-        raise NotFound(f"{text} ({reasons})" if reasons else text)
-
-    async def _ask(self, peer: PeerId) -> None:
-        """Ask one provider for one object after the other, until it is of no more use."""
-        async with self._limiter:
+        def step() -> int | None:
             try:
-                if await self._wait_for_work(peer):
-                    rpc = self._service.rpc
-                    async with rpc.stream(peer, GET, timeout_s=OPEN_TIMEOUT_S) as call:
-                        await self._converse(peer, call)
-            except ShoalError as error:
-                self._failures[peer] = error
-                log.debug("blobs.provider_lost cid=%s peer=%s %s", self._cid, peer, error)
-            finally:
-                self._fetch.lost(peer)
-                self._changed.unpark_all()
+                return next(steps)
+            except StopIteration as stop:
+                ended.append(stop.value)
+                return None
 
-    async def _wait_for_work(self, peer: PeerId) -> bool:
-        """Wait until there is something to ask a provider for; False if there never will be."""
-        while not self._fetch.has_work_for(peer):
-            if not self._fetch.is_useful(peer):
-                return False
-            await self._changed.park()
-        return True
-
-    async def _converse(self, peer: PeerId, call: Call[Get, Answer]) -> None:
-        asked = deque[bytes]()
-        while asked or await self._wait_for_work(peer):
-            while (chunk := self._fetch.next_for(peer)) is not None:
-                asked.append(chunk)
-                await call.send(Get(chunk))
-            await self._receive(peer, call, asked.popleft())
-
-    async def _receive(self, peer: PeerId, call: Call[Get, Answer], chunk: bytes) -> None:
-        answer = await _next_answer(call)
-        if isinstance(answer.object, Absent):
-            self._fetch.absent(peer, chunk)
-            self._failures[peer] = NotFound(f"lacks {chunk.hex()}")
-            self._changed.unpark_all()
-            return
-        data = answer.object.data
-        if not await self._service.keep(chunk, self._sizes[chunk], data):
-            raise BadMessage(f"sent something else than {chunk.hex()}")
-        self._fetch.arrived(peer, chunk)
-        if self._fetch.is_done:
-            self._changed.unpark_all()
-        if self._report is not None:
-            self._report(chunk)
-
-
-async def _next_answer(call: Call[Get, Answer]) -> Answer:
-    with trio.move_on_after(CHUNK_TIMEOUT_S):
         try:
-            return await call.receive()
-        except trio.EndOfChannel:
-            raise BadMessage(f"{call.peer} ended the call with questions open") from None
-    raise DeadlineExceeded(f"no chunk within {CHUNK_TIMEOUT_S:g} s")
+            while (bytes_done := await self._off_loop(step)) is not None:
+                transfer.done_bytes = done + bytes_done
+                if report is not None:
+                    report(transfer)
+        finally:
+            with trio.CancelScope(shield=True):  # it removes its scratch file: a moment
+                await self._off_loop(steps.close)
+        return ended[0]
+
+    async def _provide(self, finder: Finder) -> None:
+        """Tell the DHT what has come and what has gone since the last time."""
+        rows = await self._off_loop(self.store.index.roots)
+        here = dict.fromkeys(row.cid for row in rows[:PROVIDED_MAX] if row.is_whole)
+        for cid in [cid for cid in self._provided if cid not in here]:
+            finder.withdraw(cid.encode())
+            del self._provided[cid]
+        for cid in here:
+            if cid not in self._provided:
+                try:
+                    await finder.provide(cid.encode())  # which tries again by itself
+                except ShoalError:
+                    return
+                self._provided[cid] = None
+                await trio.sleep(PROVIDE_INTERVAL_S)
 
 
-def _open(path: Path) -> BinaryIO:
-    return path.open("rb")
+def _with_end(steps: Iterator[int]) -> Generator[int, None, None]:
+    """Make an iterator a generator that returns None."""
+    yield from steps
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)

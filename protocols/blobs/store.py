@@ -1,195 +1,365 @@
-"""Objects on disk, DIR/ab/cdef…, and blobs read from them. Blocking: call it on a thread.
+"""Blobs on disk: DIR/index.db says what is here, DIR/data/CID holds the bytes of each.
 
-A file has its final name only once it is whole and synced; what is read is hashed again, so a
-decayed file is taken for absent, and removed. File names come from hashes only.
+Blocking: call it on a thread; several may use it at once. What is read is hashed, so what has
+decayed is taken for absent, and whoever wants it back fetches just that. File names are CIDs.
 """
 
 import io
+import logging
 import os
-import tempfile
+import shutil
+import stat
+import threading
+import time
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from protocols.blobs.wire import CHUNK_BYTES, Manifest, decode_manifest, hash_of
-from wire.errors import BadMessage, NotFound, ShoalError
+from protocols.blobs.files import BlobFile, DiskError, sync_folder, write_at
+from protocols.blobs.index import Index, Row
+from protocols.blobs.manifest import File, Tree, decode_manifest, layout_of
+from protocols.blobs.reading import BlobStream
+from protocols.blobs.space import Space
+from protocols.blobs.wire import CHUNK_BYTES, Cid, hash_of, is_raw, raw_cid
+from wire.errors import NotFound
 
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+TOUCH_MS = 60_000  # how exactly we know when a blob was last used
+HALF_OF_FREE = -1  # as a quota: half of what is free, and of what is held already
+VERIFY_CHUNKS = 16  # hashed at a time, so that it can be cancelled
 
-SCRATCH = "tmp"  # the folder of unfinished files, emptied at the start
-
-
-class DiskError(ShoalError):
-    """The disk refused a write."""
-
-    code = "disk"
-    hint = "is it full?"
+log = logging.getLogger(__name__)
 
 
 class BlobStore:
-    """A folder of objects. Several threads may use it at once."""
+    """All blobs of a node."""
 
-    def __init__(self, folder: Path) -> None:
-        """Make the folder if need be, and remove what a crash has left unfinished."""
-        self._folder = folder
-        self._scratch = folder / SCRATCH
-        self._scratch.mkdir(parents=True, exist_ok=True)
-        for left in self._scratch.iterdir():
-            left.unlink(missing_ok=True)
+    def __init__(self, folder: Path, *, quota_bytes: int = 0) -> None:
+        """Open the folder, making it if need be; throw away what a crash has left over.
 
-    def path_of(self, hash_: bytes) -> Path:
-        """Return where an object is, if it is."""
-        name = hash_.hex()
-        return self._folder / name[:2] / name[2:]
+        A quota of 0 is none but the disk, see also `HALF_OF_FREE`.
+        """
+        self.folder = folder
+        self.data, self.scratch = folder / "data", folder / "tmp"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for inside in (self.data, self.scratch):
+            inside.mkdir(exist_ok=True, mode=0o700)
+        self.index = Index(folder / "index.db")
+        self.decayed = 0  # chunks found to be wrong, or gone, since the start
+        self._lock = threading.RLock()
+        self._opening = threading.Lock()  # one unfinished file is hashed at a time
+        self._open: dict[Cid, BlobFile] = {}
+        self._kept: Counter[Cid] = Counter()
+        self._keeping = threading.Lock()  # of the counter: held for a moment only
+        if quota_bytes == HALF_OF_FREE:
+            quota_bytes = (shutil.disk_usage(folder).free + self.index.held_bytes()) // 2
+        self.space = Space(
+            self.index, self.data, quota_bytes, lock=self._lock, is_busy=self._is_busy
+        )
+        known = {str(row.cid) for row in self.index.all()}
+        for left in [*self.scratch.iterdir(), *self.data.iterdir()]:
+            if left.parent == self.scratch or left.name not in known:
+                left.unlink(missing_ok=True)
 
-    def put(self, data: bytes) -> bytes:
-        """Store an object and return its hash; durable but for the folder's own entry."""
-        assert len(data) <= CHUNK_BYTES
-        hash_ = hash_of(data)
-        if not self.has(hash_, len(data)):
-            self._write(self.path_of(hash_), data)
-        return hash_
+    def path_of(self, cid: Cid) -> Path:
+        """Return where our own copy of a blob is, if there is one."""
+        return self.data / cid
 
-    def put_verified(self, hash_: bytes, size_bytes: int | None, data: bytes) -> bool:
-        """Store an object if it is the one that was asked for; tells whether it was."""
-        if hash_of(data) != hash_ or (size_bytes is not None and len(data) != size_bytes):
+    def manifest(self, cid: Cid) -> File | Tree | None:
+        """Return the manifest of a blob that has one and is known here."""
+        data = None if is_raw(cid) else self.index.manifest(cid)
+        return None if data is None else decode_manifest(data)
+
+    def is_whole(self, cid: Cid) -> bool:
+        """Tell whether nothing of a blob is missing here."""
+        row = self.index.get(cid)
+        if row is None or not row.is_whole:
             return False
-        self._write(self.path_of(hash_), data)
-        return True
+        for each in self.index.references_in(cid) if row.is_tree else [row]:
+            if not self._is_there(each):
+                self._forget(each)
+                return False
+        return not (row.is_tree and self.index.broken_files(cid))
 
-    def has(self, hash_: bytes, size_bytes: int) -> bool:
-        """Tell whether an object of this size is there."""
-        try:
-            return self.path_of(hash_).stat().st_size == size_bytes
-        except FileNotFoundError:
-            return False
-
-    def get(self, hash_: bytes) -> bytes | None:
-        """Return an object; None if it is absent or decayed."""
-        path = self.path_of(hash_)
-        try:
-            with path.open("rb") as file:
-                data = file.read(CHUNK_BYTES + 1)
-        except FileNotFoundError:
-            return None
-        if hash_of(data) != hash_:
-            path.unlink(missing_ok=True)
-            return None
-        return data
-
-    def manifest(self, hash_: bytes) -> Manifest | None:
-        """Return the manifest of a blob; None if it is absent. Raises NotFound if it is none."""
-        data = self.get(hash_)
-        try:
-            return None if data is None else decode_manifest(data)
-        except BadMessage as error:
-            raise NotFound(f"{hash_.hex()} is not a blob: {error}") from error
-
-    def chunk(self, hash_: bytes) -> bytes:
-        """Return a chunk of a whole blob. Raises NotFound if it is absent or decayed."""
-        data = self.get(hash_)
+    def object(self, cid: Cid) -> bytes:
+        """Return what the CID names: a manifest, or the bytes of a small blob. Raises NotFound."""
+        if is_raw(cid):
+            with self.open(cid) as file:
+                return b"".join(file.chunk(index) for index in range(file.layout.count))
+        data = self.index.manifest(cid)
         if data is None:
-            raise NotFound(f"chunk {hash_.hex()} is not here any more")
+            raise NotFound(f"blob {cid} is not here")
         return data
 
-    def missing(self, manifest: Manifest) -> dict[bytes, int]:
-        """Return the chunks of a blob that are not here, in order, each with its size."""
-        return {
-            hash_: manifest.chunk_size(index)
-            for index, hash_ in enumerate(manifest.chunks)
-            if not self.has(hash_, manifest.chunk_size(index))
-        }
+    def chunks_here(self, cid: Cid) -> tuple[int, bool]:
+        """Return how many chunks of a blob can be had from here now (a tree counts as one), and
+        whether it is being fetched.
+        """
+        with self._lock:
+            file = self._open.get(cid)
+            if file is not None:
+                is_whole = file.is_whole
+                return max(file.have.bit_count(), int(is_whole)), not is_whole
+        row = self.index.get(cid)
+        if row is None or not row.is_whole:
+            return 0, False
+        if row.is_tree:
+            return 1, False
+        return (
+            (max(1, -(-row.size_bytes // CHUNK_BYTES)), False)
+            if self._is_there(row)
+            else (0, False)
+        )
 
-    def is_whole(self, hash_: bytes) -> bool:
-        """Tell whether a hash names a blob of which nothing is missing here."""
+    # --- reading -------------------------------------------------------------------------------
+
+    @contextmanager
+    def open(self, cid: Cid, *, unfinished: bool = False) -> Generator[BlobFile]:
+        """Open a file that is whole, or one that others are fetching now; with `unfinished` any
+        whose manifest is here. It is not collected meanwhile. Raises NotFound.
+        """
+        file = self.acquire(cid, unfinished=unfinished)
         try:
-            self._whole(hash_)
-        except NotFound:
+            yield file
+        finally:
+            self.release(file)
+
+    def acquire(self, cid: Cid, *, unfinished: bool = False) -> BlobFile:
+        """Open a file, see `open`; `release` it once."""
+        with self._opening if unfinished else nullcontext():
+            with self._lock:
+                if (shared := self._open.get(cid)) is not None:
+                    shared.users += 1
+                    return shared
+                row = self._openable(cid, unfinished=unfinished)
+            opened = self._opened(row)
+            with self._lock:
+                file = self._open.setdefault(cid, opened)
+                if file is not opened:  # another thread was faster
+                    file.users += 1
+                    opened.close()
+            return file
+
+    def release(self, file: BlobFile) -> None:
+        """Close what `acquire` has opened."""
+        with self._lock:
+            file.users -= 1
+            if file.users:
+                return
+            cid = Cid(file.cid)
+            if self._open.get(cid) is file:
+                del self._open[cid]
+                row = self.index.get(cid)
+                if row is not None and row.path is None and row.held_bytes != file.held_bytes:
+                    self.index.set_state(cid, is_whole=row.is_whole, held_bytes=file.held_bytes)
+        file.close()
+
+    def read(self, cid: Cid, start: int, stop: int) -> bytes:
+        """Return bytes of a file, of which these must be here. Raises NotFound."""
+        with self.open(cid, unfinished=True) as file:
+            chunks = file.layout.of_range(start, stop)
+            data = b"".join(file.chunk(index) for index in chunks)
+        before = start - chunks.start * CHUNK_BYTES
+        return data[before : before + stop - start] if chunks else b""
+
+    def open_stream(self, cid: Cid) -> io.BufferedReader:
+        """Open a whole file for reading and seeking. Raises NotFound."""
+        self.touch(cid)
+        file = self.acquire(cid)
+        if not file.is_whole:
+            self.release(file)
+            raise NotFound(f"blob {cid} is not here as a whole")
+        return io.BufferedReader(BlobStream(file, self.release), CHUNK_BYTES)
+
+    def touch(self, cid: Cid) -> None:
+        """Remember that a blob is used now."""
+        row, at_ms = self.index.get(cid), now_ms()
+        if row is not None and at_ms - row.used_ms > TOUCH_MS:
+            self.index.touch(cid, at_ms)
+
+    def verify(self, cid: Cid) -> Iterator[int]:
+        """Hash a file, step by step; yields the bytes hashed. What is wrong is gone afterwards."""
+        with suppress(NotFound), self.open(cid) as file:
+            for index in range(file.layout.count):
+                with suppress(NotFound):
+                    file.chunk(index)
+                if index % VERIFY_CHUNKS == VERIFY_CHUNKS - 1:
+                    yield (index + 1) * CHUNK_BYTES
+            yield file.layout.size_bytes
+
+    # --- writing -------------------------------------------------------------------------------
+
+    def put_small(self, data: bytes, *, is_root: bool, name: str = "", pin: bool = False) -> Row:
+        """Store a blob of up to 1 MiB; durable when it returns."""
+        cid = raw_cid(hash_of(data))
+        if (known := self.known(cid, name=name, is_root=is_root, pin=pin)) is not None:
+            return known
+        scratch = self.scratch / f"{cid}.{threading.get_ident()}"
+        with self.space.room(len(data)):
+            try:
+                fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+                try:
+                    write_at(fd, data, 0)
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+                row = fresh_row(cid, len(data), name=name, is_root=is_root, pin=pin)
+                self.settle(scratch, row, None)
+            except OSError as error:
+                raise DiskError.of(error) from error
+            finally:
+                scratch.unlink(missing_ok=True)
+        return row
+
+    def settle(self, scratch: Path, row: Row, manifest: bytes | None) -> None:
+        """Make a synced file the data of a blob, and say that it is here."""
+        with self._lock:  # or a collection under way could take the file and not the row
+            os.replace(scratch, self.path_of(row.cid))
+            sync_folder(self.data)
+            self.index.put(row, manifest)
+
+    def put_manifest(self, data: bytes, row: Row) -> None:
+        """Store a manifest: of a tree, whose files may come later, or of a file to be fetched."""
+        manifest = decode_manifest(data)
+        self.space.check_count()
+        if isinstance(manifest, Tree):
+            row = replace(row, size_bytes=manifest.size_bytes, held_bytes=len(data))
+            files = {Cid(entry.cid) for entry in manifest.entries}
+        else:
+            row = replace(row, size_bytes=manifest.size_bytes, held_bytes=0, is_whole=False)
+            files = set[Cid]()
+        with self.index.change():
+            if self.index.get(row.cid) is None:
+                self.index.put(row, data, files)
+        self.ask_for(row)
+
+    def ask_for(self, row: Row) -> None:
+        """Note that somebody wants a blob by itself."""
+        if row.is_root:
+            self.index.set_root(row.cid, name=row.name, is_pinned=row.is_pinned)
+
+    def known(self, cid: Cid, *, name: str, is_root: bool, pin: bool) -> Row | None:
+        """Return the row of a blob if it is whole here, noting that it was asked for again."""
+        if not self.is_whole(cid):
+            return None
+        if is_root:
+            self.index.set_root(cid, name=name, is_pinned=pin)
+        self.touch(cid)
+        return self.index.get(cid)
+
+    def pin(self, cid: Cid, *, is_pinned: bool) -> Row:
+        """Pin a blob or let it go. Raises NotFound."""
+        self.index.set_pinned(cid, is_pinned=is_pinned)
+        row = self.index.get(cid)
+        if row is None:
+            raise NotFound(f"blob {cid} is not here", hint="`shoal get` fetches it")
+        return row
+
+    def finish(self, file: BlobFile) -> None:
+        """All chunks of an open blob have come: it is whole once they are synced."""
+        assert file.is_whole
+        try:
+            file.sync()
+            sync_folder(self.data)
+        except OSError as error:
+            raise DiskError.of(error) from error
+        self.index.set_state(Cid(file.cid), is_whole=True, held_bytes=file.layout.size_bytes)
+
+    def link(self, cid: Cid, path: Path) -> bool:
+        """Give our copy of a whole file another name; False if it is a reference, or cannot be."""
+        row = self.index.get(cid)
+        if row is None or not row.is_whole or row.path is not None:
+            return False
+        try:
+            os.link(self.path_of(cid), path)
+        except OSError:
             return False
         return True
 
-    def open(self, hash_: bytes) -> io.BufferedReader:
-        """Open a whole blob for reading and seeking. Raises NotFound."""
-        return io.BufferedReader(_BlobFile(self, self._whole(hash_)), buffer_size=CHUNK_BYTES)
-
-    def export(self, hash_: bytes, path: Path) -> None:
-        """Write a whole blob to one file, which appears at once and synced. Raises NotFound."""
-        manifest = self._whole(hash_)
-        scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
+    @contextmanager
+    def keep(self, cids: Iterable[Cid]) -> Generator[None]:
+        """Do not collect these meanwhile."""
+        kept = list(cids)
+        with self._keeping:
+            self._kept.update(kept)
         try:
-            with scratch.open("wb") as file:
-                for chunk in manifest.chunks:
-                    file.write(self.chunk(chunk))
-                file.flush()
-                os.fsync(file.fileno())
-            scratch.replace(path)
+            yield
         finally:
-            scratch.unlink(missing_ok=True)
+            with self._keeping:
+                self._kept -= Counter(kept)
 
-    def _whole(self, hash_: bytes) -> Manifest:
-        manifest = self.manifest(hash_)
-        if manifest is None:
-            raise NotFound(f"blob {hash_.hex()} is not here")
-        if missing := self.missing(manifest):
-            count, total = len(missing), len(manifest.chunks)
-            raise NotFound(f"blob {hash_.hex()} lacks {count} of its {total} chunks here")
-        return manifest
+    # --- inside --------------------------------------------------------------------------------
 
-    def _write(self, path: Path, data: bytes) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, scratch = tempfile.mkstemp(dir=self._scratch)
+    def _is_busy(self, cid: Cid) -> bool:
+        return cid in self._open or self._kept[cid] > 0
+
+    def _openable(self, cid: Cid, *, unfinished: bool) -> Row:
+        row = self.index.get(cid)
+        if row is None:
+            raise NotFound(f"blob {cid} is not here")
+        if row.is_tree:
+            raise NotFound(f"blob {cid} is a folder", hint="get its files, or all of it")
+        if row.is_whole and not self._is_there(row):
+            self._forget(row)
+            what = f"{row.path} has changed or gone" if row.path else "its file is gone"
+            raise NotFound(f"blob {cid} is not here any more: {what}")
+        if not row.is_whole and not unfinished:
+            raise NotFound(f"blob {cid} is not here as a whole")
+        return row
+
+    def _opened(self, row: Row) -> BlobFile:
+        manifest = self.manifest(row.cid)
+        assert not isinstance(manifest, Tree)
+        layout = layout_of(row.cid, manifest, row.size_bytes)
+        path = Path(row.path) if row.path else self.path_of(row.cid)
         try:
-            with open(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(scratch, path)
-        finally:
-            Path(scratch).unlink(missing_ok=True)
+            return BlobFile(
+                row.cid,
+                path,
+                layout,
+                is_whole=row.is_whole,
+                is_ours=row.path is None,
+                on_decay=self._decay,
+            )
+        except OSError as error:
+            raise NotFound(f"blob {row.cid} cannot be read: {error.strerror}") from error
+
+    def _decay(self, file: BlobFile, index: int) -> None:
+        """A chunk is not what it was: a reference is no blob any more, a copy lacks a chunk."""
+        cid = Cid(file.cid)
+        self.decayed += 1
+        log.warning("blobs.decayed cid=%s chunk=%d path=%s", cid, index, file.path)
+        with self._lock:
+            if file.is_ours:
+                self.index.set_state(cid, is_whole=False, held_bytes=file.held_bytes)
+            else:
+                self.index.delete(cid)
+                self._open.pop(cid, None)
+
+    def _forget(self, row: Row) -> None:
+        """The file of a blob has gone, or is not the one it was: there is no such blob here."""
+        self.decayed += 1
+        self.index.delete(row.cid)
+        log.warning("blobs.lost cid=%s path=%s", row.cid, row.path or self.path_of(row.cid))
+
+    def _is_there(self, row: Row) -> bool:
+        try:
+            found = os.stat(row.path or self.path_of(row.cid))
+        except (OSError, ValueError):
+            return False
+        is_right = stat.S_ISREG(found.st_mode) and found.st_size == row.size_bytes
+        return is_right and (row.path is None or found.st_mtime_ns == row.mtime_ns)
 
 
-class _BlobFile(io.RawIOBase):
-    """The chunks of a blob, one after the other; holds one in memory."""
+def fresh_row(
+    cid: Cid, size_bytes: int, *, name: str = "", is_root: bool, pin: bool = False
+) -> Row:
+    """Return the row of a whole copy that has just come."""
+    at_ms = now_ms()
+    return Row(cid, name, size_bytes, size_bytes, True, is_root, pin, at_ms, at_ms)
 
-    def __init__(self, store: BlobStore, manifest: Manifest) -> None:
-        super().__init__()
-        self._store, self._manifest = store, manifest
-        self._position = 0
-        self._index, self._chunk = -1, b""
 
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Yes."""
-        return True
-
-    def tell(self) -> int:
-        """Return the position in bytes."""
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Move; positions behind the end read as the end."""
-        base = {
-            io.SEEK_SET: 0,
-            io.SEEK_CUR: self._position,
-            io.SEEK_END: self._manifest.size_bytes,
-        }[whence]
-        if base + offset < 0:
-            raise ValueError(f"seek to {base + offset}")
-        self._position = base + offset
-        return self._position
-
-    def readinto(self, buffer: "WriteableBuffer", /) -> int:
-        """Fill the buffer up to the end of a chunk. Raises NotFound if the chunk decayed."""
-        view = memoryview(buffer).cast("B")
-        if self._position >= self._manifest.size_bytes:
-            return 0
-        index, start = divmod(self._position, CHUNK_BYTES)
-        if index != self._index:
-            self._index, self._chunk = index, self._store.chunk(self._manifest.chunks[index])
-        piece = self._chunk[start : start + len(view)]
-        view[: len(piece)] = piece
-        self._position += len(piece)
-        return len(piece)
+def now_ms() -> int:
+    """Return the wall clock."""
+    return time.time_ns() // 1_000_000

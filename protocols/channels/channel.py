@@ -30,6 +30,30 @@ class Counters:
     given: int = 0  # of the past, to peers that asked
 
 
+@dataclass(frozen=True)
+class Published:
+    """A message of ours that is on its way."""
+
+    seqno: int
+    peers: int  # connected peers that are subscribed
+    cid: str = ""  # of the blob, if it went by reference
+
+
+@dataclass(frozen=True)
+class ChannelView:
+    """One topic, for people and metrics."""
+
+    topic: str
+    readers: int
+    peers: int  # connected and subscribed
+    mesh: dict[PeerId, float]  # with their scores
+    counters: Counters
+    dropped: int
+    history: int
+    rate_s: float
+    bytes_s: float
+
+
 class Meter:
     """Messages and bytes per second, over the last `RATE_WINDOW_S`."""
 

@@ -42,12 +42,17 @@ NOTHING = Keep(0, 0, 0.0)
 
 @dataclass(frozen=True)
 class Kept:
-    """One message of the past: its name, who wrote it, and when it came (or is said to have)."""
+    """One message of the past. `at`: when it came (or is said to have), on our own clock.
+
+    order_ns: what it is sorted by among messages of several peers: its number if that is a time,
+    else the wall clock when it came.
+    """
 
     name: bytes
     author: PeerId
     message: Message
     at: float
+    order_ns: int
 
 
 @dataclass
@@ -77,7 +82,7 @@ class History:
         """Add older messages, in no order, to what is here."""
         known = [kept for kept in older if kept.name not in self._kept]
         mine, self._kept, self._size_bytes = [*self._kept.values()], OrderedDict(), 0
-        for kept in sorted([*known, *mine], key=lambda kept: kept.at):
+        for kept in sorted([*known, *mine], key=lambda kept: kept.order_ns):
             self.add(kept)
         self.forget(now)
 

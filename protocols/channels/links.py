@@ -7,7 +7,6 @@ When a peer's stream to us ends, its machine has forgotten us: ours begins again
 import logging
 import math
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import trio
@@ -15,21 +14,23 @@ import trio
 from protocols.channels.policy import Bucket
 from protocols.channels.send_queue import SendQueue
 from protocols.channels.wire import FRAME_MAX, PROTOCOLS
-from wire.errors import BadMessage, DeadlineExceeded, ShoalError
+from wire.errors import BadMessage, DeadlineExceeded, PeerUnreachable, ShoalError
 from wire.frames import FrameParser
 from wire.ids import PeerId
-from wire.ports import Host, Stream
+from wire.ports import PUSH_MAX, Host, Stream
 
 OPEN_TIMEOUT_S = 10.0
-WRITE_TIMEOUT_S = 30.0  # for one batch; a peer that takes less than 4 KB/s is no help
+PACE_S = 1.0  # that a publisher is made to wait for its own peers
+STUCK_S = 30.0  # without room on our stream: a peer that reads so little is no help
+GAP_S = 0.01  # between two flushes: what a burst brings meanwhile shares frames
 FRAME_TIMEOUT_S = 30.0  # from the first byte of a frame to its last
 UP_TIMEOUT_S = 20.0  # for our stream to a peer, once it has opened its own
 RETRY_MIN_S, RETRY_MAX_S = 0.25, 60.0  # between tries to open a stream; doubles
 STABLE_S = 60.0  # a link that lived so long begins with the shortest wait again
 BAN_S = 300.0  # for which a dropped peer gets no stream, as its score is kept meanwhile
-RESET_TIMEOUT_S = 1.0
-READ_BYTES = 64 * 1024
-PEER_BYTES_S, PEER_BYTES_BURST = 16e6, 64e6  # that we read from one peer; more of it waits there
+SWEEP_S = 5.0  # between two looks for frames that take too long
+HELD_BYTES = 2 * FRAME_MAX  # of a peer that we have no stream to at the moment
+PEER_BYTES_S, PEER_BYTES_BURST = 16e6, 64e6  # from one peer; its stream is reset beyond
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +63,8 @@ class Hooks(Protocol):
         """It is over."""
         ...
 
-    async def hear(self, peer: PeerId, frames: list[bytes]) -> None:
-        """Whole frames came; until this returns no more are read of the peer. Raises BadMessage."""
+    def hear(self, peer: PeerId, frames: list[bytes]) -> None:
+        """Whole frames came, one or more. Raises BadMessage."""
         ...
 
     def heard_nonsense(self, peer: PeerId) -> None:
@@ -71,23 +72,100 @@ class Hooks(Protocol):
         ...
 
 
-@dataclass(eq=False)
 class Link:
-    """Our stream to one peer."""
+    """Our stream to one peer: a queue, pushed to the stream as it has room. Implements `Sink`."""
 
-    peer: PeerId
-    version: str
-    queue: SendQueue = field(default_factory=SendQueue)
-    wake: trio.Event = field(default_factory=trio.Event)
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    def __init__(self, stream: Stream, version: str, flushed: trio.lowlevel.ParkingLot) -> None:
+        self.peer, self.version = stream.peer, version
+        self.queue = SendQueue()
+        self.scope = trio.CancelScope()
+        self._stream, self._flushed = stream, flushed
+        self._rest = memoryview(b"")  # of what was taken from the queue
+        self._stuck_at = math.inf  # since when there is no room
+
+    def flush(self, now: float) -> None:
+        """Push what waits, as far as there is room; end the link if there was none for long."""
+        while self._rest or self.queue:
+            if not self._stream.has_room:
+                self._stuck_at = min(self._stuck_at, now)
+                if now - self._stuck_at > STUCK_S:
+                    self.scope.cancel()
+                return
+            self._stuck_at = math.inf
+            self._rest = self._rest or memoryview(self.queue.take())
+            self._stream.push(bytes(self._rest[:PUSH_MAX]), now=False)
+            self._rest = self._rest[PUSH_MAX:]
+            self._flushed.unpark_all()
+
+    def on_data(self, data: bytes | memoryview) -> None:
+        """Nothing comes on this stream: whoever speaks here speaks another protocol."""
+        raise BadMessage(f"{len(data)} bytes on a stream that is ours alone")
+
+    def on_room(self) -> None:
+        """The stream takes more."""
+        self.flush(trio.current_time())
+
+    def on_end(self, error: PeerUnreachable | None) -> None:
+        """The stream is over; but a peer that only will not speak on it still hears us."""
+        if error is not None:
+            self.scope.cancel()
 
 
-@dataclass(eq=False)
-class _Visit:
-    """A peer's stream to us."""
+class Visit:
+    """A peer's stream to us, cut into frames as it comes. Implements `Sink`."""
 
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    budget: Bucket = field(default_factory=lambda: Bucket.full(PEER_BYTES_S, PEER_BYTES_BURST))
+    def __init__(self, stream: Stream, links: "Links", hooks: Hooks) -> None:
+        self.scope = trio.CancelScope()
+        self._peer, self._links, self._hooks = stream.peer, links, hooks
+        self._parser = FrameParser(FRAME_MAX)
+        self._budget = Bucket.full(PEER_BYTES_S, PEER_BYTES_BURST)
+        self._held, self._held_bytes = list[bytes](), 0
+        self._partial_at = math.inf  # since when a frame has been incomplete
+
+    def on_data(self, data: bytes | memoryview) -> None:
+        """Take bytes. Raises BadMessage, which resets the stream."""
+        now = trio.current_time()
+        if self._budget.borrow(len(data), now) > 0:
+            raise BadMessage(f"more than {PEER_BYTES_S:g} B/s")  # dropped: it begins again later
+        try:
+            self._parser.feed(bytes(data))
+            found = list(iter(self._parser.next_frame, None))
+            if found or self._partial_at == math.inf:
+                self._partial_at = math.inf if self._parser.is_empty else now
+            self._hear(found)
+        except BadMessage:
+            self._hooks.heard_nonsense(self._peer)
+            raise
+
+    def on_room(self) -> None:
+        """Nothing is said on this stream."""
+
+    def on_end(self, error: PeerUnreachable | None) -> None:
+        """The stream is over."""
+        self.scope.cancel()
+
+    def release(self) -> None:
+        """Our own stream is there again: go on with what came meanwhile."""
+        held, self._held, self._held_bytes = self._held, [], 0
+        try:
+            self._hear(held)
+        except BadMessage:
+            self._hooks.heard_nonsense(self._peer)
+            self.scope.cancel()
+
+    def is_slow(self, now: float) -> bool:
+        """Whether a frame has been coming for too long."""
+        return now - self._partial_at > FRAME_TIMEOUT_S
+
+    def _hear(self, found: list[bytes]) -> None:
+        if self._links.has(self._peer):
+            if found:
+                self._hooks.hear(self._peer, found)
+            return
+        self._held += found  # the machine does not know the peer now
+        self._held_bytes += sum(map(len, found))
+        if self._held_bytes > HELD_BYTES:
+            raise BadMessage(f"{self._held_bytes} B before our own stream was open")
 
 
 class Links:
@@ -96,17 +174,22 @@ class Links:
     def __init__(self, host: WatchedHost, hooks: Hooks) -> None:
         self._host, self._hooks = host, hooks
         self._links: dict[PeerId, Link] = {}  # whose stream is open
-        self._visits: dict[PeerId, _Visit] = {}
+        self._visits: dict[PeerId, Visit] = {}
         self._keepers: dict[PeerId, trio.CancelScope] = {}
         self._bans: dict[PeerId, float] = {}  # until when
         self._changed = trio.lowlevel.ParkingLot()
+        self._flushed = trio.lowlevel.ParkingLot()  # who publishes a lot waits here
         self._dropped = self._sent = 0  # by links that are over
+        self._dirty: dict[Link, None] = {}  # links with something to send
+        self._bell = trio.Event()
         for protocol in PROTOCOLS:
             host.serve(protocol, self._serve)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep a link to every connected peer, until cancelled."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._flush)
+            nursery.start_soon(self._watch_slow)
             task_status.started()
             async for event in self._host.watch():
                 peer = event.peer
@@ -115,6 +198,10 @@ class Links:
                 if peer in self._host.connected():
                     scope = self._keepers[peer] = trio.CancelScope()
                     nursery.start_soon(self._keep, peer, scope)
+
+    def has(self, peer: PeerId) -> bool:
+        """Whether our stream to a peer is open."""
+        return peer in self._links
 
     def send(self, peer: PeerId, control: bytes, payloads: list[bytes]) -> None:
         """Queue control (whole frames) and messages (bodies) for a peer, if it has a link."""
@@ -126,7 +213,31 @@ class Links:
         if control and not link.queue.put_control(control):
             log.debug("channels.stuck peer=%s", peer)
             link.scope.cancel()
-        link.wake.set()
+        self._dirty[link] = None
+        self._bell.set()
+        if link.queue.has_batch:
+            link.flush(trio.current_time())
+
+    async def pace(self) -> None:
+        """Wait while most queues are filling up, but not for long: what we publish must go out."""
+        with trio.move_on_after(PACE_S):
+            while self._is_congested():
+                await self._flushed.park()
+
+    def _is_congested(self) -> bool:
+        half_full = sum(link.queue.is_half_full for link in self._links.values())
+        return 2 * half_full > len(self._links)
+
+    async def _flush(self) -> None:
+        """Push what waits. In a burst what comes within `GAP_S` shares frames."""
+        while True:
+            await self._bell.wait()
+            self._bell = trio.Event()
+            dirty, self._dirty = self._dirty, dict[Link, None]()
+            now = trio.current_time()
+            for link in dirty:
+                link.flush(now)
+            await trio.sleep(GAP_S)
 
     def drop(self, peer: PeerId) -> None:
         """Reset a peer's streams, and let it not come back for a while."""
@@ -157,7 +268,7 @@ class Links:
                 await trio.sleep_until(self._bans.get(peer, 0.0))
                 try:
                     stream, version = await self._open(peer)
-                    await self._hold(Link(peer, version), stream)
+                    await self._hold(Link(stream, version, self._flushed), stream)
                 except ShoalError as error:
                     log.debug("channels.link_lost peer=%s %s", peer, error)
                 if trio.current_time() - began > STABLE_S:
@@ -176,35 +287,30 @@ class Links:
         raise failure
 
     async def _hold(self, link: Link, stream: Stream) -> None:
-        """Write what waits for a peer, until its stream is over."""
+        """Keep a link until its stream is over, or nothing can be sent on it."""
         peer = link.peer
         self._links[peer] = link
         try:
             with link.scope:
+                stream.attach(link)
                 self._hooks.link_up(peer, link.version)
                 self._changed.unpark_all()
-                while True:
-                    while link.queue:
-                        data = link.queue.take()
-                        with trio.move_on_after(WRITE_TIMEOUT_S) as limit:
-                            await stream.write(data)
-                        if limit.cancelled_caught:
-                            raise DeadlineExceeded(f"{peer} takes nothing")
-                    link.wake = trio.Event()
-                    await link.wake.wait()
+                if visit := self._visits.get(peer):
+                    visit.release()
+                await trio.sleep_forever()
         finally:
             if self._links.get(peer) is link:
                 del self._links[peer]
             self._dropped += link.queue.dropped
             self._sent += link.queue.sent
             self._hooks.link_down(peer)
-            await _reset(stream)
+            stream.drop()
 
     async def _serve(self, stream: Stream) -> None:
         """Read a peer's stream. A second one takes the place of the first."""
-        peer, visit = stream.peer, _Visit()
+        peer, visit = stream.peer, Visit(stream, self, self._hooks)
         if self._bans.get(peer, -math.inf) > trio.current_time():
-            await _reset(stream)
+            stream.drop()
             return
         if old := self._visits.get(peer):
             old.scope.cancel()
@@ -212,12 +318,11 @@ class Links:
         self._visits[peer] = visit
         try:
             with visit.scope:
-                await self._read(stream, visit)
-        except BadMessage as error:
-            log.debug("channels.nonsense peer=%s %s", peer, error)
-            self._hooks.heard_nonsense(peer)
+                await self._wait_up(peer)
+                stream.attach(visit)
+                await trio.sleep_forever()
         finally:
-            await _reset(stream)
+            stream.drop()
             if self._visits.get(peer) is visit:
                 del self._visits[peer]
                 self._begin_again(peer)
@@ -229,28 +334,13 @@ class Links:
             self._hooks.link_down(peer)
             self._hooks.link_up(peer, link.version)
 
-    async def _read(self, stream: Stream, visit: _Visit) -> None:
-        parser, deadline = FrameParser(FRAME_MAX), math.inf
+    async def _watch_slow(self) -> None:
         while True:
-            data = b""
-            with trio.move_on_at(deadline) as limit:
-                data = await stream.read(READ_BYTES)
-            if limit.cancelled_caught:
-                raise BadMessage(f"a frame took more than {FRAME_TIMEOUT_S:g} s")
-            if not data:
-                return
-            parser.feed(data)
-            found = list(iter(parser.next_frame, None))
-            if found:
-                await self._wait_up(stream.peer)
-                await self._hooks.hear(stream.peer, found)
-            if found or deadline == math.inf:
-                deadline = trio.current_time() + FRAME_TIMEOUT_S
-            if parser.is_empty:
-                deadline = math.inf
-            wait_s = visit.budget.borrow(len(data), trio.current_time())
-            if wait_s > 0:
-                await trio.sleep(wait_s)
+            await trio.sleep(SWEEP_S)
+            for peer, visit in list(self._visits.items()):
+                if visit.is_slow(trio.current_time()):
+                    self._hooks.heard_nonsense(peer)
+                    visit.scope.cancel()
 
     async def _wait_up(self, peer: PeerId) -> None:
         """Wait for our own stream to a peer: before it is there the machine does not know it."""
@@ -259,9 +349,3 @@ class Links:
                 await self._changed.park()
             return
         raise DeadlineExceeded(f"no stream to {peer}")
-
-
-async def _reset(stream: Stream) -> None:
-    with trio.move_on_after(RESET_TIMEOUT_S) as scope:
-        scope.shield = True
-        await stream.reset()

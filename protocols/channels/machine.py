@@ -1,8 +1,8 @@
 """GossipSub 1.1 and 1.2 without I/O: meshes, announcements, scores.
 
-Ours differs, on our side of the wire only: a large message is pushed to few mesh peers and announced
-(IHAVE) at once to the others; an announced message is asked of one peer at a time; there is no peer
-exchange, and no fanout, for a node floods what it publishes itself.
+Ours differs, on our side of the wire only: a large message is pushed to few mesh peers and
+announced (IHAVE) at once to the others; an announced one is asked of one peer at a time; there is
+no peer exchange, and no fanout, for a node floods what it publishes itself.
 Source: github.com/libp2p/specs/pubsub/gossipsub v1.0, v1.1, v1.2.
 """
 
@@ -356,7 +356,6 @@ class GossipSub:
             self._out.draft(state.peer).graft.append(mesh.topic)
         for state in changes.prunes:
             self._scores.prune(state.peer, mesh.topic, now)
-            mesh.back_off(state.peer, self._params.backoff_s, now)
             self._out.draft(state.peer).prune.append(Prune(mesh.topic, self._params.backoff_s))
 
     # Scores.

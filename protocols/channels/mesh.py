@@ -57,13 +57,14 @@ class Mesh:
         """Choose whom to take in and whom to put out. Does it to `members` as well."""
         params, members = self._params, self.members
         prunes = [peer for peer in members.values() if peer.score < 0]
+        if len(members) > params.d_high:
+            prunes += self._surplus([peer for peer in members.values() if peer.score >= 0])
         for peer in prunes:
             del members[peer.peer]
+            self.back_off(peer.peer, params.backoff_s, now)
         grafts: list[Peer] = []
         if len(members) < params.d_low:
             grafts += self._enter(self._candidates(subscribers, now), params.d - len(members))
-        if len(members) > params.d_high:
-            prunes += self._shrink()
         outbound = sum(peer.is_outbound for peer in members.values())
         if len(members) >= params.d_low and outbound < params.d_out:
             candidates = [p for p in self._candidates(subscribers, now) if p.is_outbound]
@@ -107,22 +108,15 @@ class Mesh:
         self._chosen.update(peer.peer for peer in chosen)
         return chosen
 
-    def _shrink(self) -> list[Peer]:
-        """Down to D: the best by score stay, then chance decides; D_out outbound ones are kept."""
+    def _surplus(self, members: list[Peer]) -> list[Peer]:
+        """Choose whom to put out, down to D. The best by score stay, and D_out outbound ones."""
         params = self._params
-        order = list(self.members.values())
-        self._rng.shuffle(order)
-        order.sort(key=lambda peer: peer.score, reverse=True)
-        best, rest = order[: params.d_score], order[params.d_score :]
+        self._rng.shuffle(members)
+        members.sort(key=lambda peer: peer.score, reverse=True)
+        best, rest = members[: params.d_score], members[params.d_score :]
         self._rng.shuffle(rest)
-        missing = params.d_out - sum(
-            peer.is_outbound for peer in best + rest[: params.d - len(best)]
-        )
-        if missing > 0:  # outbound ones first, as many as are missing; the order is otherwise kept
-            moved = [peer for peer in rest[params.d - len(best) :] if peer.is_outbound][:missing]
-            inbound = [peer for peer in rest if peer not in moved]
-            outbound = [peer for peer in inbound if peer.is_outbound]
-            rest = moved + outbound + [peer for peer in inbound if not peer.is_outbound]
-        kept = best + rest[: params.d - len(best)]
-        self.members = {peer.peer: peer for peer in kept}
-        return [peer for peer in order if peer.peer not in self.members]
+        missing = params.d_out - sum(peer.is_outbound for peer in best)
+        outbound = [peer for peer in rest if peer.is_outbound][: max(0, missing)]
+        kept = best + outbound
+        kept += [peer for peer in rest if peer not in outbound][: max(0, params.d - len(kept))]
+        return [peer for peer in members if peer not in kept]

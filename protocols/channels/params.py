@@ -76,12 +76,10 @@ class Params:
     d_score: int = 4  # kept by score when a mesh is too big
     d_out: int = 2  # that we dialled: no ring of attackers around us
     d_chosen: int = 3  # that we chose by chance: nor one of peers that GRAFT whom they can
-    d_unchosen: int = 4  # that may have chosen us, then
     d_lazy: int = 6  # peers outside the mesh told of recent messages, at the least
     gossip_factor: float = 0.25  # and this share of them
     heartbeat_s: float = 1.0
     first_heartbeat_s: float = 0.1  # after the first peer
-    fanout_s: float = 60.0  # peers of a topic that we publish to and do not subscribe are kept
     backoff_s: int = 60  # after PRUNE
     backoff_leave_s: int = 10  # after PRUNE because we leave
     graft_flood_s: float = 10.0  # a GRAFT so soon after our PRUNE counts twice

@@ -7,11 +7,12 @@ that its author has not signed; how old it is said to be must fit its number, if
 import logging
 from collections.abc import Callable
 
+import msgspec
 import trio
 
 from protocols.channels import policy, signing, wire
-from protocols.channels.history import BYTES_MAX, HISTORY, Ask, History, Kept, Past
-from protocols.channels.replay import age_fits
+from protocols.channels.history import BYTES_MAX, COUNT_MAX, HISTORY, Ask, History, Kept, Past
+from protocols.channels.replay import age_fits, is_time
 from protocols.channels.wire import Message
 from wire.errors import BadMessage, DeadlineExceeded, NotFound, ShoalError
 from wire.ids import PeerId
@@ -20,6 +21,7 @@ from wire.ports import Call, Clock, Rpc
 OPEN_TIMEOUT_S = 3.0
 ASK_TIMEOUT_S = 5.0  # for all of it, from all who are asked: live messages wait behind it
 GIVE_TIMEOUT_S = 30.0  # for all of it, to one peer
+MEANWHILE = 64  # messages that may come between the question and the answer, and push others out
 ASKED_PEERS = 2  # one may lack some, or leave some out on purpose
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ class PastService:
         Raises ShoalError if nobody answers.
         """
         raw, failures = list[Past](), list[ShoalError]()
+        ask = msgspec.structs.replace(ask, last=min(ask.last + MEANWHILE, COUNT_MAX))
 
         async def ask_one(peer: PeerId) -> None:
             try:
@@ -83,16 +86,18 @@ class PastService:
                 author = signing.check_form(message)
                 if message.topic != topic or not policy.may_write(topic, author.peer):
                     raise BadMessage("not of this topic")
-                if not age_fits(signing.number_of(message), past.age_ms, now_ns):
+                number, came_ns = signing.number_of(message), now_ns - past.age_ms * 1_000_000
+                if not age_fits(number, past.age_ms, now_ns):
                     raise BadMessage("not as old as it is said to be")
             except BadMessage:
                 self.invalid += 1
                 continue
             if message.raw not in found:
                 at = now - past.age_ms / 1000
-                found[message.raw] = Kept(message.id, author.peer, message, at)
+                order_ns = number if is_time(number, now_ns) else came_ns
+                found[message.raw] = Kept(message.id, author.peer, message, at, order_ns)
                 signed.append((message, author))
-        are_signed = await signing.are_signed(signed, self._off_loop)
+        are_signed = await self._off_loop(lambda: signing.are_signed(signed))
         self.invalid += are_signed.count(False)
         good = [kept for kept, is_good in zip(found.values(), are_signed, strict=True) if is_good]
         return list({kept.name: kept for kept in good}.values())

@@ -31,7 +31,7 @@ class Replays:
         """Say whether a message may be new; it is not remembered yet."""
         if (author, number) in self._seen:
             return False
-        if author in self._randoms or not _is_time(number, now_ns):
+        if author in self._randoms or not is_time(number, now_ns):
             return True
         is_near = abs(number - now_ns) <= WINDOW_S * _NS
         return is_near and number > self._floors.get(author, 0)
@@ -39,7 +39,7 @@ class Replays:
     def remember(self, author: bytes, number: int, now_ns: int) -> None:
         """From now on this message is old. Call it for what its author has signed only."""
         self._seen[author, number] = now_ns
-        if not _is_time(number, now_ns):
+        if not is_time(number, now_ns):
             _put(self._randoms, author, None)
         oldest = next(iter(self._seen.values()))
         while self._seen and oldest < now_ns - 2 * WINDOW_S * _NS:
@@ -47,17 +47,18 @@ class Replays:
             oldest = next(iter(self._seen.values()), now_ns)
         if len(self._seen) > self._remembered:  # forgotten too early: nothing before it passes
             (author, number), _ = self._seen.popitem(last=False)
-            if _is_time(number, now_ns):
+            if is_time(number, now_ns):
                 _put(self._floors, author, max(number, self._floors.get(author, 0)))
 
 
 def age_fits(number: int, age_ms: int, now_ns: int) -> bool:
     """Tell whether a message can be so old: only if its number is a time, it must fit."""
     sent_ns = now_ns - age_ms * 1_000_000
-    return not _is_time(number, now_ns) or abs(number - sent_ns) <= WINDOW_S * _NS
+    return not is_time(number, now_ns) or abs(number - sent_ns) <= WINDOW_S * _NS
 
 
-def _is_time(number: int, now_ns: int) -> bool:
+def is_time(number: int, now_ns: int) -> bool:
+    """Tell whether a number can be meant as a time of the wall clock."""
     return now_ns - _PAST_NS < number < now_ns + _FUTURE_NS
 
 

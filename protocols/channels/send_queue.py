@@ -8,6 +8,9 @@ nothing at all, and loses its stream.
 from collections import deque
 from dataclasses import dataclass, field
 
+import msgspec
+
+from protocols.channels import wire
 from protocols.channels.wire import FRAME_MAX, MESSAGES_MAX
 from wire import frames
 
@@ -30,6 +33,16 @@ class SendQueue:
 
     def __bool__(self) -> bool:
         return bool(self._control or self._payloads)
+
+    @property
+    def is_half_full(self) -> bool:
+        """Whether a publisher had better wait."""
+        return self._payload_bytes > PAYLOAD_BYTES // 2 or len(self._payloads) > PAYLOADS_MAX // 2
+
+    @property
+    def has_batch(self) -> bool:
+        """Whether a whole frame is waiting: there is nothing to wait for."""
+        return self._payload_bytes >= BATCH_BYTES
 
     def put_control(self, frame: bytes) -> bool:
         """Add a whole frame of control; False if the peer has let too much of it wait."""
@@ -59,3 +72,10 @@ class SendQueue:
             self.sent += len(batch)
             parts.append(frames.pack(b"".join(batch)))
         return b"".join(parts)
+
+
+def split(rpc: wire.Rpc) -> tuple[bytes, list[bytes]]:
+    """Return an RPC's control part as a frame (b"" if there is none), and each message alone."""
+    bodies = [wire.encode(wire.Rpc(messages=(item,))) for item in rpc.messages]
+    rest = wire.encode(msgspec.structs.replace(rpc, messages=()) if bodies else rpc)
+    return frames.pack(rest) if rest else b"", bodies

@@ -11,13 +11,18 @@ import math
 import random
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import msgspec
 import trio
 
 from protocols.channels import policy, reference, signing, wire
-from protocols.channels.channel import Channel, ChannelHandler, Counters
+from protocols.channels.channel import (
+    Channel,
+    ChannelHandler,
+    ChannelView,
+    Counters,
+    Published,
+)
 from protocols.channels.effects import Drop, Effect, Send, Validate, Verdict
 from protocols.channels.fetching import Fetching
 from protocols.channels.history import AGE_MAX_S, COUNT_MAX, Ask, History, Keep, Kept
@@ -27,45 +32,21 @@ from protocols.channels.params import Params
 from protocols.channels.past import PastService
 from protocols.channels.policy import Policy
 from protocols.channels.reference import Blobs
+from protocols.channels.replay import is_time
+from protocols.channels.send_queue import split
 from protocols.channels.signing import OffLoop, Thread
 from protocols.channels.subscription import QUEUE_MAX, Arrival, Received, Subscription
 from protocols.channels.validation import Checked, Validation
 from protocols.channels.wire import Message
-from wire import frames
 from wire.errors import PeerError, ShoalError, UsageError
 from wire.ids import PeerId, Signer
 from wire.ports import Clock, Rpc
 
-HANDLED_MAX = 256  # messages that handlers work on; when full, the peers that bring more wait
 HANDLER_TIMEOUT_S = 30.0  # the machine forgets a message that takes longer; the store: a sync
 
 Origin = Callable[[PeerId], tuple[str, bool]]  # a peer's public IP ("" if none); did we dial it?
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Published:
-    """A message of ours that is on its way."""
-
-    seqno: int
-    peers: int  # connected peers that are subscribed
-    cid: str = ""  # of the blob, if it went by reference
-
-
-@dataclass(frozen=True)
-class ChannelView:
-    """One topic, for people and metrics."""
-
-    topic: str
-    readers: int
-    peers: int  # connected and subscribed
-    mesh: dict[PeerId, float]  # with their scores
-    counters: Counters
-    dropped: int
-    history: int
-    rate_s: float
-    bytes_s: float
 
 
 class ChannelService:
@@ -93,8 +74,7 @@ class ChannelService:
         self._past = PastService(rpc, clock, self._off_loop, self._history_of)
         self._fetching = Fetching(blobs)
         self._channels: dict[str, Channel] = {}
-        self._validation = Validation(self._channels, self._off_loop, self._wall_ns)
-        self._handling, self._handled = 0, trio.lowlevel.ParkingLot()
+        self._validation = Validation(self._channels, self._wall_ns)
         self._nursery: trio.Nursery | None = None
         self._number = 0
         self._wake_at, self._alarm = math.inf, trio.Event()
@@ -159,7 +139,8 @@ class ChannelService:
     async def publish(self, topic: str, data: bytes) -> Published:
         """Send to everybody who is subscribed, our own readers too (but not our own handler).
 
-        Returns once it is queued for our peers. Over 64 KiB it goes as a reference to a blob.
+        Returns once it is queued for our peers, which are given time to take a burst. Over 64 KiB
+        it goes as a reference to a blob.
         Raises UsageError for a bad topic, one that is another's, or too much data.
         """
         policy.check_topic(topic)
@@ -176,6 +157,7 @@ class ChannelService:
         self._totals.published += 1
         self._apply(self._machine.publish(message, trio.current_time()))
         await trio.lowlevel.checkpoint()
+        await self._links.pace()
         return Published(self._number, self._machine.subscribers(topic), cid)
 
     def views(self) -> list[ChannelView]:
@@ -213,37 +195,35 @@ class ChannelService:
         """A peer sent bytes that are no messages."""
         self._apply(self._machine.broke_framing(peer, trio.current_time()))
 
-    async def hear(self, peer: PeerId, frames: list[bytes]) -> None:
+    def hear(self, peer: PeerId, frames: list[bytes]) -> None:
         """Take what a peer sent. Raises BadMessage, after what came before it is checked."""
         news = list[Validate]()
         try:
             for frame in frames:
                 rpc = wire.decode(frame)
-                effects = self._machine.receive(peer, rpc, trio.current_time())
-                news += [effect for effect in effects if isinstance(effect, Validate)]
-                self._apply(effects)
+                news += self._apply(self._machine.receive(peer, rpc, trio.current_time()))
         finally:
-            if news:
-                self._settle_all(await self._validation.check(news))
-        while self._handling > HANDLED_MAX:
-            await self._handled.park()
+            self._check(news)
 
     # Inside: effects and time.
 
-    def _apply(self, effects: list[Effect]) -> None:
+    def _apply(self, effects: list[Effect]) -> list[Validate]:
+        """Carry out effects in order; returns what is to be checked."""
+        news = list[Validate]()
         for effect in effects:
             match effect:
                 case Send(peers, rpc):
-                    control, bodies = _split(rpc)
+                    control, bodies = split(rpc)
                     for peer in peers:
                         self._links.send(peer, control, bodies)
                 case Drop(peer, reason):
                     log.info("channels.peer_dropped peer=%s reason=%s", peer, reason)
                     self._links.drop(peer)
                 case Validate():
-                    pass  # `hear` collects them
+                    news.append(effect)
         if self._machine.deadline < self._wake_at:
             self._alarm.set()
+        return news
 
     async def _tick(self) -> None:
         while True:
@@ -256,7 +236,18 @@ class ChannelService:
 
     # Inside: messages.
 
-    def _settle_all(self, found: list[Checked]) -> None:
+    def _check(self, news: list[Validate]) -> None:
+        """Check a few messages at once, more of them in a thread. None is forgotten half way."""
+        assert self._nursery is not None, "channels are not running"
+        if len(news) > signing.INLINE_MAX:
+            self._nursery.start_soon(self._check_many, news)
+        elif news:
+            self._finish(self._validation.check(news))
+
+    async def _check_many(self, news: list[Validate]) -> None:
+        self._finish(await self._validation.check_many(news, self._off_loop))
+
+    def _finish(self, found: list[Checked]) -> None:
         """Deliver and pass on what is valid; what has a handler waits for its word."""
         assert self._nursery is not None, "channels are not running"
         for item in found:
@@ -268,7 +259,6 @@ class ChannelService:
                 self._settle(item.news, Verdict.ACCEPT)
                 self._deliver(channel, item.news.message, item.author.peer, item.news.peer)
             else:
-                self._handling += 1
                 self._nursery.start_soon(self._ask_handler, channel, channel.handler, item)
 
     async def _ask_handler(self, channel: Channel, handler: ChannelHandler, item: Checked) -> None:
@@ -282,9 +272,6 @@ class ChannelService:
             log.debug("channels.refused topic=%s peer=%s %s", channel.topic, item.news.peer, error)
         except ShoalError as error:
             log.debug("channels.failed topic=%s %s", channel.topic, error)
-        finally:
-            self._handling -= 1
-            self._handled.unpark_all()
         if verdict is Verdict.ACCEPT and item.author is not None:
             self._settle(item.news, verdict)
             self._deliver(channel, item.news.message, item.author.peer, item.news.peer)
@@ -293,23 +280,26 @@ class ChannelService:
             self._settle(item.news, verdict)
 
     def _settle(self, news: Validate, verdict: Verdict) -> None:
-        self._apply(self._machine.validated(news.id, verdict, trio.current_time()))
+        again = self._apply(self._machine.validated(news.id, verdict, trio.current_time()))
+        if again and self._nursery is not None:  # another copy, after a forged one
+            self._nursery.start_soon(self._check_many, again)
 
     def _deliver(self, channel: Channel, message: Message, author: PeerId, source: PeerId) -> None:
         if message.id in channel.history:
             return  # it came with the past already
         self._totals.delivered += 1
-        now = trio.current_time()
-        kept = Kept(message.id, author, message, now)
+        kept = self._kept(message, author)
         channel.deliver(kept, self._arrival(kept, self._clock.wall_ms(), [source]))
 
+    def _kept(self, message: Message, author: PeerId) -> Kept:
+        number, now_ns = signing.number_of(message), self._wall_ns()
+        order_ns = number if is_time(number, now_ns) else now_ns
+        return Kept(message.id, author, message, trio.current_time(), order_ns)
+
     def _deliver_own(self, channel: Channel, message: Message, data: bytes, cid: str) -> None:
-        mine, name = self._signer.peer, message.id
-        received = Received(
-            channel.topic, mine, self._number, data, self._clock.wall_ms(), name, cid
-        )
-        kept = Kept(name, mine, message, trio.current_time())
-        channel.deliver(kept, Arrival(received, size_bytes=len(data)))
+        mine, now_ms = self._signer.peer, self._clock.wall_ms()
+        received = Received(channel.topic, mine, self._number, data, now_ms, message.id, cid)
+        channel.deliver(self._kept(message, mine), Arrival(received, size_bytes=len(data)))
         channel.counters.published += 1
 
     def _arrival(self, kept: Kept, at_ms: int, sources: list[PeerId]) -> Arrival:
@@ -369,9 +359,11 @@ class ChannelService:
             log.debug("channels.no_past topic=%s %s", topic, error)
         now, now_ms = trio.current_time(), self._clock.wall_ms()
         past = channel.history.since(now, ask.age_ms / 1000, COUNT_MAX)
-        wanted = [kept for kept in past if reader.policy.accepts(kept.author)][-ask.last :]
         reader.begin_with(
-            [self._arrival(kept, now_ms - round((now - kept.at) * 1000), peers) for kept in wanted]
+            [
+                self._arrival(kept, now_ms - round((now - kept.at) * 1000), peers)
+                for kept in reader.choose(past, ask.last)
+            ]
         )
 
     def _view(self, channel: Channel) -> ChannelView:
@@ -391,10 +383,3 @@ class ChannelService:
 
     def _wall_ns(self) -> int:
         return self._clock.wall_ms() * 1_000_000
-
-
-def _split(rpc: wire.Rpc) -> tuple[bytes, list[bytes]]:
-    """Return an RPC's control part as a frame (b"" if there is none), and each message alone."""
-    bodies = [wire.encode(wire.Rpc(messages=(item,))) for item in rpc.messages]
-    rest = wire.encode(msgspec.structs.replace(rpc, messages=()) if bodies else rpc)
-    return frames.pack(rest) if rest else b"", bodies

@@ -89,12 +89,6 @@ class Thread:
         return await trio.to_thread.run_sync(work, limiter=self._limiter)
 
 
-async def are_signed(messages: list[tuple[Message, Author]], off_loop: OffLoop) -> list[bool]:
-    """Check signatures: a few at once, more of them in one piece off the loop."""
-
-    def work() -> list[bool]:
-        return [is_signed(message, author) for message, author in messages]
-
-    if len(messages) <= INLINE_MAX:
-        return work()
-    return await off_loop(work)
+def are_signed(messages: list[tuple[Message, Author]]) -> list[bool]:
+    """Check signatures, one after the other."""
+    return [is_signed(message, author) for message, author in messages]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import trio
 
+from protocols.channels.history import Kept
 from protocols.channels.policy import Policy
 from wire.ids import PeerId
 
@@ -66,6 +67,7 @@ class Subscription:
     def __init__(self, topic: str, policy: Policy, *, queue_max: int, is_ready: bool) -> None:
         self.topic, self.policy = topic, policy
         self.dropped = 0  # messages lost here because the reader was slow
+        self.began = trio.current_time()
         self._queue_max = queue_max
         self._queue = deque[Arrival]()
         self._size_bytes = 0
@@ -83,11 +85,18 @@ class Subscription:
             self.dropped += 1
         self._wake.set()
 
+    def choose(self, past: list[Kept], last: int) -> list[Kept]:
+        """Return the last so many from before this reader came, and what it has missed since."""
+        wanted = [kept for kept in past if self.policy.accepts(kept.author)]
+        here = {arrival.message.name for arrival in self._queue}
+        old = [kept for kept in wanted if kept.at < self.began and kept.name not in here]
+        missed = [kept for kept in wanted if kept.at >= self.began and kept.name not in here]
+        return old[-last:] + missed
+
     def begin_with(self, past: list[Arrival]) -> None:
         """Put the past (oldest first) before what came meanwhile, and let the reader begin."""
-        here = {arrival.message.name for arrival in self._queue}
-        rest, self._queue, self._size_bytes = [*self._queue], deque(), 0
-        for arrival in [*(a for a in past if a.message.name not in here), *rest]:
+        rest, self._queue, self._size_bytes = [*self._queue], deque[Arrival](), 0
+        for arrival in [*past, *rest]:
             self.put(arrival)
         self._is_ready = True
         self._wake.set()

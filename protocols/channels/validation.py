@@ -15,6 +15,7 @@ from protocols.channels.channel import Channel
 from protocols.channels.effects import Validate, Verdict
 from protocols.channels.replay import Replays
 from protocols.channels.signing import Author, OffLoop
+from protocols.channels.wire import Message
 from wire.errors import BadMessage
 
 
@@ -30,18 +31,25 @@ class Checked:
 class Validation:
     """Checks messages of the channels that this node holds."""
 
-    def __init__(
-        self, channels: Mapping[str, Channel], off_loop: OffLoop, wall_ns: Callable[[], int]
-    ) -> None:
-        self._channels, self._off_loop, self._wall_ns = channels, off_loop, wall_ns
+    def __init__(self, channels: Mapping[str, Channel], wall_ns: Callable[[], int]) -> None:
+        self._channels, self._wall_ns = channels, wall_ns
         self.replays = Replays()
 
-    async def check(self, news: list[Validate]) -> list[Checked]:
-        """Check messages, in order. It is not cancelled half way: each gets its verdict."""
+    def check(self, news: list[Validate]) -> list[Checked]:
+        """Check a few messages, in order: each signature takes 70 us."""
         found = [self._judge(item) for item in news]
-        open_ = [(item.news.message, item.author) for item in found if item.author is not None]
-        with trio.CancelScope(shield=True):  # a thread at most, for 20 ms
-            signed = iter(await signing.are_signed(open_, self._off_loop))
+        return self._charge_all(found, signing.are_signed(_signed(found)))
+
+    async def check_many(self, news: list[Validate], off_loop: OffLoop) -> list[Checked]:
+        """Check messages, their signatures off the loop. It is not cancelled half way."""
+        found = [self._judge(item) for item in news]
+        with trio.CancelScope(shield=True):  # a thread, for 20 ms
+            signed = await off_loop(lambda: signing.are_signed(_signed(found)))
+            return self._charge_all(found, signed)
+        raise AssertionError("a shield ends no block")
+
+    def _charge_all(self, found: list[Checked], are_signed: list[bool]) -> list[Checked]:
+        signed = iter(are_signed)
         return [item if item.author is None else self._charge(item, next(signed)) for item in found]
 
     def _judge(self, news: Validate) -> Checked:
@@ -75,3 +83,7 @@ class Validation:
         ):
             return Checked(checked.news, Verdict.IGNORE, None)
         return checked
+
+
+def _signed(found: list[Checked]) -> list[tuple[Message, Author]]:
+    return [(item.news.message, item.author) for item in found if item.author is not None]

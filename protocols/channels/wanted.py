@@ -9,9 +9,9 @@ of one random id per IWANT, made exact, so that single losses are nobody's fault
 import heapq
 import math
 from collections import Counter
-from collections.abc import Container
 from dataclasses import dataclass, field
 
+from protocols.channels.pending import Pending
 from wire.ids import PeerId
 
 WANTED_MAX = 8192  # ids in all; a busy second has some hundreds. About 4 MB
@@ -69,7 +69,7 @@ class Wanted:
                 self._kept[peer] += 1
             self._close(name, want)
 
-    def due(self, now: float, checked: Container[bytes]) -> dict[PeerId, list[bytes]]:
+    def due(self, now: float, checked: Pending) -> dict[PeerId, list[bytes]]:
         """Return whom to ask now, for which ids. Those being `checked` are here, perhaps: later."""
         asks: dict[PeerId, list[bytes]] = {}
         while self._alarms and self._alarms[0][0] <= now:

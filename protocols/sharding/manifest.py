@@ -28,7 +28,7 @@ SHARED = "shared"  # used on both sides (tied embeddings), or unknown where
 TOKENIZER = "tokenizer"  # a file of the tokenizer, by its own name
 TENSOR_ROLES = (BLOCK, EMBED, HEAD, SHARED)
 
-Cid = Annotated[str, Meta(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}\Z")]
+Cid = Annotated[str, Meta(max_length=61, pattern=r"^b[a-z2-7]{58}([a-z2-7]{2})?\Z")]
 ModelId = Annotated[str, Meta(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}\Z")]
 PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]*\Z"  # what others write ends up on people's terminals
 # One path segment that is also a key of the store and a word in a URL.

@@ -3,9 +3,8 @@
 import json
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -18,7 +17,7 @@ PATIENCE_S = 20.0
 
 
 @contextmanager
-def listening(daemon: Daemon, *args: str) -> Iterator["subprocess.Popen[str]"]:
+def listening(daemon: Daemon, *args: str) -> Generator["subprocess.Popen[str]"]:
     """Run `shoal sub` until the block is left; it listens when the block begins."""
     before = {channel.topic: channel.readers for channel in daemon.client.channels()}
     process = subprocess.Popen(

@@ -126,7 +126,7 @@ class Swarm:
         """Let a node's program listen."""
         readers = list[Subscription]()
 
-        async def read(task_status: trio.TaskStatus[None]) -> None:
+        async def read(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
             listening = node.channels.listen(
                 TOPIC, policy=policy, last=last, age_s=age_s, keep=keep
             )

@@ -10,10 +10,12 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import trio
 
 from node.models import Models
+from protocols.blobs.wire import raw_cid
 from tests.sim.net import Net
 from wire.clock import SystemClock
 from wire.errors import BadMessage, NotFound
@@ -83,14 +85,16 @@ class Shelf:
         folder.mkdir(parents=True)
         self.fetched: list[str] = []
 
-    async def put_file(self, path: Path) -> str:
+    async def put_file(
+        self, path: Path, /, *, mode: Literal["take"] = "take", name: str = ""
+    ) -> str:
         await trio.lowlevel.checkpoint()
-        cid = hashlib.sha256(await trio.Path(path).read_bytes()).hexdigest()
+        cid = raw_cid(hashlib.sha256(await trio.Path(path).read_bytes()).digest())
         shutil.copyfile(path, self.folder / cid)
         return cid
 
     async def fetch(
-        self, cid: str, providers: list[PeerId], /, *, limit_bytes: int | None = None
+        self, cid: str, providers: list[PeerId], /, *, limit_bytes: int | None, name: str
     ) -> None:
         await trio.lowlevel.checkpoint()
         for shelf in [self, *(self.all[peer] for peer in providers)]:
@@ -104,7 +108,7 @@ class Shelf:
                 return
         raise NotFound(f"nobody has {cid[:12]}")
 
-    async def export(self, cid: str, path: Path) -> None:
+    async def place(self, cid: str, path: Path) -> None:
         await trio.lowlevel.checkpoint()
         shutil.copyfile(self.folder / cid, path)
 

@@ -124,7 +124,7 @@ async def test_a_part_that_does_not_fit_the_disk_is_refused(
     monkeypatch.setattr("node.model_files.shutil.disk_usage", nearly_full)
     await attack.place(await attack.parts(said_bytes=1 << 20, real_bytes=1 << 20))
     said = await attack.verdict()
-    expected = "10 MiB of disk are needed, 4 MiB can be had here"
+    expected = "5 MiB of disk are needed, 4 MiB can be had here"
     assert (said.state, said.note) == ("refused", expected)
     assert len(attack.swarm.shelves[VICTIM].fetched) == 1
 

@@ -25,6 +25,8 @@ OTHER: dict[str, tuple[str, str, object]] = {
     "http.listen": ('"127.0.0.1:4090"', "127.0.0.1:4090", "127.0.0.1:4090"),
     "serve.offer": ("false", "0", False),
     "serve.memory_gib": ("1.5", "1.5", 1.5),
+    "blobs.quota_gib": ("1.5", "1.5", 1.5),
+    "blobs.upload_mib_s": ("20", "20", 20.0),
     "log.level": ('"debug"', "debug", "debug"),
     "log.format": ('"json"', "json", "json"),
 }

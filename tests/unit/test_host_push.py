@@ -7,8 +7,17 @@ import pytest
 import trio
 from trio.testing import MemorySendStream, MockClock, memory_stream_pair
 
-from node.host.yamux import MuxedConnection
-from node.host.yamux_frames import BODY_MAX, DATA, FIN, RST, SYN, WINDOW_UPDATE
+from node.host.yamux import FRAMES_PER_TURN, MuxedConnection
+from node.host.yamux_frames import (
+    ACK,
+    BODY_MAX,
+    DATA,
+    FIN,
+    PING,
+    RST,
+    SYN,
+    WINDOW_UPDATE,
+)
 from node.host.yamux_stream import ATTACHED_WINDOW_BYTES, FIRST_WINDOW_BYTES, MuxedStream
 from tests.unit.yamux_links import (
     PEER,
@@ -157,6 +166,9 @@ async def test_without_credit_there_is_no_room_until_the_reader_reads(
             pushed += PUSH_MAX
             await trio.sleep(1)
         assert FIRST_WINDOW_BYTES - PUSH_MAX < pushed <= FIRST_WINDOW_BYTES
+        by_the_way, _ = await open_pair(a, b)  # others come and go meanwhile
+        await by_the_way.write(b"hello")
+        await by_the_way.reset()
         await trio.sleep(3600)
         assert sender.rooms == 0
         assert await read_exactly(other, pushed) == bytes(pushed)
@@ -281,6 +293,24 @@ async def test_a_push_cut_into_pieces_by_the_peer_arrives_whole(autojump_clock: 
             await trio.sleep(1)
         assert notes.data == b"hello"
         assert notes.ends == [None]
+
+
+async def test_a_flood_of_tiny_frames_does_not_hold_the_loop(autojump_clock: MockClock) -> None:
+    class Count(Notes):
+        frames = 0
+
+        def on_data(self, data: bytes | memoryview) -> None:
+            self.frames += 1
+
+    count = Count()
+    async with attached_to_bare_link(count) as (_, link):
+        flood = (frame(DATA, 0, 1, 1, b"x") + frame(PING, ACK, 0, 7)) * 20_000
+        await link.send_all(flood)
+        at_once, seen = 0, 0
+        while count.frames < 20_000:
+            await trio.lowlevel.checkpoint()
+            at_once, seen = max(at_once, count.frames - seen), count.frames
+        assert 0 < at_once <= FRAMES_PER_TURN
 
 
 async def test_data_after_the_end_is_not_for_the_sink(autojump_clock: MockClock) -> None:

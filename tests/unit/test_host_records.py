@@ -18,7 +18,7 @@ from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.security.secure_session import SecureSession
 
 from node.host.channel import SCRATCH_BYTES, AesNoiseTransport, SecureChannel
-from node.host.records import PLAIN_MAX, Opener, Sealer
+from node.host.records import PLAIN_MAX, RECORDS_PER_TURN, Opener, Sealer
 from node.host.tcp import CountedTcp, Traffic
 from wire.errors import BadMessage
 
@@ -187,6 +187,22 @@ async def test_a_forged_record_is_an_error_of_the_connection(garbage: bytes) -> 
         await bare.send_all(garbage)
         with pytest.raises(BadMessage, match="not authentic"):
             await channel.receive()
+
+
+async def test_a_flood_of_tiny_records_is_opened_in_parts_and_whole() -> None:
+    async with handshaken(AesNoiseTransport, we_dial=True) as (channel, session, bare):
+        sealed = [session.conn.encrypt(b"%d" % n) for n in range(1000)]
+        await bare.send_all(b"".join(len(part).to_bytes(2, "big") + part for part in sealed))
+        received, parts = list[bytes](), 0
+        while len(received) < 1000:
+            part = await channel.receive()
+            assert len(part) <= RECORDS_PER_TURN
+            received += part
+            parts += 1
+        assert received == [b"%d" % n for n in range(1000)]
+        assert parts >= 4
+        await session.write(b"and on")
+        assert await channel.receive() == [b"and on"]
 
 
 async def test_a_record_cut_off_by_the_end_is_never_handed_on() -> None:

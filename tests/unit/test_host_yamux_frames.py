@@ -28,7 +28,7 @@ def frame(kind: int, flags: int, stream: int, length: int, body: bytes = b"") ->
 
 
 def test_a_conversation_is_read_as_it_was_meant() -> None:
-    said = FrameReader().feed(
+    conversation = (
         frame(WINDOW_UPDATE, SYN, 1, 0)
         + frame(DATA, 0, 1, 5, b"hello")
         + frame(WINDOW_UPDATE, ACK, 2, 4096)
@@ -39,6 +39,7 @@ def test_a_conversation_is_read_as_it_was_meant() -> None:
         + frame(WINDOW_UPDATE, RST, 2, 0)
         + frame(GO_AWAY, 0, 0, 1)
     )
+    said = list(FrameReader().feed(conversation))
     assert said == [
         yamux_frames.Opened(1),
         yamux_frames.Data(1, memoryview(b"hello")),
@@ -48,6 +49,7 @@ def test_a_conversation_is_read_as_it_was_meant() -> None:
         yamux_frames.Opened(3),
         yamux_frames.Finished(3),
         yamux_frames.Pinged(77),
+        yamux_frames.Nothing(),
         yamux_frames.Reset(2),
         yamux_frames.GoneAway(1),
     ]
@@ -58,7 +60,7 @@ def test_a_conversation_is_read_as_it_was_meant() -> None:
 )
 def test_what_is_not_yamux_is_refused(bad: bytes) -> None:
     with pytest.raises(BadMessage):
-        FrameReader().feed(bad)
+        list(FrameReader().feed(bad))
 
 
 def read_all(pieces: list[bytes]) -> tuple[list[object], bool]:

@@ -46,7 +46,7 @@ from wire.ids import PeerId
 from wire.ports import Item
 
 A, B, C, D = (PeerId(name) for name in "abcd")
-CID = "ab" * 32
+MODEL, CID = "ab" * 32, "b" + "a2" * 29
 
 
 def offers(**blocks: int) -> list[Offer]:
@@ -195,8 +195,8 @@ def test_no_name_ends_in_a_line_feed() -> None:
     assert not is_name("tiny\n")
     for cid in (CID + "\n", CID[1:] + "\n"):
         refuse(msgspec.structs.replace(manifest().parts[0], cid=cid))
-    assert read(item("m/manifest", [CID[1:] + "\n", CID, [], 1]), ModelRecord) is None
-    stage = [CID, 1, 0, 4, "ready\n", "", 0, 0]
+    assert read(item("m/manifest", [MODEL[1:] + "\n", CID, [], 1]), ModelRecord) is None
+    stage = [MODEL, 1, 0, 4, "ready\n", "", 0, 0]
     assert read(item(stage_key("m", A), stage), StageRecord) is None
 
 
@@ -240,8 +240,8 @@ def item(key: str, value: object, author: PeerId = A) -> Item:
 
 
 def test_records_survive_the_store() -> None:
-    record = ModelRecord(CID, CID, [A], 5)
-    placement = PlacementRecord(CID, 2, [(A, 0, 4), (B, 4, 8)])
+    record = ModelRecord(MODEL, CID, [A], 5)
+    placement = PlacementRecord(MODEL, 2, [(A, 0, 4), (B, 4, 8)])
     assert read(item("m/manifest", to_value(record)), ModelRecord) == record
     again = msgspec.msgpack.decode(msgspec.msgpack.encode(to_value(placement)))
     assert read(item("m/placement", again), PlacementRecord) == placement
@@ -249,32 +249,32 @@ def test_records_survive_the_store() -> None:
 
 def test_a_record_that_makes_no_sense_is_as_good_as_none() -> None:
     assert read(item("m/manifest", ["x"]), ModelRecord) is None
-    assert read(item("m/placement", [CID, 1, [[A, 0, 10_000]]]), PlacementRecord) is None
+    assert read(item("m/placement", [MODEL, 1, [[A, 0, 10_000]]]), PlacementRecord) is None
     assert read(None, ModelRecord) is None
 
 
 @pytest.mark.parametrize("epoch", [1, 1000, EPOCH_MAX, EPOCH_MAX + 1, 2**63 - 1, 2**64 - 1])
 def test_no_epoch_that_a_member_writes_blocks_a_name(epoch: int) -> None:
-    before = read(item("m/placement", [CID, epoch, []]), PlacementRecord)
+    before = read(item("m/placement", [MODEL, epoch, []]), PlacementRecord)
     assert (before is None) == (epoch > EPOCH_MAX)
-    after = PlacementRecord(CID, next_epoch(before, now_ms=1000), [])
+    after = PlacementRecord(MODEL, next_epoch(before, now_ms=1000), [])
     assert after.epoch != epoch
     assert read(item("m/placement", to_value(after)), PlacementRecord) == after
 
 
 def test_a_lease_speaks_for_its_author_only() -> None:
-    value = to_value(StageRecord(CID, 1, 0, 4, "ready"))
+    value = to_value(StageRecord(MODEL, 1, 0, 4, "ready"))
     assert read_stage("m", item(stage_key("m", A), value, A)) is not None
     assert read_stage("m", item(stage_key("m", A), value, B)) is None
-    backwards = to_value(StageRecord(CID, 1, 4, 4, "ready"))
+    backwards = to_value(StageRecord(MODEL, 1, 4, 4, "ready"))
     assert read_stage("m", item(stage_key("m", A), backwards, A)) is None
 
 
 def test_what_others_write_gives_no_orders_to_a_terminal() -> None:
     for text in ("\x1b[2J", "a\nb", "\x9b1m", "tail\n"):
-        stage = [CID, 1, 0, 4, "failed", text, 0, 0]
+        stage = [MODEL, 1, 0, 4, "failed", text, 0, 0]
         assert read(item(stage_key("m", A), stage), StageRecord) is None
-        assert read(item("m/placement", [CID, 1, [[text, 0, 4]]]), PlacementRecord) is None
+        assert read(item("m/placement", [MODEL, 1, [[text, 0, 4]]]), PlacementRecord) is None
         whole = msgspec.structs.replace(manifest(), family=text)
         data = encode_manifest(whole)
         with pytest.raises(BadMessage):

@@ -1,0 +1,93 @@
+"""What benchmarks print, and the frames that they make up."""
+
+import json
+import random
+
+import pytest
+from msgspec import inspect
+
+from benchmarks.fuzz import TARGETS, mutate
+from benchmarks.fuzz_messages import examples
+from benchmarks.orders import Child, Failed
+from benchmarks.report import percentile, report
+from benchmarks.results import table
+from protocols.rpc import wire
+from wire import codec
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    line, rest = capsys.readouterr().out.split("\n", 1)
+    assert not rest
+    row: dict[str, object] = json.loads(line)
+    return row
+
+
+def test_a_figure_is_the_median_beside_the_rivals_median(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report("talk.x", [3, 1, 2], "ms", against="rival", against_values=[4, 4, 9], goal_ratio=0.6)
+    row = printed(capsys)
+    assert (row["value"], row["against_value"], row["ratio"], row["ok"]) == (2, 4, 0.5, True)
+
+
+def test_a_goal_that_is_missed_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    report("talk.x", [10.0], "MB/s", better="higher", goal=11.0)
+    assert printed(capsys)["ok"] is False
+
+
+def test_a_figure_that_cannot_be_measured_is_null_and_says_why(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report("talk.x", [], "ms", goal=1.0, why="needs root")
+    row = printed(capsys)
+    assert (row["value"], row["why"], row["goal"], "ok" in row) == (None, "needs root", 1.0, False)
+
+
+def test_a_rival_that_is_missing_is_null(capsys: pytest.CaptureFixture[str]) -> None:
+    report("talk.x", [1.0], "ms", against="rival", goal_ratio=0.6, why="not installed")
+    row = printed(capsys)
+    assert (row["value"], row["against"], row["rival"]) == (1.0, None, "rival")
+    assert "ok" not in row
+
+
+def test_p99_of_a_hundred_is_the_worst_one() -> None:
+    assert percentile(list(range(100)), 0.99) == 99
+    assert percentile([5.0], 0.99) == 5.0
+
+
+def test_results_have_a_row_for_each_line_and_never_break_the_table() -> None:
+    measured = {"bench": "a", "value": 0.21, "unit": "ms", "better": "lower", "goal": 0.25}
+    missing = {"bench": "b", "value": None, "unit": "ms", "better": "lower", "why": "a|b\nc"}
+    page = table([json.dumps({**measured, "ok": True}), json.dumps(missing), "\n"])
+    assert "| a | 0.21 | ms | \u2264 0.25 |  |  |  | yes |\n" in page
+    assert "| b | not measured (a/b c) |" in page
+
+
+def test_every_decoder_that_is_fuzzed_takes_what_is_right() -> None:
+    for make in TARGETS:
+        target = make()
+        assert target.frames
+        for frame in target.frames:
+            target.take(frame)
+
+
+def test_mutations_repeat_with_their_seed_and_change_something() -> None:
+    first, again = random.Random(7), random.Random(7)
+    made = [mutate(first, bytes(40)) for _ in range(200)]
+    assert made == [mutate(again, bytes(40)) for _ in range(200)]
+    assert sum(frame != bytes(40) for frame in made) > 150
+
+
+def test_examples_have_one_message_of_each_tag() -> None:
+    found = examples(inspect.multi_type_info([wire.ToServer])[0])
+    assert {type(message) for message in found} == set(wire.ToServer.__args__)
+    for message in found:
+        codec.decode(codec.encode(message), wire.server_decoder, wire.FRAME_MAX)
+
+
+def test_a_child_that_dies_or_hangs_is_a_failure_not_a_hang() -> None:
+    with Child("short", ["true"]) as child, pytest.raises(Failed, match="short died"):
+        child.ask("x")
+    script = "echo '{}'; exec sleep 60"
+    with Child("mute", ["sh", "-c", script]) as child, pytest.raises(Failed, match="mute hangs"):
+        child.ask("x", timeout_s=0.05)

@@ -1,0 +1,105 @@
+"""How much disk blobs take, and which go first."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+from protocols.blobs.adding import add_file, add_tree
+from protocols.blobs.space import QuotaError
+from protocols.blobs.store import HALF_OF_FREE, BlobStore
+from protocols.blobs.wire import Cid, raw_cid
+from tests.unit.test_blobs_store import content, drive, names
+from wire.errors import Busy
+
+# --- quota -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> BlobStore:
+    return BlobStore(tmp_path / "small", quota_bytes=10_000)
+
+
+def small_put(store: BlobStore, size: int, seed: int, *, pin: bool = False) -> Cid:
+    return store.put_small(content(size, seed), is_root=True, pin=pin).cid
+
+
+def use(store: BlobStore, cid: Cid, at_ms: int) -> None:
+    store.index.touch(cid, at_ms)
+
+
+def test_the_longest_unused_goes_first_and_pins_stay(small: BlobStore) -> None:
+    first, second, third = (small_put(small, 3000, n, pin=n == 0) for n in range(3))
+    for cid, at_ms in ((first, 1), (second, 3), (third, 2)):
+        use(small, cid, at_ms)
+    fourth = small_put(small, 3000, 4)
+    here = {row.cid for row in small.index.all()}
+    assert here == {first, second, fourth}
+    assert set(names(small.data)) == here
+    assert small.space.usage().held_bytes == 9000
+
+
+def test_what_does_not_fit_is_refused_and_costs_nothing(small: BlobStore) -> None:
+    kept = [small_put(small, 3000, n, pin=n == 0) for n in range(3)]
+    with pytest.raises(QuotaError, match="no room for"):
+        small_put(small, 7001, 9)
+    assert all(small.is_whole(cid) for cid in kept)
+    small_put(small, 7000, 9)
+    assert [small.is_whole(cid) for cid in kept] == [True, False, False]
+
+
+def test_what_is_open_kept_or_linked_is_not_collected(small: BlobStore, tmp_path: Path) -> None:
+    opened, kept, linked, idle = (small_put(small, 2000, n) for n in range(4))
+    assert small.link(linked, tmp_path / "link")
+    with small.open(opened), small.keep([kept]):
+        assert small.space.collect() == (1, 2000)
+        assert not small.is_whole(idle)
+        for cid in (opened, kept):
+            with pytest.raises(Busy):
+                small.space.remove(cid)
+    (tmp_path / "link").unlink()
+    assert small.space.collect() == (3, 6000)
+    assert names(small.data) == []
+
+
+def test_a_folder_goes_with_its_files_and_files_stay_with_their_folder(
+    small: BlobStore, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        root = tmp_path / name
+        root.mkdir()
+        (root / "both").write_bytes(content(1000))
+        (root / "own").write_bytes(content(1000, ord(name)))
+    a = drive(add_tree(small, tmp_path / "a")).cid
+    b = drive(add_tree(small, tmp_path / "b", pin=True)).cid
+    both = raw_cid(hashlib.sha256(content(1000)).digest())
+    assert small.space.collect()[0] == 2  # a, and the file that only a has
+    assert small.index.get(a) is None
+    assert small.is_whole(b)
+    assert small.is_whole(both)
+    with small.path_of(both).open("r+b") as file:
+        file.write(b"decayed")
+    assert list(small.verify(both)) == [1000]
+    assert not small.is_whole(b)
+
+
+def test_references_take_no_quota(small: BlobStore, tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(content(50_000))
+    row = drive(add_file(small, tmp_path / "large", mode="reference"))
+    assert small.is_whole(row.cid)
+    assert small.space.usage().held_bytes == 0
+    (tmp_path / "other").write_bytes(content(50_000, 1))
+    with pytest.raises(QuotaError):
+        drive(add_file(small, tmp_path / "other"))
+
+
+def test_what_is_being_written_counts(small: BlobStore) -> None:
+    with small.space.room(6000), pytest.raises(QuotaError):
+        small.space.reserve(6000)
+    small.space.reserve(6000)
+
+
+def test_the_default_quota_is_half_of_the_disk(tmp_path: Path) -> None:
+    quota = BlobStore(tmp_path / "blobs", quota_bytes=HALF_OF_FREE).space.quota_bytes
+    assert 0.3 < quota / shutil.disk_usage(tmp_path).free < 0.7
