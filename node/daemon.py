@@ -108,13 +108,7 @@ class Daemon:
             self.rpc.network("dht"), self.host, start.signer, self.clock, peers=peers
         )
         self.rpc.answer("dht", self.dht.answer)
-        self.blobs = BlobService(
-            self.rpc,
-            BlobStore(home.blobs, quota_bytes=int(config.blobs.quota_gib * 2**30) or HALF_OF_FREE),
-            peers=peers,
-            finder=self.dht,
-            upload_bytes_per_s=config.blobs.upload_mib_s * 2**20,
-        )
+        self.blobs = self._make_blobs()
         self.channels = ChannelService(
             self.host,
             self.rpc,
@@ -143,19 +137,34 @@ class Daemon:
             env={"SHOAL_HOME": str(home.path)},
             traffic=self._traffic,
         )
-        self.models = Models(
-            folder=home.models,
+        self.models = self._make_models()
+        self.lag = LoopLag()
+        self.api = self._declare_routes()
+        self.control = ControlServer(self.api)
+
+    def _make_blobs(self) -> BlobService:
+        options = self.start.loaded.config.blobs
+        quota_bytes = int(options.quota_gib * 2**30) or HALF_OF_FREE
+        return BlobService(
+            self.rpc,
+            BlobStore(self.start.home.blobs, quota_bytes=quota_bytes),
+            peers=self.host.connected,
+            finder=self.dht,
+            upload_bytes_per_s=options.upload_mib_s * 2**20,
+        )
+
+    def _make_models(self) -> Models:
+        options = self.start.loaded.config.serve
+        return Models(
+            folder=self.start.home.models,
             store=self.store,
             blobs=self.blobs,
             rpc=self.rpc,
             members=lambda: [*self.membership.members()],
             clock=self.clock,
-            offer=config.serve.offer,
-            memory_gib=config.serve.memory_gib,
+            offer=options.offer,
+            memory_gib=options.memory_gib,
         )
-        self.lag = LoopLag()
-        self.api = self._declare_routes()
-        self.control = ControlServer(self.api)
 
     def _declare_routes(self) -> Api:
         node = Node(
