@@ -86,14 +86,14 @@ class AsyncLink:
 
 
 @asynccontextmanager
-async def open_link(path: Path) -> AsyncGenerator[AsyncLink]:
-    """Connect to the daemon and leave HTTP."""
+async def open_link(path: Path, first: Frame) -> AsyncGenerator[AsyncLink]:
+    """Connect to the daemon and leave HTTP. The first frame goes along: a round trip less."""
     connect = partial(connect_unix, path, timeout_s=CONNECT_TIMEOUT_S)
     opened = await trio.to_thread.run_sync(connect)  # it waits while the daemon's queue is full
     async with trio.SocketStream(trio.socket.from_stdlib_socket(opened)) as stream:
         try:
             with trio.fail_after(CALL_TIMEOUT_S):
-                await stream.send_all(rpc_api.UPGRADE)
+                await stream.send_all(rpc_api.UPGRADE + rpc_api.pack(first))
                 answer = rpc_api.Upgrade()
                 while (rest := answer.feed(await read_some(stream))) is None:
                     pass
@@ -170,8 +170,7 @@ async def call(path: Path, peer: str, method: str, value: object, *, timeout_s: 
     """Call a method with one value and return its answer; see `AsyncClient.rpc`."""
     encoded = encode_value(value)
     with trio.move_on_after(timeout_s + MARGIN_S):
-        async with open_link(path) as link:
-            await link.send(Ask(peer, method, encoded, timeout_s))
+        async with open_link(path, Ask(peer, method, encoded, timeout_s)) as link:
             try:
                 return await AsyncRpcCall(link, link.receive, peer).receive()
             except trio.EndOfChannel:
@@ -184,8 +183,7 @@ async def stream(
     path: Path, peer: str, method: str, *, timeout_s: float | None
 ) -> AsyncGenerator[AsyncRpcCall]:
     """Open a streaming call; see `AsyncClient.rpc_stream`."""
-    async with open_link(path) as link:
-        await link.send(Open(peer, method, timeout_s))
+    async with open_link(path, Open(peer, method, timeout_s)) as link:
         yield AsyncRpcCall(link, link.receive, peer)
 
 
@@ -200,6 +198,7 @@ class Server:
     ) -> None:
         self._path = path
         self._functions, self._streams = dict(functions), dict(streams)
+        self._offer = Serve([*self._functions, *self._streams])
 
     async def run(
         self, places: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -216,8 +215,8 @@ class Server:
         retry_s = RETRY_FIRST_S
         while True:
             try:
-                async with open_link(self._path) as link:
-                    await self._register(link)
+                async with open_link(self._path, self._offer) as link:
+                    await _registered(link)
                     if status is not None:
                         status.started()
                     status, retry_s = None, 0.0
@@ -228,13 +227,6 @@ class Server:
                 log.debug("link lost: %s", error)
             await trio.sleep(retry_s)
             retry_s = min(max(2 * retry_s, RETRY_FIRST_S), RETRY_MAX_S)
-
-    async def _register(self, link: AsyncLink) -> None:
-        await link.send(Serve([*self._functions, *self._streams]))
-        answer = await link.receive()
-        if isinstance(answer, Fail):
-            raise link_error(answer)
-        assert isinstance(answer, Ready), answer
 
     async def _answer_all(self, link: AsyncLink) -> None:
         """Answer calls until the link is lost, which cancels the one in progress."""
@@ -270,6 +262,13 @@ class Server:
             await opened.fail(fail_of(error))
         else:
             await opened.finish()
+
+
+async def _registered(link: AsyncLink) -> None:
+    answer = await link.receive()
+    if isinstance(answer, Fail):
+        raise link_error(answer)
+    assert isinstance(answer, Ready), answer
 
 
 async def _hand_over(into: trio.MemorySendChannel[Frame], frame: Frame, link: AsyncLink) -> None:

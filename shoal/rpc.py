@@ -46,18 +46,19 @@ log = logging.getLogger(__name__)
 class Link:
     """Frames over a control connection that left HTTP. Raises LinkLost when it breaks."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, first: Frame) -> None:
         self._socket = connect_unix(path, timeout_s=CONNECT_TIMEOUT_S)
         self._buffer = bytearray()
         self._sending = threading.Lock()
         try:
-            self._upgrade()
+            self._upgrade(rpc_api.pack(first))
         except BaseException:
             self._socket.close()
             raise
 
-    def _upgrade(self) -> None:
-        self._send_all(rpc_api.UPGRADE)
+    def _upgrade(self, ahead: bytes) -> None:
+        """Leave HTTP. The first frame goes along: a round trip less."""
+        self._send_all(rpc_api.UPGRADE + ahead)
         answer = rpc_api.Upgrade()
         while (rest := answer.feed(self._read())) is None:
             pass
@@ -171,9 +172,8 @@ class RpcCall:
 def call(path: Path, peer: str, method: str, value: object, *, timeout_s: float) -> Any:
     """Call a method with one value and return its answer; see `Client.rpc`."""
     encoded = encode_value(value)
-    with RpcCall(Link(path), peer) as opened:
+    with RpcCall(Link(path, Ask(peer, method, encoded, timeout_s)), peer) as opened:
         opened.link.settimeout(timeout_s + MARGIN_S)
-        opened.link.send(Ask(peer, method, encoded, timeout_s))
         try:
             return opened.receive()
         except EOFError:
@@ -184,9 +184,7 @@ def stream(
     path: Path, peer: str, method: str, values: Iterable[object] | None, timeout_s: float | None
 ) -> RpcCall:
     """Open a streaming call; see `Client.rpc_stream`."""
-    link = Link(path)
-    opened = RpcCall(link, peer)
-    link.send(Open(peer, method, timeout_s))
+    opened = RpcCall(Link(path, Open(peer, method, timeout_s)), peer)
     if values is not None:
         threading.Thread(target=_send_values, args=(opened, values), daemon=True).start()
     return opened
@@ -249,9 +247,8 @@ class Serving:
         self.close()
 
     def _register(self) -> Link:
-        link = Link(self._path)
+        link = Link(self._path, Serve(self._names))
         link.settimeout(CALL_TIMEOUT_S)
-        link.send(Serve(self._names))
         answer = link.receive()
         if isinstance(answer, Fail):
             link.close()

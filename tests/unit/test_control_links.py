@@ -139,8 +139,15 @@ async def test_nonsense_is_refused_with_a_reason_and_the_daemon_goes_on(
 ) -> None:
     async with nodes(tmp_path) as each, trio.open_nursery() as nursery:
         await nursery.start(serve, each.server)
-        async with open_link(each.a) as link:
-            await link._stream.send_all(sent)
+        stream = trio.SocketStream(
+            trio.socket.from_stdlib_socket(connect_unix(each.a, timeout_s=PATIENCE_S))
+        )
+        async with stream:
+            await stream.send_all(UPGRADE + sent)
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):
+                head += await stream.receive_some(1)
+            link = AsyncLink(stream, b"")
             answer = await link.receive()
             assert isinstance(answer, Fail)
             assert says in answer.message
@@ -151,14 +158,12 @@ async def test_nonsense_is_refused_with_a_reason_and_the_daemon_goes_on(
         nursery.cancel_scope.cancel()
 
 
-async def register(each: Nodes, link: AsyncLink) -> None:
-    await link.send(Serve(["odd"]))
-    assert await link.receive() == Ready()
+ODD = Serve(["odd"])
 
 
 async def test_a_program_that_speaks_out_of_turn_is_let_go(tmp_path: Path) -> None:
-    async with nodes(tmp_path) as each, open_link(each.b) as link:
-        await register(each, link)
+    async with nodes(tmp_path) as each, open_link(each.b, ODD) as link:
+        assert await link.receive() == Ready()
         await link.send(Item(raw(1)))
         answer = await link.receive()
         assert isinstance(answer, Fail)
@@ -167,8 +172,12 @@ async def test_a_program_that_speaks_out_of_turn_is_let_go(tmp_path: Path) -> No
 
 
 async def test_a_program_that_answers_nonsense_costs_its_call_only(tmp_path: Path) -> None:
-    async with nodes(tmp_path) as each, open_link(each.b) as link, trio.open_nursery() as nursery:
-        await register(each, link)
+    async with (
+        nodes(tmp_path) as each,
+        open_link(each.b, ODD) as link,
+        trio.open_nursery() as nursery,
+    ):
+        assert await link.receive() == Ready()
 
         async def ask() -> None:
             with pytest.raises(shoal.ApiError) as caught:
@@ -229,8 +238,7 @@ async def test_a_caller_that_hangs_up_cancels_the_function(tmp_path: Path) -> No
             await each.server.serve({"hang": hang}, places=1, task_status=task_status)
 
         await nursery.start(serve_hang)
-        async with open_link(each.a) as link:
-            await link.send(Ask(B, "hang", raw(1), 60.0))
+        async with open_link(each.a, Ask(B, "hang", raw(1), 60.0)):
             await trio.sleep(0.05)
         with trio.fail_after(PATIENCE_S):
             await gone.wait()
