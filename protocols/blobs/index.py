@@ -24,7 +24,7 @@ CREATE TABLE blobs (
     name TEXT NOT NULL,
     size_bytes INTEGER NOT NULL,
     held_bytes INTEGER NOT NULL,  -- of the quota; 0 for a reference
-    is_whole INTEGER NOT NULL,
+    is_whole INTEGER NOT NULL,    -- 2: not synced yet, see `settle`
     is_root INTEGER NOT NULL,     -- asked for by itself, not only as a part of a tree
     is_pinned INTEGER NOT NULL,
     added_ms INTEGER NOT NULL,
@@ -93,6 +93,7 @@ class Index:
         self._db.execute("PRAGMA foreign_keys = ON")
         if self._db.execute("PRAGMA user_version").fetchone()[0] < VERSION:
             self._db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
+        self._db.execute("UPDATE blobs SET is_whole = 0 WHERE is_whole = 2")
 
     def close(self) -> None:
         """Close the database."""
@@ -138,16 +139,45 @@ class Index:
         """Return how many blobs there are."""
         return self._number("SELECT count(*) FROM blobs")
 
-    def put(self, row: Row, manifest: bytes | None = None, files: Iterable[Cid] = ()) -> None:
-        """Write a row. What it says of a blob already known is joined with what was known."""
+    def put(
+        self,
+        row: Row,
+        manifest: bytes | None = None,
+        files: Iterable[Cid] = (),
+        *,
+        is_lazy: bool = False,
+    ) -> None:
+        """Write a row. What it says of a blob already known is joined with what was known.
+
+        is_lazy: neither its file nor the row is synced; `settle` does it. Until then a restart
+        takes it for unfinished.
+        """
         with self._lock:
+            if is_lazy:
+                self._db.execute("PRAGMA synchronous = NORMAL")
             sizes = (row.cid, row.name, row.size_bytes, row.held_bytes)
-            flags = (row.is_whole, row.is_root, row.is_pinned)
+            flags = (2 if is_lazy else int(row.is_whole), row.is_root, row.is_pinned)
             source = (row.path, row.mtime_ns, manifest)
             values = (*sizes, *flags, row.added_ms, row.used_ms, *source)
             self._db.execute(_UPSERT, values)
             pairs = [(row.cid, cid) for cid in files]
             self._db.executemany("INSERT OR IGNORE INTO members VALUES (?, ?)", pairs)
+            if is_lazy:
+                self._db.execute("PRAGMA synchronous = FULL")
+
+    def is_lazy(self, cid: Cid) -> bool:
+        """Tell whether a blob is here, but not synced."""
+        query = "SELECT 1 FROM blobs WHERE cid = ? AND is_whole = 2"
+        with self._lock:
+            return self._db.execute(query, (cid,)).fetchone() is not None
+
+    def settle(self, cids: Iterable[Cid]) -> None:
+        """The files of these are synced: now their rows are, too."""
+        with self.change():
+            self._db.executemany(
+                "UPDATE blobs SET is_whole = 1 WHERE is_whole = 2 AND cid = ?",
+                [(cid,) for cid in cids],
+            )
 
     def set_state(self, cid: Cid, *, is_whole: bool, held_bytes: int) -> None:
         """Say how much of a blob is here."""
