@@ -39,6 +39,17 @@ CREATE TABLE members (
     PRIMARY KEY (tree, cid)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX members_by_cid ON members (cid);
+CREATE TABLE totals (blobs INTEGER NOT NULL, held_bytes INTEGER NOT NULL) STRICT;
+INSERT INTO totals VALUES (0, 0);
+CREATE TRIGGER added AFTER INSERT ON blobs BEGIN
+    UPDATE totals SET blobs = blobs + 1, held_bytes = held_bytes + new.held_bytes;
+END;
+CREATE TRIGGER changed AFTER UPDATE OF held_bytes ON blobs BEGIN
+    UPDATE totals SET held_bytes = held_bytes + new.held_bytes - old.held_bytes;
+END;
+CREATE TRIGGER gone AFTER DELETE ON blobs BEGIN
+    UPDATE totals SET blobs = blobs - 1, held_bytes = held_bytes - old.held_bytes;
+END;
 """
 _UPSERT = """
 INSERT INTO blobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -130,14 +141,17 @@ class Index:
         """Return every row, newest first."""
         return self._select("ORDER BY added_ms DESC, cid")
 
-    def held_bytes(self, *, pinned_only: bool = False) -> int:
-        """Return how much of the quota is taken, by all or by what is pinned."""
-        where = "WHERE is_pinned" if pinned_only else ""
-        return self._number(f"SELECT ifnull(sum(held_bytes), 0) FROM blobs {where}")
+    def held_bytes(self) -> int:
+        """Return how much of the quota is taken."""
+        return self._number("SELECT held_bytes FROM totals")
+
+    def pinned_bytes(self) -> int:
+        """Return how much of it is pinned."""
+        return self._number("SELECT ifnull(sum(held_bytes), 0) FROM blobs WHERE is_pinned")
 
     def count(self) -> int:
         """Return how many blobs there are."""
-        return self._number("SELECT count(*) FROM blobs")
+        return self._number("SELECT blobs FROM totals")
 
     def put(
         self,
