@@ -85,7 +85,8 @@ def add_file(
                 return _refer(store, path, found, cid, manifest, name, is_root=is_root, pin=pin)
             if mode == "take":
                 _link_or_copy(path, scratch)
-            sync_file(scratch)
+            if is_root:  # else the folder settles it
+                sync_file(scratch)
             row = fresh_row(cid, size_bytes, name=name, is_root=is_root, pin=pin)
             store.settle(scratch, row, manifest)
             return row
@@ -111,6 +112,7 @@ def add_tree(
             entries.append(Entry(path, row.cid, row.size_bytes, is_executable))
             done += row.size_bytes
         data = codec.encode(make_tree(entries))
+        store.settle_all({Cid(entry.cid) for entry in entries})
         with store.space.room(len(data)):
             row = fresh_row(manifest_cid(data), 0, name=name, is_root=True, pin=pin)
             store.put_manifest(data, row)
@@ -243,7 +245,7 @@ def _refer(
     store.path_of(cid).unlink(missing_ok=True)  # what was fetched of it is not needed
     fresh = fresh_row(cid, found.st_size, name=name, is_root=is_root, pin=pin)
     row = replace(fresh, held_bytes=0, path=str(path), mtime_ns=found.st_mtime_ns)
-    store.index.put(row, manifest)
+    store.index.put(row, manifest, is_lazy=not is_root)
     return row
 
 

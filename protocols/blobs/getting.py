@@ -120,6 +120,7 @@ class Getting:
             job.transfer.size_bytes = manifest.size_bytes
             job.transfer.files = len(manifest.entries)
             await self._files(manifest.entries, job)
+            await self._off_loop(partial(self._store.settle_files, wanted.cid))
         elif manifest is not None:
             job.transfer.size_bytes = manifest.size_bytes
             await self._chunks(wanted.cid, job)
@@ -132,8 +133,10 @@ class Getting:
             _check_size(cid, manifest.size_bytes, limit_bytes)
             await self._off_loop(partial(self._store.ask_for, wanted))
             return manifest
-        if is_raw(cid) and await self._is_whole(cid):
-            return None
+        if is_raw(cid):
+            await self._off_loop(partial(self._store.mend, cid))
+            if await self._is_whole(cid):
+                return None
         failures = Failures(cid, job.source, job.transfer, self._counters)
         data = await fetch_object(job.source, failures, self._off_loop)
         self._counters.bytes_in += len(data)

@@ -24,7 +24,7 @@ CREATE TABLE blobs (
     name TEXT NOT NULL,
     size_bytes INTEGER NOT NULL,
     held_bytes INTEGER NOT NULL,  -- of the quota; 0 for a reference
-    is_whole INTEGER NOT NULL,
+    is_whole INTEGER NOT NULL,    -- 2: not synced yet, see `settle`
     is_root INTEGER NOT NULL,     -- asked for by itself, not only as a part of a tree
     is_pinned INTEGER NOT NULL,
     added_ms INTEGER NOT NULL,
@@ -39,6 +39,17 @@ CREATE TABLE members (
     PRIMARY KEY (tree, cid)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX members_by_cid ON members (cid);
+CREATE TABLE totals (blobs INTEGER NOT NULL, held_bytes INTEGER NOT NULL) STRICT;
+INSERT INTO totals VALUES (0, 0);
+CREATE TRIGGER added AFTER INSERT ON blobs BEGIN
+    UPDATE totals SET blobs = blobs + 1, held_bytes = held_bytes + new.held_bytes;
+END;
+CREATE TRIGGER changed AFTER UPDATE OF held_bytes ON blobs BEGIN
+    UPDATE totals SET held_bytes = held_bytes + new.held_bytes - old.held_bytes;
+END;
+CREATE TRIGGER gone AFTER DELETE ON blobs BEGIN
+    UPDATE totals SET blobs = blobs - 1, held_bytes = held_bytes - old.held_bytes;
+END;
 """
 _UPSERT = """
 INSERT INTO blobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -93,6 +104,7 @@ class Index:
         self._db.execute("PRAGMA foreign_keys = ON")
         if self._db.execute("PRAGMA user_version").fetchone()[0] < VERSION:
             self._db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
+        self._db.execute("UPDATE blobs SET is_whole = 0 WHERE is_whole = 2")
 
     def close(self) -> None:
         """Close the database."""
@@ -129,25 +141,57 @@ class Index:
         """Return every row, newest first."""
         return self._select("ORDER BY added_ms DESC, cid")
 
-    def held_bytes(self, *, pinned_only: bool = False) -> int:
-        """Return how much of the quota is taken, by all or by what is pinned."""
-        where = "WHERE is_pinned" if pinned_only else ""
-        return self._number(f"SELECT ifnull(sum(held_bytes), 0) FROM blobs {where}")
+    def held_bytes(self) -> int:
+        """Return how much of the quota is taken."""
+        return self._number("SELECT held_bytes FROM totals")
+
+    def pinned_bytes(self) -> int:
+        """Return how much of it is pinned."""
+        return self._number("SELECT ifnull(sum(held_bytes), 0) FROM blobs WHERE is_pinned")
 
     def count(self) -> int:
         """Return how many blobs there are."""
-        return self._number("SELECT count(*) FROM blobs")
+        return self._number("SELECT blobs FROM totals")
 
-    def put(self, row: Row, manifest: bytes | None = None, files: Iterable[Cid] = ()) -> None:
-        """Write a row. What it says of a blob already known is joined with what was known."""
+    def put(
+        self,
+        row: Row,
+        manifest: bytes | None = None,
+        files: Iterable[Cid] = (),
+        *,
+        is_lazy: bool = False,
+    ) -> None:
+        """Write a row. What it says of a blob already known is joined with what was known.
+
+        is_lazy: neither its file nor the row is synced; `settle` does it. Until then a restart
+        takes it for unfinished.
+        """
         with self._lock:
+            if is_lazy:
+                self._db.execute("PRAGMA synchronous = NORMAL")
             sizes = (row.cid, row.name, row.size_bytes, row.held_bytes)
-            flags = (row.is_whole, row.is_root, row.is_pinned)
+            flags = (2 if is_lazy else int(row.is_whole), row.is_root, row.is_pinned)
             source = (row.path, row.mtime_ns, manifest)
             values = (*sizes, *flags, row.added_ms, row.used_ms, *source)
             self._db.execute(_UPSERT, values)
             pairs = [(row.cid, cid) for cid in files]
             self._db.executemany("INSERT OR IGNORE INTO members VALUES (?, ?)", pairs)
+            if is_lazy:
+                self._db.execute("PRAGMA synchronous = FULL")
+
+    def is_lazy(self, cid: Cid) -> bool:
+        """Tell whether a blob is here, but not synced."""
+        query = "SELECT 1 FROM blobs WHERE cid = ? AND is_whole = 2"
+        with self._lock:
+            return self._db.execute(query, (cid,)).fetchone() is not None
+
+    def settle(self, cids: Iterable[Cid]) -> None:
+        """The files of these are synced: now their rows are, too."""
+        with self.change():
+            self._db.executemany(
+                "UPDATE blobs SET is_whole = 1 WHERE is_whole = 2 AND cid = ?",
+                [(cid,) for cid in cids],
+            )
 
     def set_state(self, cid: Cid, *, is_whole: bool, held_bytes: int) -> None:
         """Say how much of a blob is here."""

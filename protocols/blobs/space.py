@@ -112,7 +112,7 @@ class Space:
 
     def usage(self) -> Usage:
         """Return how full it is."""
-        held, pinned = self._index.held_bytes(), self._index.held_bytes(pinned_only=True)
+        held, pinned = self._index.held_bytes(), self._index.pinned_bytes()
         free = self._disk_room()
         if self.quota_bytes:
             free = min(free, self.quota_bytes - held)

@@ -17,7 +17,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from protocols.blobs.files import BlobFile, DiskError, sync_folder, write_at
+from protocols.blobs.files import BlobFile, DiskError, sync_file, sync_folder, write_at
 from protocols.blobs.index import Index, Row
 from protocols.blobs.manifest import File, Tree, decode_manifest, layout_of
 from protocols.blobs.reading import BlobStream
@@ -191,7 +191,7 @@ class BlobStore:
     # --- writing -------------------------------------------------------------------------------
 
     def put_small(self, data: bytes, *, is_root: bool, name: str = "", pin: bool = False) -> Row:
-        """Store a blob of up to 1 MiB; durable when it returns."""
+        """Store a blob of up to 1 MiB; durable when it returns, if it is a root, else `settled`."""
         cid = raw_cid(hash_of(data))
         if (known := self.known(cid, name=name, is_root=is_root, pin=pin)) is not None:
             return known
@@ -201,7 +201,8 @@ class BlobStore:
                 fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
                 try:
                     write_at(fd, data, 0)
-                    os.fsync(fd)
+                    if is_root:
+                        os.fsync(fd)
                 finally:
                     os.close(fd)
                 row = fresh_row(cid, len(data), name=name, is_root=is_root, pin=pin)
@@ -213,11 +214,35 @@ class BlobStore:
         return row
 
     def settle(self, scratch: Path, row: Row, manifest: bytes | None) -> None:
-        """Make a synced file the data of a blob, and say that it is here."""
+        """Make a file, synced if it is of a root, the data of a blob, and say that it is here."""
         with self._lock:  # or a collection under way could take the file and not the row
             os.replace(scratch, self.path_of(row.cid))
+            if row.is_root:
+                sync_folder(self.data)
+            self.index.put(row, manifest, is_lazy=not row.is_root)
+
+    def settle_files(self, tree: Cid) -> None:
+        """Make the files of a folder durable, all at once: each by itself takes four syncs."""
+        manifest = self.manifest(tree)
+        assert isinstance(manifest, Tree)
+        self.settle_all({Cid(entry.cid) for entry in manifest.entries})
+
+    def settle_all(self, cids: set[Cid]) -> None:
+        """Make files that were put lazily durable."""
+        try:
+            for cid in cids:
+                with suppress(FileNotFoundError):  # a reference
+                    sync_file(self.path_of(cid))
             sync_folder(self.data)
-            self.index.put(row, manifest)
+        except OSError as error:
+            raise DiskError.of(error) from error
+        self.index.settle(cids)
+
+    def mend(self, cid: Cid) -> None:
+        """See whether an unfinished file is whole after all: a crash came before its sync."""
+        with suppress(NotFound), self.open(cid, unfinished=True) as file:
+            if file.is_whole:
+                self.finish(file)
 
     def put_manifest(self, data: bytes, row: Row) -> None:
         """Store a manifest: of a tree, whose files may come later, or of a file to be fetched."""
@@ -244,6 +269,8 @@ class BlobStore:
         if not self.is_whole(cid):
             return None
         if is_root:
+            if self.index.is_lazy(cid):
+                self.settle_all({cid})
             self.index.set_root(cid, name=name, is_pinned=pin)
         self.touch(cid)
         return self.index.get(cid)

@@ -100,6 +100,18 @@ def test_what_is_being_written_counts(small: BlobStore) -> None:
     small.space.reserve(6000)
 
 
+def test_the_totals_are_those_of_the_rows(small: BlobStore, tmp_path: Path) -> None:
+    for seed in range(12):  # some give way to others
+        cid = small_put(small, 1500 + seed, seed, pin=seed % 4 == 0)
+        small_put(small, 1500 + seed, seed)
+        small.index.set_state(cid, is_whole=True, held_bytes=1000 + seed)
+    small.space.remove(cid)
+    rows = small.index.all()
+    assert small.space.usage().held_bytes == sum(row.held_bytes for row in rows) > 0
+    assert small.space.usage().pinned_bytes == sum(r.held_bytes for r in rows if r.is_pinned)
+    assert small.space.usage().blobs == len(rows)
+
+
 def test_the_default_quota_is_half_of_the_disk(tmp_path: Path) -> None:
     quota = BlobStore(tmp_path / "blobs", quota_bytes=HALF_OF_FREE).space.quota_bytes
     assert 0.3 < quota / shutil.disk_usage(tmp_path).free < 0.7

@@ -116,6 +116,21 @@ def test_what_a_crash_left_over_goes(store: BlobStore, put: Callable[..., Row]) 
     assert names(again.data) == [row.cid]
 
 
+def test_what_was_not_synced_is_hashed_before_it_is_believed(store: BlobStore) -> None:
+    """Files of a folder are synced together at its end; a crash may come before."""
+    rows = [store.put_small(content(1000, seed), is_root=False) for seed in range(4)]
+    assert all(store.is_whole(row.cid) for row in rows)
+    store.known(rows[0].cid, name="", is_root=True, pin=False)  # asked for by itself
+    store.settle_all({rows[1].cid})
+    again = BlobStore(store.folder)
+    assert [again.is_whole(row.cid) for row in rows] == [True, True, False, False]
+    again.path_of(rows[3].cid).write_bytes(bytes(1000))  # as a power cut may leave it
+    for row in rows:
+        again.mend(row.cid)
+    assert [again.is_whole(row.cid) for row in rows] == [True, True, True, False]
+    assert read_all(again, rows[2].cid) == content(1000, 2)
+
+
 # --- decay -----------------------------------------------------------------------------------
 
 
