@@ -282,8 +282,11 @@ def _integer(first: int, last: int) -> int:
 def _fields(frame: bytes, position: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Yield (field number, first, last) of bytes, and (field number, -1, value) of integers.
 
-    Fixed-width numbers, which no field of ours has, are passed over.
+    Fixed-width numbers, which no field of ours has, are passed over. A position of -1 is that of
+    an integer: whoever sent it put it where a message belongs.
     """
+    if position < 0:
+        raise BadMessage("an integer where a message belongs")
     while position < end:
         tag = frame[position]
         position += 1

@@ -190,6 +190,9 @@ def test_every_list_and_field_has_a_bound(rpc: Rpc, fault: str) -> None:
         (b"\x12\x00", "no topic"),
         (b"\x12\x06\x22\x01t\x22\x01u", "two topics"),
         (b"\x0a\x05\x12\x03\xff\xfe\xfd", "not text"),
+        (b"\x08\x09", "an integer where a message"),
+        (b"\x10\x09", "an integer where a message"),
+        (b"\x1a\x02\x08\x09", "an integer where a message"),
     ],
 )
 def test_bytes_that_are_no_rpc(frame: bytes, fault: str) -> None:
