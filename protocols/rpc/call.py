@@ -164,7 +164,7 @@ class CallSide(Generic[Out, In]):
     def leave(self) -> None:
         """The other side takes nothing more."""
         self.is_deaf = True
-        self.outgoing.drop()
+        self.line.drop(self.outgoing)
         self.wake()
         self._progress.unpark_all()
 

@@ -139,6 +139,7 @@ class CallerLine(Line[Outcall, wire.ToCaller]):
         """All calls of the line are over."""
         super().on_end(error)
         self._on_over(self)
+        self.stream.drop()  # a server that only finished leaves our direction open
 
     def _put(self, call: Outcall, piece: wire.Part | wire.Data | Reply) -> None:
         try:

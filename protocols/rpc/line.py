@@ -5,7 +5,7 @@ queue of its own; what goes out is pushed while the stream has room. Small frame
 messages piece by piece and in turn, so that nobody waits behind somebody else's megabytes.
 """
 
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -22,6 +22,7 @@ M = TypeVar("M")
 
 SMALL_BYTES = 16 * 1024  # a message up to this size goes before all large ones
 URGENT_MAX_BYTES = 1024 * 1024  # of small frames waiting; when full, senders wait
+URGENT_ABUSE_BYTES = 8 * URGENT_MAX_BYTES  # beyond what all senders that wait add when they wake
 BUDGET_BYTES = 64 * 1024 * 1024  # of one line, for windows that grew and for large messages
 WAITING_BYTES = 64 * 1024 * 1024  # of messages to one peer that wait; when full, senders wait
 QUIET_CALLS = 2  # up to so many calls a frame goes out at once; beyond, frames are coalesced
@@ -50,8 +51,7 @@ class Outbox:
 
     def __init__(self) -> None:
         self._urgent: deque[bytes] = deque()
-        self._ring: deque[Outgoing] = deque()
-        self._in_ring: set[Outgoing] = set()
+        self._ring: OrderedDict[Outgoing, None] = OrderedDict()  # whose turn is next, in order
         self.urgent_bytes = 0
         self.waiting = Budget(WAITING_BYTES)  # of messages that wait for a turn or for credit
 
@@ -70,9 +70,13 @@ class Outbox:
 
     def ready(self, outgoing: Outgoing) -> None:
         """Let a call take its turns, if it has something that may go."""
-        if outgoing.is_ready and outgoing not in self._in_ring:
-            self._ring.append(outgoing)
-            self._in_ring.add(outgoing)
+        if outgoing.is_ready:
+            self._ring.setdefault(outgoing)
+
+    def drop(self, outgoing: Outgoing) -> None:
+        """Nothing of what a call has queued is wanted any more."""
+        self._ring.pop(outgoing, None)
+        outgoing.drop()
 
     def next_frame(self) -> tuple[bytes, Outgoing | None] | None:
         """Remove and return the next frame, and the call whose turn it was."""
@@ -81,13 +85,11 @@ class Outbox:
             self.urgent_bytes -= len(frame)
             return frame, None
         while self._ring:
-            outgoing = self._ring.popleft()
-            if not outgoing.is_ready:
-                self._in_ring.discard(outgoing)
-                continue
-            frame = outgoing.next_frame()
-            self._ring.append(outgoing)
-            return frame, outgoing
+            outgoing = next(iter(self._ring))
+            if outgoing.is_ready:
+                self._ring.move_to_end(outgoing)
+                return outgoing.next_frame(), outgoing
+            del self._ring[outgoing]
         return None
 
 
@@ -143,12 +145,16 @@ class Line(Generic[E_, M]):
         """A call is over: what still comes of it is ignored."""
         call = self.calls.pop(number, None)
         if call is not None:
-            was_full = self.outbox.is_full
             del self._senders[call.outgoing]
-            call.outgoing.drop()
+            self.drop(call.outgoing)
             call.incoming.release()
-            if was_full and not self.outbox.is_full:
-                self.room.unpark_all()
+
+    def drop(self, outgoing: Outgoing) -> None:
+        """Nothing of what a call has queued is wanted any more: there may be room for others."""
+        was_full = self.outbox.is_full
+        self.outbox.drop(outgoing)
+        if was_full and not self.outbox.is_full:
+            self.room.unpark_all()
 
     def say(self, message: object) -> None:
         """Send a small message of the protocol, before all that waits."""
@@ -203,6 +209,8 @@ class Line(Generic[E_, M]):
         try:
             for frame in self._cutter.feed(data):
                 self.take(codec.decode(frame, self._decoder, wire.FRAME_MAX))
+                if self.outbox.urgent_bytes > URGENT_ABUSE_BYTES:  # errors and credit never wait
+                    raise BadMessage("asks more than it reads")
         except BadMessage as error:
             self.counters.bad_messages += 1
             for call in list(self.calls.values()):

@@ -112,12 +112,11 @@ class RpcService:
                 line.open(call, method.name)
                 yield call
                 call.end()
-                if not call.outgoing.is_empty:
-                    await call.drain(STALL_S)
-                line.leave(call)
+                if call.outgoing.is_empty or await call.drain(STALL_S):
+                    line.leave(call)
             finally:
                 if call is not None:
-                    line.cancel(call)  # does nothing if it was left
+                    line.cancel(call)  # if it was not left: the handler would wait for the rest
                 line.slots.release(method)
         except ShoalError:
             self.counters.errors_out += 1
