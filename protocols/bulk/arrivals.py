@@ -167,7 +167,10 @@ class Arrivals:
                 raise arrival.failure
             if time.monotonic() > seen_at + self._stall_s:
                 raise Stalled(f"nothing arrived for {self._stall_s:g} s")
-            await _report(call, arrival, desk)
+            with trio.move_on_after(self._stall_s) as patience:
+                await _report(call, arrival, desk)
+            if patience.cancelled_caught:
+                raise Stalled(f"the sender took no report for {self._stall_s:g} s")
             with trio.move_on_after(REPORT_S):
                 await arrival.wake.wait()
 

@@ -135,7 +135,8 @@ class Desk:
                 self._departures.pop(transfer, None)
                 self._turns.remove(transfer)
             else:
-                self._arrivals.pop(transfer, None)
+                if self._arrivals.get(transfer) is given:  # not another of the same number
+                    del self._arrivals[transfer]
             given.is_open = False
             if not given.users:
                 given.close()

@@ -113,17 +113,19 @@ class Outbound:
     def arrived(self, ranges: Iterable[tuple[int, int]]) -> int:
         """The receiver has pieces; returns the bytes that are news.
 
-        Raises BadMessage for pieces that never went: the peer cannot have them.
+        Raises BadMessage for pieces that never went: the peer cannot have them; and for one that is
+        reported twice: 256 ranges over a large transfer, again and again, would hold the loop.
         """
         before = self.arrived_bytes
         for first, end in ranges:
             if not first < end <= self._fresh:
                 raise BadMessage(f"pieces {first} to {end} cannot have arrived")
             for index in range(first, end):
-                if not self._is_here[index]:
-                    self._is_here[index] = True
-                    self._lane_of.pop(index, None)
-                    self.arrived_bytes += self._pieces.piece(index).length
+                if self._is_here[index]:
+                    raise BadMessage(f"piece {index} has arrived before")
+                self._is_here[index] = True
+                self._lane_of.pop(index, None)
+                self.arrived_bytes += self._pieces.piece(index).length
         return self.arrived_bytes - before
 
     def lane_lost(self, lane: int) -> None:

@@ -102,10 +102,12 @@ def record(sealer: Sealer, transfer: int, offset: int, body: bytes) -> bytes:
     return bytes(sealer.seal(transfer, offset, body, memoryview(bytearray(RECORD_MAX))))
 
 
-async def receive(got: Outcome, villain: Villain, victim: Peer, place: bytearray) -> None:
+async def receive(
+    got: Outcome, villain: Villain, victim: Peer, place: bytearray, key: bytes = b"key"
+) -> None:
     """What `Outcome.receive` does, from a villain."""
     try:
-        got.value = await victim.bulk.receive_into(villain.host.peer, b"key", place)
+        got.value = await victim.bulk.receive_into(villain.host.peer, key, place)
     except ShoalError as error:
         got.error = error
     got.over.set()
@@ -270,6 +272,43 @@ async def test_a_sender_that_sends_nothing_and_a_receiver_that_lies_are_found_ou
             with pytest.raises(ShoalError) as caught:
                 await victim.bulk.send(villain.host.peer, b"key", bytes(MB))
             assert caught.value.code in ("bad_message", "stalled")
+
+
+async def test_a_sender_that_takes_no_reports_is_found_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("protocols.rpc.machine.WINDOW_BYTES", 20_000)
+    monkeypatch.setattr("protocols.bulk.arrivals.REPORT_S", 0.001)
+    size_bytes = 16 * 1024
+    async with attacked() as (villain, victim):
+        got, place = Outcome(), bytearray(400 * size_bytes)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive, got, villain, victim, place)
+            async with agreed(villain, victim, size_bytes=len(place)) as call:
+                with trio.fail_after(PATIENCE_S):
+                    for index in range(300):  # a report each: more than a call takes unread
+                        await call.send(ToReceiver(Data(index * size_bytes, bytes(size_bytes))))
+                        await trio.sleep(0.003)
+                    await got.over.wait()
+        assert got.error is not None
+        assert "took no report" in str(got.error)
+
+
+async def test_a_number_used_twice_does_not_end_the_transfer_that_has_it() -> None:
+    async with attacked() as (villain, victim):
+        got, other, place = Outcome(), Outcome(), bytearray(1000)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive, got, villain, victim, place)
+            async with agreed(villain, victim, size_bytes=len(place)) as call:
+                with pytest.raises(ShoalError):  # noqa: PT012
+                    async with villain.rpc.stream(victim.id, TRANSFER, timeout_s=5) as again:
+                        nursery.start_soon(receive, other, villain, victim, bytearray(9), b"other")
+                        await again.send(ToReceiver(Offer(1, b"other", 9, 16 * 1024)))
+                        await again.receive()
+                await call.send(ToReceiver(Data(0, b"x" * 1000)))
+                await got.over.wait()
+        assert got.error is None
+        assert place == b"x" * 1000
 
 
 async def test_an_honest_transfer_beside_a_flood_of_false_hellos() -> None:

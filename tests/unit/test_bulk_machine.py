@@ -61,7 +61,7 @@ def test_what_was_on_a_lost_lane_goes_again_and_only_that() -> None:
     assert on_one[0] is not None
     assert drain(outbound, 2) == [on_one[0], *drain(Outbound(6 * KB, KB))[4:]]
     assert all(on_two)
-    outbound.arrived([(0, 6)])
+    outbound.arrived([(0, 1), (2, 6)])
     assert outbound.is_done
 
 
@@ -81,6 +81,15 @@ def test_a_peer_cannot_have_what_never_went(ranges: list[tuple[int, int]]) -> No
     outbound.next(1, 0.0)
     with pytest.raises(BadMessage):
         outbound.arrived(ranges)
+
+
+@pytest.mark.parametrize("again", [[(0, 2)], [(2, 3), (2, 3)], [(2, 4), (3, 4)]])
+def test_a_peer_cannot_report_a_piece_twice(again: list[tuple[int, int]]) -> None:
+    outbound = Outbound(5 * KB, KB)
+    drain(outbound)
+    assert outbound.arrived([(0, 2)]) == 2 * KB
+    with pytest.raises(BadMessage):
+        outbound.arrived(again)
 
 
 @pytest.mark.parametrize(
