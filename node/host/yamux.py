@@ -41,6 +41,7 @@ STREAMS_UNTRUSTED_MAX = 8  # before admission: identify, ping, admission, and a 
 BYTES_UNTRUSTED_MAX = 64 * 1024  # before admission, from one that dialled us, all streams together
 STREAMS_OUT_MAX = 192  # fewer, since the other end counts a stream as open for longer than we do
 FRAMES_PER_TURN = 512  # read, 1 to 2 ms; a flood of tiny ones must not hold the loop
+TURN_S = 0.002  # and what sinks do with them: a record of tiny messages can take 50 ms
 BATCH_RECORDS = 4  # per system call
 WRITE_STALL_S = 15.0  # for one record: a link slower than 4 KiB/s is of no use to anybody
 CLOSE_S = 0.25  # to say goodbye; a peer that does not read is left without
@@ -80,7 +81,6 @@ class MuxedConnection(IMuxedConn):
         self._work = trio.lowlevel.ParkingLot()
         self._drained = trio.lowlevel.ParkingLot()
         self._scope = trio.CancelScope()
-        # Never full: no more streams than this are open at once.
         self._accepted_send, self._accepted = trio.open_memory_channel[MuxedStream](STREAMS_IN_MAX)
 
     async def start(self) -> None:
@@ -277,21 +277,20 @@ class MuxedConnection(IMuxedConn):
             self._drained.unpark_all()
 
     async def _read_frames(self) -> None:
-        reader, in_turn = frames.FrameReader(), 0
+        reader = frames.FrameReader()
         try:
             while True:
                 records = await self.secured_conn.receive()
-                self._is_reading = True
+                self._is_reading, in_turn, until = True, 0, trio.current_time() + TURN_S
                 for record in records:
+                    if trio.current_time() > until:
+                        in_turn, until = 0, await self._let_others()
                     for event in reader.feed(record):
                         self._apply(event)
                         in_turn += 1
                         if in_turn == FRAMES_PER_TURN:
-                            self._end_of_turn()
-                            await trio.lowlevel.checkpoint()
-                            self._is_reading, in_turn = True, 0
+                            in_turn, until = 0, await self._let_others()
                 self._end_of_turn()
-                in_turn = 0
         except BadMessage as error:
             self.send_control(frames.pack(frames.GO_AWAY, 0, 0, frames.PROTOCOL_ERROR))
             self._flush()
@@ -300,6 +299,12 @@ class MuxedConnection(IMuxedConn):
             self.abort(f"read ended: {error!r}")
         finally:
             self._is_reading = False
+
+    async def _let_others(self) -> float:  # returns when our next turn ends
+        self._end_of_turn()
+        await trio.lowlevel.checkpoint()
+        self._is_reading = True
+        return trio.current_time() + TURN_S
 
     def _end_of_turn(self) -> None:
         self._is_reading = False

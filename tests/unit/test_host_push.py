@@ -1,13 +1,14 @@
 """Attached streams: what is pushed arrives in order, room comes back, and the end comes once."""
 
 import contextlib
+import time
 from collections.abc import AsyncIterator
 
 import pytest
 import trio
 from trio.testing import MemorySendStream, MockClock, memory_stream_pair
 
-from node.host.yamux import FRAMES_PER_TURN, MuxedConnection
+from node.host.yamux import FRAMES_PER_TURN, TURN_S, MuxedConnection
 from node.host.yamux_frames import (
     ACK,
     BODY_MAX,
@@ -337,3 +338,43 @@ async def test_more_than_the_large_window_ends_the_connection(autojump_clock: Mo
 
 def test_a_push_fits_a_record() -> None:
     assert PUSH_MAX <= BODY_MAX
+
+
+async def test_a_sink_that_takes_long_over_each_record_does_not_hold_the_loop() -> None:
+    records, turns = 10, list[int]()
+
+    class Burst(MemoryLink):
+        """Brings all at once, as a socket's buffer does."""
+
+        async def receive(self) -> list[bytes]:
+            if not self._left:
+                self._left = b"opened"
+                return [frame(WINDOW_UPDATE, SYN, 1, 0)]
+            await is_attached.wait()
+            if sink.data:
+                await trio.sleep_forever()
+            return [frame(DATA, 0, 1, 100, bytes(100))] * records
+
+    class Slow(Notes):
+        def on_data(self, data: bytes | memoryview) -> None:
+            super().on_data(data)
+            turns.append(turn)
+            time.sleep(2 * TURN_S)  # of work: it is the loop's own time that counts here
+
+    turn, (ours, _) = 0, memory_stream_pair()
+    mux = MuxedConnection(Burst(ours, False), PEER)
+    mux.trust()
+    sink, is_attached = Slow(), trio.Event()
+
+    async def attach() -> None:
+        (await mux.accept_stream()).attach(sink)
+        is_attached.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(attach)
+        nursery.start_soon(mux.start)
+        while len(sink.data) < 100 * records:
+            turn += 1
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    assert len(set(turns)) > records // 2
