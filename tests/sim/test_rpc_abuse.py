@@ -8,8 +8,10 @@ import trio
 from trio.testing import MockClock
 
 from protocols.rpc import caller, line, wire
-from protocols.rpc.answers import KEPT_MAX, KEPT_OF_PEER_MAX, Answers
+from protocols.rpc.answers import AGE_S, KEPT_BYTES, KEPT_MAX, KEPT_OF_PEER_MAX, Answers
+from protocols.rpc.call import BodyType
 from protocols.rpc.line import WAITING_BYTES
+from protocols.rpc.server import Endpoint, Load
 from protocols.rpc.wire import PROTOCOL, WINDOW_BYTES
 from tests.sim import net as net_module
 from tests.sim.net import Net
@@ -166,6 +168,69 @@ async def test_an_answer_that_there_is_no_room_for_is_cancelled_at_the_server(
             await ended.wait()
 
 
+async def test_a_request_that_there_is_no_room_for_cancels_its_handler(
+    autojump_clock: MockClock, net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line, "BUDGET_BYTES", 100_000)
+    sleeper = Sleeper()
+    net.rpc(B).serve_stream(BULK, sleeper)
+    async with net.rpc(A).stream(B, BULK, timeout_s=1) as call:
+        await call.send(Blob(bytes(1_000_000)))
+        with trio.fail_after(1), pytest.raises(Busy):
+            await call.receive()
+    assert sleeper.cancelled_at > 0
+
+
+async def test_no_more_answers_are_made_for_one_who_takes_none(
+    autojump_clock: MockClock, net: Net
+) -> None:
+    begun, size = 0, 8_000_000
+
+    async def large(peer: PeerId, ask: Ask) -> Blob:
+        nonlocal begun
+        begun += 1
+        return Blob(bytes(size))
+
+    net.rpc(B).serve(Method("test.big", Ask, Blob, frame_max=2 * size), large)
+    stream = await net.host(A).open(B, PROTOCOL, timeout_s=1)
+    body = memoryview(codec.encode(Ask(1)))
+    for number in range(20):
+        await stream.write(pack(wire.Ask(number, "test.big", 0, b"", body)))
+        await trio.sleep(0.1)
+    assert begun == WAITING_BYTES // size + 1
+
+
+async def test_an_answer_to_one_who_left_is_dropped(autojump_clock: MockClock, net: Net) -> None:
+    async def slow(peer: PeerId, ask: Ask) -> Reply:
+        await trio.sleep(1)
+        return Reply(1)
+
+    net.rpc(B).serve(DOUBLE, slow)
+    stream = await net.host(A).open(B, PROTOCOL, timeout_s=1)
+    body = memoryview(codec.encode(Ask(1)))
+    await stream.write(pack(wire.Ask(0, DOUBLE.name, 0, b"", body)) + pack(wire.Left(0)))
+    await trio.sleep(2)
+    counters = net.rpc(B).counters
+    assert (counters.calls_in, counters.active_in, counters.errors_in) == (1, 0, 0)
+    assert net.bytes_sent[B] == 0
+
+
+async def test_a_receiver_that_was_cancelled_loses_nothing(
+    autojump_clock: MockClock, net: Net
+) -> None:
+    async def late(call: Call[Reply, Ask]) -> None:
+        for number in range(3):
+            await trio.sleep(1)
+            await call.send(Reply(number))
+
+    net.rpc(B).serve_stream(COUNT, late)
+    async with net.rpc(A).stream(B, COUNT, timeout_s=1) as call:
+        with trio.move_on_after(0.5):
+            await call.receive()
+        await trio.sleep(1)
+        assert [reply.number async for reply in call] == [0, 1, 2]
+
+
 async def test_who_gives_up_waiting_for_a_place_leaves_the_methods_place_free(
     autojump_clock: MockClock, net: Net, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +279,41 @@ async def test_one_peer_cannot_make_us_forget_the_answers_to_others(
     await trio.sleep(700)
     assert not await ask(C, 1)
     assert not await ask(A, 1)  # too old by now
+
+
+async def test_work_in_progress_is_not_forgotten_and_large_answers_are_not_kept(
+    autojump_clock: MockClock,
+) -> None:
+    answers, begun = Answers(), list[bytes]()
+
+    async def ask(key: bytes, size: int = 0, wait_s: float = 0) -> bytes:
+        async def work() -> bytes:
+            begun.append(key)
+            await trio.sleep(wait_s)
+            return bytes(size)
+
+        return (await answers.once((A, "m", key), work))[0]
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask, b"slow", 7, 2 * AGE_S)
+        await trio.sleep(AGE_S + 1)
+        for number in range(KEPT_OF_PEER_MAX + 10):
+            await ask(number.to_bytes(4, "big"))
+        assert len(await ask(b"slow")) == 7
+    for _ in range(2):
+        assert len(await ask(b"large", KEPT_BYTES + 1)) == KEPT_BYTES + 1
+        assert len(await ask(b"small", KEPT_BYTES)) == KEPT_BYTES
+    assert (begun.count(b"slow"), begun.count(b"large"), begun.count(b"small")) == (1, 2, 1)
+
+
+def test_a_peer_whose_calls_are_over_is_not_counted() -> None:
+    load = Load()
+    endpoint = Endpoint("m", 1, 1, BodyType(Ask), BodyType(Reply))
+    load.enter(A, endpoint)
+    with pytest.raises(Busy):
+        load.enter(A, endpoint)
+    load.leave(A, endpoint)
+    assert not load.calls
 
 
 async def test_all_peers_together_have_no_more_than_so_many_answers(

@@ -80,6 +80,25 @@ def test_an_unread_message_stops_the_sender_at_the_window() -> None:
     assert carry(outgoing, incoming) == 1
 
 
+def test_what_waits_unread_never_exceeds_the_window_while_it_is_read_one_by_one() -> None:
+    outgoing, incoming = Outgoing(0, MIB, Budget(0)), Incoming(MIB, Budget(0))
+    for _ in range(200):
+        while outgoing.is_empty:
+            outgoing.put(bytes(10_000))
+            carry(outgoing, incoming)
+        assert incoming.held_bytes <= WINDOW_BYTES
+        incoming.take()
+        outgoing.credit(incoming.grant())
+        carry(outgoing, incoming)
+
+
+def test_a_small_piece_is_copied_out_of_the_record_it_came_in() -> None:
+    incoming = Incoming(MIB, Budget(0))
+    incoming.put(piece(b"small"))
+    incoming.put(piece(bytes(PIECE_BYTES)))
+    assert [type(incoming.take()) for _ in range(2)] == [bytes, memoryview]
+
+
 def test_empty_messages_cost_too() -> None:
     incoming = Incoming(MIB, Budget(0))
     for _ in range(WINDOW_BYTES // PIECE_COST):
