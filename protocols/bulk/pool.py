@@ -43,7 +43,7 @@ IDLE_S = 45.0  # that a lane waits for the next transfer: a round of training of
 SWEEP_S = 5.0  # between two looks for idle lanes
 EXPECT_S = 10.0  # from the call to the hello: a dial of three SYNs
 LANE_S = 5.0  # for each step of making one
-EXPECTED_MAX = 2 * LANES_PER_PEER_MAX  # offers of one peer that have not come true yet
+EXPECTED_MAX = 2 * LANES_PER_PEER_MAX  # lanes of one peer, with offers that may yet come true
 
 log = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ class Pool:
         for lane in [lane for lane, expected in self._expected.items() if expected.until < now]:
             del self._expected[lane]
         open_offers = sum(expected.peer == peer for expected in self._expected.values())
-        if open_offers >= EXPECTED_MAX or self.lanes(peer) >= EXPECTED_MAX:
+        if open_offers + self.lanes(peer) >= EXPECTED_MAX:
             raise Busy(f"more than {EXPECTED_MAX} lanes")
         if offer.lane in self._expected:
             raise BadMessage("a lane is offered twice")
@@ -233,8 +233,9 @@ class Pool:
         return Welcome(keys.listener_proof, take)
 
     def _start(self, peer: PeerId, sock: socket.socket, sealer: Sealer, opener: Opener) -> None:
-        if self._nursery is None or self._sockets.route(peer) is None:
-            sock.close()  # it ended while the lane was made
+        is_full = self._counters.lanes >= LANES_MAX + LANES_PER_PEER_MAX  # many offers came true
+        if is_full or self._nursery is None or self._sockets.route(peer) is None:
+            sock.close()  # or it ended while the lane was made
             return
         entry = self._peer(peer)
         lane = Lane(next(self._numbers), entry.desk, sock, sealer, opener)

@@ -173,6 +173,25 @@ async def test_a_peer_has_only_so_many_offers_open_and_lanes() -> None:
         assert caught.value.code == "busy"
 
 
+async def test_offers_that_all_come_true_are_not_more_lanes_than_there_may_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with attacked() as (villain, victim):
+        held = [await villain.lane(victim) for _ in range(4)]
+        await eventually(lambda: victim.bulk.counters.lanes == 4)
+        offers = [await villain.offer(victim) for _ in range(4)]
+        with pytest.raises(RemoteError, match="lanes"):
+            await villain.offer(victim)
+        monkeypatch.setattr("protocols.bulk.pool.LANES_MAX", 2)  # others have taken them
+        streams = [await dial(victim, hello(lane, keys.dialler_proof)) for lane, keys in offers]
+        for stream in streams[2:]:
+            assert len(await stream.receive_some(PROOF_BYTES)) == PROOF_BYTES
+            assert await is_hung_up_on(stream)
+        assert victim.bulk.counters.lanes == len(held) + 2
+        for stream in [*(stream for stream, _ in held), *streams[:2]]:
+            await stream.aclose()
+
+
 async def test_bytes_that_were_not_sealed_next_end_the_lane() -> None:
     async with attacked() as (villain, victim):
         for attack in ("garbage", "again", "tampered", "length"):

@@ -82,14 +82,18 @@ def test_an_unread_message_stops_the_sender_at_the_window() -> None:
 
 def test_what_waits_unread_never_exceeds_the_window_while_it_is_read_one_by_one() -> None:
     outgoing, incoming = Outgoing(0, MIB, Budget(0)), Incoming(MIB, Budget(0))
+    grants = 0
     for _ in range(200):
         while outgoing.is_empty:
             outgoing.put(bytes(10_000))
             carry(outgoing, incoming)
         assert incoming.held_bytes <= WINDOW_BYTES
         incoming.take()
-        outgoing.credit(incoming.grant())
+        granted = incoming.grant()
+        grants += granted > 0
+        outgoing.credit(granted)
         carry(outgoing, incoming)
+    assert 0 < grants <= 200 * (10_000 + PIECE_COST) // (WINDOW_BYTES // 2) + 1
 
 
 def test_a_small_piece_is_copied_out_of_the_record_it_came_in() -> None:
@@ -181,6 +185,15 @@ def test_a_call_without_credit_waits_and_comes_back() -> None:
     outbox.ready(outgoing)
     assert next_call(outbox) is outgoing
     assert next_call(outbox) is None
+
+
+def test_a_dropped_call_has_no_turn() -> None:
+    outbox, outgoing = Outbox(), Outgoing(1, MIB, Budget(0))
+    outgoing.put(bytes(3 * PIECE_BYTES))
+    outbox.ready(outgoing)
+    outbox.drop(outgoing)
+    outbox.drop(outgoing)
+    assert not outbox
 
 
 def test_what_waits_is_counted_until_it_went_or_is_dropped() -> None:
