@@ -8,7 +8,7 @@ import trio
 
 from protocols.rpc import wire
 from protocols.rpc.call import BodyType, CallSide
-from protocols.rpc.line import SMALL_BYTES, Line, RpcCounters, unknown
+from protocols.rpc.line import SMALL_BYTES, Line, RpcCounters, new_budget, unknown
 from protocols.rpc.wire import DEADLINE_MAX_MS, Cancel, Credit, End, Fail, Left, Open, Reply
 from wire.errors import BadMessage, Busy, PeerUnreachable, typed_error
 from wire.ids import PeerId
@@ -65,7 +65,7 @@ class CallerLine(Line[Outcall, wire.ToCaller]):
     def __init__(
         self, stream: Stream, counters: RpcCounters, on_over: Callable[["CallerLine"], None]
     ) -> None:
-        super().__init__(stream, wire.caller_decoder, counters)
+        super().__init__(stream, wire.caller_decoder, counters, new_budget())
         self.slots = Slots()
         self._next_number = 0
         self._on_over = on_over

@@ -23,7 +23,7 @@ M = TypeVar("M")
 SMALL_BYTES = 16 * 1024  # a message up to this size goes before all large ones
 URGENT_MAX_BYTES = 1024 * 1024  # of small frames waiting; when full, senders wait
 URGENT_ABUSE_BYTES = 8 * URGENT_MAX_BYTES  # beyond what all senders that wait add when they wake
-BUDGET_BYTES = 64 * 1024 * 1024  # of one line, for windows that grew and for large messages
+BUDGET_BYTES = 64 * 1024 * 1024  # of what a peer sends us: windows that grew, large messages
 WAITING_BYTES = 64 * 1024 * 1024  # of messages to one peer that wait; when full, senders wait
 QUIET_CALLS = 2  # up to so many calls a frame goes out at once; beyond, frames are coalesced
 
@@ -119,11 +119,15 @@ class Line(Generic[E_, M]):
     """One end of a line. A subclass handles the messages; `attach` begins."""
 
     def __init__(
-        self, stream: Stream, decoder: msgspec.msgpack.Decoder[M], counters: RpcCounters
+        self,
+        stream: Stream,
+        decoder: msgspec.msgpack.Decoder[M],
+        counters: RpcCounters,
+        budget: Budget,
     ) -> None:
         self.stream, self.counters = stream, counters
         self.calls: dict[int, E_] = {}
-        self.budget = Budget(BUDGET_BYTES)
+        self.budget = budget
         self.outbox = Outbox()
         self.lost: PeerUnreachable | None = None  # why the line is over, if it is
         self.room = trio.lowlevel.ParkingLot()  # senders wait here while too much waits to be sent
@@ -229,6 +233,11 @@ class Line(Generic[E_, M]):
             for call in list(self.calls.values()):
                 call.on_lost(self.lost)
             self.room.unpark_all()
+
+
+def new_budget() -> Budget:
+    """Return what a caller's line, or all lines that one peer opened, may hold."""
+    return Budget(BUDGET_BYTES)
 
 
 def unknown(number: int, first_unused: int) -> None:

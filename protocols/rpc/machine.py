@@ -32,7 +32,7 @@ def check_size(body: bytes, frame_max: int) -> None:
 
 
 class Budget:
-    """What all calls of a line may hold together, in bytes."""
+    """What all calls of a line, or of a peer, may hold together, in bytes."""
 
     def __init__(self, left_bytes: int) -> None:
         self.left_bytes = left_bytes

@@ -14,7 +14,7 @@ from protocols.rpc import wire
 from protocols.rpc.answers import Answers
 from protocols.rpc.call import BodyType, CallSide
 from protocols.rpc.line import Line, RpcCounters, unknown
-from protocols.rpc.machine import check_size
+from protocols.rpc.machine import Budget, check_size
 from protocols.rpc.wire import CODE_MAX, TEXT_MAX, Ask, Cancel, Credit, Data, End, Fail, Left, Open
 from wire.errors import BadMessage, Busy, DeadlineExceeded, RemoteError, ShoalError
 from wire.ids import PeerId
@@ -90,8 +90,9 @@ class ServerLine(Line[Incall, wire.ToServer]):
         endpoints: dict[str, Endpoint],
         load: Load,
         answers: Answers,
+        budget: Budget,
     ) -> None:
-        super().__init__(stream, wire.server_decoder, counters)
+        super().__init__(stream, wire.server_decoder, counters, budget)
         self._endpoints, self._load, self._answers = endpoints, load, answers
         self._first_unused = 0
         self._is_over = trio.Event()

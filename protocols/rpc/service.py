@@ -6,9 +6,9 @@ their own protocols is not touched by this.
 """
 
 import random
-from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import trio
@@ -16,8 +16,8 @@ import trio
 from protocols.rpc.answers import Answers
 from protocols.rpc.call import BodyType, CallSide
 from protocols.rpc.caller import CallerLine
-from protocols.rpc.line import RpcCounters
-from protocols.rpc.machine import check_size
+from protocols.rpc.line import RpcCounters, new_budget
+from protocols.rpc.machine import Budget, check_size
 from protocols.rpc.server import Endpoint, Load, ServerLine
 from protocols.rpc.wire import PROTOCOL
 from wire.codec import CONTROL_FRAME_MAX
@@ -49,6 +49,14 @@ class _Opening:
         self.error: ShoalError | None = None
 
 
+@dataclass
+class _Served:
+    """A peer that has opened lines to us: how many, and what they may hold together."""
+
+    lines: int = 0
+    budget: Budget = field(default_factory=new_budget)
+
+
 class RpcService:
     """Calls peers and answers them. `serve` before peers call; there is nothing to run."""
 
@@ -59,7 +67,7 @@ class RpcService:
         self._lines: dict[PeerId, CallerLine] = {}
         self._openings: dict[PeerId, _Opening] = {}
         self._load, self._answers = Load(), Answers()
-        self._served: Counter[PeerId] = Counter()  # lines that peers opened
+        self._served: dict[PeerId, _Served] = {}
         self.counters = RpcCounters()
         host.serve(PROTOCOL, self._answer)
 
@@ -241,17 +249,18 @@ class RpcService:
             del self._lines[line.peer]
 
     async def _answer(self, stream: Stream) -> None:
-        if self._served[stream.peer] >= LINES_OF_PEER_MAX:
+        served = self._served.setdefault(stream.peer, _Served())
+        if served.lines >= LINES_OF_PEER_MAX:
             self.counters.refused += 1
             stream.drop()
             return
-        self._served[stream.peer] += 1
+        served.lines += 1
         try:
-            line = ServerLine(stream, self.counters, self._endpoints, self._load, self._answers)
-            await line.run()
+            shared = self._load, self._answers, served.budget
+            await ServerLine(stream, self.counters, self._endpoints, *shared).run()
         finally:
-            self._served[stream.peer] -= 1
-            if not self._served[stream.peer]:
+            served.lines -= 1
+            if not served.lines:
                 del self._served[stream.peer]
 
 

@@ -8,10 +8,23 @@ from protocols.rpc import caller, line, wire
 from protocols.rpc.call import BodyType
 from protocols.rpc.line import WAITING_BYTES
 from protocols.rpc.server import Endpoint, Load
+from protocols.rpc.service import RpcService
 from protocols.rpc.wire import PROTOCOL, WINDOW_BYTES
 from tests.sim import net as net_module
 from tests.sim.net import Net
-from tests.sim.rpc_methods import BULK, COUNT, DOUBLE, LATENCY_S, A, Ask, B, Blob, Reply, Sleeper
+from tests.sim.rpc_methods import (
+    BULK,
+    COUNT,
+    DOUBLE,
+    LATENCY_S,
+    A,
+    Ask,
+    B,
+    Blob,
+    Reply,
+    SecondLine,
+    Sleeper,
+)
 from wire import codec, frames
 from wire.errors import Busy, NotFound, PeerUnreachable, RemoteError
 from wire.ids import PeerId
@@ -179,6 +192,37 @@ async def test_a_request_that_there_is_no_room_for_cancels_its_handler(
         with trio.fail_after(1), pytest.raises(Busy):
             await call.receive()
     assert sleeper.cancelled_at > 0
+
+
+async def test_many_lines_hold_no_more_than_one(
+    autojump_clock: MockClock, net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line, "BUDGET_BYTES", 1_000_000)
+    net.rpc(B).serve_stream(BULK, Sleeper())
+    second = RpcService(SecondLine(net.host(A)))
+    async with (
+        net.rpc(A).stream(B, BULK, timeout_s=1) as one,
+        second.stream(B, BULK, timeout_s=1) as two,
+    ):
+        await one.send(Blob(bytes(600_000)))
+        await trio.sleep(1)
+        await two.send(Blob(bytes(600_000)))
+        with trio.fail_after(1), pytest.raises(Busy):
+            await two.receive()
+        await one.send(Blob(b"still there"))
+
+
+async def test_all_who_wait_for_a_line_learn_at_once_that_there_is_none(
+    autojump_clock: MockClock, net: Net
+) -> None:
+    async def call() -> None:
+        with pytest.raises(PeerUnreachable):
+            await net.rpc(A).call(B, DOUBLE, Ask(1), timeout_s=10)
+        assert trio.current_time() == pytest.approx(2 * LATENCY_S)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(call)
 
 
 async def test_no_more_answers_are_made_for_one_who_takes_none(

@@ -1,5 +1,7 @@
 """One side of a call without I/O: pieces, windows, turns, and what hostile bytes come to."""
 
+from random import Random
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -46,7 +48,7 @@ sizes = st.one_of(
 
 @given(st.lists(sizes, max_size=12), st.randoms(use_true_random=False))
 def test_messages_of_any_size_arrive_in_order_within_the_window(
-    lengths: list[int], random: "st.Random"
+    lengths: list[int], random: Random
 ) -> None:
     frame_max, budget = 3 * MIB, Budget(64 * MIB)
     outgoing, incoming = Outgoing(0, frame_max, Budget(0)), Incoming(frame_max, budget)
