@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import pytest
 import trio
@@ -274,7 +274,7 @@ async def test_the_end_comes_once_whoever_ends_it(autojump_clock: MockClock) -> 
 
 
 @contextlib.asynccontextmanager
-async def attached_to_bare_link(notes: Notes) -> AsyncIterator[tuple[MuxedConnection, Link]]:
+async def attached_to_bare_link(notes: Notes) -> AsyncGenerator[tuple[MuxedConnection, Link]]:
     ours, theirs = memory_stream_pair()
     mux = MuxedConnection(MemoryLink(ours, False), PEER)
     mux.trust()
