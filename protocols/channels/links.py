@@ -13,7 +13,7 @@ import trio
 
 from protocols.channels.policy import Bucket
 from protocols.channels.send_queue import SendQueue
-from protocols.channels.wire import FRAME_MAX, PROTOCOLS
+from protocols.channels.wire import FRAME_MAX, PROTOCOLS, Message
 from wire.errors import BadMessage, PeerUnreachable, ShoalError
 from wire.frames import FrameParser
 from wire.ids import PeerId
@@ -201,13 +201,13 @@ class Links:
         """Whether our stream to a peer is open."""
         return peer in self._links
 
-    def send(self, peer: PeerId, control: bytes, payloads: list[bytes]) -> None:
-        """Queue control (whole frames) and messages (bodies) for a peer, if it has a link."""
+    def send(self, peer: PeerId, control: bytes, payloads: list[tuple[bytes, bytes]]) -> None:
+        """Queue control (whole frames) and messages (name and body) for a peer with a link."""
         link = self._links.get(peer)
         if link is None:
             return
-        for body in payloads:
-            link.queue.put_payload(body)
+        for name, body in payloads:
+            link.queue.put_payload(name, body)
         if control and not link.queue.put_control(control):
             log.debug("channels.stuck peer=%s", peer)
             link.scope.cancel()
@@ -215,6 +215,13 @@ class Links:
         self._bell.set()
         if link.queue.has_batch:
             link.flush(trio.current_time())
+
+    def has_it(self, peer: PeerId, messages: tuple[Message, ...]) -> None:
+        """A peer sent messages: those that still wait for it need not be sent."""
+        link = self._links.get(peer)
+        if link is not None and link.queue:
+            for message in messages:
+                link.queue.forget(message.id)
 
     async def pace(self) -> None:
         """Wait while most queues are filling up, but not for long: what we publish must go out."""

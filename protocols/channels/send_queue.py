@@ -5,7 +5,6 @@ machines, so it is never dropped: a peer that lets more than `CONTROL_BYTES` of 
 nothing at all, and loses its stream.
 """
 
-from collections import deque
 from dataclasses import dataclass, field
 
 import msgspec
@@ -28,7 +27,7 @@ class SendQueue:
     sent: int = 0
     _control: list[bytes] = field(default_factory=list[bytes])
     _control_bytes: int = 0
-    _payloads: deque[bytes] = field(default_factory=deque[bytes])
+    _payloads: dict[bytes, bytes] = field(default_factory=dict[bytes, bytes])  # oldest first
     _payload_bytes: int = 0
 
     def __bool__(self) -> bool:
@@ -50,32 +49,40 @@ class SendQueue:
         self._control_bytes += len(frame)
         return self._control_bytes <= CONTROL_BYTES
 
-    def put_payload(self, body: bytes) -> None:
+    def put_payload(self, name: bytes, body: bytes) -> None:
         """Add a message, dropping the oldest until it fits."""
-        self._payloads.append(body)
+        self.forget(name)
+        self._payloads[name] = body
         self._payload_bytes += len(body)
         while len(self._payloads) > PAYLOADS_MAX or self._payload_bytes > PAYLOAD_BYTES:
-            self._payload_bytes -= len(self._payloads.popleft())
+            self.forget(next(iter(self._payloads)))
             self.dropped += 1
+
+    def forget(self, name: bytes) -> None:
+        """Do not send a message after all: the peer has it."""
+        body = self._payloads.pop(name, None)
+        if body is not None:
+            self._payload_bytes -= len(body)
 
     def take(self) -> bytes:
         """Remove and return what goes out in the next write: all control, then one batch."""
         parts, self._control, self._control_bytes = self._control, [], 0
         batch, size_bytes = list[bytes](), 0
         while self._payloads and len(batch) < MESSAGES_MAX:
-            size_bytes += len(self._payloads[0])
+            name, body = next(iter(self._payloads.items()))
+            size_bytes += len(body)
             if batch and size_bytes > BATCH_BYTES:
                 break
-            batch.append(self._payloads.popleft())
-            self._payload_bytes -= len(batch[-1])
+            batch.append(body)
+            self.forget(name)
         if batch:
             self.sent += len(batch)
             parts.append(frames.pack(b"".join(batch)))
         return b"".join(parts)
 
 
-def split(rpc: wire.Rpc) -> tuple[bytes, list[bytes]]:
+def split(rpc: wire.Rpc) -> tuple[bytes, list[tuple[bytes, bytes]]]:
     """Return an RPC's control part as a frame (b"" if there is none), and each message alone."""
-    bodies = [wire.encode(wire.Rpc(messages=(item,))) for item in rpc.messages]
+    bodies = [(item.id, wire.encode(wire.Rpc(messages=(item,)))) for item in rpc.messages]
     rest = wire.encode(msgspec.structs.replace(rpc, messages=()) if bodies else rpc)
     return frames.pack(rest) if rest else b"", bodies

@@ -198,6 +198,7 @@ class ChannelService:
         try:
             for frame in frames:
                 rpc = wire.decode(frame)
+                self._links.has_it(peer, rpc.messages)
                 news += self._apply(self._machine.receive(peer, rpc, trio.current_time()))
         finally:
             self._check(news)

@@ -232,8 +232,10 @@ def test_any_bytes_behind_the_magic_are_a_reference_or_refused(data: bytes) -> N
 def test_control_goes_first_and_messages_share_a_frame() -> None:
     queue = SendQueue()
     bodies = [wire.encode(wire.Rpc(messages=(sealed(number=number),))) for number in range(3)]
-    for body in bodies:
-        queue.put_payload(body)
+    for number, body in enumerate(bodies):
+        queue.put_payload(b"%d" % number, body)
+        queue.put_payload(b"known", b"to the peer")
+    queue.forget(b"known")
     assert queue.put_control(b"\x02\x0a\x00")
     parser = FrameParser(FRAME_MAX)
     parser.feed(queue.take())
@@ -248,7 +250,7 @@ def test_a_full_queue_loses_its_oldest_messages_and_no_control() -> None:
     queue = SendQueue()
     queue.put_control(b"\x00")
     for number in range(PAYLOADS_MAX + 5):
-        queue.put_payload(b"%05d" % number)
+        queue.put_payload(b"%d" % number, b"%05d" % number)
     assert queue.dropped == 5
     assert queue.take().startswith(b"\x00")
     batches = [queue.take() for _ in range(PAYLOADS_MAX // MESSAGES_MAX - 1)]
