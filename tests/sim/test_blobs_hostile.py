@@ -23,7 +23,7 @@ from protocols.blobs.wire import (
     Want,
     Who,
 )
-from protocols.rpc.call import Body
+from protocols.rpc.call import BodyType
 from tests.sim.blob_peers import Peers
 from tests.sim.net import Net
 from tests.sim.test_blobs_fetch import BIG
@@ -167,7 +167,7 @@ async def test_a_folder_or_nothing_has_no_chunks(
 @given(data=st.binary(max_size=200))
 def test_any_bytes_are_a_message_or_bad(type_: type[Ask | Tell | Who], data: bytes) -> None:
     try:
-        message = Body(type_).decode(data, GET.frame_max)
+        message = BodyType(type_).decode(data, GET.frame_max)
     except BadMessage:
         return
-    assert Body(type_).decode(codec.encode(message), GET.frame_max) == message
+    assert BodyType(type_).decode(codec.encode(message), GET.frame_max) == message
