@@ -218,6 +218,8 @@ class Sessions:
         stream: HostStream | None = None
         while not liveness.is_dead:
             await trio.sleep_until(liveness.next_ping_at)
+            if not liveness.is_due(trio.current_time(), connection.tcp.heard_at):
+                continue
             liveness.pinged(connection.tcp.own.bytes_in)
             with trio.move_on_after(PATIENCE_S) as patience:
                 try:

@@ -35,6 +35,7 @@ class CountedTcp(ReadWriteCloser):
         self._buffer = b""
         self._start = 0
         self.own = Traffic()
+        self.heard_at = trio.current_time()  # when the last bytes came
         with contextlib.suppress(OSError, AttributeError):  # gone already; or not Linux
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT_BYTES)
@@ -119,6 +120,7 @@ class CountedTcp(ReadWriteCloser):
         return self._remote
 
     def _count_in(self, size: int) -> None:
+        self.heard_at = trio.current_time()
         self.own.bytes_in += size
         self._total.bytes_in += size
 

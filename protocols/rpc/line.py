@@ -86,10 +86,15 @@ class Outbox:
             return frame, None
         while self._ring:
             outgoing = next(iter(self._ring))
+            if not outgoing.is_ready:
+                del self._ring[outgoing]
+                continue
+            frame = outgoing.next_frame()
             if outgoing.is_ready:
                 self._ring.move_to_end(outgoing)
-                return outgoing.next_frame(), outgoing
-            del self._ring[outgoing]
+            else:
+                del self._ring[outgoing]
+            return frame, outgoing
         return None
 
 
@@ -180,12 +185,12 @@ class Line(Generic[E_, M]):
         stream, outbox = self.stream, self.outbox
         if not outbox:
             return
-        now = len(self.calls) <= QUIET_CALLS
+        is_quiet = len(self.calls) <= QUIET_CALLS
         was_full = outbox.is_full
         while stream.has_room and (found := outbox.next_frame()):
             frame, outgoing = found
             self.counters.bytes_out += len(frame)
-            stream.push(frame, now=now)
+            stream.push(frame, now=is_quiet and not outbox)  # what goes together, at the end
             if outgoing is not None and (call := self._senders.get(outgoing)):
                 call.on_progress()
         if was_full and not outbox.is_full:

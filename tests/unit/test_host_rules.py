@@ -10,7 +10,7 @@ from node.host.addresses import is_loopback, parse_address
 from node.host.backoff import ADDRESSES_MAX, DELAY_MAX_S, FIRST_DELAY_S, AddressBook, Backoff
 from node.host.gate import Gate, Limits
 from node.host.interfaces import expand
-from node.host.liveness import INTERVAL_S, PATIENCE_S, Liveness
+from node.host.liveness import INTERVAL_S, PATIENCE_S, REFRESH_S, Liveness
 from node.host.race import race
 from wire.errors import BadMessage, PeerUnreachable
 from wire.ids import Signer
@@ -181,6 +181,43 @@ def test_a_peer_that_falls_silent_is_dead_within_ten_seconds() -> None:
         assert live.is_dead == expected_dead
         assert live.next_ping_at == now
     assert now <= 10.0
+
+
+def test_a_peer_that_talks_is_pinged_for_its_round_trip_only() -> None:
+    live, now, pings = Liveness(next_ping_at=0.0), 0.0, list[float]()
+    while now < 100.0:
+        now = live.next_ping_at
+        if live.is_due(now, heard_at=now - 1.0):
+            pings.append(now)
+            live.pinged(0)
+            live.answered(now)
+    assert pings == [0.0, REFRESH_S, 2 * REFRESH_S, 3 * REFRESH_S]
+
+
+def test_a_peer_that_stops_talking_is_pinged_soon() -> None:
+    live = Liveness(next_ping_at=0.0)
+    live.answered(0.0)
+    assert not live.is_due(INTERVAL_S, heard_at=INTERVAL_S - 1.0)
+    assert live.next_ping_at == 2 * INTERVAL_S - 1.0
+    assert live.is_due(live.next_ping_at, heard_at=INTERVAL_S - 1.0)
+
+
+def test_a_missed_ping_is_repeated_at_once() -> None:
+    live = Liveness(next_ping_at=0.0)
+    live.answered(0.0)
+    live.pinged(bytes_in=0)
+    live.missed(PATIENCE_S, bytes_in=0)
+    assert live.is_due(PATIENCE_S + INTERVAL_S, heard_at=0.0)
+
+
+def test_a_miss_is_forgotten_when_the_peer_is_heard_again() -> None:
+    live = Liveness(next_ping_at=0.0)
+    live.answered(0.0)
+    for at in (10.0, 20.0):
+        live.pinged(bytes_in=0)
+        live.missed(at, bytes_in=0)
+        assert not live.is_dead
+        assert not live.is_due(at, heard_at=at - 0.1)
 
 
 def test_one_missed_ping_and_an_answer_are_no_harm() -> None:
