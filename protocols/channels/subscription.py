@@ -118,5 +118,13 @@ class Subscription:
                 self._pop()
                 return arrival.message
 
+    def take_now(self) -> Received | None:
+        """Return the next message if there is one already."""
+        if not self._is_ready or not self._queue or not self._queue[0].is_here:
+            return None
+        message = self._queue[0].message
+        self._pop()
+        return message
+
     def _pop(self) -> None:
         self._size_bytes -= self._queue.popleft().size_bytes
