@@ -224,6 +224,26 @@ async def test_a_list_of_writers_is_its_readers_own_matter(
         assert (await anext(messages)).data == b"again"
 
 
+async def test_a_forgery_on_a_topic_of_other_writers_does_not_keep_the_true_message_out(
+    autojump_clock: MockClock, swarm: Swarm
+) -> None:
+    a, b = await swarm.add(2)
+    enemy = Enemy(swarm)
+    async with b.channels.listen("strict", policy=Policy(frozenset((b.peer,)))):
+        await trio.sleep(2)
+        true = sealed(a.signer, b"true")
+        author = wire.author_of(a.peer)
+        fake = wire.message(
+            author=author, seqno=true.seqno, topic="strict", data=b"", signature=bytes(64)
+        )
+        await enemy.say(b, fake)
+        await trio.sleep(0.2)
+        await enemy.say(b, true)
+        await trio.sleep(1)
+        assert b.words == [b"true"]
+        assert b.channels.stats.invalid == 1
+
+
 async def test_an_author_over_its_rate_is_not_passed_on(
     autojump_clock: MockClock, swarm: Swarm
 ) -> None:
