@@ -169,6 +169,7 @@ class ChannelService:
             self._totals,
             forwarded=self._links.sent,
             copies=self._machine.copies,
+            limited=self._machine.limited,
             failed=self._totals.failed + self._fetching.failed,
             dropped=self._totals.dropped + live,
             unsent=self._links.dropped,
