@@ -193,16 +193,21 @@ class ChannelService:
         """A peer sent bytes that are no messages."""
         self._apply(self._machine.broke_framing(peer, trio.current_time()))
 
-    def hear(self, peer: PeerId, frames: list[bytes]) -> None:
-        """Take what a peer sent. Raises BadMessage, after what came before it is checked."""
-        news = list[Validate]()
+    def hear(self, peer: PeerId, frames: list[bytes]) -> int:
+        """Take what a peer sent; returns the bytes of data in it.
+
+        Raises BadMessage, after what came before it is checked.
+        """
+        news, data_bytes = list[Validate](), 0
         try:
             for frame in frames:
                 rpc = wire.decode(frame)
+                data_bytes += sum([len(message.data) for message in rpc.messages])
                 self._links.has_it(peer, rpc.messages)
                 news += self._apply(self._machine.receive(peer, rpc, trio.current_time()))
         finally:
             self._check(news)
+        return data_bytes
 
     # Inside: effects and time.
 

@@ -153,6 +153,29 @@ async def test_garbage_costs_its_sender_the_stream_and_us_nothing(
     assert await enemy.is_shut_out(a)
 
 
+async def test_a_flood_that_costs_only_time_is_no_cheaper_on_ever_new_streams(
+    autojump_clock: MockClock, swarm: Swarm
+) -> None:
+    a, b = await swarm.add(2)
+    enemy, empty = Enemy(swarm), bytes(20_000)  # as many empty frames
+
+    async def is_read() -> bool:
+        enemy.streams.pop(b.peer, None)  # on a new stream
+        await enemy.write(b, empty)
+        await trio.sleep(0.1)
+        await enemy.write(b, b"\x00")
+        return b.peer in enemy.streams
+
+    assert await is_read()
+    for _ in range(20):
+        await enemy.write(b, empty)
+    assert [await is_read() for _ in range(3)] == [False] * 3
+    await a.channels.publish(TOPIC, b"hello")
+    await trio.sleep(10)
+    assert b.words == [b"hello"]
+    assert await is_read()  # nothing was broken, only too much at once
+
+
 async def test_a_frame_that_never_ends_is_given_up(autojump_clock: MockClock, swarm: Swarm) -> None:
     a, b = await swarm.add(2)
     enemy = Enemy(swarm)
