@@ -133,7 +133,7 @@ class Channel:
     def deliver(self, kept: Kept, arrival: Arrival) -> None:
         """Give a new, valid message to every reader that accepts its author; remember it."""
         self.history.add(kept)
-        self.meter.count(arrival.size_bytes, kept.at)
+        self.meter.count(arrival.size_bytes, kept.at)  # without blobs, which are not here yet
         for reader in self.subscriptions:
             if reader.policy.accepts(kept.author):
                 reader.put(arrival)

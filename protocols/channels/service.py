@@ -304,7 +304,7 @@ class ChannelService:
     def _deliver_own(self, channel: Channel, message: Message, data: bytes, cid: str) -> None:
         mine, now_ms = self._signer.peer, self._clock.wall_ms()
         received = Received(channel.topic, mine, self._number, data, now_ms, message.id, cid)
-        channel.deliver(self._kept(message, mine), Arrival(received, size_bytes=len(data)))
+        channel.deliver(self._kept(message, mine), Arrival(received))
         channel.counters.published += 1
 
     def _arrival(self, kept: Kept, at_ms: int, sources: list[PeerId]) -> Arrival:
@@ -321,8 +321,8 @@ class ChannelService:
             wanted.cid if wanted else "",
         )
         if wanted is None:
-            return Arrival(received, size_bytes=len(message.data))
-        arrival = Arrival(received, size_bytes=wanted.size_bytes, is_here=False)
+            return Arrival(received)
+        arrival = Arrival(received, is_here=False)
         self._fetching.begin(arrival, wanted, list(dict.fromkeys((author, *sources))))
         return arrival
 
