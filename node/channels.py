@@ -5,7 +5,6 @@ from collections.abc import AsyncGenerator, Callable
 
 from node.control.api import Event
 from node.host.views import PeerView
-from node.membership import Member
 from protocols.channels.channel import ChannelView
 from protocols.channels.history import AGE_MAX_S, COUNT_MAX
 from protocols.channels.policy import Policy, check_user_topic
@@ -15,6 +14,7 @@ from shoal import channels as shapes
 from wire.ids import PeerId
 
 READ_MAX_BYTES = 8 * 1024 * 1024  # of one message on the control socket, where it is base64
+TOGETHER_BYTES = 64 * 1024  # of messages that wait, in one write: each write costs like a message
 
 
 def origin_of(peers: Callable[[], list[PeerView]]) -> Callable[[PeerId], tuple[str, bool]]:
@@ -42,10 +42,10 @@ class ChannelDesk:
     def __init__(
         self,
         channels: ChannelService,
-        members: Callable[[], list[Member]],
+        name_of: Callable[[PeerId], str],
         resolve: Callable[[str], PeerId],
     ) -> None:
-        self._channels, self._members, self._resolve = channels, members, resolve
+        self._channels, self._name_of, self._resolve = channels, name_of, resolve
 
     async def publish(self, topic: str, data: bytes) -> shapes.Published:
         """Publish on a user's topic."""
@@ -60,8 +60,13 @@ class ChannelDesk:
             return Policy()
         return Policy(writers=frozenset(self._resolve(name) for name in wanted.authors))
 
-    async def messages(self, wanted: shapes.Subscribe, policy: Policy) -> AsyncGenerator[Event]:
-        """Yield an event "ready" once subscribed, then messages until the client goes away."""
+    async def messages(
+        self, wanted: shapes.Subscribe, policy: Policy
+    ) -> AsyncGenerator[Event | list[Event]]:
+        """Yield an event "ready" once subscribed, then messages until the client goes away.
+
+        Those that wait already are yielded together.
+        """
         asks_past = wanted.last is not None or wanted.since_s is not None
         listening = self._channels.listen(
             wanted.topic,
@@ -73,8 +78,14 @@ class ChannelDesk:
             yield Event(None, name="ready")
             told = 0
             async for message in messages:
-                yield Event(self._message(message, messages.dropped - told))
-                told = messages.dropped
+                found, size_bytes = [message], len(message.data)
+                while size_bytes < TOGETHER_BYTES and (more := messages.take_now()) is not None:
+                    found.append(more)
+                    size_bytes += len(more.data)
+                lost, told = messages.dropped - told, messages.dropped
+                yield [
+                    Event(self._message(one, 0 if one is not message else lost)) for one in found
+                ]
 
     def _message(self, message: Received, dropped: int) -> shapes.Message:
         data, error = message.data, message.error
@@ -84,7 +95,7 @@ class ChannelDesk:
         return shapes.Message(
             topic=message.topic,
             author=message.author,
-            name=self._names().get(message.author, ""),
+            name=self._name_of(message.author),
             seqno=message.seqno,
             data=data,
             received_ms=message.received_ms,
@@ -95,16 +106,12 @@ class ChannelDesk:
 
     def views(self) -> list[shapes.Channel]:
         """Return every topic that is listened to here, the daemon's own too."""
-        names = self._names()
-        return [_shape(view, names) for view in self._channels.views()]
-
-    def _names(self) -> dict[PeerId, str]:
-        return {member.peer: member.name for member in self._members()}
+        return [_shape(view, self._name_of) for view in self._channels.views()]
 
 
-def _shape(view: ChannelView, names: dict[PeerId, str]) -> shapes.Channel:
+def _shape(view: ChannelView, name_of: Callable[[PeerId], str]) -> shapes.Channel:
     mesh = [
-        shapes.MeshPeer(peer, names.get(peer, ""), round(score, 3))
+        shapes.MeshPeer(peer, name_of(peer), round(score, 3))
         for peer, score in sorted(view.mesh.items())
     ]
     counters = view.counters

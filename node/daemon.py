@@ -188,7 +188,7 @@ class Daemon:
         metrics.add(*app_figures(self.apps))
         api = Api()
         core = core_routes.routes(api, node, metrics)
-        desk = ChannelDesk(self.channels, self.membership.members, core.resolve)
+        desk = ChannelDesk(self.channels, self.membership.name_of, core.resolve)
         channel_routes.routes(api, desk)
         self.blob_routes = blob_routes.BlobRoutes(self.blobs, core.resolve)
         blob_routes.routes(api, self.blob_routes)

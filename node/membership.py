@@ -186,6 +186,11 @@ class Membership:
         ]
         return sorted(found, key=lambda one: (one.peer != self._host.peer, one.name, one.peer))
 
+    def name_of(self, peer: PeerId) -> str:
+        """Return a member's name, at the cost of a look-up; "" of one that we do not know."""
+        seen = self._seen.get(peer)
+        return seen.lease.name if seen is not None else ""
+
     def resolve(self, name: str) -> PeerId:
         """Find whom a person means: a member's name, a peer ID, or the start or end of one.
 

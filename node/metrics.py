@@ -209,6 +209,7 @@ def channel_figures(channels: ChannelService) -> list[Figure]:
         total("published", "Messages of ours."),
         total("delivered", "New, valid messages of peers."),
         total("copies", "Messages that came again."),
+        total("limited", "Messages over a peer's rate, not read."),
         total("forwarded", "Copies sent to peers."),
         total("invalid", "Messages that broke a rule."),
         total("ignored", "Stale, no news, or over a limit."),

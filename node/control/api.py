@@ -92,9 +92,9 @@ class Event:
 
 @dataclass(frozen=True)
 class Events:
-    """A reply that goes on: each event is sent when `source` yields it."""
+    """A reply that goes on: each event, or those of a list together, is sent when it is yielded."""
 
-    source: AsyncIterator[Event]
+    source: AsyncIterator[Event | list[Event]]
 
 
 @dataclass(frozen=True)

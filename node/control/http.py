@@ -143,7 +143,9 @@ class Connection:
         fields = [("Content-Type", "text/event-stream"), ("Cache-Control", "no-store")]
         head = h11.Response(status_code=200, headers=fields)
         await self._send(self._http.send(head), SEND_WAIT_S)
-        into, out = trio.open_memory_channel[Event](0)  # the source waits for the client
+        into, out = trio.open_memory_channel[Event | list[Event]](
+            0
+        )  # the source waits for the client
 
         hung_up: HungUp | None = None
         async with trio.open_nursery() as nursery:
@@ -158,12 +160,12 @@ class Connection:
             raise hung_up
         await self._send(self._http.send(h11.EndOfMessage()), SEND_WAIT_S)
 
-    async def _forward(self, out: trio.MemoryReceiveChannel[Event]) -> None:
+    async def _forward(self, out: trio.MemoryReceiveChannel[Event | list[Event]]) -> None:
         while True:
             data = b": still here\n\n"
             with trio.move_on_after(PING_INTERVAL_S):
                 try:
-                    data = encode_event(await out.receive())
+                    data = _encode(await out.receive())
                 except trio.EndOfChannel:
                     return
             await self._send(self._http.send(h11.Data(data=data)), STALL_WAIT_S)
@@ -207,8 +209,8 @@ class Connection:
 
 
 async def _pump(
-    source: AsyncIterator[Event],
-    into: trio.MemorySendChannel[Event],
+    source: AsyncIterator[Event | list[Event]],
+    into: trio.MemorySendChannel[Event | list[Event]],
     say_error: Callable[[Exception], Event | None],
 ) -> None:
     """Move events from the source to the sender. The source lives and ends in this task."""
@@ -227,6 +229,12 @@ async def _pump(
             close: Callable[[], Awaitable[None]] | None = getattr(source, "aclose", None)
             if close is not None:
                 await close()
+
+
+def _encode(found: Event | list[Event]) -> bytes:
+    if isinstance(found, Event):
+        return encode_event(found)
+    return b"".join([encode_event(event) for event in found])
 
 
 def encode_event(event: Event) -> bytes:

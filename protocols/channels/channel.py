@@ -26,6 +26,7 @@ class Counters:
     failed: int = 0  # blobs that could not be fetched; history that could not be had
     dropped: int = 0  # by readers of ours that were too slow
     copies: int = 0  # arrived again: the price of the mesh
+    limited: int = 0  # over a peer's rate, or too many at once: not read, and asked for later
     unsent: int = 0  # dropped because the peer was too slow
     given: int = 0  # of the past, to peers that asked
 
@@ -132,7 +133,7 @@ class Channel:
     def deliver(self, kept: Kept, arrival: Arrival) -> None:
         """Give a new, valid message to every reader that accepts its author; remember it."""
         self.history.add(kept)
-        self.meter.count(arrival.size_bytes, kept.at)
+        self.meter.count(arrival.size_bytes, kept.at)  # without blobs, which are not here yet
         for reader in self.subscriptions:
             if reader.policy.accepts(kept.author):
                 reader.put(arrival)

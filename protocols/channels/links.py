@@ -6,7 +6,8 @@ When a peer's stream to us ends, its machine has forgotten us: ours begins again
 
 import logging
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
+from contextlib import contextmanager
 from typing import Protocol
 
 import trio
@@ -22,7 +23,7 @@ from wire.ports import PUSH_MAX, Host, Stream
 OPEN_TIMEOUT_S = 10.0
 PACE_S = 1.0  # that a publisher is made to wait for its own peers
 STUCK_S = 30.0  # without room on our stream: a peer that reads so little is no help
-GAP_S = 0.01  # between two flushes: what a burst brings meanwhile shares frames
+GAP_S = 0.02  # between two flushes: what a burst brings meanwhile shares frames
 FRAME_TIMEOUT_S = 30.0  # from the first byte of a frame to its last
 RETRY_MIN_S, RETRY_MAX_S = 0.25, 60.0  # between tries to open a stream; doubles
 STABLE_S = 60.0  # a link that lived so long begins with the shortest wait again
@@ -30,6 +31,11 @@ BAN_S = 300.0  # for which a dropped peer gets no stream, as its score is kept m
 SWEEP_S = 5.0  # between two looks for frames that take too long
 HELD_BYTES = 2 * FRAME_MAX  # of a peer that we have no stream to at the moment
 PEER_BYTES_S, PEER_BYTES_BURST = 16e6, 64e6  # from one peer; its stream is reset beyond
+# Of them, what is no message's data: ids, signatures, fields. Its bytes cost up to 0.2 us each to
+# read; honest ones are 5,000 messages a second.
+HEAD_BYTES_S, HEAD_BYTES_BURST = 1e6, 8e6
+FRAME_COST = 64  # bytes that a frame counts beside its own: an empty one costs time as well
+BUDGETS_MAX = 2048  # peers whose budgets are remembered, also when they begin anew
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +68,8 @@ class Hooks(Protocol):
         """It is over."""
         ...
 
-    def hear(self, peer: PeerId, frames: list[bytes]) -> None:
-        """Whole frames came, one or more. Raises BadMessage."""
+    def hear(self, peer: PeerId, frames: list[bytes]) -> int:
+        """Whole frames came, one or more; returns how many bytes of data. Raises BadMessage."""
         ...
 
     def heard_nonsense(self, peer: PeerId) -> None:
@@ -110,6 +116,19 @@ class Link:
             self.scope.cancel()
 
 
+class Budget:
+    """What one peer may send, whatever the number of its streams."""
+
+    def __init__(self) -> None:
+        self._bytes = Bucket.full(PEER_BYTES_S, PEER_BYTES_BURST)
+        self._heads = Bucket.full(HEAD_BYTES_S, HEAD_BYTES_BURST)
+
+    def spend(self, size_bytes: int, head_bytes: int, now: float) -> None:
+        """Charge what came. Raises BadMessage over the limit."""
+        if self._bytes.borrow(size_bytes, now) > 0 or self._heads.borrow(head_bytes, now) > 0:
+            raise BadMessage(f"more than {PEER_BYTES_S:g} B/s, or {HEAD_BYTES_S:g} B/s of heads")
+
+
 class Visit:
     """A peer's stream to us, cut into frames as it comes. Implements `Sink`."""
 
@@ -117,24 +136,24 @@ class Visit:
         self.scope = trio.CancelScope()
         self._peer, self._links, self._hooks = stream.peer, links, hooks
         self._parser = FrameParser(FRAME_MAX)
-        self._budget = Bucket.full(PEER_BYTES_S, PEER_BYTES_BURST)
+        self._budget = links.budget_of(self._peer)
         self._held, self._held_bytes = list[bytes](), 0
         self._partial_at = math.inf  # since when a frame has been incomplete
 
     def on_data(self, data: bytes | memoryview) -> None:
         """Take bytes. Raises BadMessage, which resets the stream."""
         now = trio.current_time()
-        if self._budget.borrow(len(data), now) > 0:
-            raise BadMessage(f"more than {PEER_BYTES_S:g} B/s")  # dropped: it begins again later
-        try:
+        self._budget.spend(len(data), 0, now)  # beyond, it begins again later
+        found = list[bytes]()
+        with self._blame():
             self._parser.feed(bytes(data))
-            found = list(iter(self._parser.next_frame, None))
-            if found or self._partial_at == math.inf:
-                self._partial_at = math.inf if self._parser.is_empty else now
-            self._hear(found)
-        except BadMessage:
-            self._hooks.heard_nonsense(self._peer)
-            raise
+            found += iter(self._parser.next_frame, None)
+        if found or self._partial_at == math.inf:
+            self._partial_at = math.inf if self._parser.is_empty else now
+        self._budget.spend(0, len(found) * FRAME_COST, now)
+        with self._blame():
+            data_bytes = self._hear(found)
+        self._budget.spend(0, sum(map(len, found)) - data_bytes, now)
 
     def on_room(self) -> None:
         """Nothing is said on this stream."""
@@ -147,24 +166,32 @@ class Visit:
         """Our own stream is there again: go on with what came meanwhile."""
         held, self._held, self._held_bytes = self._held, [], 0
         try:
-            self._hear(held)
+            with self._blame():
+                self._hear(held)
         except BadMessage:
-            self._hooks.heard_nonsense(self._peer)
             self.scope.cancel()
 
     def is_slow(self, now: float) -> bool:
         """Whether a frame has been coming for too long."""
         return now - self._partial_at > FRAME_TIMEOUT_S
 
-    def _hear(self, found: list[bytes]) -> None:
+    @contextmanager
+    def _blame(self) -> Generator[None]:
+        """Tell the machine of bytes that are no RPC."""
+        try:
+            yield
+        except BadMessage:
+            self._hooks.heard_nonsense(self._peer)
+            raise
+
+    def _hear(self, found: list[bytes]) -> int:
         if self._links.has(self._peer):
-            if found:
-                self._hooks.hear(self._peer, found)
-            return
+            return self._hooks.hear(self._peer, found) if found else 0
         self._held += found  # the machine does not know the peer now
         self._held_bytes += sum(map(len, found))
         if self._held_bytes > HELD_BYTES:
             raise BadMessage(f"{self._held_bytes} B before our own stream was open")
+        return 0
 
 
 class Links:
@@ -176,6 +203,7 @@ class Links:
         self._visits: dict[PeerId, Visit] = {}
         self._keepers: dict[PeerId, trio.CancelScope] = {}
         self._bans: dict[PeerId, float] = {}  # until when
+        self._budgets: dict[PeerId, Budget] = {}  # who came last is last
         self._flushed = trio.lowlevel.ParkingLot()  # who publishes a lot waits here
         self._dropped = self._sent = 0  # by links that are over
         self._dirty: dict[Link, None] = {}  # links with something to send
@@ -196,6 +224,14 @@ class Links:
                 if peer in self._host.connected():
                     scope = self._keepers[peer] = trio.CancelScope()
                     nursery.start_soon(self._keep, peer, scope)
+
+    def budget_of(self, peer: PeerId) -> Budget:
+        """Return what a peer may still send."""
+        budget = self._budgets.pop(peer) if peer in self._budgets else Budget()
+        self._budgets[peer] = budget
+        if len(self._budgets) > BUDGETS_MAX:
+            del self._budgets[next(iter(self._budgets))]
+        return budget
 
     def has(self, peer: PeerId) -> bool:
         """Whether our stream to a peer is open."""

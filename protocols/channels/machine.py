@@ -12,7 +12,7 @@ import random
 from protocols.channels.announcements import Announcements
 from protocols.channels.effects import Drop, Effect, Outbox, Validate, Verdict
 from protocols.channels.mcache import MessageCache, RecentIds, Seen
-from protocols.channels.mesh import Mesh
+from protocols.channels.mesh import LeftMeshes, Mesh
 from protocols.channels.params import Params
 from protocols.channels.peers import Peer, Subscribers
 from protocols.channels.pending import Pending
@@ -35,22 +35,21 @@ class GossipSub:
         self._peers: dict[PeerId, Peer] = {}
         self._subscribers = Subscribers(params.peer_topics_max)
         self._meshes: dict[str, Mesh] = {}  # our subscriptions
+        self._left = LeftMeshes(params.topics_max)
         self._seen = Seen(params.seen_s, params.seen_max)
         self._cache = MessageCache(params.history_beats, params.gossip_beats, params.cache_bytes)
         self._pending = Pending(params.pending_max, params.pending_bytes)
-        self._wanted = Wanted(params.ask_delay_s, params.ask_again_s)
+        self._wanted = Wanted(params.ask_delay_s, params.ask_again_s, params.follow_up_s)
         self._scores = Scores(params.scores)
         self._out = Outbox()
         self._announcements = Announcements(params, rng, self._out)
         self._beat_at, self._beats = math.inf, 0
-        self.copies = 0  # messages that came again
+        self.copies = self.limited = 0  # messages that came again; over a limit, and not read
 
     @property
     def deadline(self) -> float:
         """Time of the next needed `tick`; infinity before the first peer."""
         return min(self._beat_at, self._wanted.deadline, self._announcements.deadline)
-
-    # Peers.
 
     def peer_up(
         self, peer: PeerId, version: str, now: float, *, outbound: bool = False, address: str = ""
@@ -65,7 +64,7 @@ class GossipSub:
         if len(self._peers) >= self._params.peers_max:
             return [Drop(peer, f"more than {self._params.peers_max} peers")]
         known = RecentIds(self._params.dont_wants)
-        state = Peer(peer, author_of(peer), version == PROTOCOLS[0], outbound, known)
+        state = Peer(peer, author_of(peer), version == PROTOCOLS[0], outbound, known, now)
         self._peers[peer] = state
         self._scores.up(peer, address)
         self._judge(state, now)
@@ -100,15 +99,13 @@ class GossipSub:
             self._judge(state, now)
         return self._out.take()
 
-    # Topics.
-
     def subscribe(self, topic: str, now: float) -> list[Effect]:
         """Join a topic. Raises UsageError over `Params.topics_max`."""
         if topic in self._meshes:
             return []
         if len(self._meshes) >= self._params.topics_max:
             raise UsageError(f"more than {self._params.topics_max} subscriptions")
-        self._meshes[topic] = Mesh(topic, self._params, self._rng)
+        self._meshes[topic] = self._left.take(topic) or Mesh(topic, self._params, self._rng)
         self._tell_all(Subscription(topic, True))
         self._balance(self._meshes[topic], now, opportunistic=False)
         return self._out.take()
@@ -121,12 +118,11 @@ class GossipSub:
         self._tell_all(Subscription(topic, False))
         for peer in mesh.members:
             self._out.draft(peer).prune.append(Prune(topic, self._params.backoff_leave_s))
+        self._left.put(mesh, now)
         self._scores.forget_topic(topic)
         for state in self._peers.values():
             state.buckets.pop(topic, None)
         return self._out.take()
-
-    # Messages.
 
     def publish(self, message: Message, now: float) -> list[Effect]:
         """Send a message of our own (signed already). It does not come back as Validate."""
@@ -208,6 +204,8 @@ class GossipSub:
             return
         is_within = state.take_token(message.topic, limits.messages_per_s, limits.burst, now)
         if not is_within or not self._pending.begin(name, state.peer, message):
+            self.limited += 1
+            self._wanted.excuse(name, state.peer)
             return  # not seen: an announcement brings it back
         if len(message.data) >= self._params.dont_want_min:
             others = mesh.members.values()
@@ -254,7 +252,7 @@ class GossipSub:
         mesh = self._meshes.get(topic)
         if mesh is None or state.peer in mesh.members:
             return  # of an unknown topic: no answer, which would make a flood of two
-        faults = mesh.backoff_faults(state.peer, now)
+        faults = mesh.backoff_faults(state, now)
         if not faults and not mesh.refuses(state):
             self._subscribers.add(topic, state)  # it is one, whatever it said
             mesh.members[state.peer] = state
@@ -348,6 +346,7 @@ class GossipSub:
             self._announcements.gossip(topic, names, outside)
         self._cache.shift()
         self._seen.expire(now)
+        self._left.expire(now)
 
     def _balance(self, mesh: Mesh, now: float, *, opportunistic: bool) -> None:
         changes = mesh.balance(self._subscribers.of(mesh.topic), now, opportunistic=opportunistic)

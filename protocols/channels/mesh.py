@@ -39,10 +39,13 @@ class Mesh:
             del self._backoffs[next(iter(self._backoffs))]
         self._backoffs[peer] = (until, now)
 
-    def backoff_faults(self, peer: PeerId, now: float) -> int:
-        """Count the rules that a GRAFT breaks now: 0, 1 in back-off, 2 right after the PRUNE."""
-        until, since = self._backoffs.get(peer, (0.0, 0.0))
-        if now >= until:
+    def backoff_faults(self, peer: Peer, now: float) -> int:
+        """Count the rules that a GRAFT breaks now: 0, 1 in back-off, 2 right after the PRUNE.
+
+        A peer that has begun anew since does not know of it: nodes are restarted.
+        """
+        until, since = self._backoffs.get(peer.peer, (0.0, 0.0))
+        if now >= until or since < peer.came:
             return 0
         return 2 if now < since + self._params.graft_flood_s else 1
 
@@ -85,6 +88,17 @@ class Mesh:
         for peer in [peer for peer, (until, _) in self._backoffs.items() if until < over]:
             del self._backoffs[peer]
 
+    def leave(self, now: float) -> None:
+        """We leave the topic, and tell all members to stay away for a while: so do we."""
+        for peer in self.members:
+            self.back_off(peer, self._params.backoff_leave_s, now)
+        self.members.clear()
+
+    @property
+    def has_backoffs(self) -> bool:
+        """Whether anybody is to be left alone."""
+        return bool(self._backoffs)
+
     def _count_chosen(self) -> int:
         self._chosen &= self.members.keys()
         return len(self._chosen)
@@ -120,3 +134,29 @@ class Mesh:
         kept = best + outbound
         kept += [peer for peer in rest if peer not in outbound][: max(0, params.d - len(kept))]
         return [peer for peer in members if peer not in kept]
+
+
+class LeftMeshes:
+    """Meshes of topics that we have left: their back-offs hold if we come back. Bounded."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._meshes: dict[str, Mesh] = {}
+
+    def put(self, mesh: Mesh, now: float) -> None:
+        """Leave a mesh; the one that was left first makes room."""
+        mesh.leave(now)
+        if len(self._meshes) >= self._limit:
+            del self._meshes[next(iter(self._meshes))]
+        self._meshes[mesh.topic] = mesh
+
+    def take(self, topic: str) -> Mesh | None:
+        """Return to a topic."""
+        return self._meshes.pop(topic, None)
+
+    def expire(self, now: float) -> None:
+        """Forget those whose back-offs are over."""
+        for topic, mesh in list(self._meshes.items()):
+            mesh.expire(now)
+            if not mesh.has_backoffs:
+                del self._meshes[topic]

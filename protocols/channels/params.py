@@ -81,7 +81,7 @@ class Params:
     heartbeat_s: float = 1.0
     first_heartbeat_s: float = 0.1  # after the first peer
     backoff_s: int = 60  # after PRUNE
-    backoff_leave_s: int = 10  # after PRUNE because we leave
+    backoff_leave_s: int = 2  # after PRUNE because we leave: a program may be started again
     graft_flood_s: float = 10.0  # a GRAFT so soon after our PRUNE counts twice
     backoffs_max: int = 2048  # remembered per topic
     opportunistic_beats: int = 60  # heartbeats between two looks for better peers
@@ -98,7 +98,7 @@ class Params:
     iwant_ids: int = 5000  # ids that one peer may ask per heartbeat
     iwant_bytes: int = 8 * 1024 * 1024  # and get: 64 Mbit/s; the cache thrice would be 96 MB
     dont_wants: int = 1000  # ids of IDONTWANT and IHAVE remembered per peer and three heartbeats
-    peer_topics_max: int = 128  # subscriptions remembered per peer
+    peer_topics_max: int = 256  # subscriptions remembered per peer: as many as a node may have
     topics_max: int = 256  # subscriptions of our own: a program that needs more has a bug
     peers_max: int = 1024  # more streams than a node has connections
     pending_max: int = 4096  # messages being validated; more are not read
@@ -112,6 +112,7 @@ class Params:
     announce_gap_s: float = 0.125  # between two announcements: at most 8 per heartbeat, go's 10
     ask_delay_s: float = 0.03  # an announced message may be on its way to us already
     ask_again_s: float = 0.5  # without the message, another announcer is asked
+    follow_up_s: float = 3.0  # without it from anybody, promises are broken; a slow link takes long
     limits: TopicLimits = TopicLimits()  # of topics that have none of their own
     topic_limits: dict[str, TopicLimits] = field(default_factory=dict[str, TopicLimits])
     scores: ScoreParams = ScoreParams()

@@ -15,6 +15,7 @@ class Peer:
     knows_idontwant: bool  # it speaks 1.2
     is_outbound: bool  # we dialled it
     known: RecentIds  # messages that it has or does not want
+    came: float = 0.0  # when its stream was opened
     score: float = 0.0  # as of the last heartbeat or fault
     is_dropped: bool = False
     topics: dict[str, None] = field(default_factory=dict[str, None])

@@ -77,7 +77,9 @@ class Scores:
         self._addresses[address] += 1
 
     def down(self, peer: PeerId, now: float) -> None:
-        """Keep a bad score; forget a good one, which would be free to collect beforehand."""
+        """Keep faults; forget merits, which would be free to collect beforehand."""
+        for conduct in self._records[peer].topics.values():
+            conduct.first = 0.0
         score = self.value(peer, now)
         record = self._records.pop(peer)
         self._addresses[record.address] -= 1

@@ -169,6 +169,7 @@ class ChannelService:
             self._totals,
             forwarded=self._links.sent,
             copies=self._machine.copies,
+            limited=self._machine.limited,
             failed=self._totals.failed + self._fetching.failed,
             dropped=self._totals.dropped + live,
             unsent=self._links.dropped,
@@ -192,16 +193,21 @@ class ChannelService:
         """A peer sent bytes that are no messages."""
         self._apply(self._machine.broke_framing(peer, trio.current_time()))
 
-    def hear(self, peer: PeerId, frames: list[bytes]) -> None:
-        """Take what a peer sent. Raises BadMessage, after what came before it is checked."""
-        news = list[Validate]()
+    def hear(self, peer: PeerId, frames: list[bytes]) -> int:
+        """Take what a peer sent; returns the bytes of data in it.
+
+        Raises BadMessage, after what came before it is checked.
+        """
+        news, data_bytes = list[Validate](), 0
         try:
             for frame in frames:
                 rpc = wire.decode(frame)
+                data_bytes += sum([len(message.data) for message in rpc.messages])
                 self._links.has_it(peer, rpc.messages)
                 news += self._apply(self._machine.receive(peer, rpc, trio.current_time()))
         finally:
             self._check(news)
+        return data_bytes
 
     # Inside: effects and time.
 
@@ -298,7 +304,7 @@ class ChannelService:
     def _deliver_own(self, channel: Channel, message: Message, data: bytes, cid: str) -> None:
         mine, now_ms = self._signer.peer, self._clock.wall_ms()
         received = Received(channel.topic, mine, self._number, data, now_ms, message.id, cid)
-        channel.deliver(self._kept(message, mine), Arrival(received, size_bytes=len(data)))
+        channel.deliver(self._kept(message, mine), Arrival(received))
         channel.counters.published += 1
 
     def _arrival(self, kept: Kept, at_ms: int, sources: list[PeerId]) -> Arrival:
@@ -315,8 +321,8 @@ class ChannelService:
             wanted.cid if wanted else "",
         )
         if wanted is None:
-            return Arrival(received, size_bytes=len(message.data))
-        arrival = Arrival(received, size_bytes=wanted.size_bytes, is_here=False)
+            return Arrival(received)
+        arrival = Arrival(received, is_here=False)
         self._fetching.begin(arrival, wanted, list(dict.fromkeys((author, *sources))))
         return arrival
 

@@ -2,7 +2,8 @@
 
 Cheap checks first; then signatures, many at a time; then what is charged to the author, who has
 proven by now that it wrote it. REJECT is for what every node would refuse: it counts against who
-passed it on. IGNORE is for our own opinion.
+passed it on. IGNORE is for our own opinion; what is ignored is seen, so before the signature is
+checked only what goes by author and number, which are the message's name, may lead to it.
 """
 
 from collections.abc import Callable, Mapping
@@ -64,11 +65,7 @@ class Validation:
             return Checked(news, Verdict.REJECT, None)
         channel = self._channels.get(message.topic)
         number = signing.number_of(message)
-        if (
-            channel is None
-            or not channel.wants(author.peer)
-            or not self.replays.is_fresh(message.author, number, self._wall_ns())
-        ):
+        if channel is None or not self.replays.is_fresh(message.author, number, self._wall_ns()):
             return Checked(news, Verdict.IGNORE, None)
         return Checked(news, Verdict.ACCEPT, author)
 
@@ -78,8 +75,10 @@ class Validation:
             return Checked(checked.news, Verdict.REJECT, None)
         self.replays.remember(message.author, signing.number_of(message), self._wall_ns())
         channel = self._channels.get(message.topic)
-        if channel is None or not channel.rates.allow(
-            author.peer, len(message.data), trio.current_time()
+        if (
+            channel is None
+            or not channel.wants(author.peer)  # only now: a forgery must not be what is seen
+            or not channel.rates.allow(author.peer, len(message.data), trio.current_time())
         ):
             return Checked(checked.news, Verdict.IGNORE, None)
         return checked

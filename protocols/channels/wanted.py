@@ -1,9 +1,10 @@
 """Messages that others announced and we lack: whom to ask, when, and who broke the promise.
 
 An announcement (IHAVE) is a promise. It is called in after a short delay, for the message may be
-on its way already; if nobody has sent it after a longer one, the next announcer is asked. A peer
-that breaks more promises in a heartbeat than it keeps is reported: the specification's follow-up
-of one random id per IWANT, made exact, so that single losses are nobody's fault.
+on its way already; if it has not come after a longer one, the next announcer is asked. Promises
+are broken when nobody sent the message for some seconds, as in the specification: to be slow is
+no fault. A peer that breaks more of them than it lately kept is reported, so that single losses
+are nobody's fault either.
 """
 
 import heapq
@@ -17,6 +18,8 @@ from wire.ids import PeerId
 WANTED_MAX = 8192  # ids in all; a busy second has some hundreds. About 4 MB
 PER_PEER_MAX = 1024  # of them that one peer was the first to announce
 ANNOUNCERS_MAX = 8  # per id, those who came first
+_KEPT_DECAY = 0.95  # per heartbeat: what was kept makes up for what breaks some seconds later
+_KEPT_MIN = 0.5  # less is none
 
 
 @dataclass(slots=True)
@@ -25,17 +28,18 @@ class _Want:
     waiting: list[PeerId]  # announcers not asked yet
     due: float  # of its alarm; an earlier want of the same id may have left another in the heap
     asked: list[PeerId] = field(default_factory=list[PeerId])
+    over: float = math.inf  # when those who were asked have broken their promise
 
 
 class Wanted:
     """Ids announced to us that have not arrived."""
 
-    def __init__(self, delay_s: float, again_s: float) -> None:
-        self._delay_s, self._again_s = delay_s, again_s
+    def __init__(self, delay_s: float, again_s: float, follow_up_s: float) -> None:
+        self._delay_s, self._again_s, self._follow_up_s = delay_s, again_s, follow_up_s
         self._wants: dict[bytes, _Want] = {}
         self._alarms: list[tuple[float, bytes]] = []  # a heap; one for each want, some of past ones
         self._open: Counter[PeerId] = Counter()
-        self._kept: Counter[PeerId] = Counter()
+        self._kept: dict[PeerId, float] = {}
         self._broken: Counter[PeerId] = Counter()
 
     def __len__(self) -> int:
@@ -66,8 +70,14 @@ class Wanted:
         want = self._wants.get(name)
         if want is not None:
             if peer in want.asked:
-                self._kept[peer] += 1
+                self._kept[peer] = self._kept.get(peer, 0.0) + 1
             self._close(name, want)
+
+    def excuse(self, name: bytes, peer: PeerId) -> None:
+        """A message came, but we could not take it: that is not the fault of who sent it."""
+        want = self._wants.get(name)
+        if want is not None and peer in want.asked:
+            want.asked.remove(peer)
 
     def due(self, now: float, checked: Pending) -> dict[PeerId, list[bytes]]:
         """Return whom to ask now, for which ids. Those being `checked` are here, perhaps: later."""
@@ -77,32 +87,37 @@ class Wanted:
             want = self._wants.get(name)
             if want is None or want.due != due:
                 continue
+            want.due = now + self._again_s
             if name not in checked:
-                if want.asked:
-                    self._broken[want.asked[-1]] += 1
-                if not want.waiting:
+                if want.waiting:
+                    peer = want.waiting.pop(0)
+                    want.asked.append(peer)
+                    want.over = now + self._follow_up_s
+                    asks.setdefault(peer, []).append(name)
+                elif want.asked and now < want.over:
+                    want.due = want.over
+                else:
+                    self._broken.update(want.asked)
                     self._close(name, want)
                     continue
-                peer = want.waiting.pop(0)
-                want.asked.append(peer)
-                asks.setdefault(peer, []).append(name)
-            want.due = now + self._again_s
             heapq.heappush(self._alarms, (want.due, name))
         return asks
 
     def forget(self, peer: PeerId) -> None:
         """A peer is gone: it is not asked any more. Cost: O(wanted)."""
         for want in self._wants.values():
-            if peer in want.waiting:
-                want.waiting.remove(peer)
+            for peers in (want.waiting, want.asked):
+                if peer in peers:
+                    peers.remove(peer)
         self._kept.pop(peer, None)
         self._broken.pop(peer, None)
 
     def take_broken(self) -> list[PeerId]:
-        """Return who broke more promises than it kept since the last call."""
-        guilty = [peer for peer, times in self._broken.items() if times > self._kept[peer]]
-        self._kept.clear()
-        self._broken.clear()
+        """Return who broke more promises since the last call than it lately kept."""
+        broken, self._broken = self._broken, Counter()
+        guilty = [peer for peer, times in broken.items() if times > round(self._kept.get(peer, 0))]
+        left = {peer: kept * _KEPT_DECAY - broken[peer] for peer, kept in self._kept.items()}
+        self._kept = {peer: kept for peer, kept in left.items() if kept >= _KEPT_MIN}
         return guilty
 
     def _close(self, name: bytes, want: _Want) -> None:

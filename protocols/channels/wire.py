@@ -6,6 +6,7 @@ encode it again. On a stream each RPC has a varint length in front: `wire.frames
 Source: github.com/libp2p/specs/pubsub, README and gossipsub v1.1, v1.2.
 """
 
+import functools
 from collections.abc import Iterator, Sized
 
 import base58
@@ -33,6 +34,7 @@ CONTROLS_MAX = 256  # control messages of one kind: IHAVE, GRAFT and PRUNE come 
 DONT_WANT_MAX = 1000  # ids of all IDONTWANT; go-libp2p sends up to 10, rust-libp2p one a message
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf's wire types; groups are refused
+_KNOWN_BYTES = 4096  # of messages that are remembered as they were read; 1,024 of them, 8 MB
 _BACKOFF_MAX_S = 1 << 31  # more would be a mistake of the sender's; the machine cuts it further
 
 
@@ -196,26 +198,39 @@ class _Control:
 
 
 def _message(frame: bytes, start: int, end: int) -> Message:
+    if start < 0:
+        raise BadMessage("an integer where a message belongs")
+    raw = frame[start:end]
+    return _known_message(raw) if len(raw) <= _KNOWN_BYTES else _read_message(raw)
+
+
+@functools.lru_cache(maxsize=1024)
+def _known_message(raw: bytes) -> Message:
+    """Read a message once: the mesh brings each five times, in the same bytes."""
+    return _read_message(raw)
+
+
+def _read_message(raw: bytes) -> Message:
     author = data = seqno = signature = key = b""
     topic: str | None = None
-    for number, first, last in _fields(frame, start, end):
+    for number, first, last in _fields(raw, 0, len(raw)):
         if number == 1:
-            author = _bytes(frame, first, last, AUTHOR_MAX)
+            author = _bytes(raw, first, last, AUTHOR_MAX)
         elif number == 2:
-            data = _bytes(frame, first, last, PAYLOAD_MAX)
+            data = _bytes(raw, first, last, PAYLOAD_MAX)
         elif number == 3:
-            seqno = _bytes(frame, first, last, SEQNO_MAX)
+            seqno = _bytes(raw, first, last, SEQNO_MAX)
         elif number == 4:
             if topic is not None:
                 raise BadMessage("a message has two topics")  # libp2p before 2020
-            topic = _text(frame, first, last)
+            topic = _text(raw, first, last)
         elif number == 5:
-            signature = _bytes(frame, first, last, SIGNATURE_MAX)
+            signature = _bytes(raw, first, last, SIGNATURE_MAX)
         elif number == 6:
-            key = _bytes(frame, first, last, KEY_MAX)
+            key = _bytes(raw, first, last, KEY_MAX)
     if topic is None:
         raise BadMessage("a message has no topic")
-    return Message(author, seqno, topic, data, signature, key, frame[start:end])
+    return Message(author, seqno, topic, data, signature, key, raw)
 
 
 def _subscription(frame: bytes, start: int, end: int) -> Subscription:

@@ -153,6 +153,29 @@ async def test_garbage_costs_its_sender_the_stream_and_us_nothing(
     assert await enemy.is_shut_out(a)
 
 
+async def test_a_flood_that_costs_only_time_is_no_cheaper_on_ever_new_streams(
+    autojump_clock: MockClock, swarm: Swarm
+) -> None:
+    a, b = await swarm.add(2)
+    enemy, empty = Enemy(swarm), bytes(20_000)  # as many empty frames
+
+    async def is_read() -> bool:
+        enemy.streams.pop(b.peer, None)  # on a new stream
+        await enemy.write(b, empty)
+        await trio.sleep(0.1)
+        await enemy.write(b, b"\x00")
+        return b.peer in enemy.streams
+
+    assert await is_read()
+    for _ in range(20):
+        await enemy.write(b, empty)
+    assert [await is_read() for _ in range(3)] == [False] * 3
+    await a.channels.publish(TOPIC, b"hello")
+    await trio.sleep(10)
+    assert b.words == [b"hello"]
+    assert await is_read()  # nothing was broken, only too much at once
+
+
 async def test_a_frame_that_never_ends_is_given_up(autojump_clock: MockClock, swarm: Swarm) -> None:
     a, b = await swarm.add(2)
     enemy = Enemy(swarm)
@@ -201,6 +224,7 @@ async def test_an_own_topic_takes_its_owners_word_only(
     async with b.channels.listen(topic) as messages:
         await trio.sleep(2)
         await enemy.say(b, sealed(EVIL, b"gossip", topic=topic))
+        await trio.sleep(1)
         await a.channels.publish(topic, b"dear diary")
         assert (await anext(messages)).data == b"dear diary"
     assert b.channels.stats.invalid == 1
@@ -222,6 +246,26 @@ async def test_a_list_of_writers_is_its_readers_own_matter(
             assert (await anext(open_)).data == b"to the other"
         await a.channels.publish("talk", b"again")
         assert (await anext(messages)).data == b"again"
+
+
+async def test_a_forgery_on_a_topic_of_other_writers_does_not_keep_the_true_message_out(
+    autojump_clock: MockClock, swarm: Swarm
+) -> None:
+    a, b = await swarm.add(2)
+    enemy = Enemy(swarm)
+    async with b.channels.listen("strict", policy=Policy(frozenset((b.peer,)))):
+        await trio.sleep(2)
+        true = sealed(a.signer, b"true")
+        author = wire.author_of(a.peer)
+        fake = wire.message(
+            author=author, seqno=true.seqno, topic="strict", data=b"", signature=bytes(64)
+        )
+        await enemy.say(b, fake)
+        await trio.sleep(0.2)
+        await enemy.say(b, true)
+        await trio.sleep(1)
+        assert b.words == [b"true"]
+        assert b.channels.stats.invalid == 1
 
 
 async def test_an_author_over_its_rate_is_not_passed_on(

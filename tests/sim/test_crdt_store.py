@@ -126,6 +126,21 @@ async def test_an_old_entry_in_a_new_message_goes_no_further(
     assert not await store._hear(odd.peer, codec.encode(Push([])))
 
 
+async def test_news_with_a_forged_entry_that_is_old_here_is_refused_before_it_goes_on(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    store, odd = await start_store(nursery, Links(), 1), signer(2)
+    entries = [
+        seal(Entry(1, "runs", "k", odd.peer, stamp(at_ms), REGISTER, b"\x01", 0), odd)
+        for at_ms in (EPOCH_MS, EPOCH_MS - 1000)
+    ]
+    other = seal(Entry(1, "runs", "n", odd.peer, stamp(EPOCH_MS), REGISTER, b"\x01", 0), odd).signed
+    assert await store._hear(odd.peer, codec.encode(Push([entries[0].signed])))
+    forged = Signed(entries[1].signed.body, bytes(64))  # to a newcomer it would be news
+    with pytest.raises(BadMessage, match="signature"):
+        await store._hear(odd.peer, codec.encode(Push([other, forged])))
+
+
 async def test_what_a_joiner_brings_goes_on_to_those_it_never_met(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:

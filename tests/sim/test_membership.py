@@ -100,6 +100,8 @@ async def test_members_see_each_other_with_names_addresses_and_offers(
         members = node.membership.members()
         assert members[0].peer == node.peer
         assert {one.name for one in members} == {"node1", "node2", "node3"}
+        assert {node.membership.name_of(one.peer) for one in members} == {"node1", "node2", "node3"}
+        assert node.membership.name_of(signer(9).peer) == ""
         assert all(one.alive and one.offers == {"host": True} for one in members)
         assert set(node.host.kept) == {other.peer for other in nodes if other is not node}
         assert node.host.learnt == node.host.kept

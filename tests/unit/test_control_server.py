@@ -70,7 +70,7 @@ class Server:
     async def stream(self, _: Request) -> Events:
         return Events(self._stream())
 
-    async def _stream(self) -> AsyncGenerator[Event]:
+    async def _stream(self) -> AsyncGenerator[Event | list[Event]]:
         try:
             async with self.feed.read() as events:
                 self.subscribed.set()
@@ -79,7 +79,7 @@ class Server:
                         raise UsageError("the stream broke")
                     if event.name == "end":
                         return
-                    yield event
+                    yield [event, event] if event.name == "pair" else event
         finally:
             self.cancelled.set()
 
@@ -257,12 +257,14 @@ async def test_events_arrive_in_order_and_an_error_ends_the_stream(tmp_path: Pat
             await server.subscribed.wait()
             server.feed.send(Event(Echo("one"), name="echo"))
             server.feed.send(Event("two\nlines"))
+            server.feed.send(Event("", name="pair"))
             server.feed.send(Event("", name="fail"))
 
         nursery.start_soon(feed)
         seen: list[tuple[str, bytes]] = []
         async with aclosing(server.client().events("GET", "/stream")) as events:
             seen += [((await anext(events)).name, b""), ("", (await anext(events)).data)]
+            assert [(await anext(events)).name for _ in range(2)] == ["pair", "pair"]
             with pytest.raises(shoal.ApiError, match="the stream broke"):
                 await anext(events)
         assert seen == [("echo", b""), ("", b"two\nlines")]

@@ -3,6 +3,7 @@
 import pytest
 
 from protocols.channels.effects import Verdict
+from protocols.channels.params import TopicLimits
 from protocols.channels.wanted import PER_PEER_MAX
 from protocols.channels.wire import IHave, Rpc
 from tests.unit.gossipsub import (
@@ -173,7 +174,7 @@ def test_what_one_peer_may_have_us_wait_for_is_bounded() -> None:
 def test_a_promise_that_is_broken_counts_once_a_heartbeat() -> None:
     node = meshed()
     node.announce(PEERS[0], *(b"%d" % n for n in range(100)))
-    node.wait(2)
+    node.wait(4)
     assert 0.9 < behaviour(node) <= 1
 
 
@@ -183,8 +184,29 @@ def test_who_keeps_as_many_promises_as_it_breaks_is_not_to_blame() -> None:
     node.announce(PEERS[0], b"lost", item.id)
     node.wait(0.1)
     node.tell(PEERS[0], item)
-    node.wait(2)
+    node.wait(5)
     assert behaviour(node) == 0
+
+
+def test_a_slow_peer_breaks_no_promise() -> None:
+    node = meshed()
+    for number in range(60):  # a minute of large messages over a link that takes two seconds
+        item = from_(AUTHOR, number)
+        node.announce(PEERS[0], item.id)
+        node.wait(2)
+        node.tell(PEERS[0], item)
+    assert behaviour(node) == 0
+
+
+def test_who_sends_what_we_cannot_take_breaks_no_promise() -> None:
+    node = meshed(limits=TopicLimits(messages_per_s=0.0, burst=0.0))
+    items = [from_(AUTHOR, number) for number in range(10)]
+    node.announce(PEERS[0], *(item.id for item in items))
+    node.wait(0.1)
+    assert node.tell(PEERS[0], *items) == []
+    node.wait(5)
+    assert behaviour(node) == 0
+    assert node.machine.limited == 10
 
 
 def test_a_promise_is_void_once_another_peer_delivers() -> None:

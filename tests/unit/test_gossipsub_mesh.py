@@ -38,7 +38,7 @@ def test_leaving_prunes_the_mesh_with_the_short_back_off() -> None:
     node.wait(1)
     mesh = node.mesh
     effects = node.machine.unsubscribe(TOPIC, node.now)
-    assert pruned(effects) == dict.fromkeys(mesh, 10)
+    assert pruned(effects) == dict.fromkeys(mesh, 2)
     bye = Rpc(subscriptions=(Subscription(TOPIC, False),))
     assert [peer for peer, rpc in sends(effects) if rpc == bye] == node.peers
     assert node.machine.unsubscribe(TOPIC, node.now) == []
@@ -228,6 +228,40 @@ def test_a_peer_that_comes_back_finds_its_back_off() -> None:
     node.machine.peer_down(PEERS[0], node.now)
     node.up(PEERS[0])
     assert grafted(node.wait(5)) == []
+
+
+def test_a_peer_that_was_restarted_breaks_no_back_off_that_it_cannot_know() -> None:
+    node = Node(20)
+    node.wait(0.2)
+    other = node.others[0]
+    node.prune(other)
+    node.machine.peer_down(other, node.now)
+    node.wait(1)
+    node.up(other)
+    assert pruned(node.graft(other)) == {}
+    assert other in node.mesh
+    assert node.machine._scores._records[other].behaviour == 0
+
+
+def test_who_leaves_a_topic_and_comes_back_leaves_those_alone_whom_it_sent_away() -> None:
+    node = Node(20)
+    node.wait(1)
+    before = node.mesh
+    node.machine.unsubscribe(TOPIC, node.now)
+    effects = node.machine.subscribe(TOPIC, node.now + 0.1)
+    assert set(grafted(effects)).isdisjoint(before)
+    node.machine.unsubscribe(TOPIC, node.now + 0.2)
+    node.wait(60)
+    assert not node.machine._left._meshes  # nothing is kept longer than it matters
+
+
+def test_peers_learn_of_as_many_topics_as_a_node_may_have() -> None:
+    node = Node(1)
+    topics = [f"topic {number}" for number in range(node.params.topics_max)]
+    node.machine.unsubscribe(TOPIC, node.now)
+    node.hear(PEERS[0], Rpc(subscriptions=(Subscription(TOPIC, False),)))
+    node.hear(PEERS[0], Rpc(subscriptions=tuple(Subscription(topic, True) for topic in topics)))
+    assert {node.machine.subscribers(topic) for topic in topics} == {1}
 
 
 def test_who_is_dropped_stays_out_of_the_mesh_until_it_is_gone() -> None:

@@ -127,6 +127,17 @@ def test_p6_many_peers_at_one_address_count_squared() -> None:
     assert found.value(PEERS[0], 0.0) == -4
 
 
+def test_merits_do_not_wash_faults_away_at_the_door() -> None:
+    found = scores()
+    for _ in range(40):
+        found.first(BOB, TOPIC)
+    found.invalid(BOB, TOPIC)
+    assert found.value(BOB, 0.0) > 0
+    found.down(BOB, 0.0)
+    found.up(BOB, "")
+    assert found.value(BOB, 0.0) == -10
+
+
 def test_p6_peers_without_a_public_address_are_not_counted() -> None:
     found = Scores(ScoreParams(address_threshold=2))
     for peer in PEERS[:30]:
