@@ -163,7 +163,8 @@ class BlobService:
         raises; UsageError for over `READ_MAX_BYTES`.
         """
         if not 0 <= start <= stop or stop - start > READ_MAX_BYTES:
-            raise UsageError(f"bytes {start} to {stop}: up to {READ_MAX_BYTES} at a time")
+            most = f"up to {READ_MAX_BYTES} at a time"
+            raise UsageError(f"no range: bytes {start} to {stop}", hint=f"first to last, {most}")
         name = parse_cid(cid)
         with self.store.keep([name]):
             wanted = fresh_row(name, 0, is_root=True)
@@ -183,9 +184,10 @@ class BlobService:
         row = self.store.index.get(name)
         transfer = Transfer(size_bytes=0 if row is None else row.size_bytes)
         export = export_tree if isinstance(manifest, Tree) else export_file
-        await self._drive(
-            _with_end(export(self.store, name, path, is_fresh=is_fresh)), transfer, report
-        )
+        with self.store.keep([name]):  # between two files of a folder, none is open
+            await self._drive(
+                _with_end(export(self.store, name, path, is_fresh=is_fresh)), transfer, report
+            )
 
     async def place(self, cid: str, path: Path) -> None:
         """Have a whole file at `path`: another name of our copy, which is not collected as long as

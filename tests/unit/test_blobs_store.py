@@ -350,3 +350,42 @@ def test_the_kernel_need_not_copy(
     for _ in export_file(store, put(data).cid, tmp_path / "out", is_fresh=True):
         pass
     assert (tmp_path / "out").read_bytes() == data
+
+
+def test_a_size_that_lies_is_no_empty_blob(store: BlobStore) -> None:
+    with pytest.raises(UsageError, match="more in it than its size"):
+        drive(add_file(store, Path("/proc/cpuinfo")))
+
+
+def test_only_a_plain_file_is_written_over(
+    store: BlobStore, put: Callable[..., Row], tmp_path: Path
+) -> None:
+    cid = put(b"new").cid
+    place, other = tmp_path / "place", tmp_path / "other"
+    other.write_text("other")
+    place.symlink_to(other)
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    for path in (place, tmp_path / "folder", tmp_path / "fifo", Path("/"), tmp_path / "no" / "x"):
+        with pytest.raises(UsageError):
+            list(export_file(store, cid, path, is_fresh=False))
+    assert place.is_symlink()
+    assert other.read_text() == "other"
+    list(export_file(store, cid, other, is_fresh=False))
+    assert other.read_text() == "new"
+    assert not list(tmp_path.glob(".shoal-*"))
+
+
+def test_two_exports_to_one_path_do_not_meet(
+    store: BlobStore, put: Callable[..., Row], tmp_path: Path
+) -> None:
+    data = content(3 * CHUNK_BYTES)
+    cid, path = put(data).cid, tmp_path / "out"
+    first = export_file(store, cid, path, is_fresh=False)
+    next(first)
+    second = export_file(store, cid, path, is_fresh=False)
+    next(second)
+    list(first)
+    assert path.read_bytes() == data
+    list(second)
+    assert path.read_bytes() == data
