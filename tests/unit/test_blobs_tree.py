@@ -281,7 +281,7 @@ def test_a_folder_is_written_only_where_nothing_is(store: BlobStore, tmp_path: P
     make(tmp_path / "taken", mine=b"mine")
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     for path in ("taken", "link"):
-        with pytest.raises(UsageError, match="exists|in the way"):
+        with pytest.raises(UsageError, match=r"exists|in the way"):
             drive(_none(export_tree(store, row.cid, tmp_path / path, is_fresh=True)))
     (tmp_path / "empty").mkdir()
     drive(_none(export_tree(store, row.cid, tmp_path / "empty", is_fresh=True)))
