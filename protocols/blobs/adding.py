@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from protocols.blobs.files import DiskError, open_source, read_chunk, sync_file, write_at
-from protocols.blobs.index import Row
+from protocols.blobs.index import Row, fresh_row
 from protocols.blobs.manifest import (
     ENTRIES_MAX,
     PATH_MAX,
@@ -28,7 +28,7 @@ from protocols.blobs.manifest import (
     check_path,
     make_tree,
 )
-from protocols.blobs.store import BlobStore, fresh_row
+from protocols.blobs.store import BlobStore
 from protocols.blobs.wire import CHUNK_BYTES, Cid, hash_of, manifest_cid, raw_cid
 from wire import codec
 from wire.errors import BadMessage, NotFound, UsageError
@@ -83,7 +83,9 @@ def add_file(
                 hint = "`cat` it, and `shoal add -` takes what it prints"
                 raise UsageError(f"{path} has more in it than its size says", hint=hint)
             cid, manifest = _named(size_bytes, bytes(hashes))
-            if (row := store.known(cid, name=name, is_root=is_root, pin=pin)) is not None:
+            ours = mode != "reference"  # the user may throw the file away
+            row = store.known(cid, name=name, is_root=is_root, pin=pin, ours=ours)
+            if row is not None:
                 return row
             if scratch is None:
                 return _refer(store, path, found, cid, manifest, name, is_root=is_root, pin=pin)
@@ -280,11 +282,10 @@ def _refer(
     pin: bool,
 ) -> Row:
     store.space.check_count()
-    store.path_of(cid).unlink(missing_ok=True)  # what was fetched of it is not needed
     fresh = fresh_row(cid, found.st_size, name=name, is_root=is_root, pin=pin)
     row = replace(fresh, held_bytes=0, path=str(path), mtime_ns=found.st_mtime_ns)
-    store.index.put(row, manifest, is_lazy=not is_root)
-    return row
+    store.refer(row, manifest)
+    return store.index.get(cid) or row
 
 
 def _link_or_copy(path: Path, scratch: Path) -> None:

@@ -10,12 +10,12 @@ from functools import partial
 import trio
 
 from protocols.blobs.fetch import ChunkFetch, Failures, OffLoop, fetch_object
-from protocols.blobs.index import Row
+from protocols.blobs.index import Row, fresh_row
 from protocols.blobs.machine import full
 from protocols.blobs.manifest import Entry, File, Tree, decode_manifest
 from protocols.blobs.progress import Counters, Report, Transfer
 from protocols.blobs.search import Finder, Source
-from protocols.blobs.store import BlobStore, fresh_row
+from protocols.blobs.store import BlobStore
 from protocols.blobs.wire import CHUNK_BYTES, Cid, is_raw
 from wire.errors import BadMessage, NotFound, UsageError
 from wire.ids import PeerId
@@ -120,7 +120,8 @@ class Getting:
             job.transfer.size_bytes = manifest.size_bytes
             job.transfer.files = len(manifest.entries)
             await self._files(manifest.entries, job)
-            await self._off_loop(partial(self._store.settle_files, wanted.cid))
+            files = {Cid(entry.cid) for entry in manifest.entries}
+            await self._off_loop(partial(self._store.settle_all, files))
         elif manifest is not None:
             job.transfer.size_bytes = manifest.size_bytes
             await self._chunks(wanted.cid, job)

@@ -5,8 +5,10 @@ deceive. What has arrived stays: a fetch that is repeated goes on where the last
 """
 
 import io
+import logging
 import random
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -17,11 +19,11 @@ from protocols.blobs.adding import Mode, add_file, add_tree, export_file, export
 from protocols.blobs.fetch import OffLoop
 from protocols.blobs.getting import Getting
 from protocols.blobs.give import Giving
-from protocols.blobs.index import Row
+from protocols.blobs.index import Row, fresh_row
 from protocols.blobs.manifest import Tree
 from protocols.blobs.progress import Counters, Report, Transfer
 from protocols.blobs.search import Finder
-from protocols.blobs.store import BlobStore, fresh_row
+from protocols.blobs.store import BlobStore
 from protocols.blobs.wire import CHUNK_BYTES, Cid, parse_cid
 from wire.errors import ShoalError, UsageError
 from wire.ids import PeerId
@@ -34,6 +36,8 @@ READ_MAX_BYTES = 256 * 1024 * 1024  # what is read into memory unless told other
 PROVIDED_MAX = 5_000  # blobs that the DHT is told of; connected members can be asked for any
 PROVIDE_INTERVAL_S = 0.1  # between two records: a lookup each
 PROVIDE_LOOK_S = 60.0  # how often what is here is compared with what was told
+
+log = logging.getLogger(__name__)
 
 
 class Threads:
@@ -87,6 +91,7 @@ class BlobService:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Tell the DHT which blobs are here, until cancelled."""
         task_status.started()
+        await self._adopt()
         while self._finder is not None:
             self._news = trio.Event()
             await self._provide(self._finder)
@@ -287,6 +292,24 @@ class BlobService:
             with trio.CancelScope(shield=True):  # it removes its scratch file: a moment
                 await self._off_loop(steps.close)
         return ended[0]
+
+    async def _adopt(self) -> None:
+        """Add again what was here when its table was lost. It is pinned: it may be wanted."""
+        found = self.store.found
+        if not await self._off_loop(found.exists):
+            return
+        for path in await self._off_loop(lambda: sorted(found.iterdir())):
+            try:
+                row = await self.add(path, mode="take", name="found", pin=True)
+            except ShoalError as error:
+                log.warning("blobs.not_adopted path=%s %s", path, error)
+                continue
+            log.warning("blobs.adopted cid=%s from=%s", row.cid, path.name)
+            await self._off_loop(path.unlink)
+            if row.cid != path.name:  # unfinished, or decayed
+                await self._off_loop(partial(self.store.space.remove, row.cid))
+        with suppress(OSError):  # something is left in it
+            await self._off_loop(found.rmdir)
 
     async def _provide(self, finder: Finder) -> None:
         """Tell the DHT what has come and what has gone since the last time."""

@@ -9,6 +9,8 @@ from trio.testing import MockClock
 from protocols.blobs import machine
 from protocols.blobs.files import DiskError
 from protocols.blobs.progress import Transfer
+from protocols.blobs.service import BlobService
+from protocols.blobs.store import BlobStore
 from protocols.blobs.wire import (
     CHUNK_BYTES,
     OBJECT,
@@ -24,7 +26,7 @@ from protocols.blobs.wire import (
     hash_of,
     raw_cid,
 )
-from tests.sim.blob_peers import Peers, claim_all, hang, lie, manifest_of
+from tests.sim.blob_peers import Peers, claim_all, hang, in_place, lie, manifest_of
 from tests.sim.net import Net
 from wire.errors import BadMessage, NotFound, PeerUnreachable, UsageError
 from wire.ids import PeerId
@@ -292,3 +294,24 @@ async def test_only_what_is_asked_for_by_its_right_name_is_given(
         await a.call(B, OBJECT, Who(raw_cid(hash_of(b"x"))), timeout_s=5)
     with pytest.raises(Exception, match="not a CID"):
         await a.call(B, OBJECT, Who("b" + "7" * 58), timeout_s=5)
+
+
+async def test_blobs_whose_table_is_lost_are_added_again(
+    autojump_clock: MockClock, peers: Peers, nursery: trio.Nursery
+) -> None:
+    a = peers.make(A)
+    cids = [await a.put_bytes(DATA), await a.put_bytes(b"small")]
+    folder = a.store.folder
+    a.store.index.close()
+    for path in folder.glob("index.db*"):
+        path.unlink()
+    (folder / "data" / "garbage").write_bytes(b"?")
+    again = BlobStore(folder)
+    assert again.index.count() == 0
+    service = BlobService(peers.net.rpc(B), again, off_loop=in_place)
+    await nursery.start(service.run)
+    while again.found.exists():  # noqa: ASYNC110 - a folder sets no event
+        await trio.sleep(1)
+    assert await service.read_bytes(cids[0]) == DATA
+    assert await service.read_bytes(cids[1]) == b"small"
+    assert [row.is_pinned for row in again.index.all()] == [True, True]

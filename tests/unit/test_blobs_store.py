@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TypeVar
@@ -12,9 +13,9 @@ import pytest
 from protocols.blobs import files
 from protocols.blobs.adding import Adding, Mode, add_file, export_file
 from protocols.blobs.files import DiskError
-from protocols.blobs.index import Row
+from protocols.blobs.index import Row, fresh_row
 from protocols.blobs.manifest import File
-from protocols.blobs.store import BlobStore, fresh_row
+from protocols.blobs.store import BlobStore
 from protocols.blobs.wire import CHUNK_BYTES, Cid, manifest_cid, raw_cid
 from wire import codec
 from wire.errors import NotFound, UsageError
@@ -389,3 +390,71 @@ def test_two_exports_to_one_path_do_not_meet(
     assert path.read_bytes() == data
     list(second)
     assert path.read_bytes() == data
+
+
+def test_a_copy_asked_for_outlives_the_file_that_was_referred_to(
+    store: BlobStore, put: Callable[..., Row], tmp_path: Path
+) -> None:
+    data = content(2 * CHUNK_BYTES)
+    cid = put(data, mode="reference").cid
+    assert put(data).cid == cid
+    for path in tmp_path.glob("in-*"):
+        path.unlink()
+    assert store.is_whole(cid)
+    assert read_all(store, cid) == data
+
+
+def test_a_reference_that_decays_while_it_is_read_does_not_take_the_copy_with_it(
+    store: BlobStore, put: Callable[..., Row], tmp_path: Path
+) -> None:
+    data = content(2 * CHUNK_BYTES)
+    cid = put(data, mode="reference").cid
+    (source,) = tmp_path.glob("in-*")
+    with store.open(cid) as old:
+        put(data)
+        os.truncate(source, 5)
+        with pytest.raises(NotFound):
+            old.chunk(1)
+    assert store.is_whole(cid)
+    assert read_all(store, cid) == data
+
+
+def test_a_file_of_a_folder_does_not_make_an_acknowledged_one_unsure(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(content(3 * CHUNK_BYTES * 8))
+    as_part = add_file(store, path, is_root=False)
+    next(as_part)  # under way, and not known yet
+    cid = drive(add_file(store, path)).cid
+    drive(as_part)
+    as_reference = add_file(store, path, mode="reference")
+    drive(as_reference)
+    store.index.close()  # as a crash does, before the folder is settled
+    again = BlobStore(store.folder)
+    assert again.is_whole(cid)
+    row = again.index.get(cid)
+    assert row is not None
+    assert row.path is None
+
+
+def test_a_damaged_table_is_said_and_not_overwritten(tmp_path: Path) -> None:
+    folder = tmp_path / "blobs"
+    folder.mkdir()
+    (folder / "index.db").write_bytes(b"no database at all" * 100)
+    with pytest.raises(DiskError, match="not a database") as caught:
+        BlobStore(folder)
+    assert "move index.db" in caught.value.hint
+    assert (folder / "index.db").read_bytes().startswith(b"no database")
+
+
+def test_what_sqlite_says_is_an_error_of_ours(store: BlobStore, put: Callable[..., Row]) -> None:
+    cid = put(b"x").cid
+    with sqlite3.connect(store.folder / "index.db", isolation_level=None) as other:
+        other.execute("DROP TABLE members")
+    other.close()
+    with pytest.raises(DiskError, match="no such table"):
+        store.space.collect()
+    assert store.index.get(cid) is not None
+    with store.open(cid) as file:
+        assert file.chunk(0) == b"x"

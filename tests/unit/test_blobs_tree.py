@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocols.blobs.adding import add_tree, export_tree
-from protocols.blobs.index import Row
+from protocols.blobs.index import Row, fresh_row
 from protocols.blobs.manifest import (
     ENTRIES_MAX,
     Entry,
@@ -22,7 +22,7 @@ from protocols.blobs.manifest import (
     decode_manifest,
     make_tree,
 )
-from protocols.blobs.store import BlobStore, fresh_row
+from protocols.blobs.store import BlobStore
 from protocols.blobs.wire import (
     CHUNK_BYTES,
     CHUNKS_MAX,
