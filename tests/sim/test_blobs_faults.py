@@ -17,6 +17,7 @@ from protocols.blobs.wire import (
     Ask,
     Cancel,
     Chunk,
+    Gained,
     Get,
     Have,
     Missing,
@@ -167,8 +168,17 @@ async def test_a_provider_that_hangs_alone_is_given_up(
     assert a.counters.providers_dropped == 1
 
 
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        (Chunk(59, BIG[-CHUNK_BYTES:]), "was not asked for"),
+        (Missing(59), "was not asked for"),
+        (Gained([1, 2, 3]), "news that are none"),
+        (Gained([100_000]), "news that are none"),
+    ],
+)
 async def test_what_nobody_asked_for_ends_the_conversation(
-    autojump_clock: MockClock, peers: Peers
+    autojump_clock: MockClock, peers: Peers, word: Chunk | Missing | Gained, reason: str
 ) -> None:
     a, b = peers.make(A), peers.make(B)
     cid = await b.put_bytes(BIG)
@@ -176,11 +186,11 @@ async def test_what_nobody_asked_for_ends_the_conversation(
     async def flood(call: Call[Tell, Ask]) -> None:
         await claim_all(call)
         while True:
-            await call.send(Tell(Chunk(59, BIG[-CHUNK_BYTES:])))
+            await call.send(Tell(word))
 
     peers.serve(C, flood)
     peers.net.rpc(C).serve(OBJECT, manifest_of(peers))
-    with pytest.raises(NotFound, match="was not asked for"):
+    with pytest.raises(NotFound, match=reason):
         await a.fetch(cid, [C])
     assert a.counters.bytes_wasted == 0
 
