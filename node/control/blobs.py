@@ -116,7 +116,7 @@ class BlobRoutes:
     async def show(self, request: Request) -> shapes.BlobDetail:
         """Show one, and of a folder the files."""
         cid = parse_cid(request.params["cid"])
-        row = self._blobs.store.index.get(cid)
+        row = await trio.to_thread.run_sync(self._blobs.store.index.get, cid)
         if row is None:
             raise NotFound(f"blob {cid} is not here", hint=f"`shoal get {cid}` fetches it")
         manifest = await trio.to_thread.run_sync(self._blobs.store.manifest, cid)

@@ -119,6 +119,7 @@ class Getting:
         if isinstance(manifest, Tree):
             job.transfer.size_bytes = manifest.size_bytes
             job.transfer.files = len(manifest.entries)
+            await self._off_loop(partial(self._make_room, wanted.cid, manifest))
             await self._files(manifest.entries, job)
             files = {Cid(entry.cid) for entry in manifest.entries}
             await self._off_loop(partial(self._store.settle_all, files))
@@ -169,6 +170,13 @@ class Getting:
         _check_size(wanted.cid, manifest.size_bytes, limit_bytes)
         await self._off_loop(partial(self._store.put_manifest, data, wanted))
         return manifest
+
+    def _make_room(self, cid: Cid, tree: Tree) -> None:
+        """Refuse a folder that cannot fit before the first file of it displaces anything."""
+        index = self._store.index
+        missing = set(index.broken_files(cid))
+        sizes = {each.cid: each.size_bytes for each in tree.entries if each.cid in missing}
+        self._store.space.make(sum(sizes.values()) - index.partial_bytes(cid))
 
     async def _files(self, entries: list[Entry], job: Job) -> None:
         """Fetch the files of a tree, each once, a few at a time. The first failure ends it."""
@@ -222,6 +230,8 @@ class Getting:
             job.transfer.done_bytes += file.held_bytes if part is None else 0
             job.tell()
             needed = missing.bit_count() * CHUNK_BYTES
+            if count and missing >> (count - 1):  # the last chunk, which is shorter
+                needed -= CHUNK_BYTES - file.layout.chunk_bytes(count - 1)
             await off_loop(partial(store.space.reserve, needed))
             reserved = needed
             dice = random.Random(f"{self._rpc.peer}{cid}")  # others begin elsewhere

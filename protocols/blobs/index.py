@@ -271,6 +271,14 @@ class Index:
             tree,
         )
 
+    def partial_bytes(self, tree: Cid) -> int:
+        """Return how much is here of the files of a tree that are not whole."""
+        return self._number(
+            "SELECT ifnull(sum(held_bytes), 0) FROM members JOIN blobs ON blobs.cid = members.cid"
+            " WHERE members.tree = ? AND is_whole = 0",
+            tree,
+        )
+
     def references_in(self, tree: Cid) -> list[Row]:
         """Return the files of a tree that are references."""
         return self._select(
@@ -288,9 +296,9 @@ class Index:
         with self._lock():
             return [Cid(cid) for (cid,) in self._db.execute(query, values).fetchall()]
 
-    def _number(self, query: str) -> int:
+    def _number(self, query: str, *values: object) -> int:
         with self._lock():
-            return int(self._db.execute(query).fetchone()[0])
+            return int(self._db.execute(query, values).fetchone()[0])
 
     def _do(self, query: str, *values: object) -> None:
         with self._lock():

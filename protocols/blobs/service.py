@@ -186,7 +186,7 @@ class BlobService:
         """
         name = parse_cid(cid)
         manifest = await self._off_loop(partial(self.store.manifest, name))
-        row = self.store.index.get(name)
+        row = await self._off_loop(partial(self.store.index.get, name))
         transfer = Transfer(size_bytes=0 if row is None else row.size_bytes)
         export = export_tree if isinstance(manifest, Tree) else export_file
         with self.store.keep([name]):  # between two files of a folder, none is open

@@ -78,6 +78,11 @@ class Space:
             self._make(size_bytes)
             self._reserved_bytes += size_bytes
 
+    def make(self, size_bytes: int) -> None:
+        """Have room for so much now, or throw nothing away. Raises QuotaError or DiskError."""
+        with self._lock:
+            self._make(size_bytes)
+
     def free(self, size_bytes: int) -> None:
         """What was reserved is used up, or not needed."""
         with self._lock:

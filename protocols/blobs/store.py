@@ -345,8 +345,8 @@ class BlobStore:
             raise NotFound(f"blob {cid} is a folder", hint="get its files, or all of it")
         if row.is_whole and not self._is_there(row):
             self._forget(row)
-            what = f"{row.path} has changed or gone" if row.path else "its file is gone"
-            raise NotFound(f"blob {cid} is not here any more: {what}")
+            what = "has changed or gone" if row.path else "is gone"  # no path: peers read it
+            raise NotFound(f"blob {cid} is not here any more: its file {what}")
         if not row.is_whole and not unfinished:
             raise NotFound(f"blob {cid} is not here as a whole")
         return row

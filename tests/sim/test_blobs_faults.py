@@ -10,6 +10,7 @@ from protocols.blobs import machine
 from protocols.blobs.files import DiskError
 from protocols.blobs.progress import Transfer
 from protocols.blobs.service import BlobService
+from protocols.blobs.space import QuotaError
 from protocols.blobs.store import BlobStore
 from protocols.blobs.wire import (
     CHUNK_BYTES,
@@ -325,3 +326,23 @@ async def test_blobs_whose_table_is_lost_are_added_again(
     assert await service.read_bytes(cids[0]) == DATA
     assert await service.read_bytes(cids[1]) == b"small"
     assert [row.is_pinned for row in again.index.all()] == [True, True]
+
+
+async def test_a_folder_that_cannot_fit_displaces_nothing(
+    autojump_clock: MockClock, peers: Peers, tmp_path: Path
+) -> None:
+    a, b = peers.make(A, quota_bytes=4 * CHUNK_BYTES), peers.make(B)
+    kept = [await a.put_bytes(bytes([n]) * 500_000) for n in range(3)]
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for n in range(3):
+        (folder / str(n)).write_bytes(DATA[n : n + 1_600_000])
+    cid = await b.put_file(folder)
+    with pytest.raises(QuotaError):
+        await a.fetch(cid, [B])
+    assert [await a.has(each) for each in kept] == [True, True, True]
+    (folder / "2").unlink()
+    smaller = await b.put_file(folder)
+    await a.fetch(smaller, [B])
+    assert await a.has(smaller)
+    assert not await a.has(kept[0])
