@@ -282,6 +282,10 @@ class Serving:
                         self._answer(link, frame)
             except ClientError as error:
                 log.debug("link lost: %s", error)
+            except BaseException:  # a function that exits: nobody must wait for this place
+                if link is not None:
+                    link.close()
+                raise
             if link is None:
                 self._stop.wait(retry_s)
                 retry_s = min(2 * retry_s, RETRY_MAX_S)

@@ -164,12 +164,16 @@ class Upgrade:
 def fail_of(error: Exception) -> Fail:
     """Say what a served function raised."""
     if isinstance(error, RpcError):
-        return Fail(_sendable(error.code), _sendable(str(error)))
-    return Fail("program_error", _sendable(f"{type(error).__name__}: {error}"))
+        return Fail(_sendable(error.code), _sendable(error))
+    return Fail("program_error", _sendable(f"{type(error).__name__}: ", error))
 
 
-def _sendable(text: str) -> str:
+def _sendable(*words: object) -> str:
     """Return an error's words as a frame can hold them, whatever they are."""
+    try:
+        text = "".join(map(str, words))
+    except Exception as error:  # an exception's own __str__ may fail
+        text = f"{words[0]!s:.80} (its message cannot be had: {type(error).__name__})"
     return text[:WORDS_MAX].encode(errors="replace").decode()
 
 

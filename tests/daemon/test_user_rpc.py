@@ -269,11 +269,34 @@ def test_an_error_of_a_program_is_told_whatever_its_words(swarm: list[Daemon]) -
     def fail(_: object) -> None:
         raise shoal.RpcError("odd", "\ud800" + "x" * 5_000_000)
 
-    with bob.client.serve({"fail": fail}, places=1):
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    def mute(_: object) -> None:
+        raise Mute
+
+    with bob.client.serve({"fail": fail, "mute": mute}, places=1):
+        with pytest.raises(shoal.ClientError, match=r"Mute: .*cannot be had"):
+            ada.client.rpc("bob", "mute")
         for _ in range(2):
             with pytest.raises(shoal.ClientError, match=r"^\?xxx") as caught:
                 ada.client.rpc("bob", "fail")
             assert caught.value.code == "odd"
+
+
+def test_a_function_that_exits_keeps_nobody_waiting(swarm: list[Daemon]) -> None:
+    ada, bob = swarm
+    script = """
+        import sys, time, shoal
+        with shoal.connect(sys.argv[1]).serve({"leave": lambda _: sys.exit()}, places=1):
+            print("serving", file=sys.stderr, flush=True)
+            time.sleep(60)
+    """
+    python = (sys.executable, "-c", textwrap.dedent(script), str(bob.home))
+    with program(*python), pytest.raises(shoal.ClientError) as caught:
+        ada.client.rpc("bob", "leave", timeout_s=PATIENCE_S)
+    assert caught.value.code == "unavailable"
 
 
 def test_a_command_that_fails_or_is_cancelled(swarm: list[Daemon], tmp_path: Path) -> None:
