@@ -308,12 +308,12 @@ class Index:
 def _disk_error(path: Path, error: sqlite3.Error) -> DiskError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        hint = f"stop the daemon and move {path.name}* away: what is in `data` is then added again"
+        hint = f"stop the daemon and move {path}* away: what is in `data` is then added again"
     elif code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        hint = "does another program use it?"
+        hint = f"does another program use {path}?"
     else:
-        hint = "is the disk full, or read-only?"
-    return DiskError(f"the table of blobs {path}: {error}", hint=hint)
+        hint = f"is the disk of {path} full, or read-only?"
+    return DiskError(f"the table of blobs: {error}", hint=hint)  # no path: peers may read it
 
 
 def _row(

@@ -94,7 +94,10 @@ class BlobService:
         await self._adopt()
         while self._finder is not None:
             self._news = trio.Event()
-            await self._provide(self._finder)
+            try:
+                await self._provide(self._finder)
+            except ShoalError as error:  # of the disk: others may still be served
+                log.error("blobs.not_provided %s", error)
             with trio.move_on_after(PROVIDE_LOOK_S):
                 await self._news.wait()
 
@@ -298,16 +301,17 @@ class BlobService:
         found = self.store.found
         if not await self._off_loop(found.exists):
             return
-        for path in await self._off_loop(lambda: sorted(found.iterdir())):
+        paths = await self._off_loop(lambda: sorted(found.iterdir()))
+        names = {path.name for path in paths}
+        for path in paths:
             try:
                 row = await self.add(path, mode="take", name="found", pin=True)
-            except ShoalError as error:
+                log.warning("blobs.adopted cid=%s from=%s", row.cid, path.name)
+                await self._off_loop(path.unlink)
+                if row.cid not in names:  # unfinished, or decayed
+                    await self._off_loop(partial(self.store.space.remove, row.cid))
+            except (ShoalError, OSError) as error:
                 log.warning("blobs.not_adopted path=%s %s", path, error)
-                continue
-            log.warning("blobs.adopted cid=%s from=%s", row.cid, path.name)
-            await self._off_loop(path.unlink)
-            if row.cid != path.name:  # unfinished, or decayed
-                await self._off_loop(partial(self.store.space.remove, row.cid))
         with suppress(OSError):  # something is left in it
             await self._off_loop(found.rmdir)
 
