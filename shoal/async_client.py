@@ -12,7 +12,15 @@ import h11
 import trio
 
 from shoal import api, async_rpc, blob_api
-from shoal.blob_api import BLOB_TIMEOUT_S, add_body, blob_pieces, get_body, last_blob
+from shoal.blob_api import (
+    BLOB_TIMEOUT_S,
+    add_body,
+    blob_path,
+    blob_pieces,
+    get_body,
+    get_path,
+    last_blob,
+)
 from shoal.channels import Channel, Message, Publish, Published, Subscribe
 from shoal.client import CALL_TIMEOUT_S, CONNECT_TIMEOUT_S, READ_BYTES, connect_unix
 from shoal.errors import ClientError, TimedOut
@@ -224,7 +232,7 @@ class AsyncClient:
     ) -> blob_api.Blob:
         """Fetch a blob, and write it to `path` if given. What has arrived stays if it fails."""
         body = get_body(path, peers, pin=pin)
-        return await _last_blob(self.blob_events(f"/v1/blobs/{quote(cid)}/get", body))
+        return await _last_blob(self.blob_events(get_path(cid), body))
 
     async def blob_events(
         self, path: str, body: object = None
@@ -251,12 +259,12 @@ class AsyncClient:
 
     async def blob(self, cid: str) -> blob_api.BlobDetail:
         """Return one blob, and of a folder the files."""
-        return await self.call("GET", f"/v1/blobs/{quote(cid)}", reply=blob_api.BlobDetail)
+        return await self.call("GET", blob_path(cid), reply=blob_api.BlobDetail)
 
     async def pin(self, cid: str, *, pinned: bool = True) -> blob_api.Blob:
         """Pin a blob, so that it is never collected; or let it go, see `unpin`."""
         body = blob_api.PinBlob(pinned)
-        return await self.call("POST", f"/v1/blobs/{quote(cid)}/pin", body, reply=blob_api.Blob)
+        return await self.call("POST", f"{blob_path(cid)}/pin", body, reply=blob_api.Blob)
 
     async def unpin(self, cid: str) -> blob_api.Blob:
         """Let a blob go when there is no room."""
@@ -264,7 +272,7 @@ class AsyncClient:
 
     async def rm(self, cid: str) -> blob_api.Collected:
         """Throw a blob away, pinned or not."""
-        return await self.call("DELETE", f"/v1/blobs/{quote(cid)}", reply=blob_api.Collected)
+        return await self.call("DELETE", blob_path(cid), reply=blob_api.Collected)
 
     async def gc(self) -> blob_api.Collected:
         """Throw away every blob that is not pinned nor in use."""

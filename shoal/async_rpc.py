@@ -30,6 +30,7 @@ from shoal.rpc_api import (
     Ready,
     RpcError,
     Serve,
+    check_timeout,
     decode_value,
     encode_value,
     fail_of,
@@ -168,6 +169,7 @@ class AsyncRpcCall:
 
 async def call(path: Path, peer: str, method: str, value: object, *, timeout_s: float) -> Any:
     """Call a method with one value and return its answer; see `AsyncClient.rpc`."""
+    check_timeout(timeout_s)
     encoded = encode_value(value)
     with trio.move_on_after(timeout_s + MARGIN_S):
         async with open_link(path, Ask(peer, method, encoded, timeout_s)) as link:
@@ -183,6 +185,7 @@ async def stream(
     path: Path, peer: str, method: str, *, timeout_s: float | None
 ) -> AsyncGenerator[AsyncRpcCall]:
     """Open a streaming call; see `AsyncClient.rpc_stream`."""
+    check_timeout(timeout_s)
     async with open_link(path, Open(peer, method, timeout_s)) as link:
         yield AsyncRpcCall(link, link.receive, peer)
 

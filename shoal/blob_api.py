@@ -137,6 +137,16 @@ def get_body(path: str | os.PathLike[str] | None, peers: Sequence[str], *, pin: 
     return GetBlob("" if path is None else os.path.abspath(path), list(peers), pin)
 
 
+def blob_path(cid: str) -> str:
+    """Return the route of a blob; what is no CID is quoted, and the daemon says so."""
+    return f"/v1/blobs/{quote(cid, safe='')}"
+
+
+def get_path(cid: str) -> str:
+    """Return the route that fetches a blob."""
+    return f"{blob_path(cid)}/get"
+
+
 def last_blob(events: Iterable[BlobProgress]) -> Blob:
     """Return the blob that the last event tells of."""
     *_, last = [None, *events]
@@ -155,5 +165,5 @@ def blob_pieces(
     tail = f"&peers={quote(','.join(peers))}" if peers else ""
     while stop is None or start < stop:
         end = start + READ_BYTES if stop is None else min(start + READ_BYTES, stop)
-        yield f"/v1/blobs/{quote(cid)}/data?start={start}&stop={end}{tail}", end - start
+        yield f"{blob_path(cid)}/data?start={start}&stop={end}{tail}", end - start
         start = end

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from urllib.parse import quote
 
 from shoal import api, blob_api
-from shoal.blob_api import BLOB_TIMEOUT_S, add_body, blob_pieces, get_body, last_blob
+from shoal.blob_api import (
+    BLOB_TIMEOUT_S,
+    add_body,
+    blob_path,
+    blob_pieces,
+    get_body,
+    get_path,
+    last_blob,
+)
 from shoal.channels import Channel, Message, Publish, Published, Subscribe
 from shoal.errors import ClientError, DaemonUnreachable, TimedOut
 from shoal.messages import api_error, decode_reply, encode_body, socket_path
@@ -284,7 +292,7 @@ class Client:
     ) -> blob_api.Blob:
         """Fetch a blob, and write it to `path` if given. What has arrived stays if it fails."""
         body = get_body(path, peers, pin=pin)
-        return last_blob(self.blob_events(f"/v1/blobs/{quote(cid)}/get", body))
+        return last_blob(self.blob_events(get_path(cid), body))
 
     def blob_events(self, path: str, body: object = None) -> Iterator[blob_api.BlobProgress]:
         """Post a request about blobs; yield its progress, the last one with the result."""
@@ -308,12 +316,12 @@ class Client:
 
     def blob(self, cid: str) -> blob_api.BlobDetail:
         """Return one blob, and of a folder the files."""
-        return self.call("GET", f"/v1/blobs/{quote(cid)}", reply=blob_api.BlobDetail)
+        return self.call("GET", blob_path(cid), reply=blob_api.BlobDetail)
 
     def pin(self, cid: str, *, pinned: bool = True) -> blob_api.Blob:
         """Pin a blob, so that it is never collected; or let it go, see `unpin`."""
         body = blob_api.PinBlob(pinned)
-        return self.call("POST", f"/v1/blobs/{quote(cid)}/pin", body, reply=blob_api.Blob)
+        return self.call("POST", f"{blob_path(cid)}/pin", body, reply=blob_api.Blob)
 
     def unpin(self, cid: str) -> blob_api.Blob:
         """Let a blob go when there is no room."""
@@ -321,7 +329,7 @@ class Client:
 
     def rm(self, cid: str) -> blob_api.Collected:
         """Throw a blob away, pinned or not."""
-        return self.call("DELETE", f"/v1/blobs/{quote(cid)}", reply=blob_api.Collected)
+        return self.call("DELETE", blob_path(cid), reply=blob_api.Collected)
 
     def gc(self) -> blob_api.Collected:
         """Throw away every blob that is not pinned nor in use."""

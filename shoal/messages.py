@@ -41,8 +41,11 @@ def socket_path(home: str | os.PathLike[str] | None, socket: str | os.PathLike[s
 
 
 def encode_body(body: object) -> bytes:
-    """Encode a request's JSON body; None is no body."""
-    return b"" if body is None else msgspec.json.encode(body)
+    """Encode a request's JSON body; None is no body. Raises ClientError if it cannot be JSON."""
+    try:
+        return b"" if body is None else msgspec.json.encode(body)
+    except UnicodeEncodeError as error:  # a file's name, for one
+        raise ClientError(f"{error.object[:200]!a} is not UTF-8", hint="rename it") from error
 
 
 def decode_reply(data: bytes, type_: type[T]) -> T:

@@ -29,6 +29,7 @@ from shoal.rpc_api import (
     Ready,
     RpcError,
     Serve,
+    check_timeout,
     decode_value,
     encode_value,
     fail_of,
@@ -117,6 +118,7 @@ class RpcCall:
     def __init__(self, link: Link, peer: str) -> None:
         self.link = link
         self.peer = peer
+        self.failure: Exception | None = None  # of what is sent for us; the reader raises it
         self._theirs_ended = self._ours_ended = False
 
     def send(self, value: object) -> None:
@@ -133,7 +135,12 @@ class RpcCall:
         """Return the next value. Raises EOFError at the end, ApiError if the call failed."""
         if self._theirs_ended:
             raise EOFError("the other side sends no more values")
-        frame = self.link.receive()
+        try:
+            frame = self.link.receive()
+        except LinkLost:
+            if self.failure is not None:
+                raise self.failure from None
+            raise
         match frame:
             case Item(value):
                 return decode_value(value)
@@ -171,6 +178,7 @@ class RpcCall:
 
 def call(path: Path, peer: str, method: str, value: object, *, timeout_s: float) -> Any:
     """Call a method with one value and return its answer; see `Client.rpc`."""
+    check_timeout(timeout_s)
     encoded = encode_value(value)
     with RpcCall(Link(path, Ask(peer, method, encoded, timeout_s)), peer) as opened:
         opened.link.settimeout(timeout_s + MARGIN_S)
@@ -184,6 +192,7 @@ def stream(
     path: Path, peer: str, method: str, values: Iterable[object] | None, timeout_s: float | None
 ) -> RpcCall:
     """Open a streaming call; see `Client.rpc_stream`."""
+    check_timeout(timeout_s)
     opened = RpcCall(Link(path, Open(peer, method, timeout_s)), peer)
     if values is not None:
         threading.Thread(target=_send_values, args=(opened, values), daemon=True).start()
@@ -195,8 +204,11 @@ def _send_values(opened: RpcCall, values: Iterable[object]) -> None:
         for value in values:
             opened.send(value)
         opened.finish()
-    except ClientError:
-        opened.link.close()  # the reader learns it
+    except LinkLost:
+        return  # the reader learns it by itself, and what the daemon said before
+    except Exception as error:  # of the values, which are the caller's own code, too
+        opened.failure = error
+        opened.link.close()
 
 
 class Serving:
@@ -270,6 +282,10 @@ class Serving:
                         self._answer(link, frame)
             except ClientError as error:
                 log.debug("link lost: %s", error)
+            except BaseException:  # a function that exits: nobody must wait for this place
+                if link is not None:
+                    link.close()
+                raise
             if link is None:
                 self._stop.wait(retry_s)
                 retry_s = min(2 * retry_s, RETRY_MAX_S)

@@ -20,6 +20,7 @@ from shoal.messages import api_error
 PROTOCOL = "shoal-link"
 FRAME_MAX = 4 * 1024 * 1024 + 4096  # bytes; a value (at most 4 MiB) and its call's name
 LENGTH_BYTES = 4
+WORDS_MAX = 300  # characters of an error that a served function raises
 BYTES_KEY = "$base64"  # how JSON writes bytes: {"$base64": "aGk="}
 
 
@@ -163,8 +164,17 @@ class Upgrade:
 def fail_of(error: Exception) -> Fail:
     """Say what a served function raised."""
     if isinstance(error, RpcError):
-        return Fail(error.code, str(error))
-    return Fail("program_error", f"{type(error).__name__}: {error}"[:300])
+        return Fail(_sendable(error.code), _sendable(error))
+    return Fail("program_error", _sendable(f"{type(error).__name__}: ", error))
+
+
+def _sendable(*words: object) -> str:
+    """Return an error's words as a frame can hold them, whatever they are."""
+    try:
+        text = "".join(map(str, words))
+    except Exception as error:  # an exception's own __str__ may fail
+        text = f"{words[0]!s:.80} (its message cannot be had: {type(error).__name__})"
+    return text[:WORDS_MAX].encode(errors="replace").decode()
 
 
 def pack(frame: Frame) -> bytes:
@@ -226,6 +236,13 @@ def from_json(value: object) -> object:
         return base64.b64decode(text, validate=True)
     except binascii.Error as error:
         raise ClientError(f"{BYTES_KEY}: {error}") from error
+
+
+def check_timeout(timeout_s: float | None) -> None:
+    """Raise ClientError for a deadline that the daemon would not take."""
+    if timeout_s is not None and not 0 <= timeout_s <= DEADLINE_MAX_S:
+        most = f"{DEADLINE_MAX_S / 3600:.0f} h"
+        raise ClientError(f"a deadline of {timeout_s:g} s: from 0 to {most}", hint="make it less")
 
 
 def link_error(fail: Fail) -> ApiError:

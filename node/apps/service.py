@@ -67,9 +67,11 @@ class AppRpc:
         """One value there, one back. Raises what `Rpc.call` does, and UsageError."""
         with self._counted(peer):
             await check_own(value)
-            answer = await self._rpc.call(
-                peer, CALL, Ask(name_of(method), Raw(value)), timeout_s=timeout_s
-            )
+            ask = Ask(name_of(method), Raw(value))
+            try:
+                answer = await self._rpc.call(peer, CALL, ask, timeout_s=timeout_s)
+            except DeadlineExceeded as error:
+                raise DeadlineExceeded(f"{method}: no answer within {timeout_s:g} s") from error
             await check(answer.value)
             return answer.value
 

@@ -12,7 +12,15 @@ from typing import BinaryIO
 import click
 
 from node.cli.context import Context, echo_json, echo_table, json_option, on_terminal, short
-from shoal.blob_api import AddBlob, Blob, BlobProgress, GetBlob, add_body, get_body
+from shoal.blob_api import (
+    AddBlob,
+    Blob,
+    BlobProgress,
+    GetBlob,
+    add_body,
+    get_body,
+    get_path,
+)
 from shoal.client import Client
 from shoal.errors import ClientError
 
@@ -75,17 +83,21 @@ def get(
 
     What has arrived stays after Ctrl-C or a failure: the same command goes on.
     """
-    client = context.client()
+    client, is_bytes = context.client(), span is not None or output == "-"
+    if as_json and is_bytes:
+        raise click.UsageError("--json cannot be had together with --range or `-o -`")
+    if pin and span is not None:
+        raise click.UsageError("a part of a file cannot be pinned: leave --pin or --range out")
     if span is None and output == "-":
-        _run(client, f"/v1/blobs/{cid}/get", get_body(None, peers, pin=pin), as_json)
-    if span is not None or output == "-":
+        _run(client, get_path(cid), get_body(None, peers, pin=pin), as_json)
+    if is_bytes:
         start, stop = _parse_span(span) if span is not None else (0, None)
         with _output(output) as file:
             for piece in _pieces(client, cid, start, stop, peers):
                 file.write(piece)
         return
     body: GetBlob = get_body(output, peers, pin=pin)
-    found = _run(client, f"/v1/blobs/{cid}/get", body, as_json)
+    found = _run(client, get_path(cid), body, as_json)
     if not as_json:
         click.echo(output or _done(found).cid)
 
@@ -108,9 +120,22 @@ def _output(path: str | None) -> Generator[BinaryIO]:
     if path in (None, "-"):
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
-    else:
-        with Path(str(path)).open("wb") as file:
-            yield file
+        return
+    # Beside it first: what is there now goes only once the bytes have come.
+    place = Path(os.path.abspath(str(path)))
+    if os.path.lexists(place) and (place.is_symlink() or not place.is_file()):
+        raise click.UsageError(f"{place} is in the way: it is no plain file")
+    try:
+        fd, name = tempfile.mkstemp(dir=place.parent, prefix=".shoal-", suffix=".part")
+        try:
+            with open(fd, "wb") as file:
+                yield file
+            os.replace(name, place)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+    except OSError as error:
+        raise ClientError(f"cannot write {place}: {error.strerror}") from error
 
 
 def _parse_span(text: str) -> tuple[int, int | None]:
@@ -180,14 +205,14 @@ class _Lines:
     """One line for every 10 %, on standard error."""
 
     def __init__(self) -> None:
-        self._said = ("", 0)
+        self._said = ("", 0)  # what takes a moment only needs no line
 
     def show(self, progress: BlobProgress) -> None:
         """Print a line, if it is time for one."""
         size = progress.size_bytes
         percent = 100 * progress.done_bytes // size if size else 0
         step = percent // STEP_PERCENT
-        if progress.state != "done" and (progress.state, step) != self._said:
+        if step and progress.state != "done" and (progress.state, step) != self._said:
             self._said = (progress.state, step)
             parts = [f"{progress.state} {percent} %", _rate(progress.rate)]
             if progress.state == "fetching":

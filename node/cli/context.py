@@ -59,8 +59,11 @@ def echo_json(value: object) -> None:
 
 
 def echo_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table; numbers-only columns are aligned right. No rows, no output."""
-    cells = [list(row) for row in rows]
+    """Print a table; numbers-only columns are aligned right. No rows, no output.
+
+    A name that would break a line, or speak to the terminal, is shown with `?` in those places.
+    """
+    cells = [[plain(cell) for cell in row] for row in rows]
     if not cells:
         return
     columns = list(zip(*[list(heads), *cells], strict=True))
@@ -72,6 +75,11 @@ def echo_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
             for cell, width, to_right in zip(row, widths, right, strict=True)
         ]
         click.echo("  ".join(parts).rstrip())
+
+
+def plain(text: str) -> str:
+    """Return a text of others, such as a file's name, as one harmless line."""
+    return "".join(each if each.isprintable() else "?" for each in text)
 
 
 def short(peer: str) -> str:

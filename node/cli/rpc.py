@@ -16,7 +16,7 @@ from node.cli.context import (
     short,
 )
 from shoal.errors import ClientError
-from shoal.rpc_api import from_json, to_json
+from shoal.rpc_api import DEADLINE_MAX_S, from_json, to_json
 
 
 class BadJson(ClientError):
@@ -54,6 +54,8 @@ def call_(
     as_json: bool,
 ) -> None:
     """Call METHOD of PEER with a JSON value (`-` reads it from standard input)."""
+    if timeout > DEADLINE_MAX_S:
+        raise click.BadParameter("up to 24 h", param_hint="--timeout")
     if stream:
         _call_stream(context, peer, method, value, timeout)
         return

@@ -11,6 +11,7 @@ import trio
 from msgspec import Meta
 
 from node.control.api import Api, Event, Events, Raw, Request
+from protocols.blobs.adding import check_place
 from protocols.blobs.index import Row
 from protocols.blobs.manifest import Tree
 from protocols.blobs.progress import Transfer
@@ -36,7 +37,7 @@ class _AddBody(msgspec.Struct):
 
     path: _Path
     mode: Literal["copy", "reference", "take"] = "copy"
-    name: Annotated[str, Meta(max_length=256, pattern=r"^[^\x00-\x1f\x7f-\x9f]*\Z")] = ""
+    name: Annotated[str, Meta(max_length=256)] = ""
     pin: bool = True
 
 
@@ -115,7 +116,7 @@ class BlobRoutes:
     async def show(self, request: Request) -> shapes.BlobDetail:
         """Show one, and of a folder the files."""
         cid = parse_cid(request.params["cid"])
-        row = self._blobs.store.index.get(cid)
+        row = await trio.to_thread.run_sync(self._blobs.store.index.get, cid)
         if row is None:
             raise NotFound(f"blob {cid} is not here", hint=f"`shoal get {cid}` fetches it")
         manifest = await trio.to_thread.run_sync(self._blobs.store.manifest, cid)
@@ -127,6 +128,8 @@ class BlobRoutes:
         """Add a file or a folder."""
         body = request.read(_AddBody)
         path = _absolute(body.path)
+        if not body.name.isprintable():
+            raise UsageError("a name has no line breaks or control characters in it")
         name = body.name or ("" if body.mode == "take" else path.name)
         job = _Job("adding")
 
@@ -144,19 +147,21 @@ class BlobRoutes:
         cid = parse_cid(request.params["cid"])
         peers = [self._resolve(name) for name in body.peers]
         path = _absolute(body.path) if body.path else None
-        if path is not None and not path.parent.is_dir():
-            raise UsageError(f"there is no folder {path.parent}")
+        if path is not None:
+            await trio.to_thread.run_sync(check_place, path)
         job = _Job("fetching")
 
         async def work() -> None:
-            was_here = await self._blobs.has(cid)
-            row = await self._blobs.fetch(cid, peers, pin=body.pin, report=job.report)
-            if path is not None:
-                job.state = "writing"
-                shares = job.transfer.shares
-                await self._blobs.export(cid, path, is_fresh=not was_here, report=job.report)
-                job.transfer.shares = shares
-            job.blob = await self._view(row)
+            with self._blobs.store.keep([cid]):  # until it is written, too
+                row = await self._blobs.fetch(cid, peers, pin=body.pin, report=job.report)
+                if path is not None:
+                    job.state = "writing"
+                    fetched = job.transfer
+                    # What was here before may have decayed: then the export has to hash.
+                    is_fresh = fetched.fetched_bytes >= row.size_bytes
+                    await self._blobs.export(cid, path, is_fresh=is_fresh, report=job.report)
+                    job.transfer.shares = fetched.shares
+                job.blob = await self._view(row)
 
         return Events(self._watch(job, work))
 

@@ -25,7 +25,7 @@ class RpcRoutes:
         peer = self._resolve(wanted.peer)
         try:
             value = msgspec.msgpack.encode(shapes.from_json(wanted.value))
-        except (ClientError, OverflowError, UnicodeEncodeError) as error:
+        except (ClientError, OverflowError, RecursionError, UnicodeEncodeError) as error:
             raise UsageError(f"value: {error}") from error
         try:
             answer = await self._apps.call(peer, wanted.method, value, timeout_s=wanted.timeout_s)

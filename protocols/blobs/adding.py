@@ -6,6 +6,7 @@ in a new folder there is no link of somebody else's that a path could follow.
 """
 
 import os
+import secrets
 import shutil
 import stat
 import tempfile
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from protocols.blobs.files import DiskError, open_source, read_chunk, sync_file, write_at
-from protocols.blobs.index import Row
+from protocols.blobs.index import Row, fresh_row
 from protocols.blobs.manifest import (
     ENTRIES_MAX,
     PATH_MAX,
@@ -27,7 +28,7 @@ from protocols.blobs.manifest import (
     check_path,
     make_tree,
 )
-from protocols.blobs.store import BlobStore, fresh_row
+from protocols.blobs.store import BlobStore
 from protocols.blobs.wire import CHUNK_BYTES, Cid, hash_of, manifest_cid, raw_cid
 from wire import codec
 from wire.errors import BadMessage, NotFound, UsageError
@@ -78,8 +79,13 @@ def add_file(
             yield size_bytes
             if not _is_same(found, os.fstat(fd)) or size_bytes != found.st_size:
                 raise UsageError(f"{path} changed while it was being added", hint="try again")
+            if os.pread(fd, 1, size_bytes):  # in /proc sizes are 0
+                hint = "`cat` it, and `shoal add -` takes what it prints"
+                raise UsageError(f"{path} has more in it than its size says", hint=hint)
             cid, manifest = _named(size_bytes, bytes(hashes))
-            if (row := store.known(cid, name=name, is_root=is_root, pin=pin)) is not None:
+            ours = mode != "reference"  # the user may throw the file away
+            row = store.known(cid, name=name, is_root=is_root, pin=pin, ours=ours)
+            if row is not None:
                 return row
             if scratch is None:
                 return _refer(store, path, found, cid, manifest, name, is_root=is_root, pin=pin)
@@ -107,8 +113,7 @@ def add_tree(
             adding = add_file(store, root / path, mode=mode, is_root=False, follow=False)
             row = yield from _shifted(adding, done)
             kept.enter_context(store.keep([row.cid]))
-            mode_bits = os.stat(root / path).st_mode
-            is_executable = bool(mode_bits & stat.S_IXUSR)
+            is_executable = _is_executable(root / path)
             entries.append(Entry(path, row.cid, row.size_bytes, is_executable))
             done += row.size_bytes
         data = codec.encode(make_tree(entries))
@@ -133,15 +138,17 @@ def size_of(path: Path) -> int:
 
 
 def export_file(store: BlobStore, cid: Cid, path: Path, *, is_fresh: bool) -> Iterator[int]:
-    """Write a whole file to `path`, replacing what is there when it is complete."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
-    scratch.unlink(missing_ok=True)
+    """Write a whole file to `path`, replacing a file there when it is complete."""
+    check_place(path)
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", hint=f"name the file: -o {path}/NAME")
+    scratch = _beside(path)
     try:
         with store.open(cid) as file:
             yield from file.copy_to(scratch, is_fresh=is_fresh)
         scratch.replace(path)
     except OSError as error:
-        raise DiskError(f"cannot write {path}: {error.strerror}") from error
+        raise DiskError.of(error, str(path)) from error
     finally:
         scratch.unlink(missing_ok=True)
 
@@ -151,10 +158,10 @@ def export_tree(store: BlobStore, cid: Cid, path: Path, *, is_fresh: bool) -> It
     tree = store.manifest(cid)
     if not isinstance(tree, Tree):
         raise NotFound(f"folder {cid} is not here")
-    if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
+    check_place(path)
+    if path.is_file():
         raise UsageError(f"{path} exists", hint="name another place with -o")
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
-    shutil.rmtree(scratch, ignore_errors=True)
+    scratch = _beside(path)
     try:
         scratch.mkdir(mode=0o777)
         done = 0
@@ -168,9 +175,35 @@ def export_tree(store: BlobStore, cid: Cid, path: Path, *, is_fresh: bool) -> It
             done += entry.size_bytes
         scratch.replace(path)
     except OSError as error:
-        raise DiskError(f"cannot write {path}: {error.strerror}") from error
+        raise DiskError.of(error, str(path)) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_place(path: Path) -> None:
+    """Refuse a path at which neither a file nor a folder can be written, so that nothing need be
+    fetched to learn it. Raises UsageError.
+    """
+    elsewhere = "name another place with -o"
+    try:
+        if not path.parent.is_dir() or not path.name:
+            raise UsageError(f"there is no folder {path.parent} to write to", hint=elsewhere)
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise UsageError(f"{path.parent} may not be written to", hint=elsewhere)
+        if not os.path.lexists(path):
+            return
+        mode = os.lstat(path).st_mode
+        if stat.S_ISDIR(mode) and any(path.iterdir()):
+            raise UsageError(f"{path} exists, and is not empty", hint=f"{elsewhere}: {path}/NAME")
+        if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):  # a link is not followed
+            raise UsageError(f"{path} is in the way: it is no plain file", hint=elsewhere)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}", hint=elsewhere) from error
+
+
+def _beside(path: Path) -> Path:
+    """Return a new name in the same folder: two may write to one path at once."""
+    return path.with_name(f".shoal-{secrets.token_hex(8)}.part")
 
 
 def _walk(root: Path) -> Iterator[str]:
@@ -199,6 +232,13 @@ def _walk(root: Path) -> Iterator[str]:
                 raise UsageError(
                     f"cannot add {str(root / path)!r}: it is {what}", hint="leave it out"
                 )
+
+
+def _is_executable(path: Path) -> bool:
+    try:
+        return bool(os.lstat(path).st_mode & stat.S_IXUSR)
+    except OSError as error:  # it was here a moment ago
+        raise UsageError(f"cannot add {str(path)!r}: {error.strerror}", hint="try again") from error
 
 
 def _check_name(root: Path, path: str) -> None:
@@ -242,11 +282,10 @@ def _refer(
     pin: bool,
 ) -> Row:
     store.space.check_count()
-    store.path_of(cid).unlink(missing_ok=True)  # what was fetched of it is not needed
     fresh = fresh_row(cid, found.st_size, name=name, is_root=is_root, pin=pin)
     row = replace(fresh, held_bytes=0, path=str(path), mtime_ns=found.st_mtime_ns)
-    store.index.put(row, manifest, is_lazy=not is_root)
-    return row
+    store.refer(row, manifest)
+    return store.index.get(cid) or row
 
 
 def _link_or_copy(path: Path, scratch: Path) -> None:

@@ -371,12 +371,16 @@ class Session:
                 else:
                     raise BadMessage(f"sent chunk {index}, which it was not asked for")
             case Missing(index):
+                if not machine.owes(self.peer, index) and index not in self._cancelled:
+                    raise BadMessage(f"lacks chunk {index}, which it was not asked for")
+                self._cancelled.discard(index)
                 machine.lacks(self.peer, index)
                 fetch.failures.note(self.peer, NotFound(f"lacks chunk {index}"))
                 fetch.wake_all()
             case Gained(indexes):
                 count = fetch.file.layout.count
-                machine.gained(self.peer, sum(1 << i for i in set(indexes) if i < count))
+                if not machine.gained(self.peer, sum(1 << i for i in set(indexes) if i < count)):
+                    raise BadMessage("told news that are none")  # each costs us some work
                 self.wake()
             case Have():
                 raise BadMessage("Have came twice")

@@ -5,6 +5,7 @@ it is opened, so whatever a crash or a power cut has left of it is believed only
 Blocking: use it on a thread; several may share one file.
 """
 
+import errno
 import os
 import stat
 import threading
@@ -23,12 +24,13 @@ class DiskError(ShoalError):
     """The disk refused a write."""
 
     code = "disk"
-    hint = "is it full?"
 
     @classmethod
-    def of(cls, error: OSError) -> "DiskError":
+    def of(cls, error: OSError, what: str = "a blob") -> "DiskError":
         """Say what the system said."""
-        return cls(f"cannot write a blob: {error.strerror or error}")
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "make room: `shoal blobs gc` throws away what is not pinned" if is_full else ""
+        return cls(f"cannot write {what}: {error.strerror or error}", hint=hint)
 
 
 class BlobFile:

@@ -10,12 +10,12 @@ from functools import partial
 import trio
 
 from protocols.blobs.fetch import ChunkFetch, Failures, OffLoop, fetch_object
-from protocols.blobs.index import Row
+from protocols.blobs.index import Row, fresh_row
 from protocols.blobs.machine import full
 from protocols.blobs.manifest import Entry, File, Tree, decode_manifest
 from protocols.blobs.progress import Counters, Report, Transfer
 from protocols.blobs.search import Finder, Source
-from protocols.blobs.store import BlobStore, fresh_row
+from protocols.blobs.store import BlobStore
 from protocols.blobs.wire import CHUNK_BYTES, Cid, is_raw
 from wire.errors import BadMessage, NotFound, UsageError
 from wire.ids import PeerId
@@ -119,8 +119,10 @@ class Getting:
         if isinstance(manifest, Tree):
             job.transfer.size_bytes = manifest.size_bytes
             job.transfer.files = len(manifest.entries)
+            await self._off_loop(partial(self._make_room, wanted.cid, manifest))
             await self._files(manifest.entries, job)
-            await self._off_loop(partial(self._store.settle_files, wanted.cid))
+            files = {Cid(entry.cid) for entry in manifest.entries}
+            await self._off_loop(partial(self._store.settle_all, files))
         elif manifest is not None:
             job.transfer.size_bytes = manifest.size_bytes
             await self._chunks(wanted.cid, job)
@@ -168,6 +170,13 @@ class Getting:
         _check_size(wanted.cid, manifest.size_bytes, limit_bytes)
         await self._off_loop(partial(self._store.put_manifest, data, wanted))
         return manifest
+
+    def _make_room(self, cid: Cid, tree: Tree) -> None:
+        """Refuse a folder that cannot fit before the first file of it displaces anything."""
+        index = self._store.index
+        missing = set(index.broken_files(cid))
+        sizes = {each.cid: each.size_bytes for each in tree.entries if each.cid in missing}
+        self._store.space.make(sum(sizes.values()) - index.partial_bytes(cid))
 
     async def _files(self, entries: list[Entry], job: Job) -> None:
         """Fetch the files of a tree, each once, a few at a time. The first failure ends it."""
@@ -221,6 +230,8 @@ class Getting:
             job.transfer.done_bytes += file.held_bytes if part is None else 0
             job.tell()
             needed = missing.bit_count() * CHUNK_BYTES
+            if count and missing >> (count - 1):  # the last chunk, which is shorter
+                needed -= CHUNK_BYTES - file.layout.chunk_bytes(count - 1)
             await off_loop(partial(store.space.reserve, needed))
             reserved = needed
             dice = random.Random(f"{self._rpc.peer}{cid}")  # others begin elsewhere

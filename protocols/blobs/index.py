@@ -6,11 +6,13 @@ crash interrupts, no row claims what is not there. Blocking; several threads may
 
 import sqlite3
 import threading
+import time
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from protocols.blobs.files import DiskError
 from protocols.blobs.wire import Cid
 
 VERSION = 1  # of the tables
@@ -93,18 +95,42 @@ class Row:
     is_tree: bool = False
 
 
+def fresh_row(
+    cid: Cid, size_bytes: int, *, name: str = "", is_root: bool, pin: bool = False
+) -> Row:
+    """Return the row of a whole copy that has just come."""
+    at_ms = now_ms()
+    return Row(cid, name, size_bytes, size_bytes, True, is_root, pin, at_ms, at_ms)
+
+
+def now_ms() -> int:
+    """Return the wall clock."""
+    return time.time_ns() // 1_000_000
+
+
 class Index:
     """The table. Every method is a transaction, unless it is called within `change`."""
 
     def __init__(self, path: Path) -> None:
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._lock = threading.RLock()
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.execute("PRAGMA foreign_keys = ON")
-        if self._db.execute("PRAGMA user_version").fetchone()[0] < VERSION:
-            self._db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
-        self._db.execute("UPDATE blobs SET is_whole = 0 WHERE is_whole = 2")
+        self._path, self._mutex = path, threading.RLock()
+        with self._lock():
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA foreign_keys = ON")
+            self.is_new = self._db.execute("PRAGMA user_version").fetchone()[0] < VERSION
+            if self.is_new:
+                self._db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
+            self._db.execute("UPDATE blobs SET is_whole = 0 WHERE is_whole = 2")
+
+    @contextmanager
+    def _lock(self) -> Generator[None]:
+        """Use the database alone. What SQLite says of it is raised as DiskError."""
+        with self._mutex:
+            try:
+                yield
+            except sqlite3.Error as error:
+                raise _disk_error(self._path, error) from error
 
     def close(self) -> None:
         """Close the database."""
@@ -113,12 +139,13 @@ class Index:
     @contextmanager
     def change(self) -> Generator[None]:
         """Make several changes one; an exception takes them back."""
-        with self._lock:
+        with self._lock():
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # a full disk ends it by itself
+                    self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
 
@@ -129,7 +156,7 @@ class Index:
 
     def manifest(self, cid: Cid) -> bytes | None:
         """Return the manifest of a blob that is not raw."""
-        with self._lock:
+        with self._lock():
             row = self._db.execute("SELECT manifest FROM blobs WHERE cid = ?", (cid,)).fetchone()
         return None if row is None else row[0]
 
@@ -166,23 +193,25 @@ class Index:
         is_lazy: neither its file nor the row is synced; `settle` does it. Until then a restart
         takes it for unfinished.
         """
-        with self._lock:
-            if is_lazy:
-                self._db.execute("PRAGMA synchronous = NORMAL")
+        with self._lock():
             sizes = (row.cid, row.name, row.size_bytes, row.held_bytes)
             flags = (2 if is_lazy else int(row.is_whole), row.is_root, row.is_pinned)
             source = (row.path, row.mtime_ns, manifest)
             values = (*sizes, *flags, row.added_ms, row.used_ms, *source)
-            self._db.execute(_UPSERT, values)
             pairs = [(row.cid, cid) for cid in files]
-            self._db.executemany("INSERT OR IGNORE INTO members VALUES (?, ?)", pairs)
             if is_lazy:
-                self._db.execute("PRAGMA synchronous = FULL")
+                self._db.execute("PRAGMA synchronous = NORMAL")
+            try:
+                self._db.execute(_UPSERT, values)
+                self._db.executemany("INSERT OR IGNORE INTO members VALUES (?, ?)", pairs)
+            finally:
+                if is_lazy:
+                    self._db.execute("PRAGMA synchronous = FULL")
 
     def is_lazy(self, cid: Cid) -> bool:
         """Tell whether a blob is here, but not synced."""
         query = "SELECT 1 FROM blobs WHERE cid = ? AND is_whole = 2"
-        with self._lock:
+        with self._lock():
             return self._db.execute(query, (cid,)).fetchone() is not None
 
     def settle(self, cids: Iterable[Cid]) -> None:
@@ -206,6 +235,10 @@ class Index:
             is_pinned, name, cid,
         )  # fmt: skip
 
+    def unset_root(self, cid: Cid) -> None:
+        """Nobody wants a blob by itself any more."""
+        self._do("UPDATE blobs SET is_root = 0, is_pinned = 0 WHERE cid = ?", cid)
+
     def set_pinned(self, cid: Cid, *, is_pinned: bool) -> None:
         """Pin a blob, or let it go."""
         self._do("UPDATE blobs SET is_pinned = ? WHERE cid = ?", is_pinned, cid)
@@ -226,11 +259,23 @@ class Index:
         """Return the files that nobody would miss but this tree."""
         return self._cids(_ONLY_IN, tree)
 
+    def trees_with(self, cid: Cid) -> list[Cid]:
+        """Return the trees that have a file."""
+        return self._cids("SELECT tree FROM members WHERE cid = ?", cid)
+
     def broken_files(self, tree: Cid) -> list[Cid]:
         """Return the files of a tree that are not whole here."""
         return self._cids(
             "SELECT members.cid FROM members LEFT JOIN blobs ON blobs.cid = members.cid"
             " WHERE members.tree = ? AND ifnull(is_whole, 0) = 0",
+            tree,
+        )
+
+    def partial_bytes(self, tree: Cid) -> int:
+        """Return how much is here of the files of a tree that are not whole."""
+        return self._number(
+            "SELECT ifnull(sum(held_bytes), 0) FROM members JOIN blobs ON blobs.cid = members.cid"
+            " WHERE members.tree = ? AND is_whole = 0",
             tree,
         )
 
@@ -243,21 +288,32 @@ class Index:
     # --- inside --------------------------------------------------------------------------------
 
     def _select(self, rest: str, *values: object) -> list[Row]:
-        with self._lock:
+        with self._lock():
             found = self._db.execute(f"SELECT {_COLUMNS} FROM blobs {rest}", values).fetchall()
         return [_row(*columns) for columns in found]
 
     def _cids(self, query: str, *values: object) -> list[Cid]:
-        with self._lock:
+        with self._lock():
             return [Cid(cid) for (cid,) in self._db.execute(query, values).fetchall()]
 
-    def _number(self, query: str) -> int:
-        with self._lock:
-            return int(self._db.execute(query).fetchone()[0])
+    def _number(self, query: str, *values: object) -> int:
+        with self._lock():
+            return int(self._db.execute(query, values).fetchone()[0])
 
     def _do(self, query: str, *values: object) -> None:
-        with self._lock:
+        with self._lock():
             self._db.execute(query, values)
+
+
+def _disk_error(path: Path, error: sqlite3.Error) -> DiskError:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        hint = f"stop the daemon and move {path}* away: what is in `data` is then added again"
+    elif code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        hint = f"does another program use {path}?"
+    else:
+        hint = f"is the disk of {path} full, or read-only?"
+    return DiskError(f"the table of blobs: {error}", hint=hint)  # no path: peers may read it
 
 
 def _row(

@@ -66,8 +66,8 @@ class Fetch:
         self._providers[peer] = _Provider(0, rtt_s)
         self.gained(peer, have)
 
-    def gained(self, peer: PeerId, more: int) -> None:
-        """A provider has these too."""
+    def gained(self, peer: PeerId, more: int) -> bool:
+        """A provider has these too; tells whether that is any news."""
         provider = self._providers[peer]
         new = more & ~provider.have
         provider.have |= new
@@ -77,6 +77,7 @@ class Fetch:
             self._levels[level] ^= moved
             self._levels[level + 1] |= moved
         self._trim()
+        return bool(new)
 
     def leave(self, peer: PeerId) -> None:
         """A provider is gone: what it owes is asked of others."""

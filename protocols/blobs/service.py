@@ -5,8 +5,10 @@ deceive. What has arrived stays: a fetch that is repeated goes on where the last
 """
 
 import io
+import logging
 import random
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -17,11 +19,11 @@ from protocols.blobs.adding import Mode, add_file, add_tree, export_file, export
 from protocols.blobs.fetch import OffLoop
 from protocols.blobs.getting import Getting
 from protocols.blobs.give import Giving
-from protocols.blobs.index import Row
+from protocols.blobs.index import Row, fresh_row
 from protocols.blobs.manifest import Tree
 from protocols.blobs.progress import Counters, Report, Transfer
 from protocols.blobs.search import Finder
-from protocols.blobs.store import BlobStore, fresh_row
+from protocols.blobs.store import BlobStore
 from protocols.blobs.wire import CHUNK_BYTES, Cid, parse_cid
 from wire.errors import ShoalError, UsageError
 from wire.ids import PeerId
@@ -34,6 +36,8 @@ READ_MAX_BYTES = 256 * 1024 * 1024  # what is read into memory unless told other
 PROVIDED_MAX = 5_000  # blobs that the DHT is told of; connected members can be asked for any
 PROVIDE_INTERVAL_S = 0.1  # between two records: a lookup each
 PROVIDE_LOOK_S = 60.0  # how often what is here is compared with what was told
+
+log = logging.getLogger(__name__)
 
 
 class Threads:
@@ -87,9 +91,13 @@ class BlobService:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Tell the DHT which blobs are here, until cancelled."""
         task_status.started()
+        await self._adopt()
         while self._finder is not None:
             self._news = trio.Event()
-            await self._provide(self._finder)
+            try:
+                await self._provide(self._finder)
+            except ShoalError as error:  # of the disk: others may still be served
+                log.error("blobs.not_provided %s", error)
             with trio.move_on_after(PROVIDE_LOOK_S):
                 await self._news.wait()
 
@@ -163,7 +171,8 @@ class BlobService:
         raises; UsageError for over `READ_MAX_BYTES`.
         """
         if not 0 <= start <= stop or stop - start > READ_MAX_BYTES:
-            raise UsageError(f"bytes {start} to {stop}: up to {READ_MAX_BYTES} at a time")
+            most = f"up to {READ_MAX_BYTES} at a time"
+            raise UsageError(f"no range: bytes {start} to {stop}", hint=f"first to last, {most}")
         name = parse_cid(cid)
         with self.store.keep([name]):
             wanted = fresh_row(name, 0, is_root=True)
@@ -180,12 +189,13 @@ class BlobService:
         """
         name = parse_cid(cid)
         manifest = await self._off_loop(partial(self.store.manifest, name))
-        row = self.store.index.get(name)
+        row = await self._off_loop(partial(self.store.index.get, name))
         transfer = Transfer(size_bytes=0 if row is None else row.size_bytes)
         export = export_tree if isinstance(manifest, Tree) else export_file
-        await self._drive(
-            _with_end(export(self.store, name, path, is_fresh=is_fresh)), transfer, report
-        )
+        with self.store.keep([name]):  # between two files of a folder, none is open
+            await self._drive(
+                _with_end(export(self.store, name, path, is_fresh=is_fresh)), transfer, report
+            )
 
     async def place(self, cid: str, path: Path) -> None:
         """Have a whole file at `path`: another name of our copy, which is not collected as long as
@@ -285,6 +295,25 @@ class BlobService:
             with trio.CancelScope(shield=True):  # it removes its scratch file: a moment
                 await self._off_loop(steps.close)
         return ended[0]
+
+    async def _adopt(self) -> None:
+        """Add again what was here when its table was lost. It is pinned: it may be wanted."""
+        found = self.store.found
+        if not await self._off_loop(found.exists):
+            return
+        paths = await self._off_loop(lambda: sorted(found.iterdir()))
+        names = {path.name for path in paths}
+        for path in paths:
+            try:
+                row = await self.add(path, mode="take", name="found", pin=True)
+                log.warning("blobs.adopted cid=%s from=%s", row.cid, path.name)
+                await self._off_loop(path.unlink)
+                if row.cid not in names:  # unfinished, or decayed
+                    await self._off_loop(partial(self.store.space.remove, row.cid))
+            except (ShoalError, OSError) as error:
+                log.warning("blobs.not_adopted path=%s %s", path, error)
+        with suppress(OSError):  # something is left in it
+            await self._off_loop(found.rmdir)
 
     async def _provide(self, finder: Finder) -> None:
         """Tell the DHT what has come and what has gone since the last time."""

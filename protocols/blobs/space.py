@@ -15,7 +15,7 @@ from pathlib import Path
 from protocols.blobs.files import DiskError
 from protocols.blobs.index import Index
 from protocols.blobs.wire import Cid
-from wire.errors import Busy, NotFound, ShoalError
+from wire.errors import Busy, NotFound, ShoalError, UsageError
 
 BLOBS_MAX = 200_000  # in the table, 60 MB of it
 RESERVE_BYTES = 1 << 30  # of the disk, never filled with blobs: others need some too
@@ -78,6 +78,11 @@ class Space:
             self._make(size_bytes)
             self._reserved_bytes += size_bytes
 
+    def make(self, size_bytes: int) -> None:
+        """Have room for so much now, or throw nothing away. Raises QuotaError or DiskError."""
+        with self._lock:
+            self._make(size_bytes)
+
     def free(self, size_bytes: int) -> None:
         """What was reserved is used up, or not needed."""
         with self._lock:
@@ -98,10 +103,20 @@ class Space:
             return len(gone), before - self._index.held_bytes()
 
     def remove(self, cid: Cid) -> int:
-        """Throw a blob away; returns the bytes freed. Raises NotFound, or Busy if it is in use."""
+        """Throw a blob away; returns the bytes freed. A file that a folder has too stays for that.
+
+        Raises NotFound, UsageError if only a folder has it, or Busy if it is in use.
+        """
         with self._lock:
-            if self._index.get(cid) is None:
-                raise NotFound(f"blob {cid} is not here")
+            row = self._index.get(cid)
+            if row is None:
+                raise NotFound(f"blob {cid} is not here", hint="`shoal blobs ls` lists what is")
+            if folders := self._index.trees_with(cid):
+                if not row.is_root:
+                    hint = f"throw that away: `shoal blobs rm {folders[0]}`"
+                    raise UsageError(f"{cid} is a file of folder {folders[0]}", hint=hint)
+                self._index.unset_root(cid)
+                return 0
             before = self._index.held_bytes()
             with self._index.change():
                 gone = self._drop(cid)
@@ -154,10 +169,13 @@ class Space:
 
     def _drop_idle(self, is_enough: Callable[[], bool]) -> list[Cid]:
         gone: list[Cid] = []
-        for cid in self._index.idle():
-            if is_enough():
-                break
-            gone += self._drop(cid, is_spared=self._is_linked) or ()
+        before = -1
+        while len(gone) > before:  # what was in a folder may go once that has gone
+            before = len(gone)
+            for cid in self._index.idle():
+                if is_enough():
+                    return gone
+                gone += self._drop(cid, is_spared=self._is_linked) or ()
         return gone
 
     def _drop(

@@ -10,7 +10,6 @@ import os
 import shutil
 import stat
 import threading
-import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -18,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from protocols.blobs.files import BlobFile, DiskError, sync_file, sync_folder, write_at
-from protocols.blobs.index import Index, Row
+from protocols.blobs.index import Index, Row, fresh_row, now_ms
 from protocols.blobs.manifest import File, Tree, decode_manifest, layout_of
 from protocols.blobs.reading import BlobStream
 from protocols.blobs.space import Space
@@ -42,10 +41,13 @@ class BlobStore:
         """
         self.folder = folder
         self.data, self.scratch = folder / "data", folder / "tmp"
+        self.found = folder / "found"  # blobs whose table is lost: the service adds them again
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.index = Index(folder / "index.db")
+        if self.index.is_new and self.data.exists() and not self.found.exists():
+            self.data.rename(self.found)
         for inside in (self.data, self.scratch):
             inside.mkdir(exist_ok=True, mode=0o700)
-        self.index = Index(folder / "index.db")
         self.decayed = 0  # chunks found to be wrong, or gone, since the start
         self._lock = threading.RLock()
         self._opening = threading.Lock()  # one unfinished file is hashed at a time
@@ -104,13 +106,8 @@ class BlobStore:
         row = self.index.get(cid)
         if row is None or not row.is_whole:
             return 0, False
-        if row.is_tree:
-            return 1, False
-        return (
-            (max(1, -(-row.size_bytes // CHUNK_BYTES)), False)
-            if self._is_there(row)
-            else (0, False)
-        )
+        count = 1 if row.is_tree else max(1, -(-row.size_bytes // CHUNK_BYTES))
+        return (count if row.is_tree or self._is_there(row) else 0), False
 
     # --- reading -------------------------------------------------------------------------------
 
@@ -193,7 +190,8 @@ class BlobStore:
     def put_small(self, data: bytes, *, is_root: bool, name: str = "", pin: bool = False) -> Row:
         """Store a blob of up to 1 MiB; durable when it returns, if it is a root, else `settled`."""
         cid = raw_cid(hash_of(data))
-        if (known := self.known(cid, name=name, is_root=is_root, pin=pin)) is not None:
+        known = self.known(cid, name=name, is_root=is_root, pin=pin, ours=True)
+        if known is not None:
             return known
         scratch = self.scratch / f"{cid}.{threading.get_ident()}"
         with self.space.room(len(data)):
@@ -216,19 +214,25 @@ class BlobStore:
     def settle(self, scratch: Path, row: Row, manifest: bytes | None) -> None:
         """Make a file, synced if it is of a root, the data of a blob, and say that it is here."""
         with self._lock:  # or a collection under way could take the file and not the row
+            known = self.index.get(row.cid)
+            if known is not None and known.is_whole and known.path is None and not row.is_root:
+                return  # another was faster, and may have told its user that it is durable
             os.replace(scratch, self.path_of(row.cid))
             if row.is_root:
                 sync_folder(self.data)
             self.index.put(row, manifest, is_lazy=not row.is_root)
 
-    def settle_files(self, tree: Cid) -> None:
-        """Make the files of a folder durable, all at once: each by itself takes four syncs."""
-        manifest = self.manifest(tree)
-        assert isinstance(manifest, Tree)
-        self.settle_all({Cid(entry.cid) for entry in manifest.entries})
+    def refer(self, row: Row, manifest: bytes | None) -> None:
+        """Say that a blob is the file at `row.path`."""
+        with self._lock:
+            known = self.index.get(row.cid)
+            if known is not None and known.is_whole and known.path is None:
+                return  # a copy has come meanwhile, which is better
+            self.path_of(row.cid).unlink(missing_ok=True)  # what was fetched of it is not needed
+            self.index.put(row, manifest, is_lazy=not row.is_root)
 
     def settle_all(self, cids: set[Cid]) -> None:
-        """Make files that were put lazily durable."""
+        """Make files that were put lazily durable, at once: each by itself takes four syncs."""
         try:
             for cid in cids:
                 with suppress(FileNotFoundError):  # a reference
@@ -264,9 +268,17 @@ class BlobStore:
         if row.is_root:
             self.index.set_root(row.cid, name=row.name, is_pinned=row.is_pinned)
 
-    def known(self, cid: Cid, *, name: str, is_root: bool, pin: bool) -> Row | None:
-        """Return the row of a blob if it is whole here, noting that it was asked for again."""
+    def known(
+        self, cid: Cid, *, name: str, is_root: bool, pin: bool, ours: bool = False
+    ) -> Row | None:
+        """Return the row of a blob if it is whole here, noting that it was asked for again.
+
+        ours: a reference, whose file may go, is not enough.
+        """
         if not self.is_whole(cid):
+            return None
+        row = self.index.get(cid)
+        if ours and (row is None or row.path is not None):
             return None
         if is_root:
             if self.index.is_lazy(cid):
@@ -291,7 +303,11 @@ class BlobStore:
             sync_folder(self.data)
         except OSError as error:
             raise DiskError.of(error) from error
-        self.index.set_state(Cid(file.cid), is_whole=True, held_bytes=file.layout.size_bytes)
+        with self._lock:
+            row = self.index.get(Cid(file.cid))
+            if row is not None and row.path is None:  # no reference has come instead
+                size_bytes = file.layout.size_bytes
+                self.index.set_state(row.cid, is_whole=True, held_bytes=size_bytes)
 
     def link(self, cid: Cid, path: Path) -> bool:
         """Give our copy of a whole file another name; False if it is a reference, or cannot be."""
@@ -329,8 +345,8 @@ class BlobStore:
             raise NotFound(f"blob {cid} is a folder", hint="get its files, or all of it")
         if row.is_whole and not self._is_there(row):
             self._forget(row)
-            what = f"{row.path} has changed or gone" if row.path else "its file is gone"
-            raise NotFound(f"blob {cid} is not here any more: {what}")
+            what = "has changed or gone" if row.path else "is gone"  # no path: peers read it
+            raise NotFound(f"blob {cid} is not here any more: its file {what}")
         if not row.is_whole and not unfinished:
             raise NotFound(f"blob {cid} is not here as a whole")
         return row
@@ -358,11 +374,14 @@ class BlobStore:
         self.decayed += 1
         log.warning("blobs.decayed cid=%s chunk=%d path=%s", cid, index, file.path)
         with self._lock:
-            if file.is_ours:
+            row = self.index.get(cid)
+            is_it = row is not None and (row.path is None) == file.is_ours
+            if is_it and file.is_ours:
                 self.index.set_state(cid, is_whole=False, held_bytes=file.held_bytes)
-            else:
+            elif is_it:  # else a copy has come meanwhile, or the other way round
                 self.index.delete(cid)
-                self._open.pop(cid, None)
+            if not file.is_ours and self._open.get(cid) is file:
+                del self._open[cid]
 
     def _forget(self, row: Row) -> None:
         """The file of a blob has gone, or is not the one it was: there is no such blob here."""
@@ -377,16 +396,3 @@ class BlobStore:
             return False
         is_right = stat.S_ISREG(found.st_mode) and found.st_size == row.size_bytes
         return is_right and (row.path is None or found.st_mtime_ns == row.mtime_ns)
-
-
-def fresh_row(
-    cid: Cid, size_bytes: int, *, name: str = "", is_root: bool, pin: bool = False
-) -> Row:
-    """Return the row of a whole copy that has just come."""
-    at_ms = now_ms()
-    return Row(cid, name, size_bytes, size_bytes, True, is_root, pin, at_ms, at_ms)
-
-
-def now_ms() -> int:
-    """Return the wall clock."""
-    return time.time_ns() // 1_000_000

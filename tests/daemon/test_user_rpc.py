@@ -200,7 +200,8 @@ def test_the_command_line_serves_calls_and_lists(swarm: list[Daemon]) -> None:
         (("nobody", "double", "1"), 1, "no member is called"),
         (("ada", "double", "1"), 2, "this node itself"),
         (("bob", "no/name", "1"), 2, "no method's name"),
-        (("bob", "slow", "1", "--timeout", "200ms"), 4, "no answer"),
+        (("bob", "slow", "1", "--timeout", "200ms"), 4, "slow: no answer within 0.2 s"),
+        (("bob", "double", "1", "--timeout", "48h"), 2, "up to 24 h"),
         (("bob", "fail", "1"), 1, "not in the sea"),
     ],
 )
@@ -234,6 +235,68 @@ def test_streams_on_the_command_line_and_bytes_in_json(swarm: list[Daemon]) -> N
         body = shoal.rpc_api.RpcRequest("bob", "double", {"$base64": "AP8="})
         answer = ada.client.call("POST", "/v1/rpc/call", body, reply=shoal.rpc_api.RpcAnswer)
         assert answer.value == {"$base64": "AP8A/w=="}
+
+
+def test_values_that_cannot_be_sent_end_the_stream_with_the_reason(swarm: list[Daemon]) -> None:
+    ada, bob = swarm
+
+    def values() -> Iterator[object]:
+        yield 1
+        raise ZeroDivisionError("in the caller's own generator")
+
+    with bob.client.serve(streams=STREAMS):
+        done = subprocess.run(
+            [*SHOAL, "rpc", "call", "bob", "echo", "-", "--stream"],
+            input="1\nx\n",
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            env=clean_environment(SHOAL_HOME=str(ada.home)),
+        )
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith("error: 'x' is no JSON")
+        for broken, error in ((values(), ZeroDivisionError), ([object()], shoal.ClientError)):
+            with (
+                ada.client.rpc_stream("bob", "echo", broken) as answers,
+                pytest.raises(error, match=r"own generator|cannot be sent"),
+            ):
+                list(answers)
+
+
+def test_an_error_of_a_program_is_told_whatever_its_words(swarm: list[Daemon]) -> None:
+    ada, bob = swarm
+
+    def fail(_: object) -> None:
+        raise shoal.RpcError("odd", "\ud800" + "x" * 5_000_000)
+
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    def mute(_: object) -> None:
+        raise Mute
+
+    with bob.client.serve({"fail": fail, "mute": mute}, places=1):
+        with pytest.raises(shoal.ClientError, match=r"Mute: .*cannot be had"):
+            ada.client.rpc("bob", "mute")
+        for _ in range(2):
+            with pytest.raises(shoal.ClientError, match=r"^\?xxx") as caught:
+                ada.client.rpc("bob", "fail")
+            assert caught.value.code == "odd"
+
+
+def test_a_function_that_exits_keeps_nobody_waiting(swarm: list[Daemon]) -> None:
+    ada, bob = swarm
+    script = """
+        import sys, time, shoal
+        with shoal.connect(sys.argv[1]).serve({"leave": lambda _: sys.exit()}, places=1):
+            print("serving", file=sys.stderr, flush=True)
+            time.sleep(60)
+    """
+    python = (sys.executable, "-c", textwrap.dedent(script), str(bob.home))
+    with program(*python), pytest.raises(shoal.ClientError) as caught:
+        ada.client.rpc("bob", "leave", timeout_s=PATIENCE_S)
+    assert caught.value.code == "unavailable"
 
 
 def test_a_command_that_fails_or_is_cancelled(swarm: list[Daemon], tmp_path: Path) -> None:

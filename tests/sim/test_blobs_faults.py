@@ -9,12 +9,16 @@ from trio.testing import MockClock
 from protocols.blobs import machine
 from protocols.blobs.files import DiskError
 from protocols.blobs.progress import Transfer
+from protocols.blobs.service import BlobService
+from protocols.blobs.space import QuotaError
+from protocols.blobs.store import BlobStore
 from protocols.blobs.wire import (
     CHUNK_BYTES,
     OBJECT,
     Ask,
     Cancel,
     Chunk,
+    Gained,
     Get,
     Have,
     Missing,
@@ -24,7 +28,7 @@ from protocols.blobs.wire import (
     hash_of,
     raw_cid,
 )
-from tests.sim.blob_peers import Peers, claim_all, hang, lie, manifest_of
+from tests.sim.blob_peers import Peers, claim_all, hang, in_place, lie, manifest_of
 from tests.sim.net import Net
 from wire.errors import BadMessage, NotFound, PeerUnreachable, UsageError
 from wire.ids import PeerId
@@ -165,8 +169,17 @@ async def test_a_provider_that_hangs_alone_is_given_up(
     assert a.counters.providers_dropped == 1
 
 
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        (Chunk(59, BIG[-CHUNK_BYTES:]), "was not asked for"),
+        (Missing(59), "was not asked for"),
+        (Gained([1, 2, 3]), "news that are none"),
+        (Gained([100_000]), "news that are none"),
+    ],
+)
 async def test_what_nobody_asked_for_ends_the_conversation(
-    autojump_clock: MockClock, peers: Peers
+    autojump_clock: MockClock, peers: Peers, word: Chunk | Missing | Gained, reason: str
 ) -> None:
     a, b = peers.make(A), peers.make(B)
     cid = await b.put_bytes(BIG)
@@ -174,11 +187,11 @@ async def test_what_nobody_asked_for_ends_the_conversation(
     async def flood(call: Call[Tell, Ask]) -> None:
         await claim_all(call)
         while True:
-            await call.send(Tell(Chunk(59, BIG[-CHUNK_BYTES:])))
+            await call.send(Tell(word))
 
     peers.serve(C, flood)
     peers.net.rpc(C).serve(OBJECT, manifest_of(peers))
-    with pytest.raises(NotFound, match="was not asked for"):
+    with pytest.raises(NotFound, match=reason):
         await a.fetch(cid, [C])
     assert a.counters.bytes_wasted == 0
 
@@ -292,3 +305,44 @@ async def test_only_what_is_asked_for_by_its_right_name_is_given(
         await a.call(B, OBJECT, Who(raw_cid(hash_of(b"x"))), timeout_s=5)
     with pytest.raises(Exception, match="not a CID"):
         await a.call(B, OBJECT, Who("b" + "7" * 58), timeout_s=5)
+
+
+async def test_blobs_whose_table_is_lost_are_added_again(
+    autojump_clock: MockClock, peers: Peers, nursery: trio.Nursery
+) -> None:
+    a = peers.make(A)
+    cids = [await a.put_bytes(DATA), await a.put_bytes(b"small")]
+    folder = a.store.folder
+    a.store.index.close()
+    for path in folder.glob("index.db*"):
+        path.unlink()
+    (folder / "data" / "garbage").write_bytes(b"?")
+    again = BlobStore(folder)
+    assert again.index.count() == 0
+    service = BlobService(peers.net.rpc(B), again, off_loop=in_place)
+    await nursery.start(service.run)
+    while again.found.exists():  # noqa: ASYNC110 - a folder sets no event
+        await trio.sleep(1)
+    assert await service.read_bytes(cids[0]) == DATA
+    assert await service.read_bytes(cids[1]) == b"small"
+    assert [row.is_pinned for row in again.index.all()] == [True, True]
+
+
+async def test_a_folder_that_cannot_fit_displaces_nothing(
+    autojump_clock: MockClock, peers: Peers, tmp_path: Path
+) -> None:
+    a, b = peers.make(A, quota_bytes=4 * CHUNK_BYTES), peers.make(B)
+    kept = [await a.put_bytes(bytes([n]) * 500_000) for n in range(3)]
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for n in range(3):
+        (folder / str(n)).write_bytes(DATA[n : n + 1_600_000])
+    cid = await b.put_file(folder)
+    with pytest.raises(QuotaError):
+        await a.fetch(cid, [B])
+    assert [await a.has(each) for each in kept] == [True, True, True]
+    (folder / "2").unlink()
+    smaller = await b.put_file(folder)
+    await a.fetch(smaller, [B])
+    assert await a.has(smaller)
+    assert not await a.has(kept[0])

@@ -1,5 +1,6 @@
 """Blobs between simulated peers: found, shared out among providers, in parts, in folders."""
 
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -201,3 +202,19 @@ async def test_every_provider_is_kept_busy(
     await a.fetch(cid, providers)
     rate = len(BIG) * count / (trio.current_time() - began)
     assert rate >= share * 20e6 * count
+
+
+async def test_a_table_that_fails_does_not_end_the_service(
+    autojump_clock: MockClock, peers: Peers, nursery: trio.Nursery
+) -> None:
+    a = peers.make(A, listed=True)
+    cid = await a.put_bytes(b"still here")
+    broken = sqlite3.connect(a.store.folder / "index.db", isolation_level=None)
+    broken.execute("ALTER TABLE blobs RENAME TO gone")
+    await nursery.start(a.run)
+    await trio.sleep(100)
+    assert not peers.board
+    broken.execute("ALTER TABLE gone RENAME TO blobs")
+    broken.close()
+    await trio.sleep(100)
+    assert list(peers.board) == [cid.encode()]

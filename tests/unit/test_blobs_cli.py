@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import subprocess
 import threading
 from collections.abc import Generator
@@ -12,6 +13,8 @@ from socketserver import ThreadingUnixStreamServer
 
 import pytest
 
+from node.cli.context import echo_table
+from shoal.blob_api import get_path
 from tests.daemon.processes import SHOAL, clean_environment
 
 CID = "bafkreifjjcie6lypi6ny7amxnfftagclbuxndqonfipmb64f2km2devei4"
@@ -78,8 +81,8 @@ def test_without_a_terminal_there_is_a_line_for_every_tenth(home: Path) -> None:
     done = get(home)
     assert (done.returncode, done.stdout) == (0, f"{CID}\n".encode())
     lines = done.stderr.decode().splitlines()
-    assert lines[:2] == ["fetching 0 %  2.0 MB/s  1 peers", "fetching 10 %  2.0 MB/s  1 peers"]
-    assert len(lines) == 11
+    assert lines[0] == "fetching 10 %  2.0 MB/s  1 peers"  # what is done at once says nothing
+    assert len(lines) == 10
     assert lines[-1] == f"gave up …{PEER[-8:]}: sent something else"
 
 
@@ -119,3 +122,43 @@ def test_a_story_that_breaks_off_is_an_error(home: Path) -> None:
     done = get(home)
     assert done.returncode == 1
     assert b"ended the conversation early" in done.stderr
+
+
+@pytest.mark.parametrize("text", ["a b", "\u00e9", "../x", "a/b", "x?y#z"])
+def test_what_is_no_cid_reaches_the_daemon_quoted(text: str) -> None:
+    assert re.fullmatch(r"/v1/blobs/[\w.%-]+/get", get_path(text))
+
+
+def test_a_range_that_does_not_come_leaves_the_file_that_is_there(
+    home: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "precious"
+    place.write_text("mine")
+    done = get(home, "--range", "0-5", "-o", str(place))  # the daemon of this test answers 501
+    assert (done.returncode, place.read_text()) == (1, "mine")
+    assert not list(tmp_path.glob(".shoal-*"))
+    place.unlink()
+    place.symlink_to("elsewhere")
+    done = get(home, "--range", "0-5", "-o", str(place))
+    assert (done.returncode, b"in the way" in done.stderr) == (2, True)
+
+
+def test_bytes_and_json_are_not_mixed(home: Path) -> None:
+    done = get(home, "-o", "-", "--json")
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
+def test_a_name_that_no_json_can_hold_is_said(home: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*SHOAL, "add", os.fsencode(tmp_path) + b"/\xff"],
+        env=clean_environment(SHOAL_HOME=str(home)),
+        capture_output=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"error: ")
+    assert b"is not UTF-8" in done.stderr
+
+
+def test_names_cannot_break_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    echo_table(("NAME",), [("a\nb\x1b[2J é",)])
+    assert capsys.readouterr().out == "NAME\na?b?[2J é\n"

@@ -11,7 +11,7 @@ from protocols.blobs.space import QuotaError
 from protocols.blobs.store import HALF_OF_FREE, BlobStore
 from protocols.blobs.wire import Cid, raw_cid
 from tests.unit.test_blobs_store import content, drive, names
-from wire.errors import Busy
+from wire.errors import Busy, UsageError
 
 # --- quota -----------------------------------------------------------------------------------
 
@@ -115,3 +115,33 @@ def test_the_totals_are_those_of_the_rows(small: BlobStore, tmp_path: Path) -> N
 def test_the_default_quota_is_half_of_the_disk(tmp_path: Path) -> None:
     quota = BlobStore(tmp_path / "blobs", quota_bytes=HALF_OF_FREE).space.quota_bytes
     assert 0.3 < quota / shutil.disk_usage(tmp_path).free < 0.7
+
+
+def test_what_leaves_with_a_folder_goes_in_the_same_collection(
+    small: BlobStore, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a").write_bytes(content(4000))
+    cid = drive(add_file(small, folder / "a")).cid
+    drive(add_tree(small, folder))
+    use(small, cid, 10**15)  # used later than all else
+    assert small.space.collect()[0] == 2
+    assert small.index.count() == 0
+
+
+def test_a_file_that_a_folder_has_is_not_thrown_away_by_itself(
+    small: BlobStore, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a").write_bytes(content(4000))
+    cid = drive(add_file(small, folder / "a", pin=True)).cid
+    tree = drive(add_tree(small, folder, pin=True)).cid
+    assert small.space.remove(cid) == 0
+    assert [row.cid for row in small.index.roots()] == [tree]
+    assert small.is_whole(tree)
+    with pytest.raises(UsageError, match="is a file of folder"):
+        small.space.remove(cid)
+    small.space.remove(tree)
+    assert small.index.count() == 0

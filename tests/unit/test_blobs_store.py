@@ -12,9 +12,9 @@ import pytest
 from protocols.blobs import files
 from protocols.blobs.adding import Adding, Mode, add_file, export_file
 from protocols.blobs.files import DiskError
-from protocols.blobs.index import Row
+from protocols.blobs.index import Row, fresh_row
 from protocols.blobs.manifest import File
-from protocols.blobs.store import BlobStore, fresh_row
+from protocols.blobs.store import BlobStore
 from protocols.blobs.wire import CHUNK_BYTES, Cid, manifest_cid, raw_cid
 from wire import codec
 from wire.errors import NotFound, UsageError

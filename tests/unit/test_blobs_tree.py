@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocols.blobs.adding import add_tree, export_tree
-from protocols.blobs.index import Row
+from protocols.blobs.index import Row, fresh_row
 from protocols.blobs.manifest import (
     ENTRIES_MAX,
     Entry,
@@ -22,7 +22,7 @@ from protocols.blobs.manifest import (
     decode_manifest,
     make_tree,
 )
-from protocols.blobs.store import BlobStore, fresh_row
+from protocols.blobs.store import BlobStore
 from protocols.blobs.wire import (
     CHUNK_BYTES,
     CHUNKS_MAX,
@@ -281,7 +281,7 @@ def test_a_folder_is_written_only_where_nothing_is(store: BlobStore, tmp_path: P
     make(tmp_path / "taken", mine=b"mine")
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     for path in ("taken", "link"):
-        with pytest.raises(UsageError, match="exists"):
+        with pytest.raises(UsageError, match=r"exists|in the way"):
             drive(_none(export_tree(store, row.cid, tmp_path / path, is_fresh=True)))
     (tmp_path / "empty").mkdir()
     drive(_none(export_tree(store, row.cid, tmp_path / "empty", is_fresh=True)))
