@@ -47,8 +47,8 @@ class Channel(Protocol):
         """Wait for plaintext and return it, record by record."""
         ...
 
-    def seal(self, frames: list[bytes]) -> None:
-        """Make one record of frames, which must be written next: at most PLAIN_MAX bytes."""
+    def seal(self, parts: Sequence[bytes | memoryview]) -> None:
+        """Make one record of the parts, which must be written next: at most PLAIN_MAX bytes."""
         ...
 
     def send(self) -> bool:
@@ -119,9 +119,9 @@ class SecureChannel(ISecureConn):
         self._ready += [plain for plain in records if plain]
         self._cut = bytes(self._scratch[used:size])
 
-    def seal(self, frames: list[bytes]) -> None:
-        """Encrypt frames as the next record; `send` sends it."""
-        plain = frames[0] if len(frames) == 1 else b"".join(frames)
+    def seal(self, parts: Sequence[bytes | memoryview]) -> None:
+        """Encrypt the parts as the next record; `send` sends it."""
+        plain = b"".join(parts)
         assert len(plain) <= PLAIN_MAX, len(plain)
         length, sealed = self._sealer.seal(plain)
         self._unsent += (length, sealed)

@@ -72,7 +72,7 @@ class MuxedConnection(IMuxedConn):
         self._inbound = 0
         self._next_stream = 1 if conn.is_initiator else 2
         self._outbound = trio.Semaphore(STREAMS_OUT_MAX)
-        self._frames: deque[tuple[_Kind, bytes]] = deque()
+        self._frames: deque[tuple[_Kind, bytes, Body]] = deque()
         self._queued_bytes = [0, 0, 0]  # by _Kind, until the socket has them
         self._sealed_bytes = [0, 0, 0]  # the part of it that is encrypted
         self._is_blocked = False  # the socket is full; only the writer task goes on
@@ -169,14 +169,14 @@ class MuxedConnection(IMuxedConn):
         self._queue_data(_PUSHED, stream_id, body, now=now)
 
     def _queue_data(self, kind: _Kind, stream_id: int, body: Body, *, now: bool) -> None:
-        frame = b"".join((frames.pack(frames.DATA, 0, stream_id, len(body)), body))
+        header = frames.pack(frames.DATA, 0, stream_id, len(body))
         if now and not (self._is_reading or self._is_blocked or self.is_closed):
-            self._enqueue(kind, frame)
+            self._enqueue(kind, header, body)
             self._flush()
             if self._is_blocked or self._without_room or self.room:
                 self._work.unpark()
         else:
-            self._queue(kind, frame)
+            self._queue(kind, header, body)
 
     def send_control(self, frame: bytes) -> None:
         """Queue a frame without a body; never waits, so that the reader can call it."""
@@ -187,15 +187,15 @@ class MuxedConnection(IMuxedConn):
         else:
             self._queue(_CONTROL, frame)
 
-    def _queue(self, kind: _Kind, frame: bytes) -> None:
+    def _queue(self, kind: _Kind, header: bytes, body: Body = b"") -> None:
         if not self.is_closed:
-            self._enqueue(kind, frame)
+            self._enqueue(kind, header, body)
             if not self._is_reading:
                 self._work.unpark()
 
-    def _enqueue(self, kind: _Kind, frame: bytes) -> None:
-        self._frames.append((kind, frame))
-        self._queued_bytes[kind] += len(frame)
+    def _enqueue(self, kind: _Kind, header: bytes, body: Body) -> None:
+        self._frames.append((kind, header, body))
+        self._queued_bytes[kind] += len(header) + len(body)
 
     def _flush(self) -> None:
         """Write queued frames until the socket is full."""
@@ -214,15 +214,15 @@ class MuxedConnection(IMuxedConn):
 
     def _seal_record(self) -> None:
         """Put as many frames as fit into one record."""
-        size, batch = 0, list[bytes]()
+        size, batch = 0, list[Body]()
         while self._frames:
-            kind, frame = self._frames[0]
-            size += len(frame)
+            kind, header, body = self._frames[0]
+            size += (frame_bytes := len(header) + len(body))
             if size > frames.RECORD_BYTES:
                 break
             self._frames.popleft()
-            self._sealed_bytes[kind] += len(frame)
-            batch.append(frame)
+            self._sealed_bytes[kind] += frame_bytes
+            batch += (header, body)
         self.secured_conn.seal(batch)
 
     def _count_sent(self) -> None:
