@@ -10,6 +10,7 @@ from protocols.rpc import wire
 from protocols.rpc.call import BodyType, CallSide
 from protocols.rpc.line import SMALL_BYTES, Line, RpcCounters, new_budget, unknown
 from protocols.rpc.wire import DEADLINE_MAX_MS, Cancel, Credit, End, Fail, Left, Open, Reply
+from wire import codec, frames
 from wire.errors import BadMessage, Busy, PeerUnreachable, typed_error
 from wire.ids import PeerId
 from wire.ports import Method, Stream
@@ -84,7 +85,7 @@ class CallerLine(Line[Outcall, wire.ToCaller]):
 
     def open(self, call: Outcall, method: str) -> None:
         """Begin a streaming call."""
-        self.say(Open(call.number, method, 0))
+        self._begin(call, frames.pack(codec.encode(Open(call.number, method, 0))))
 
     def ask(self, call: Outcall, method: str, body: bytes, key: bytes, until: float) -> None:
         """Make a unary call: one message and the end of our side."""
@@ -92,11 +93,14 @@ class CallerLine(Line[Outcall, wire.ToCaller]):
         deadline_ms = max(1, math.ceil(left_ms)) if left_ms < DEADLINE_MAX_MS else DEADLINE_MAX_MS
         if len(body) <= SMALL_BYTES:
             call.outgoing.ended = True
-            self.put(wire.pack_ask(call.number, method, deadline_ms, key, body))
+            self._begin(call, wire.pack_ask(call.number, method, deadline_ms, key, body))
             return
-        self.say(Open(call.number, method, deadline_ms, key))
+        self._begin(call, frames.pack(codec.encode(Open(call.number, method, deadline_ms, key))))
         call.put(body)
         call.end()
+
+    def _begin(self, call: Outcall, frame: bytes) -> None:
+        self.put(frame + self.first_credit(call.number, call.incoming))
 
     def cancel(self, call: Outcall) -> None:
         """Give a call up; its handler is cancelled."""

@@ -210,6 +210,11 @@ class Line(Generic[E_, M]):
         if size_bytes := incoming.grant():
             self.say(wire.Credit(number, size_bytes))
 
+    def first_credit(self, number: int, incoming: Incoming) -> bytes:
+        """Return the frame that lets the other side begin with more, or nothing."""
+        size_bytes = incoming.widen()
+        return frames.pack(codec.encode(wire.Credit(number, size_bytes))) if size_bytes else b""
+
     # wire.ports.Sink
 
     def on_data(self, data: bytes | memoryview) -> None:

@@ -13,6 +13,7 @@ from protocols.rpc.wire import PIECE_BYTES, PIECE_COST, WINDOW_BYTES, Data, Part
 from wire.errors import BadMessage, Busy, ShoalError
 
 WINDOW_MAX_BYTES = 4 * 1024 * 1024  # a reader that keeps up: 200 MB/s over 20 ms of round trip
+WIDE_BYTES = 1024 * 1024 + 64 * 1024  # more from the start, where a message may be a chunk of 1 MiB
 COPY_BELOW_BYTES = 32 * 1024  # smaller pieces are copied: a view of one would hold all its record
 
 Body = bytes | memoryview
@@ -120,6 +121,18 @@ class Incoming:
         body, cost = self._messages.popleft()
         self._held -= cost
         return body
+
+    def widen(self) -> int:
+        """Return what credit to give at once, for a method whose messages exceed a first window:
+        so such a message arrives without waiting for a round trip. 0 for none.
+        """
+        more = min(self.frame_max, WIDE_BYTES)
+        if self.frame_max <= WINDOW_BYTES // 2 or not self._budget.take(more):
+            return 0
+        self._extra += more
+        self._window += more
+        self._credit += more
+        return more
 
     def grant(self) -> int:
         """Return how much credit to give now; 0 for none. It counts as given."""

@@ -165,6 +165,8 @@ class ServerLine(Line[Incall, wire.ToServer]):
         if isinstance(message, Ask):
             self._put(call, Data(message.call, message.body))
             call.incoming.end()
+        elif frame := self.first_credit(call.number, call.incoming):
+            self.put(frame)
 
     def _put(self, call: Incall, piece: wire.Part | Data) -> None:
         try:

@@ -127,6 +127,20 @@ def test_a_reader_that_keeps_up_gets_a_larger_window() -> None:
     assert 0 < budget.left_bytes < 64 * MIB
 
 
+def test_a_message_of_a_chunk_arrives_without_waiting_for_credit() -> None:
+    budget = Budget(2 * MIB)
+    outgoing, incoming = Outgoing(0, MIB + 4096, Budget(0)), Incoming(MIB + 4096, budget)
+    outgoing.credit(incoming.widen())
+    outgoing.put(bytes(MIB + 4096))
+    while outgoing.is_ready:
+        outgoing.next_frame()
+    assert outgoing.is_empty
+    assert Incoming(MIB, budget).widen() == 0  # nothing is left: it waits its turns
+    assert Incoming(64 * 1024, Budget(MIB)).widen() == 0  # fits the first window as it is
+    incoming.release()
+    assert budget.left_bytes == 2 * MIB
+
+
 def test_large_messages_share_a_budget() -> None:
     budget = Budget(2 * MIB)
     first, second = Incoming(8 * MIB, budget), Incoming(8 * MIB, budget)
