@@ -278,7 +278,11 @@ class Rounds:
             self._readies.pop(peer, None)
 
     def committed(self, certificate: Certificate) -> None:
-        """The round is over for us; the certificate's members are the next electorate."""
+        """The round is over for us; the certificate's members are the next electorate.
+
+        Whom it left out we do not wait for either until we hear of it: its proposer has waited.
+        """
+        self._suspects |= self._expected() - set(certificate.members)
         self.certificate = certificate
         self._start_round(certificate.round + 1)
         self.mine = None

@@ -297,6 +297,7 @@ async def test_a_sender_that_takes_no_reports_is_found_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("protocols.rpc.machine.WINDOW_BYTES", 20_000)
+    monkeypatch.setattr("protocols.rpc.machine.WIDE_BYTES", 0)
     monkeypatch.setattr("protocols.bulk.arrivals.REPORT_S", 0.001)
     size_bytes = 16 * 1024
     async with attacked() as (villain, victim):
