@@ -15,10 +15,11 @@ from benchmarks import (
     talk_blobs,
     talk_bulk,
     talk_connect,
+    talk_gossip,
     talk_hostile,
+    talk_idle,
     talk_link,
     talk_rpc,
-    talk_swarm,
 )
 from benchmarks.contest import Contest
 from benchmarks.report import progress, report
@@ -60,7 +61,8 @@ PARTS = {
     "calls and bulk": _between_two,
     "link": talk_link.main,
     "blobs and simulated gossip": _blobs_and_simulation,
-    "swarm": talk_swarm.main,
+    "idle": talk_idle.main,
+    "gossip": talk_gossip.main,
     "hostile": talk_hostile.main,
 }
 

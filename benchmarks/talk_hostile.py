@@ -74,7 +74,7 @@ def _attack(daemon: Forged, honest: Child, attacker: Child) -> None:
 def _one(honest: Child, attacker: Child, attack: str, number: int) -> list[float]:
     more: dict[str, object] = {}
     if attack == "half_open":
-        more["count"] = STREAMS // ATTACK_ROUNDS
+        more["count"] = STREAMS
     if attack == "garbage":
         more["seed"] = number
     attacker.tell(attack, seconds=ATTACK_S, **more)

@@ -20,15 +20,16 @@ from wire.ports import Clock, Item, Store
 
 NAMESPACE = "swarm"
 PREFIX = "member/@"
-LEASE_S = 30.0  # a node that is gone without a word leaves the list after this
+LEASE_S = 60.0  # a node that is gone without a word leaves the list after this, if not connected
 RENEW_S = LEASE_S / 3  # two renewals may fail
+LOOK_S = 10.0  # between two looks for members that we cannot reach
 TELL_MAX = 32  # members that a farewell goes to; they tell the others
 ADDRESSES_MAX = 16
 ADDRESS_MAX = 256  # characters
 LEASE_BYTES = 1536  # of the 2 KiB that a store value may take; addresses are left out beyond it
 SEEN_MAX_MS = 3_600_000  # how long a member that died stays in the list, as not alive
 SEEN_MAX = 1024  # members remembered after their lease died
-FIND_MAX = 4  # DHT lookups for members without addresses per round of `RENEW_S`
+FIND_MAX = 4  # DHT lookups for members without addresses per round of `LOOK_S`
 SHORT_ID_MIN = 4  # characters of a peer ID that may stand for it
 PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]*\Z"  # it ends up on people's terminals
 
@@ -246,7 +247,7 @@ class Membership:
     async def _find_lost(self) -> None:
         """Ask the DHT about members whose addresses we do not have, or that we cannot reach."""
         while True:
-            await trio.sleep(RENEW_S)
+            await trio.sleep(LOOK_S)
             self._look_at_all()
             self._keep_connected()
             if self._finder is None:

@@ -12,7 +12,7 @@ from crdt.entry import REGISTER, Entry, Signed, seal
 from crdt.service import StoreService
 from crdt.wire import Push
 from node.kept import KEPT_MAX
-from node.membership import MemberInfo, Membership
+from node.membership import LEASE_S, RENEW_S, MemberInfo, Membership
 from tests.sim.replicas import EPOCH_MS, Links, SimClock, signer, start_store
 from wire import codec
 from wire.errors import NotFound, UsageError
@@ -95,7 +95,7 @@ async def test_members_see_each_other_with_names_addresses_and_offers(
 ) -> None:
     links = Links()
     nodes = [await start_node(nursery, links, number) for number in (1, 2, 3)]
-    await trio.sleep(12)
+    await trio.sleep(1.2 * RENEW_S)
     for node in nodes:
         members = node.membership.members()
         assert members[0].peer == node.peer
@@ -112,12 +112,12 @@ async def test_a_member_that_dies_is_not_alive_after_its_lease_and_forgotten_lat
 ) -> None:
     links = Links()
     alice, bob = [await start_node(nursery, links, number) for number in (1, 2)]
-    await trio.sleep(12)
+    await trio.sleep(1.2 * RENEW_S)
     bob.stop.cancel()
     links.split([alice.peer], [bob.peer])
-    await trio.sleep(15)
+    await trio.sleep(LEASE_S / 2)
     assert alice.membership.members()[1].alive
-    await trio.sleep(20)
+    await trio.sleep(LEASE_S / 2 + RENEW_S)
     assert [one.alive for one in alice.membership.members()] == [True, False]
     await trio.sleep(3700)
     assert [one.peer for one in alice.membership.members()] == [alice.peer]
