@@ -22,8 +22,8 @@ from protocols.bulk.counters import BulkCounters
 from protocols.channels.service import ChannelService
 from protocols.rpc.line import RpcCounters
 
-LAG_INTERVAL_S = 0.25  # between two measurements of the event loop's lag
-LAG_KEPT = 40  # measurements: the figure is the worst of the last 10 s
+LAG_INTERVAL_S = 1.0  # between two measurements of the event loop's lag
+LAG_KEPT = 10  # measurements: the figure is the worst of the last 10 s
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -23,7 +23,7 @@ from wire.ports import PUSH_MAX, Host, Stream
 OPEN_TIMEOUT_S = 10.0
 PACE_S = 1.0  # that a publisher is made to wait for its own peers
 STUCK_S = 30.0  # without room on our stream: a peer that reads so little is no help
-GAP_S = 0.02  # between two flushes: what a burst brings meanwhile shares frames
+GAP_S = 0.05  # between two flushes: what a burst brings meanwhile shares frames
 FRAME_TIMEOUT_S = 30.0  # from the first byte of a frame to its last
 RETRY_MIN_S, RETRY_MAX_S = 0.25, 60.0  # between tries to open a stream; doubles
 STABLE_S = 60.0  # a link that lived so long begins with the shortest wait again
