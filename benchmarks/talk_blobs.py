@@ -1,7 +1,7 @@
 """Blobs from one and from three providers that upload 20 MB/s each, one of them corrupt in a third
 figure.
 
-`python -m benchmarks.talk_blobs` prints one JSON object a line. QUICK=1 fetches 64 MB once or twice
+`python -m benchmarks.talk_blobs` prints one JSON object a line. QUICK=1 fetches 40 MB once or twice
 instead of 1 GB five times, which takes seven minutes: the providers are slow on purpose.
 """
 
@@ -16,7 +16,7 @@ from benchmarks.orders import Child, Failed
 from benchmarks.report import QUICK, ROUNDS, progress, report
 
 MIB = 1024 * 1024
-SIZE = 64 * MIB if QUICK else 1_000_000_000
+SIZE = 40 * MIB if QUICK else 1_000_000_000
 UPLOAD_MB_S = 20.0
 ONE_GOAL, THREE_GOAL = 0.95 * UPLOAD_MB_S, 0.9 * 3 * UPLOAD_MB_S
 FETCH_S = 600.0

@@ -13,10 +13,10 @@ from benchmarks.forge import Forged, daemons
 from benchmarks.orders import Child, Failed
 from benchmarks.report import QUICK, ROUNDS, percentile, progress, report
 
-FRAMES = 5_000 if QUICK else 1_000_000  # for each protocol
+FRAMES = 3_000 if QUICK else 1_000_000  # for each protocol
 PROTOCOLS = ("rpc", "gossip", "blobs", "bulk", "yamux", "noise", "admission")
 ATTACK_ROUNDS = 2 if QUICK else ROUNDS
-ATTACK_S = 0.5 if QUICK else 3.0  # of each attack, in each round
+ATTACK_S = 0.3 if QUICK else 3.0  # of each attack, in each round
 STREAMS = 10_000  # half open, in all
 FUZZ_S = 300.0
 GROWTH_MB = 20.0

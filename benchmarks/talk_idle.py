@@ -1,7 +1,7 @@
 """What a daemon costs that does nothing but have 20 peers: processor and memory.
 
 `python -m benchmarks.talk_idle`. All are real daemons of one swarm; the measured one is a fresh
-process. QUICK=1 gives it 5 peers and watches it for 5 s.
+process. QUICK=1 gives it 4 peers and watches it for 4 s.
 """
 
 import time
@@ -9,10 +9,10 @@ import time
 from benchmarks.forge import Forged, daemons
 from benchmarks.report import QUICK, ROUNDS, progress, report
 
-PEERS = 5 if QUICK else 20
+PEERS = 4 if QUICK else 20
 SPARE = 1  # daemons beyond, for a member of a swarm need not be connected to all of it
 SETTLE_S = 1.0 if QUICK else 15.0  # joining is not idling
-WINDOW_S = 3.0 if QUICK else 20.0
+WINDOW_S = 1.5 if QUICK else 20.0
 STEP_S = 0.5 if QUICK else 5.0  # between the beginnings of two windows, which overlap
 
 
