@@ -69,7 +69,7 @@ def rpc() -> Target:
 
     def take(frame: bytes) -> None:
         side = frame[0] & 1 if frame else 0
-        for body in frames.FrameCutter(wire.FRAME_MAX).feed(frame[1:]):
+        for body in frames.FrameParser(wire.FRAME_MAX).feed(frame[1:]):
             message = codec.decode(body, decoders[side], wire.FRAME_MAX)
             if isinstance(message, wire.Part | wire.Data | wire.Reply):
                 Incoming(1000, Budget(1000)).put(message)

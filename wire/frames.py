@@ -19,45 +19,6 @@ def pack(body: bytes) -> bytes:
 
 
 class FrameParser:
-    """Cuts a byte stream into frames of at most `max_size` bytes. Raises BadMessage."""
-
-    def __init__(self, max_size: int) -> None:
-        self.max_size = max_size
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> None:
-        """Take what arrived; the caller reads no more than it can hold at a time."""
-        self._buffer += data
-
-    def next_frame(self) -> bytes | None:
-        """Return the next whole frame, or None if more bytes are needed."""
-        length, shift = 0, 0
-        for position, byte in enumerate(self._buffer[:_LENGTH_BYTES_MAX]):
-            length |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return self._cut(position + 1, length)
-            shift += 7
-        if len(self._buffer) >= _LENGTH_BYTES_MAX:
-            raise BadMessage(f"frame length is over {_LENGTH_BYTES_MAX} bytes of varint")
-        return None
-
-    @property
-    def is_empty(self) -> bool:
-        """True between frames: an end of stream here loses nothing."""
-        return not self._buffer
-
-    def _cut(self, start: int, length: int) -> bytes | None:
-        if length > self.max_size:
-            raise BadMessage(f"frame of {length} B is over the limit of {self.max_size} B")
-        end = start + length
-        if len(self._buffer) < end:
-            return None
-        frame = bytes(memoryview(self._buffer)[start:end])
-        del self._buffer[:end]
-        return frame
-
-
-class FrameCutter:
     """Cuts a byte stream into frames of at most `max_size` bytes, as views of what was fed.
 
     What arrives whole is not copied. Raises BadMessage.
@@ -67,6 +28,11 @@ class FrameCutter:
         self._max_size = max_size
         self._rest = bytearray()  # the beginning of a frame
         self._needed = 0  # bytes that it must have before it is worth looking again
+
+    @property
+    def is_empty(self) -> bool:
+        """True between frames: an end of stream here loses nothing."""
+        return not self._rest
 
     def feed(self, data: bytes | memoryview) -> list[memoryview]:
         """Return the frames that are whole now, in order."""
@@ -96,7 +62,7 @@ class FrameCutter:
             length |= (byte & 0x7F) << shift
             if byte < 0x80:
                 if length > self._max_size:
-                    raise BadMessage(f"frame of {length} B is over {self._max_size} B")
+                    raise BadMessage(f"frame of {length} B is over the limit of {self._max_size} B")
                 return length, start + 1
             shift += 7
         if end - position >= _LENGTH_BYTES_MAX:

@@ -4,7 +4,7 @@
 `node/` and `protocols/rpc`; the simulator in tests/sim provides others.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -63,6 +63,11 @@ class Stream(Protocol):
     @property
     def peer(self) -> PeerId:
         """Who is at the other end."""
+        ...
+
+    @property
+    def protocol(self) -> str:
+        """What it was opened for."""
         ...
 
     async def read(self, max_bytes: int) -> bytes:
@@ -125,8 +130,12 @@ class Host(Protocol):
         """Answer streams of a protocol. The server's errors end its stream only."""
         ...
 
-    async def open(self, peer: PeerId, protocol: str, *, timeout_s: float) -> Stream:
-        """Open a stream, connecting first if need be. Raises PeerUnreachable, DeadlineExceeded."""
+    async def open(
+        self, peer: PeerId, protocol: str | Sequence[str], *, timeout_s: float
+    ) -> Stream:
+        """Open a stream for a protocol, or for the first of several that the peer speaks,
+        connecting first if need be. Raises PeerUnreachable, DeadlineExceeded.
+        """
         ...
 
 

@@ -136,12 +136,15 @@ async def welcome(stream: _Stream) -> None:
 
 
 async def _receive(stream: _Stream, frames: FrameParser, expected: type[M]) -> M:
-    while (frame := frames.next_frame()) is None:
+    found = list[memoryview]()
+    while not found:
         data = await stream.read(FRAME_MAX)
         if not data:
             raise NotAdmitted("the peer hung up: it may be of another swarm")
-        frames.feed(data)
-    message = decode(frame, decoder, FRAME_MAX)
+        found = frames.feed(data)
+    if len(found) > 1:
+        raise NotAdmitted("the peer said more than it was asked")
+    message = decode(found[0], decoder, FRAME_MAX)
     if not isinstance(message, expected):
         raise NotAdmitted(f"expected {expected.__name__}, got {type(message).__name__}")
     return message

@@ -80,8 +80,8 @@ class Hooks(Protocol):
 class Link:
     """Our stream to one peer: a queue, pushed to the stream as it has room. Implements `Sink`."""
 
-    def __init__(self, stream: Stream, version: str, flushed: trio.lowlevel.ParkingLot) -> None:
-        self.peer, self.version = stream.peer, version
+    def __init__(self, stream: Stream, flushed: trio.lowlevel.ParkingLot) -> None:
+        self.peer, self.version = stream.peer, stream.protocol
         self.queue = SendQueue()
         self.scope = trio.CancelScope()
         self._stream, self._flushed = stream, flushed
@@ -146,8 +146,7 @@ class Visit:
         self._budget.spend(len(data), 0, now)  # beyond, it begins again later
         found = list[bytes]()
         with self._blame():
-            self._parser.feed(bytes(data))
-            found += iter(self._parser.next_frame, None)
+            found += map(bytes, self._parser.feed(data))  # copied: a view would hold its record
         if found or self._partial_at == math.inf:
             self._partial_at = math.inf if self._parser.is_empty else now
         self._budget.spend(0, len(found) * FRAME_COST, now)
@@ -308,24 +307,14 @@ class Links:
                 began = trio.current_time()
                 await trio.sleep_until(self._bans.get(peer, 0.0))
                 try:
-                    stream, version = await self._open(peer)
-                    await self._hold(Link(stream, version, self._flushed), stream)
+                    stream = await self._host.open(peer, PROTOCOLS, timeout_s=OPEN_TIMEOUT_S)
+                    await self._hold(Link(stream, self._flushed), stream)
                 except ShoalError as error:
                     log.debug("channels.link_lost peer=%s %s", peer, error)
                 if trio.current_time() - began > STABLE_S:
                     wait_s = RETRY_MIN_S
                 await trio.sleep(wait_s)
                 wait_s = min(2 * wait_s, RETRY_MAX_S)
-
-    async def _open(self, peer: PeerId) -> tuple[Stream, str]:
-        failure: ShoalError | None = None
-        for version in PROTOCOLS:
-            try:
-                return await self._host.open(peer, version, timeout_s=OPEN_TIMEOUT_S), version
-            except ShoalError as error:
-                failure = error
-        assert failure is not None
-        raise failure
 
     async def _hold(self, link: Link, stream: Stream) -> None:
         """Keep a link until its stream is over, or nothing can be sent on it."""

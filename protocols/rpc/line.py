@@ -137,7 +137,7 @@ class Line(Generic[E_, M]):
         self.lost: PeerUnreachable | None = None  # why the line is over, if it is
         self.room = trio.lowlevel.ParkingLot()  # senders wait here while too much waits to be sent
         self._decoder = decoder
-        self._cutter = frames.FrameCutter(wire.FRAME_MAX)
+        self._parser = frames.FrameParser(wire.FRAME_MAX)
         self._senders: dict[Outgoing, E_] = {}
 
     def attach(self) -> None:
@@ -221,7 +221,7 @@ class Line(Generic[E_, M]):
         """Handle what arrived. Raises BadMessage, which ends the line."""
         self.counters.bytes_in += len(data)
         try:
-            for frame in self._cutter.feed(data):
+            for frame in self._parser.feed(data):
                 self.take(codec.decode(frame, self._decoder, wire.FRAME_MAX))
                 if self.outbox.urgent_bytes > URGENT_ABUSE_BYTES:  # errors and credit never wait
                     raise BadMessage("asks more than it reads")

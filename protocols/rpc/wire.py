@@ -12,7 +12,7 @@ with the only message of a unary call, `Reply` the only message and the End of i
 is over when the server has said Reply, End or Fail, or the caller Cancel.
 
 Each direction of a call has a window of its own: its sender begins with `WINDOW_BYTES` of credit,
-pays `cost_of` for each piece, and is given more by `Credit`.
+pays the length and `PIECE_COST` for each piece, and is given more by `Credit`.
 """
 
 from typing import Annotated
@@ -134,11 +134,6 @@ caller_decoder = msgspec.msgpack.Decoder(ToCaller)
 
 _EMPTY_BIN = b"\xc4\x00"  # how MessagePack writes b"", the last field of a piece
 _BIN16 = b"\xc5"
-
-
-def cost_of(body: bytes | memoryview) -> int:
-    """What a piece takes from the credit of its call, in bytes."""
-    return len(body) + PIECE_COST
 
 
 def pack_piece(kind: Piece, call: int, body: bytes | memoryview) -> bytes:

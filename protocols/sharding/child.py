@@ -34,7 +34,9 @@ class Daemon:
     def __init__(self, fd: int) -> None:
         self._link = socket.socket(fileno=fd)
         self._link.set_inheritable(False)
-        self._waiting: queue.Queue[bytes] = queue.Queue(_WAITING_MAX)  # full: the socket fills up
+        self._waiting: queue.Queue[memoryview] = queue.Queue(
+            _WAITING_MAX
+        )  # full: the socket fills up
         threading.Thread(target=self._read, name="daemon", daemon=True).start()
 
     def serve(
@@ -61,8 +63,7 @@ class Daemon:
                 data = b""
             if not data:
                 os._exit(0)
-            frames.feed(data)
-            while (frame := frames.next_frame()) is not None:
+            for frame in frames.feed(data):
                 self._waiting.put(frame)
 
 

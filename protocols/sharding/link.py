@@ -44,8 +44,7 @@ class Link(Generic[A]):
         frames = FrameParser(FRAME_MAX)
         try:
             while data := await self._stream.receive_some(_READ_BYTES):
-                frames.feed(data)
-                while (frame := frames.next_frame()) is not None:
+                for frame in frames.feed(data):
                     self._take(*decode(frame, self._decoder, FRAME_MAX))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # it was killed: the same as an end

@@ -64,9 +64,8 @@ class Enemy:
         parser = frames.FrameParser(FRAME_MAX)
         try:
             while data := await stream.read(65536):
-                parser.feed(data)
-                while (frame := parser.next_frame()) is not None:
-                    self.told += wire.decode(frame).subscriptions
+                for frame in parser.feed(data):
+                    self.told += wire.decode(bytes(frame)).subscriptions
         except PeerUnreachable:
             return
 

@@ -12,7 +12,7 @@ hosts are connected once one has opened a stream to the other.
 
 import math
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -172,7 +172,9 @@ class SimHost:
         """Answer streams of a protocol."""
         self._servers[protocol] = server
 
-    async def open(self, peer: PeerId, protocol: str, *, timeout_s: float) -> Stream:
+    async def open(
+        self, peer: PeerId, protocol: str | Sequence[str], *, timeout_s: float
+    ) -> Stream:
         """Open a stream: one round trip. Raises PeerUnreachable, DeadlineExceeded."""
         with trio.move_on_after(timeout_s):
             await trio.sleep(2 * self._net.latency_s)
@@ -184,12 +186,14 @@ class SimHost:
                 raise PeerUnreachable(f"the link to {peer} is cut")
             while link.silent:
                 await self._net.changed.park()
-            if protocol not in host._servers:
-                raise PeerUnreachable(f"{peer} does not speak {protocol}")
+            wanted = [protocol] if isinstance(protocol, str) else protocol
+            spoken = next((name for name in wanted if name in host._servers), None)
+            if spoken is None:
+                raise PeerUnreachable(f"{peer} does not speak {' or '.join(wanted)}")
             if not link.connected:
                 link.connected = True
                 self._net.changed.unpark_all()
-            return host._accept(self, protocol)
+            return host._accept(self, spoken)
         raise DeadlineExceeded(f"no stream to {peer} within {timeout_s:g} s")
 
     async def watch(self) -> AsyncIterator[PeerEvent]:
@@ -210,8 +214,8 @@ class SimHost:
 
     def _accept(self, caller: "SimHost", protocol: str) -> "SimStream":
         near, far = (
-            SimStream(self._net, caller, self._peer),
-            SimStream(self._net, self, caller.peer),
+            SimStream(self._net, caller, self._peer, protocol),
+            SimStream(self._net, self, caller.peer, protocol),
         )
         near.other, far.other = far, near
         self._net.nursery.start_soon(self._run, self._servers[protocol], far)
@@ -236,6 +240,7 @@ class SimStream:
     net: Net
     owner: SimHost
     peer: PeerId
+    protocol: str
     other: "SimStream" = field(init=False)
     lot: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
     _arriving: deque[tuple[float, bytes]] = field(default_factory=deque[tuple[float, bytes]])

@@ -238,10 +238,8 @@ def test_control_goes_first_and_messages_share_a_frame() -> None:
     queue.forget(b"known")
     assert queue.put_control(b"\x02\x0a\x00")
     parser = FrameParser(FRAME_MAX)
-    parser.feed(queue.take())
-    assert parser.next_frame() == b"\x0a\x00"
-    frame = parser.next_frame()
-    assert frame is not None
+    control, frame = map(bytes, parser.feed(queue.take()))
+    assert control == b"\x0a\x00"
     assert [signing.number_of(message) for message in wire.decode(frame).messages] == [0, 1, 2]
     assert not queue
 

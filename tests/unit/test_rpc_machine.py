@@ -30,9 +30,9 @@ def piece(body: bytes, *, is_last: bool = True) -> wire.Part | wire.Data:
 
 def carry(outgoing: Outgoing, incoming: Incoming) -> int:
     """Let all that may go arrive; returns how many frames did."""
-    cutter, count = frames.FrameCutter(wire.FRAME_MAX), 0
+    parser, count = frames.FrameParser(wire.FRAME_MAX), 0
     while outgoing.is_ready:
-        for frame in cutter.feed(outgoing.next_frame()):
+        for frame in parser.feed(outgoing.next_frame()):
             message = codec.decode(frame, wire.caller_decoder, wire.FRAME_MAX)
             assert isinstance(message, wire.Part | wire.Data | wire.Reply)
             incoming.put(message)
@@ -242,37 +242,9 @@ def test_any_bytes_are_a_message_or_bad(frame: bytes) -> None:
         assert codec.decode(codec.encode(message), decoder, wire.FRAME_MAX) == message
 
 
-@given(st.lists(st.binary(max_size=200), max_size=20), st.lists(st.integers(1, 99), min_size=1))
-def test_frames_are_cut_whatever_the_pieces_they_arrive_in(
-    bodies: list[bytes], steps: list[int]
-) -> None:
-    data = b"".join(map(frames.pack, bodies))
-    cutter, found, position = frames.FrameCutter(200), list[bytes](), 0
-    while position < len(data):
-        step = steps[position % len(steps)]
-        found += [bytes(frame) for frame in cutter.feed(data[position : position + step])]
-        position += step
-    assert found == bodies
-
-
-@given(st.binary(max_size=400))
-def test_any_bytes_are_cut_as_the_other_parser_does(data: bytes) -> None:
-    parser, cutter = frames.FrameParser(100), frames.FrameCutter(100)
-    parser.feed(data)
-    expected = list[bytes]()
-    try:
-        while (frame := parser.next_frame()) is not None:
-            expected.append(frame)
-    except BadMessage:
-        with pytest.raises(BadMessage):
-            cutter.feed(data)
-        return
-    assert [bytes(frame) for frame in cutter.feed(data)] == expected
-
-
 def test_packed_pieces_are_what_the_codec_reads() -> None:
     for size in (0, 1, 200, 16_000, PIECE_BYTES):
         body = bytes(size)
-        (frame,) = frames.FrameCutter(wire.FRAME_MAX).feed(wire.pack_ask(7, "m", 9, b"k", body))
+        (frame,) = frames.FrameParser(wire.FRAME_MAX).feed(wire.pack_ask(7, "m", 9, b"k", body))
         message = codec.decode(frame, wire.server_decoder, wire.FRAME_MAX)
         assert message == wire.Ask(7, "m", 9, b"k", memoryview(body))
