@@ -21,11 +21,12 @@ from crdt.merge import QUOTAS, Replica
 from crdt.storage import StoreFailed
 from crdt.sync import Syncer, SyncReport
 from crdt.watch import Watchers
-from crdt.writer import Batch, OffLoop, Thread, Writer
+from crdt.writer import Batch, Writer
 from wire import codec
 from wire.errors import BadMessage, ShoalError, UsageError
 from wire.ids import PeerId, Signer
-from wire.ports import Clock, Item, Network
+from wire.ports import Clock, Item, Network, OffLoop
+from wire.threads import Threads
 
 TOPIC = "shoal/crdt"
 SYNC_INTERVAL_S = 30.0  # between syncs with a random peer; 1 round trip when nothing differs
@@ -91,8 +92,8 @@ class StoreService:
         """`peers` lists who is connected now. `off_loop` is for simulators: no threads there."""
         self._channel, self._clock, self._signer = channel, clock, signer
         self._replica, self._hybrid, self._watchers = Replica(), HybridClock(), Watchers()
-        self._cpu = off_loop or Thread()
-        self._writer = Writer(path, self._replica, clock, off_loop or Thread(), self._on_news)
+        self._cpu = off_loop or Threads()
+        self._writer = Writer(path, self._replica, clock, off_loop or Threads(), self._on_news)
         self._syncer = Syncer(
             network,
             self._replica,

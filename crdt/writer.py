@@ -4,11 +4,10 @@ Writers that come while a commit is on its way go together into the next one (gr
 lone write never waits for company and a thousand share one sync of the disk.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 import trio
 
@@ -16,32 +15,11 @@ from crdt.entry import Record
 from crdt.merge import QUOTAS, Replica
 from crdt.storage import Storage, StoreFailed
 from wire.errors import ShoalError
-from wire.ports import Clock
-
-T = TypeVar("T")
+from wire.ports import Clock, OffLoop
 
 BATCHES_MAX = 256  # writers waiting for the disk; when full the next writer waits
 COMMIT_RECORDS_MAX = 1000  # records in one transaction: about 10 ms (facts: state, 193k rows/s)
 CLOSE_S = 3.0  # to fold the log into the file at the end
-
-
-class OffLoop(Protocol):
-    """Runs blocking work away from the loop; a simulator runs it in place."""
-
-    def __call__(self, work: Callable[[], T], /) -> Awaitable[T]:
-        """Return what `work` returns."""
-        ...
-
-
-class Thread:
-    """Blocking work, one piece at a time, on a worker thread."""
-
-    def __init__(self) -> None:
-        self._limiter = trio.CapacityLimiter(1)
-
-    async def __call__(self, work: Callable[[], T], /) -> T:
-        """Run `work`. Cancelling waits for its end: a commit is never cut in half."""
-        return await trio.to_thread.run_sync(work, limiter=self._limiter)
 
 
 @dataclass

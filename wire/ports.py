@@ -13,6 +13,7 @@ from wire.codec import CONTROL_FRAME_MAX
 from wire.errors import PeerUnreachable
 from wire.ids import PeerId
 
+T = TypeVar("T")
 Q = TypeVar("Q")  # request
 R = TypeVar("R")  # reply
 Out = TypeVar("Out", contravariant=True)
@@ -28,6 +29,16 @@ class Clock(Protocol):
 
     def wall_ms(self) -> int:
         """Milliseconds since the Unix epoch, as this machine believes."""
+        ...
+
+
+class OffLoop(Protocol):
+    """Runs blocking or heavy work away from the event loop (wire.threads); a simulator, whose
+    clock must not run meanwhile, runs it in place.
+    """
+
+    def __call__(self, work: Callable[[], T], /) -> Awaitable[T]:
+        """Return what `work` returns."""
         ...
 
 

@@ -8,7 +8,6 @@ import logging
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol, TypeVar
 
 import trio
 
@@ -37,9 +36,7 @@ from protocols.blobs.wire import (
 )
 from wire.errors import BadMessage, DeadlineExceeded, NotFound, PeerUnreachable, ShoalError
 from wire.ids import PeerId
-from wire.ports import Call
-
-T = TypeVar("T")
+from wire.ports import Call, OffLoop
 
 PROVIDERS_MAX = 8  # sessions at a time; others come in when one of these ends
 OPEN_TIMEOUT_S = 10.0  # to reach a provider, and for its first word
@@ -51,14 +48,6 @@ KEEPING_MAX = 3  # chunks of one provider that are being hashed and written
 SYNC_CHUNKS = 64  # written between two syncs: the last one is then short
 
 log = logging.getLogger(__name__)
-
-
-class OffLoop(Protocol):
-    """Runs blocking work somewhere else than on the event loop."""
-
-    async def __call__(self, work: Callable[[], T], /) -> T:
-        """Return what `work` returns."""
-        ...
 
 
 class Failures:

@@ -9,7 +9,7 @@ from functools import partial
 
 import trio
 
-from protocols.blobs.fetch import ChunkFetch, Failures, OffLoop, fetch_object
+from protocols.blobs.fetch import ChunkFetch, Failures, fetch_object
 from protocols.blobs.index import Row, fresh_row
 from protocols.blobs.machine import full
 from protocols.blobs.manifest import Entry, File, Tree, decode_manifest
@@ -19,7 +19,7 @@ from protocols.blobs.store import BlobStore
 from protocols.blobs.wire import CHUNK_BYTES, Cid, is_raw
 from wire.errors import BadMessage, NotFound, UsageError
 from wire.ids import PeerId
-from wire.ports import Rpc
+from wire.ports import OffLoop, Rpc
 
 FILES_AT_ONCE = 8  # of a tree, being fetched: hides the round trips of small ones
 

@@ -11,7 +11,6 @@ from functools import partial
 
 import trio
 
-from protocols.blobs.fetch import OffLoop
 from protocols.blobs.files import BlobFile
 from protocols.blobs.machine import full, members, to_bits
 from protocols.blobs.progress import Counters
@@ -39,7 +38,7 @@ from protocols.blobs.wire import (
 )
 from wire.errors import BadMessage, DeadlineExceeded, NotFound, ShoalError, UsageError
 from wire.ids import PeerId
-from wire.ports import Call, Rpc
+from wire.ports import Call, OffLoop, Rpc
 
 FIRST_WAIT_S = 10.0  # for the word that says which blob a stream is about
 IDLE_S = 120.0  # without a question; the fetcher opens another stream when it has one

@@ -16,7 +16,6 @@ from typing import TypeVar
 import trio
 
 from protocols.blobs.adding import Mode, add_file, add_tree, export_file, export_tree, size_of
-from protocols.blobs.fetch import OffLoop
 from protocols.blobs.getting import Getting
 from protocols.blobs.give import Giving
 from protocols.blobs.index import Row, fresh_row
@@ -27,7 +26,8 @@ from protocols.blobs.store import BlobStore
 from protocols.blobs.wire import CHUNK_BYTES, Cid, parse_cid
 from wire.errors import ShoalError, UsageError
 from wire.ids import PeerId
-from wire.ports import Rpc
+from wire.ports import OffLoop, Rpc
+from wire.threads import Threads
 
 T = TypeVar("T")
 
@@ -38,17 +38,6 @@ PROVIDE_INTERVAL_S = 0.1  # between two records: a lookup each
 PROVIDE_LOOK_S = 60.0  # how often what is here is compared with what was told
 
 log = logging.getLogger(__name__)
-
-
-class Threads:
-    """Worker threads with a limit of their own."""
-
-    def __init__(self, limit: int = THREADS) -> None:
-        self._limiter = trio.CapacityLimiter(limit)
-
-    async def __call__(self, work: Callable[[], T], /) -> T:
-        """Run `work` on a thread. Cancelled, it still waits for the end of the work."""
-        return await trio.to_thread.run_sync(work, limiter=self._limiter)
 
 
 class BlobService:
@@ -69,7 +58,7 @@ class BlobService:
         """
         self.store, self.counters = store, Counters()
         self._finder = finder
-        self._off_loop: OffLoop = off_loop or Threads()
+        self._off_loop: OffLoop = off_loop or Threads(THREADS)
         self._provided: dict[Cid, None] = {}
         self._news = trio.Event()  # there may be something to provide
         self._giving = Giving(

@@ -16,7 +16,7 @@ from protocols.channels.replay import age_fits, is_time
 from protocols.channels.wire import Message
 from wire.errors import BadMessage, DeadlineExceeded, NotFound, ShoalError
 from wire.ids import PeerId
-from wire.ports import Call, Clock, Rpc
+from wire.ports import Call, Clock, OffLoop, Rpc
 
 OPEN_TIMEOUT_S = 3.0
 ASK_TIMEOUT_S = 5.0  # for all of it, from all who are asked: live messages wait behind it
@@ -34,7 +34,7 @@ class PastService:
         self,
         rpc: Rpc,
         clock: Clock,
-        off_loop: signing.OffLoop,
+        off_loop: OffLoop,
         history_of: Callable[[str], History | None],
     ) -> None:
         self._rpc, self._clock, self._off_loop = rpc, clock, off_loop

@@ -34,13 +34,13 @@ from protocols.channels.policy import Policy
 from protocols.channels.reference import Blobs
 from protocols.channels.replay import is_time
 from protocols.channels.send_queue import split
-from protocols.channels.signing import OffLoop, Thread
 from protocols.channels.subscription import QUEUE_MAX, Arrival, Received, Subscription
 from protocols.channels.validation import Checked, Validation
 from protocols.channels.wire import Message
 from wire.errors import PeerError, ShoalError, UsageError
 from wire.ids import PeerId, Signer
-from wire.ports import Clock, Rpc
+from wire.ports import Clock, OffLoop, Rpc
+from wire.threads import Threads
 
 HANDLER_TIMEOUT_S = 30.0  # the machine forgets a message that takes longer; the store: a sync
 
@@ -68,7 +68,7 @@ class ChannelService:
         """`off_loop` is for simulators: no threads there. Without `blobs`, 64 KiB is the limit."""
         self._signer, self._clock, self._origin = signer, clock, origin
         self._author = wire.author_of(signer.peer)
-        self._off_loop = off_loop or Thread()
+        self._off_loop = off_loop or Threads()
         self._machine = GossipSub(signer.peer, params or Params(), rng or random.Random())
         self._links = Links(host, self)
         self._past = PastService(rpc, clock, self._off_loop, self._history_of)

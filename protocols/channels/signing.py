@@ -6,19 +6,14 @@ Source: github.com/libp2p/specs/pubsub, README, "Message Signing".
 """
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 import base58
-import trio
 
 from protocols.channels import wire
 from protocols.channels.wire import Message
 from wire.errors import BadMessage
 from wire.ids import SIGNATURE_BYTES, PeerId, Signer, public_key_of, verify_plain
-
-T = TypeVar("T")
 
 INLINE_MAX = 8  # signatures checked on the loop, 0.6 ms; a thread costs 0.1 ms to ask
 SEQNO_BYTES = 8  # a 64-bit number, big endian
@@ -68,25 +63,6 @@ def check_form(message: Message) -> Author:
 def is_signed(message: Message, author: Author) -> bool:
     """Check the signature: 50 us or so, without the interpreter's lock."""
     return verify_plain(author.key, wire.signed_bytes(message), message.signature)
-
-
-class OffLoop(Protocol):
-    """Runs work somewhere else than on the event loop."""
-
-    async def __call__(self, work: Callable[[], T], /) -> T:
-        """Return what `work` returns."""
-        ...
-
-
-class Thread:
-    """A worker thread: libsodium checks signatures without the interpreter's lock."""
-
-    def __init__(self) -> None:
-        self._limiter = trio.CapacityLimiter(1)
-
-    async def __call__(self, work: Callable[[], T], /) -> T:
-        """Run `work` there. Cancelled, it still waits for the end of the work."""
-        return await trio.to_thread.run_sync(work, limiter=self._limiter)
 
 
 def are_signed(messages: list[tuple[Message, Author]]) -> list[bool]:

@@ -15,9 +15,10 @@ from protocols.channels import policy, reference, signing
 from protocols.channels.channel import Channel
 from protocols.channels.effects import Validate, Verdict
 from protocols.channels.replay import Replays
-from protocols.channels.signing import Author, OffLoop
+from protocols.channels.signing import Author
 from protocols.channels.wire import Message
 from wire.errors import BadMessage
+from wire.ports import OffLoop
 
 
 @dataclass(frozen=True, slots=True)
