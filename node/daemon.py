@@ -30,7 +30,6 @@ from node.channels import ChannelDesk, origin_of
 from node.config import Loaded, http_address
 from node.control.api import Api, Event
 from node.control.server import ControlServer
-from node.faults import root_cause
 from node.home import Home
 from node.host.gate import Limits
 from node.host.mdns import Mdns
@@ -65,6 +64,7 @@ from protocols.rpc.service import RpcService
 from shoal.api import PeerChange
 from wire.clock import SystemClock
 from wire.errors import ShoalError
+from wire.faults import root_cause
 from wire.ids import Signer
 
 JOIN_S = 0.5  # seconds that a start waits for a first peer; joining goes on behind it

@@ -19,6 +19,7 @@ from shoal.client import CALL_TIMEOUT_S, CONNECT_TIMEOUT_S, READ_BYTES, connect_
 from shoal.errors import ClientError, TimedOut
 from shoal.rpc import MARGIN_S, RETRY_FIRST_S, RETRY_MAX_S
 from shoal.rpc_api import (
+    Answering,
     Ask,
     Call,
     End,
@@ -28,12 +29,10 @@ from shoal.rpc_api import (
     LinkLost,
     Open,
     Ready,
-    RpcError,
     Serve,
     check_timeout,
     decode_value,
     encode_value,
-    fail_of,
     link_error,
 )
 
@@ -253,16 +252,13 @@ class Server:
                         nursery.cancel_scope.cancel()
 
     async def _answer(self, opened: AsyncRpcCall, called: Call) -> None:
-        try:
+        with Answering(called.method) as outcome:
             if called.method in self._streams:
                 await self._streams[called.method](opened)
             else:
                 await _answer_value(self._functions[called.method], opened)
-        except LinkLost:
-            raise
-        except Exception as error:
-            log.warning("%s failed", called.method, exc_info=not isinstance(error, RpcError))
-            await opened.fail(fail_of(error))
+        if outcome.fail is not None:
+            await opened.fail(outcome.fail)
         else:
             await opened.finish()
 

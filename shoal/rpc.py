@@ -9,7 +9,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +18,7 @@ from shoal import rpc_api
 from shoal.client import CALL_TIMEOUT_S, CONNECT_TIMEOUT_S, READ_BYTES, connect_unix
 from shoal.errors import ClientError, TimedOut
 from shoal.rpc_api import (
+    Answering,
     Ask,
     Call,
     End,
@@ -27,12 +28,10 @@ from shoal.rpc_api import (
     LinkLost,
     Open,
     Ready,
-    RpcError,
     Serve,
     check_timeout,
     decode_value,
     encode_value,
-    fail_of,
     link_error,
 )
 
@@ -51,11 +50,10 @@ class Link:
         self._socket = connect_unix(path, timeout_s=CONNECT_TIMEOUT_S)
         self._buffer = bytearray()
         self._sending = threading.Lock()
-        try:
+        with ExitStack() as unless_done:
+            unless_done.callback(self._socket.close)
             self._upgrade(rpc_api.pack(first))
-        except BaseException:
-            self._socket.close()
-            raise
+            unless_done.pop_all()
 
     def _upgrade(self, ahead: bytes) -> None:
         """Leave HTTP. The first frame goes along: a round trip less."""
@@ -282,29 +280,23 @@ class Serving:
                         self._answer(link, frame)
             except ClientError as error:
                 log.debug("link lost: %s", error)
-            except BaseException:  # a function that exits: nobody must wait for this place
+            finally:  # also of a function that exits: nobody must wait for this place
                 if link is not None:
                     link.close()
-                raise
             if link is None:
                 self._stop.wait(retry_s)
                 retry_s = min(2 * retry_s, RETRY_MAX_S)
-            else:
-                link.close()
             link = None
 
     def _answer(self, link: Link, called: Call) -> None:
         opened = RpcCall(link, called.peer)
-        try:
+        with Answering(called.method) as outcome:
             if called.method in self._streams:
                 self._streams[called.method](opened)
             else:
                 self._answer_value(self._functions[called.method], opened)
-        except LinkLost:
-            raise
-        except Exception as error:
-            log.warning("%s failed", called.method, exc_info=not isinstance(error, RpcError))
-            link.send(fail_of(error))
+        if outcome.fail is not None:
+            link.send(outcome.fail)
         else:
             opened.finish()
 

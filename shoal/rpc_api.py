@@ -9,6 +9,7 @@ and answers with `Item`s, then `End` or `Fail`. Whoever goes away cancels what i
 
 import base64
 import binascii
+import logging
 import re
 from typing import Annotated, Any, cast
 
@@ -16,6 +17,8 @@ import msgspec
 
 from shoal.errors import ApiError, ClientError
 from shoal.messages import api_error
+
+log = logging.getLogger(__name__)
 
 PROTOCOL = "shoal-link"
 FRAME_MAX = 4 * 1024 * 1024 + 4096  # bytes; a value (at most 4 MiB) and its call's name
@@ -159,6 +162,25 @@ class Upgrade:
             return None
         status = head[9:12]
         raise api_error(int(status) if status.isdigit() else 0, rest)
+
+
+class Answering:
+    """Wraps a served function: what it raises becomes the answer, `fail`. A lost link passes."""
+
+    def __init__(self, method: str) -> None:
+        self._method = method
+        self.fail: Fail | None = None
+
+    def __enter__(self) -> "Answering":
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        if not isinstance(error, Exception) or isinstance(error, LinkLost):
+            return False
+        trace = None if isinstance(error, RpcError) else error
+        log.warning("%s failed", self._method, exc_info=trace)
+        self.fail = fail_of(error)
+        return True
 
 
 def fail_of(error: Exception) -> Fail:

@@ -30,6 +30,7 @@ from node.apps.wire import (
     name_of,
 )
 from wire.errors import BadMessage, Busy, DeadlineExceeded, RemoteError, UsageError
+from wire.faults import OnFailure
 from wire.ids import PeerId
 from wire.ports import Call, Rpc
 
@@ -45,6 +46,14 @@ class AppCounters:
     errors_out: int = 0  # calls of ours that failed, whatever the reason
     errors_in: int = 0  # calls that we answered with an error
     refused: int = 0  # calls that we answered "busy"
+
+    def add_error_out(self) -> None:
+        """Count a call of ours that failed."""
+        self.errors_out += 1
+
+    def add_error_in(self) -> None:
+        """Count a call that we answered with an error."""
+        self.errors_in += 1
 
 
 class AppRpc:
@@ -124,12 +133,12 @@ class AppRpc:
     @contextmanager
     def _answering(self) -> Generator[None]:
         self.counters.calls_in += 1
-        try:
-            yield
-        except Exception as error:
-            self.counters.errors_in += 1
-            self.counters.refused += isinstance(error, Busy)
-            raise
+        with OnFailure(self.counters.add_error_in, Exception):
+            try:
+                yield
+            except Busy:
+                self.counters.refused += 1
+                raise
 
     @contextmanager
     def _counted(self, peer: PeerId) -> Generator[None]:
@@ -138,11 +147,8 @@ class AppRpc:
                 "that is this node itself", hint="name another member: `shoal members`"
             )
         self.counters.calls_out += 1
-        try:
+        with OnFailure(self.counters.add_error_out, Exception):
             yield
-        except Exception:
-            self.counters.errors_out += 1
-            raise
 
 
 class Outgoing:

@@ -12,11 +12,11 @@ from typing import Any
 import click
 import trio
 
-from node.faults import root_cause
 from shoal.async_client import AsyncClient
 from shoal.async_rpc import AsyncRpcCall
 from shoal.errors import ClientError
 from shoal.rpc_api import RpcError, from_json, to_json
+from wire.faults import root_cause
 
 OUTPUT_MAX = 4 * 1024 * 1024  # bytes of a command's answer: the bound of a value
 SAID_MAX = 4096  # bytes read of a failed command's last words

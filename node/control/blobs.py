@@ -208,7 +208,7 @@ class BlobRoutes:
             with job.scope:
                 try:
                     await work()
-                except Exception as error:  # told to who watches
+                except Exception as error:  # a boundary: one job, told to who watches it
                     job.error = error
             job.over.set()
 

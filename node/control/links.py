@@ -13,7 +13,6 @@ import trio
 from node.apps.places import Incoming, Unavailable
 from node.apps.service import AppRpc, Outgoing
 from node.control.http import HungUp
-from node.faults import root_cause
 from shoal import rpc_api as frames
 from shoal.errors import ClientError
 from wire.errors import (
@@ -23,6 +22,7 @@ from wire.errors import (
     ShoalError,
     UsageError,
 )
+from wire.faults import root_cause
 from wire.ids import PeerId
 
 LINKS_MAX = 64  # programs' places: half of the control server's connections
@@ -193,7 +193,7 @@ class Links:
                     raise UsageError(f"a link does not begin with {type(other).__name__}")
         except HungUp:
             return
-        except Exception as error:
+        except (ShoalError, ExceptionGroup) as error:
             cause = root_cause(error)
             if isinstance(cause, HungUp):
                 return
@@ -275,21 +275,21 @@ async def _watch_hangup(link: Link) -> None:
 @asynccontextmanager
 async def _beside(work: Callable[..., Awaitable[None]], *args: object) -> AsyncGenerator[None]:
     """Run a task for as long as the block; if it fails, so does the block, with its error."""
-    failure: Exception | None = None
+    failure: ShoalError | HungUp | None = None
     async with trio.open_nursery() as nursery:
 
         async def run() -> None:
             nonlocal failure
             try:
                 await work(*args)
-            except Exception as error:
+            except (ShoalError, HungUp) as error:
                 failure = failure or error
                 nursery.cancel_scope.cancel()
 
         nursery.start_soon(run)
         try:
             yield
-        except Exception as error:  # carried out of the nursery, which would wrap it
+        except (ShoalError, HungUp) as error:  # carried out of the nursery, which would wrap it
             failure = failure or error
         nursery.cancel_scope.cancel()
     if failure is not None:

@@ -33,8 +33,8 @@ from node.control.api import (
     status_of,
 )
 from node.control.http import Connection, Head, HungUp
-from node.faults import root_cause
 from wire.errors import Busy, DeadlineExceeded, ShoalError, UsageError
+from wire.faults import root_cause
 
 CONNECTIONS_MAX = 128  # both listeners; when all are taken, the longest idle one gives way
 DRAIN_S = 0.5  # seconds for replies and streams in progress when the daemon stops

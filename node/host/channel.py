@@ -13,6 +13,7 @@ from libp2p.abc import ISecureConn
 from libp2p.connection_types import ConnectionType
 from libp2p.crypto.keys import PrivateKey, PublicKey
 from libp2p.custom_types import TProtocol
+from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.peer.id import ID
 from libp2p.security.noise.patterns import IPattern, PatternXX
 from libp2p.security.noise.transport import Transport as NoiseTransport
@@ -25,6 +26,9 @@ from node.host.tcp import CountedTcp
 NOISE_AES = TProtocol("/shoal/noise-aes/1")
 RECEIVE_BYTES = 256 * 1024  # one system call brings at most so much: four of the largest records
 SCRATCH_BYTES = RECEIVE_BYTES + 65536  # and before it the beginning of a record
+
+# What a channel raises when it is over; a ValueError is what trio says of a socket closed before.
+ENDS = (ConnectionClosedError, trio.ClosedResourceError, OSError, ValueError)
 
 
 class AesNoiseTransport(NoiseTransport):
@@ -39,7 +43,7 @@ class AesNoiseTransport(NoiseTransport):
 
 
 class Channel(Protocol):
-    """What the muxer needs of a secured connection. All errors mean its end."""
+    """What the muxer needs of a secured connection. ENDS and BadMessage mean its end."""
 
     is_initiator: bool
 

@@ -21,6 +21,7 @@ from node.host.swarm import FencedSwarm
 from node.host.tcp import CountedTcp
 from node.host.yamux import MuxedConnection
 from wire.errors import BadMessage, PeerUnreachable, ShoalError
+from wire.faults import OnFailure
 from wire.ids import PeerId
 
 log = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ class Dialler:
         place = self._swarm.gate.enter(None)
         if place is None:
             raise PeerUnreachable("too many connections here")
-        try:
+        with OnFailure(place.leave):
             won: tuple[Address, MuxedConnection, CountedTcp] | None = None
             with trio.move_on_after(DIAL_S):
                 won = await race(plan, self._attempt, _discard, stagger_s=STAGGER_S)
@@ -135,9 +136,6 @@ class Dialler:
             address, muxed, tcp = won
             self._book(peer).worked(str(address))
             connection = await self._swarm.adopt(muxed, tcp, place)
-        except BaseException:
-            place.leave()
-            raise
         await connection.settled.wait()
         if not connection.is_admitted:
             raise NotAdmitted(f"{peer}: {connection.refusal}")
@@ -170,13 +168,10 @@ async def _connect(address: Address) -> trio.SocketStream:
             for family, kind, protocol, _, place in found[:NAME_ADDRESSES_MAX]:
                 sock = trio.socket.socket(family, kind, protocol)
                 try:
-                    await sock.connect(place)
+                    with OnFailure(sock.close):
+                        await sock.connect(place)
                 except OSError as caught:
-                    sock.close()
                     error = caught
-                except BaseException:
-                    sock.close()
-                    raise
                 else:
                     return trio.SocketStream(sock)
             raise error

@@ -17,6 +17,7 @@ from node.host.views import PeerDown
 from protocols.bulk.pool import Route, Welcome
 from protocols.bulk.wire import HELLO_BYTES
 from wire.errors import PeerUnreachable
+from wire.faults import OnFailure
 from wire.ids import PeerId
 
 DIAL_S = 5.0  # to connect and be answered: three SYNs
@@ -55,18 +56,14 @@ class HostLanes:
         family = socket.AF_INET6 if ":" in remote[0] else socket.AF_INET
         sock = trio.socket.socket(family, socket.SOCK_STREAM)
         try:
-            with trio.fail_after(DIAL_S):
+            with OnFailure(sock.close), trio.fail_after(DIAL_S):
                 await sock.connect(remote)
                 stream = trio.SocketStream(sock)
                 await stream.send_all(first)
                 answer = await _receive(stream, answer_bytes)
                 return _blocking(stream), answer
         except (OSError, trio.BrokenResourceError, trio.TooSlowError, EOFError) as error:
-            sock.close()
             raise PeerUnreachable(f"no lane to {peer}: {error!r}") from error
-        except BaseException:
-            sock.close()
-            raise
 
     async def accept(self, stream: trio.SocketStream) -> None:
         """One inbound connection that begins like a lane. It is a lane, or over, afterwards."""

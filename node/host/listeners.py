@@ -17,6 +17,7 @@ from node.host.addresses import Address
 from node.host.gate import Gate
 from protocols.bulk.wire import HELLO_MAGIC
 from wire.errors import UsageError
+from wire.faults import OnFailure
 
 BACKLOG = 128  # connections the kernel holds until we accept them
 FIRST_BYTE_S = 1.0  # a lane's comes at once; who is silent for longer may be a libp2p node that
@@ -36,14 +37,11 @@ class Sorter:
     async def __call__(self, stream: trio.SocketStream) -> None:
         """Look at the first byte, and hand over. Never raises: it runs beside all the others."""
         try:
-            if not await self._was_lane(stream):
-                await self._libp2p(stream)  # what is nobody's too: it hangs up, and counts that
-        except Exception as error:  # of a stranger's bytes
+            with OnFailure(stream.socket.close):
+                if not await self._was_lane(stream):
+                    await self._libp2p(stream)  # what is nobody's too: it hangs up, and counts that
+        except Exception as error:  # a boundary: a stranger's bytes reach deep into libp2p
             log.debug("inbound.failed %r", error)
-            stream.socket.close()
-        except BaseException:
-            stream.socket.close()
-            raise
 
     async def _was_lane(self, stream: trio.SocketStream) -> bool:
         """Let lanes have it, if it is for them."""

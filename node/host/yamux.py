@@ -28,7 +28,7 @@ from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from multiaddr import Multiaddr
 
 from node.host import yamux_frames as frames
-from node.host.channel import Channel
+from node.host.channel import ENDS, Channel
 from node.host.yamux_stream import MuxedStream
 from wire.errors import BadMessage
 
@@ -208,7 +208,7 @@ class MuxedConnection(IMuxedConn):
                 self._is_blocked = not self.secured_conn.send()
                 if not self._is_blocked:
                     self._count_sent()
-        except Exception as error:  # the socket's or the cipher's: all mean the end
+        except ENDS as error:
             self._frames.clear()
             self.abort(f"write failed: {error!r}")
 
@@ -251,7 +251,7 @@ class MuxedConnection(IMuxedConn):
                 while conn.unsent_bytes > goal:
                     await conn.wait_writable()
                     self._is_blocked = not conn.send()
-            except Exception as caught:
+            except ENDS as caught:
                 error = f"write failed: {caught!r}"
         if patience.cancelled_caught:
             error = f"peer takes no bytes for {WRITE_STALL_S:.0f} s"
@@ -295,7 +295,7 @@ class MuxedConnection(IMuxedConn):
             self.send_control(frames.pack(frames.GO_AWAY, 0, 0, frames.PROTOCOL_ERROR))
             self._flush()
             self.abort(f"peer broke yamux: {error}")
-        except Exception as error:  # the socket's, the cipher's or the peer's goodbye
+        except ENDS as error:  # the peer's goodbye among them
             self.abort(f"read ended: {error!r}")
         finally:
             self._is_reading = False

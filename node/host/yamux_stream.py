@@ -1,8 +1,9 @@
 """One Yamux stream: its two windows, its buffer or its sink, its end. See node/host/yamux.py."""
 
 import logging
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVarTuple
 
 import trio
 from libp2p.abc import IMuxedStream
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from node.host.yamux import MuxedConnection
 
 log = logging.getLogger(__name__)
+
+Ts = TypeVarTuple("Ts")
 
 FIRST_WINDOW_BYTES = 256 * 1024  # fixed by the specification
 WINDOW_MAX_BYTES = 4 * 1024 * 1024  # 100 MB/s over 40 ms of round trip
@@ -103,7 +106,7 @@ class MuxedStream(IMuxedStream):
         if self._buffer:
             data = bytes(self._buffer)
             self._buffer.clear()
-            self._deliver(sink, data)
+            self._tell(sink.on_data, data)
         if self._no_more_in:
             self._end_sink(self._end_reason if self._is_cut else None)
         else:
@@ -133,11 +136,7 @@ class MuxedStream(IMuxedStream):
     def on_room(self) -> None:
         """The connection's: there is room again."""
         if self._sink is not None:
-            try:
-                self._sink.on_room()
-            except Exception:
-                log.exception("sink.failed stream=%d", self.stream_id)
-                self._fail("internal error")
+            self._tell(self._sink.on_room)
 
     async def close(self) -> None:
         """Finish our direction; what the peer still sends can be read."""
@@ -178,7 +177,7 @@ class MuxedStream(IMuxedStream):
         if self._no_more_in:
             return
         if self._sink is not None:
-            self._deliver(self._sink, data)
+            self._tell(self._sink.on_data, data)
             if self._credit_in < ATTACHED_WINDOW_BYTES // 2:
                 self._top_up()
         else:
@@ -218,13 +217,13 @@ class MuxedStream(IMuxedStream):
     def _say(self, flag: int) -> None:
         self._connection.send_control(frames.pack(frames.WINDOW_UPDATE, flag, self.stream_id, 0))
 
-    def _deliver(self, sink: Sink, data: bytes | memoryview) -> None:
-        # A sink's errors end its stream, never the connection.
+    def _tell(self, heard: Callable[[*Ts], None], *what: *Ts) -> None:
+        """Call the sink: its errors end its stream, never the connection."""
         try:
-            sink.on_data(data)
+            heard(*what)
         except BadMessage as error:
             self._fail(str(error))
-        except Exception:
+        except Exception:  # a boundary: one stream's bug
             log.exception("sink.failed stream=%d", self.stream_id)
             self._fail("internal error")
 
@@ -235,11 +234,7 @@ class MuxedStream(IMuxedStream):
     def _end_sink(self, reason: str | None) -> None:
         sink, self._sink = self._sink, None
         if sink is not None:
-            try:
-                sink.on_end(None if reason is None else PeerUnreachable(reason))
-            except Exception:
-                log.exception("sink.failed stream=%d", self.stream_id)
-                self.drop()
+            self._tell(sink.on_end, None if reason is None else PeerUnreachable(reason))
 
     def _top_up(self) -> None:
         increment = ATTACHED_WINDOW_BYTES - self._credit_in

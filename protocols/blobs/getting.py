@@ -17,7 +17,7 @@ from protocols.blobs.progress import Counters, Report, Transfer
 from protocols.blobs.search import Finder, Source
 from protocols.blobs.store import BlobStore
 from protocols.blobs.wire import CHUNK_BYTES, Cid, is_raw
-from wire.errors import BadMessage, NotFound, UsageError
+from wire.errors import BadMessage, NotFound, ShoalError, UsageError
 from wire.ids import PeerId
 from wire.ports import OffLoop, Rpc
 
@@ -184,14 +184,14 @@ class Getting:
         twice_bytes = sum(entry.size_bytes for entry in entries)
         twice_bytes -= sum(e.size_bytes for e in {e.cid: e for e in entries}.values())
         job.transfer.done_bytes += twice_bytes
-        failure: Exception | None = None
+        failure: ShoalError | None = None
 
         async def work() -> None:
             nonlocal failure
             for entry in left:
                 try:
                     await self._file(entry, job)
-                except Exception as error:  # carried out of the nursery, which would wrap it
+                except ShoalError as error:  # carried out of the nursery, which would wrap it
                     failure = failure or error
                     nursery.cancel_scope.cancel()
                     return

@@ -37,6 +37,7 @@ from protocols.blobs.wire import (
     parse_cid,
 )
 from wire.errors import BadMessage, DeadlineExceeded, NotFound, ShoalError, UsageError
+from wire.faults import OnFailure
 from wire.ids import PeerId
 from wire.ports import Call, OffLoop, Rpc
 
@@ -111,13 +112,11 @@ class Giving:
         while self._chunks[peer] >= CHUNKS_OF_PEER:
             await self._room.park()
         self._chunks[peer] += 1
-        try:
-            return Chunk(index, await self._off_loop(partial(file.chunk, index)))
-        except NotFound:
-            return Missing(index)
-        except BaseException:
-            self.sent(peer)
-            raise
+        with OnFailure(partial(self.sent, peer)):
+            try:
+                return Chunk(index, await self._off_loop(partial(file.chunk, index)))
+            except NotFound:
+                return Missing(index)
 
     def sent(self, peer: PeerId) -> None:
         """A chunk is not in memory any more."""
@@ -200,11 +199,8 @@ class _Conversation:
             index = next(iter(self._queue))
             del self._queue[index]
             piece = await self._giving.read(self._call.peer, self._file, index)
-            try:
+            with OnFailure(partial(self._giving.sent, self._call.peer)):
                 await ready.send(piece)
-            except BaseException:
-                self._giving.sent(self._call.peer)
-                raise
 
     async def _send(self, to_send: trio.MemoryReceiveChannel[Chunk | Missing]) -> None:
         giving, peer = self._giving, self._call.peer

@@ -139,15 +139,9 @@ class Index:
     @contextmanager
     def change(self) -> Generator[None]:
         """Make several changes one; an exception takes them back."""
-        with self._lock():
+        with self._lock(), self._db:  # which commits, or rolls back
             self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                if self._db.in_transaction:  # a full disk ends it by itself
-                    self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+            yield
 
     def get(self, cid: Cid) -> Row | None:
         """Return the row of a blob."""

@@ -46,3 +46,7 @@ class Counters:
     providers_dropped: int = 0  # for lies or silence
     fetches: int = 0
     fetches_failed: int = 0
+
+    def add_failed_fetch(self) -> None:
+        """Count a fetch that failed."""
+        self.fetches_failed += 1

@@ -25,6 +25,7 @@ from protocols.blobs.search import Finder
 from protocols.blobs.store import BlobStore
 from protocols.blobs.wire import CHUNK_BYTES, Cid, parse_cid
 from wire.errors import ShoalError, UsageError
+from wire.faults import OnFailure
 from wire.ids import PeerId
 from wire.ports import OffLoop, Rpc
 from wire.threads import Threads
@@ -214,11 +215,8 @@ class BlobService:
         """
         wanted = fresh_row(parse_cid(cid), 0, name=name, is_root=True, pin=pin)
         self.counters.fetches += 1
-        try:
+        with OnFailure(self.counters.add_failed_fetch):
             row = await self._getting.fetch(wanted, providers, limit_bytes, report)
-        except BaseException:
-            self.counters.fetches_failed += 1
-            raise
         self._news.set()
         return row
 

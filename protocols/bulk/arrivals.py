@@ -26,6 +26,7 @@ from protocols.bulk.wire import (
     TransferEnded,
 )
 from wire.errors import BadMessage, DeadlineExceeded, ShoalError, UsageError
+from wire.faults import OnFailure
 from wire.ids import PeerId
 from wire.ports import Call
 
@@ -73,16 +74,14 @@ class Arrivals:
         expected = self._expected[peer, key] = _Expected(target, progress)
         self._changed.unpark_all()
         try:
-            with trio.move_on_after(wait_s):
-                await expected.taken.wait()
-            if not expected.taken.is_set():
-                raise DeadlineExceeded(f"{peer} offered nothing within {wait_s:g} s")
-            await expected.over.wait()
-            if expected.failure is not None and not expected.is_whole:
-                raise expected.failure
-        except BaseException:
-            self._counters.failed += 1
-            raise
+            with OnFailure(self._counters.add_failed):
+                with trio.move_on_after(wait_s):
+                    await expected.taken.wait()
+                if not expected.taken.is_set():
+                    raise DeadlineExceeded(f"{peer} offered nothing within {wait_s:g} s")
+                await expected.over.wait()
+                if expected.failure is not None and not expected.is_whole:
+                    raise expected.failure
         finally:
             self._expected.pop((peer, key), None)
             await _let_go(expected)
@@ -93,6 +92,8 @@ class Arrivals:
         """Answer a sender: the whole transfer."""
         offer = await _offer_of(call)
         expected = await self._meet(call.peer, offer)
+        # Until we know better: what it is if this is cancelled.
+        expected.failure = TransferEnded("the sender gave up, or the connection broke")
         try:
             with expected.scope:
                 await self._receive(call, offer, expected)
@@ -100,9 +101,6 @@ class Arrivals:
                 raise TransferEnded("the receiver gave up")
         except ShoalError as error:
             expected.failure = error
-            raise
-        except BaseException:
-            expected.failure = TransferEnded("the sender gave up, or the connection broke")
             raise
         finally:
             expected.over.set()

@@ -17,3 +17,7 @@ class BulkCounters:
     lane_faults: int = 0  # lanes that ended by bytes that the peer cannot have sealed
     hellos_refused: int = 0
     fallbacks: int = 0  # transfers of which a part went through the call
+
+    def add_failed(self) -> None:
+        """Count a transfer that failed."""
+        self.failed += 1

@@ -91,7 +91,7 @@ class Lane:
         except BadMessage as error:
             self.fault = error
             log.debug("lane.fault peer=%s lane=%d %s", self.desk.peer, self.number, error)
-        except Exception:  # a bug, but one lane's only
+        except Exception:  # a boundary, the thread's: a bug, but one lane's only
             log.exception("lane.failed peer=%s lane=%d", self.desk.peer, self.number)
         finally:
             over.set()

@@ -46,6 +46,7 @@ from wire.errors import (
     ShoalError,
     UsageError,
 )
+from wire.faults import OnFailure
 from wire.ids import PeerId
 from wire.ports import Call, Rpc
 
@@ -120,12 +121,8 @@ class BulkService:
             outbound=Outbound(origin.size_bytes, piece_bytes, rate_bytes_s=rate_bytes_s),
         )
         offer = Offer(next(self._numbers), key, origin.size_bytes, piece_bytes)
-        try:
-            with _typed():
-                await self._send(peer, offer, departure, progress or _nothing, wait_s)
-        except BaseException:
-            self.counters.failed += 1
-            raise
+        with OnFailure(self.counters.add_failed), _typed():
+            await self._send(peer, offer, departure, progress or _nothing, wait_s)
         self.counters.sent += 1
         return offer.size_bytes
 

@@ -34,7 +34,7 @@ class Slots:
             await _acquire(limit)
         try:
             await _acquire(self._line)
-        except BaseException:
+        except trio.Cancelled:
             if limit is not None:
                 limit.release()
             raise

@@ -17,6 +17,7 @@ from protocols.rpc.line import Line, RpcCounters, unknown
 from protocols.rpc.machine import Budget, check_size
 from protocols.rpc.wire import CODE_MAX, TEXT_MAX, Ask, Cancel, Credit, Data, End, Fail, Left, Open
 from wire.errors import BadMessage, Busy, DeadlineExceeded, RemoteError, ShoalError
+from wire.faults import root_cause
 from wire.ids import PeerId
 from wire.ports import Stream
 
@@ -235,14 +236,8 @@ class ServerLine(Line[Incall, wire.ToServer]):
 
 def _explain(error: Exception, method: str) -> ShoalError:
     """Return what the caller may know of an error; what is not ours is logged in full."""
-    inner = _sole(error)
+    inner = root_cause(error)
     if isinstance(inner, ShoalError):
         return inner
     log.error("rpc.handler_failed method=%s", method, exc_info=error)
     return RemoteError("internal", f"{method} failed at the server: {type(inner).__name__}")
-
-
-def _sole(error: BaseException) -> BaseException:
-    """Take an error out of the groups that nurseries put around it, if it is alone in them."""
-    inside: tuple[BaseException, ...] = getattr(error, "exceptions", ())
-    return _sole(inside[0]) if len(inside) == 1 else error

@@ -30,6 +30,7 @@ from protocols.sharding.wire import (
     worker_ask_decoder,
 )
 from wire.errors import BadMessage, Busy, NotFound
+from wire.faults import OnFailure
 
 SESSIONS_MAX = 32  # sessions at a time; each is a Python object and a few tensors per layer
 TOKENS_MAX = 1 << 15  # tokens reserved by all sessions: 1.3 GB for 30 layers of SmolLM2's heads
@@ -103,11 +104,9 @@ class Worker:
         end = session.position + inputs.shape[1]
         if end > session.max_tokens:
             raise BadMessage(f"step to {end} tokens, {session.max_tokens} were reserved")
-        try:
+        # Then some layers have seen the step, and some have not.
+        with OnFailure(lambda: self._sessions.pop(number)):
             result = self._stage.forward(inputs, session.cache, session.position)
-        except BaseException:
-            del self._sessions[number]  # some layers have seen the step, some have not
-            raise
         session.position, session.last_used = end, self._now()
         if not self._stage.is_last:
             return Output(end, result.numpy().tobytes(), None)
