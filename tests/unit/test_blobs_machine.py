@@ -71,6 +71,15 @@ def test_the_rarest_come_first() -> None:
     assert ask_all(fetch, C) == [4, 5, 0, 1]
 
 
+def test_what_those_who_left_had_is_rarer() -> None:
+    fetch = Fetch(full(2))
+    for peer, have in ((A, 0b01), (C, 0b01), (B, 0b11), (PeerId("D"), 0b10)):
+        fetch.join(peer, have, rtt_s=0.01)
+    fetch.leave(A)
+    fetch.leave(C)
+    assert ask_all(fetch, B) == [0, 1]
+
+
 def test_what_one_lacks_the_other_is_asked_for() -> None:
     fetch = Fetch(1)
     fetch.join(A, 1, rtt_s=0.01)
