@@ -118,7 +118,7 @@ def test_the_totals_are_those_of_the_rows(small: BlobStore, tmp_path: Path) -> N
 def test_a_disk_is_never_filled(small: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     idle = small_put(small, 1000, 1)
     disk = SimpleNamespace(total=100_000, free=9000)  # a twentieth of it is not ours
-    monkeypatch.setattr(space.shutil, "disk_usage", lambda _: disk)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk)
     assert small.space.usage().free_bytes == 4000
     with pytest.raises(DiskError, match="the disk has"):
         small.space.reserve(5001)
