@@ -62,7 +62,6 @@ class Search:
         self._source, self._cid, self._changed = source, cid, changed
         self._lost: dict[PeerId, float] = {}  # when
         self._taken: set[PeerId] = set()  # pending or being asked
-        self._rounds = 0
         self._wake = trio.Event()
         self.pending: deque[PeerId] = deque()
         self.is_spent = False  # a whole round has found nobody new since the last loss

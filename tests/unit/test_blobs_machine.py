@@ -71,6 +71,15 @@ def test_the_rarest_come_first() -> None:
     assert ask_all(fetch, C) == [4, 5, 0, 1]
 
 
+def test_what_those_who_left_had_is_rarer() -> None:
+    fetch = Fetch(full(2))
+    for peer, have in ((A, 0b01), (C, 0b01), (B, 0b11), (PeerId("D"), 0b10)):
+        fetch.join(peer, have, rtt_s=0.01)
+    fetch.leave(A)
+    fetch.leave(C)
+    assert ask_all(fetch, B) == [0, 1]
+
+
 def test_what_one_lacks_the_other_is_asked_for() -> None:
     fetch = Fetch(1)
     fetch.join(A, 1, rtt_s=0.01)
@@ -138,6 +147,40 @@ def test_silence_is_noticed_only_of_those_who_owe() -> None:
     assert fetch.stalled(100.0 + STALL_S) == [A]
     fetch.arrived(A, 0, 110.0)
     assert fetch.stalled(100.0 + STALL_S) == []
+
+
+def test_a_slow_one_that_others_help_is_not_silent() -> None:
+    fetch = Fetch(full(2))
+    fetch.join(A, full(2), rtt_s=1.0)
+    fetch.join(B, full(2), rtt_s=0.01)
+    assert ask_all(fetch, A) == [0, 1]
+    assert ask_all(fetch, B, 10.0) == [1, 0]
+    fetch.arrived(B, 1, 12.0)
+    assert fetch.stalled(12.0 + STALL_S - 0.1) == []
+    assert fetch.stalled(12.0 + STALL_S) == [A, B]
+
+
+def test_nobody_is_asked_at_the_end_for_what_another_brings_sooner() -> None:
+    fetch = Fetch(full(2))
+    fetch.join(A, full(2), rtt_s=0.01)
+    fetch.join(B, full(2), rtt_s=5.0)
+    assert ask_all(fetch, A) == [0, 1]
+    assert ask_all(fetch, B) == []
+
+
+def test_one_burst_is_no_rate_and_one_request_is_bounded() -> None:
+    fetch = Fetch(full(10_000))
+    fetch.join(A, full(10_000), rtt_s=1.0)
+    asked, windows, largest = ask_all(fetch, A), [WINDOW_FIRST], 0
+    for _ in range(100):
+        fetch.arrived(A, asked.pop(0), 0.001)
+        while (found := fetch.next_for(A, 0.001)) is not None:
+            asked += found
+            largest = max(largest, len(found))
+        windows.append(fetch.in_flight(A))
+        assert windows[-1] <= 2 * windows[-2]
+    assert windows[-1] == WINDOW_MAX
+    assert 1 < largest <= GET_MAX < WINDOW_MAX
 
 
 @given(st.sets(st.integers(0, 300)), st.integers(1, 301))

@@ -3,10 +3,13 @@
 import hashlib
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from protocols.blobs import space
 from protocols.blobs.adding import add_file, add_tree
+from protocols.blobs.files import DiskError
 from protocols.blobs.space import QuotaError
 from protocols.blobs.store import HALF_OF_FREE, BlobStore
 from protocols.blobs.wire import Cid, raw_cid
@@ -110,6 +113,34 @@ def test_the_totals_are_those_of_the_rows(small: BlobStore, tmp_path: Path) -> N
     assert small.space.usage().held_bytes == sum(row.held_bytes for row in rows) > 0
     assert small.space.usage().pinned_bytes == sum(r.held_bytes for r in rows if r.is_pinned)
     assert small.space.usage().blobs == len(rows)
+
+
+def test_a_disk_is_never_filled(small: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    idle = small_put(small, 1000, 1)
+    disk = SimpleNamespace(total=100_000, free=9000)  # a twentieth of it is not ours
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk)
+    assert small.space.usage().free_bytes == 4000
+    with pytest.raises(DiskError, match="the disk has"):
+        small.space.reserve(5001)
+    with small.space.room(3000):
+        with pytest.raises(DiskError, match="the disk has"):
+            small.space.reserve(2001)
+        small.space.make(1000)
+        assert small.is_whole(idle)
+        small.space.make(1001)
+        assert not small.is_whole(idle)
+    disk.free = 50_000
+    assert small.space.usage().free_bytes == 10_000
+
+
+def test_there_are_so_many_blobs(small: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(space, "BLOBS_MAX", 2)
+    for seed in range(2):
+        small_put(small, 100, seed)
+    with pytest.raises(QuotaError, match="2 blobs are here"):
+        small.space.check_count()
+    with pytest.raises(QuotaError, match="2 blobs are here"):
+        small.space.reserve(10)
 
 
 def test_the_default_quota_is_half_of_the_disk(tmp_path: Path) -> None:

@@ -94,7 +94,16 @@ def test_a_peer_cannot_report_a_piece_twice(again: list[tuple[int, int]]) -> Non
 
 @pytest.mark.parametrize(
     ("offset", "length"),
-    [(0, 999), (0, 1001), (1, 1000), (2000, 1000), (2500, 1), (3000, 1000), (2**60, 1000)],
+    [
+        (0, 999),
+        (0, 1001),
+        (1, 1000),
+        (2000, 1000),
+        (2500, 1),
+        (3000, 1000),
+        (3000, -500),
+        (2**60, 1),
+    ],
 )
 def test_bytes_that_are_no_piece_of_the_transfer_are_refused(offset: int, length: int) -> None:
     with pytest.raises(BadMessage):
@@ -137,6 +146,21 @@ def test_transfers_take_turns_a_piece_each() -> None:
     assert len(order) == 12
     for start in range(0, 12, 3):
         assert sorted(order[start : start + 3]) == [1, 2, 3]
+
+
+def test_a_new_transfer_comes_first_and_one_that_is_over_sends_no_more() -> None:
+    turns = Turns()
+    for transfer in (1, 2):
+        turns.add(transfer, Outbound(3 * KB, KB))
+    assert turns.next(7, 0.0) == (2, Piece(0, 0, KB))
+    turns.remove(2)
+    turns.remove(2)
+    for lane, index in ((7, 0), (8, 1), (8, 2)):
+        assert turns.next(lane, 0.0) == (1, Piece(index, index * KB, KB))
+    turns.lane_lost(7)
+    assert turns.next(8, 0.0) == (1, Piece(0, 0, KB))
+    turns.lane_lost(7)
+    assert turns.next(8, 0.0) == math.inf
 
 
 def test_a_capped_transfer_does_not_hold_the_others_up() -> None:

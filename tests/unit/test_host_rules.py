@@ -197,6 +197,7 @@ def test_a_peer_that_talks_is_pinged_for_its_round_trip_only() -> None:
 def test_a_peer_that_stops_talking_is_pinged_soon() -> None:
     live = Liveness(next_ping_at=0.0)
     live.answered(0.0)
+    assert not live.is_due(INTERVAL_S - 1.0, heard_at=-INTERVAL_S)  # the answer counts as heard
     assert not live.is_due(INTERVAL_S, heard_at=INTERVAL_S - 1.0)
     assert live.next_ping_at == 2 * INTERVAL_S - 1.0
     assert live.is_due(live.next_ping_at, heard_at=INTERVAL_S - 1.0)
