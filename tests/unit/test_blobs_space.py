@@ -10,6 +10,7 @@ import pytest
 from protocols.blobs import space
 from protocols.blobs.adding import add_file, add_tree
 from protocols.blobs.files import DiskError
+from protocols.blobs.index import fresh_row
 from protocols.blobs.space import QuotaError
 from protocols.blobs.store import HALF_OF_FREE, BlobStore
 from protocols.blobs.wire import Cid, raw_cid
@@ -176,3 +177,25 @@ def test_a_file_that_a_folder_has_is_not_thrown_away_by_itself(
         small.space.remove(cid)
     small.space.remove(tree)
     assert small.index.count() == 0
+
+
+def test_a_pinned_file_outlives_its_folder(small: BlobStore, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a").write_bytes(content(1000))
+    (folder / "b").write_bytes(content(1000, 1))
+    tree = drive(add_tree(small, folder)).cid
+    kept, other = (raw_cid(hashlib.sha256(content(1000, seed)).digest()) for seed in range(2))
+    small.index.set_pinned(kept, is_pinned=True)
+    small.space.remove(tree)
+    assert [small.is_whole(cid) for cid in (kept, other)] == [True, False]
+
+
+def test_what_comes_again_for_another_reason_stays_pinned_and_named(small: BlobStore) -> None:
+    index, cid = small.index, small_put(small, 100, 1)
+    index.set_root(cid, name="fish", is_pinned=True)
+    index.set_root(cid, name="", is_pinned=False)
+    index.put(fresh_row(cid, 100, is_root=False))
+    row = index.get(cid)
+    assert row is not None
+    assert (row.name, row.is_root, row.is_pinned) == ("fish", True, True)

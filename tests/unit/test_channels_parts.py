@@ -276,6 +276,7 @@ def test_what_is_here_already_takes_no_room() -> None:
     history = History(Keep(size_bytes=10))
     for _ in range(3):
         history.add(kept(1, at=1.0, size_bytes=4))
+    for _ in range(3):
         history.extend_back([], now=1.0)
     assert len(history) == 1
 
@@ -284,7 +285,7 @@ def test_what_others_kept_too_long_is_not_taken() -> None:
     history = History(Keep(age_s=60))
     history.extend_back([kept(1, at=10.0), kept(2, at=50.0)], now=100.0)
     assert len(history) == 1
-    assert Keep(1, 20, 3.0).most(Keep(10, 2, 30.0)) == Keep(10, 20, 30.0)
+    assert Keep(10, 2, 30.0).most(Keep(1, 20, 3.0)) == Keep(10, 20, 30.0)
 
 
 def test_what_nobody_wants_kept_is_not() -> None:
