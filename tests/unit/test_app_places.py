@@ -76,7 +76,8 @@ async def test_every_place_goes_to_one_who_waits_and_counts_as_busy(
             places.put(one)
             places.put(two)
             await wait_all_tasks_blocked()
-            assert held == [one, two]
+            assert len(held) == 2  # in the order in which trio runs those who waited
+            assert all(place in held for place in (one, two))
             assert places.offered() == [Offered("m", 2, 2, 1)]
             nursery.cancel_scope.cancel()
         assert places.offered() == [Offered("m", 2, 0, 0)]
