@@ -2,6 +2,8 @@
 
 import msgspec
 
+PUBLISH_MAX = 6_000_000  # bytes of one message: base64 in JSON, it is a request of up to 8 MiB
+
 
 class _Shape(msgspec.Struct, frozen=True):
     """Common options: immutable; unknown fields of newer daemons are ignored."""

@@ -1,11 +1,9 @@
 """The commands of channels: say something to the swarm, listen to it, see who listens."""
 
-import sys
-
 import click
 
-from node.cli.context import Context, echo_json, echo_table, json_option, seconds, short
-from shoal.channels import Channel, Message
+from node.cli.context import Context, echo_json, echo_table, json_option, read_stdin, seconds, short
+from shoal.channels import PUBLISH_MAX, Channel, Message
 from shoal.errors import ClientError
 
 
@@ -17,9 +15,13 @@ from shoal.errors import ClientError
 def pub(context: Context, topic: str, data: str | None, as_json: bool) -> None:
     """Publish DATA on TOPIC; without DATA, or with `-`, what standard input holds (also binary).
 
-    Up to 64 KiB travel as they are; more goes as a blob that the subscribers fetch.
+    Up to 64 KiB travel as they are; more goes as a blob that the subscribers fetch. Who listens
+    later can have it (`sub --last`) if somebody listened when it was published.
     """
-    raw = sys.stdin.buffer.read() if data in (None, "-") else str(data).encode()
+    if data is None or data == "-":
+        raw = read_stdin(PUBLISH_MAX, "`shoal add -`, and publish the CID that it prints")
+    else:
+        raw = data.encode()
     found = context.client().publish(topic, raw)
     if as_json:
         echo_json(found)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ import click
 import msgspec
 
 from shoal.client import Client, connect
+from shoal.errors import ClientError
 from shoal.messages import home_dir
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -45,6 +47,14 @@ def seconds(text: str) -> float:
     if match is None:
         raise click.BadParameter(f"{text!r} is not a time such as 30s, 500ms, 2m or 1h")
     return float(match[1]) * _UNIT_S[match[2]]
+
+
+def read_stdin(limit_bytes: int, hint: str) -> bytes:
+    """Return what standard input holds. Raises ClientError if it is over a limit."""
+    data = sys.stdin.buffer.read(limit_bytes + 1)
+    if len(data) > limit_bytes:
+        raise ClientError(f"standard input is over the limit of {limit_bytes} B", hint=hint)
+    return data
 
 
 def json_option(command: F) -> F:

@@ -12,11 +12,14 @@ from node.cli.context import (
     echo_table,
     json_option,
     on_terminal,
+    read_stdin,
     seconds,
     short,
 )
 from shoal.errors import ClientError
-from shoal.rpc_api import DEADLINE_MAX_S, from_json, to_json
+from shoal.rpc_api import DEADLINE_MAX_S, FRAME_MAX, from_json, to_json
+
+JSON_MAX = 4 * FRAME_MAX  # bytes typed: a value of 4 MiB, however it is escaped
 
 
 class BadJson(ClientError):
@@ -59,7 +62,9 @@ def call_(
     if stream:
         _call_stream(context, peer, method, value, timeout)
         return
-    sent = _parse(sys.stdin.read() if value == "-" else value)
+    if value == "-":
+        value = read_stdin(JSON_MAX, "`--stream` sends a value a line").decode(errors="replace")
+    sent = _parse(value)
     answer = to_json(context.client().rpc(peer, method, sent, timeout_s=timeout))
     if as_json or not on_terminal():
         echo_json(answer)

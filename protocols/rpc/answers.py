@@ -16,7 +16,7 @@ from wire.ids import PeerId
 
 KEPT_MAX = 4096  # answers, of all peers
 KEPT_OF_PEER_MAX = 512  # so that one peer cannot make us forget the others' answers
-KEPT_BYTES = 64 * 1024  # a larger answer is not kept: such a method is better made repeatable
+KEPT_BYTES = 64 * 1024  # of a larger answer we keep that it was given: it is not done again
 AGE_S = 600.0  # a caller that tries again does it within seconds
 
 Name = tuple[PeerId, str, bytes]  # who calls, which method, with which key
@@ -55,6 +55,8 @@ class Answers:
             body = await work()
             if len(body) <= KEPT_BYTES:
                 answer.body = body
+            else:
+                answer.error = ("answer_lost", f"it was done; its {len(body)} B were not kept")
             return body
         except ShoalError as error:
             answer.error = (error.code, str(error))

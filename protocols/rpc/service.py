@@ -141,8 +141,11 @@ class RpcService:
         self._add(method, handler, None)
 
     def network(self, name: str, *, frame_max: int = CONTROL_FRAME_MAX) -> Network:
-        """Return request and answer by bytes, under a method name: what dht and crdt stand on."""
-        return _ByteNetwork(self, Method(name, bytes, bytes, frame_max))
+        """Return request and answer by bytes, under a method name: what dht and crdt stand on.
+
+        Both may be asked twice without harm, so they are asked again if the connection breaks.
+        """
+        return _ByteNetwork(self, Method(name, bytes, bytes, frame_max, is_repeatable=True))
 
     def answer(
         self,

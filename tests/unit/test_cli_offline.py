@@ -9,7 +9,9 @@ import click
 import pytest
 
 from node.cli import main
+from node.cli.rpc import JSON_MAX
 from node.tickets import fresh_swarm, parse_ticket
+from shoal.channels import PUBLISH_MAX
 from tests.unit.fake_node import SHOAL, shoal
 
 
@@ -123,3 +125,21 @@ def test_every_command_of_the_table_is_where_it_says(name: str) -> None:
     assert command is not None
     assert command.name == name
     assert command.help
+
+
+@pytest.mark.parametrize(
+    ("args", "size", "way_out"),
+    [
+        (("pub", "news", "-"), PUBLISH_MAX, b"`shoal add -`"),
+        (("rpc", "call", "bob", "m", "-"), JSON_MAX, b"`--stream`"),
+    ],
+)
+def test_more_than_fits_on_standard_input_is_refused_before_it_is_all_read(
+    args: tuple[str, ...], size: int, way_out: bytes, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [*SHOAL, "--home", str(tmp_path), *args], input=bytes(size + 1), capture_output=True
+    )
+    assert done.returncode == 1
+    assert f"over the limit of {size} B".encode() in done.stderr
+    assert way_out in done.stderr
