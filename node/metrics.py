@@ -153,8 +153,8 @@ def blob_figures(blobs: BlobService) -> list[Figure]:
     counters, store = blobs.counters, blobs.store
     index = store.index
     return [
-        Figure("shoal_blobs", "Blobs here, files of folders too.", lambda: index.count()),
-        Figure("shoal_blobs_held_bytes", "What they take of the quota.", index.held_bytes),
+        Figure("shoal_blobs", "Blobs here, files of folders too.", lambda: index.glance()[0]),
+        Figure("shoal_blobs_held_bytes", "What they take of the quota.", lambda: index.glance()[1]),
         Figure("shoal_blobs_quota_bytes", "The quota.", lambda: store.space.quota_bytes),
         _total("shoal_blobs_bytes_in", "Fetched and kept.", lambda: counters.bytes_in),
         _total("shoal_blobs_bytes_out", "Given to peers.", lambda: counters.bytes_out),

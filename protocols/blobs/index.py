@@ -113,6 +113,7 @@ class Index:
 
     def __init__(self, path: Path) -> None:
         self._path, self._mutex = path, threading.RLock()
+        self._seen = (0, 0)
         with self._lock():
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -173,6 +174,15 @@ class Index:
     def count(self) -> int:
         """Return how many blobs there are."""
         return self._number("SELECT blobs FROM totals")
+
+    def glance(self) -> tuple[int, int]:
+        """Return count and held bytes at once: while a thread writes, those seen last."""
+        if self._mutex.acquire(blocking=False):
+            try:
+                self._seen = (self.count(), self.held_bytes())
+            finally:
+                self._mutex.release()
+        return self._seen
 
     def put(
         self,

@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,3 +124,26 @@ def test_what_sqlite_says_is_an_error_of_ours(store: BlobStore, put: Callable[..
     assert store.index.get(cid) is not None
     with store.open(cid) as file:
         assert file.chunk(0) == b"x"
+
+
+def test_a_glance_does_not_wait_for_who_writes(store: BlobStore, put: Callable[..., Row]) -> None:
+    put(b"one")
+    assert store.index.glance() == (1, 3)
+    is_writing, may_end = threading.Event(), threading.Event()
+
+    def write() -> None:
+        with store.index.change():
+            is_writing.set()
+            may_end.wait(10)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        assert is_writing.wait(10)
+        assert store.index.glance() == (1, 3)
+        assert not may_end.is_set()
+    finally:
+        may_end.set()
+        thread.join()
+    put(b"three")
+    assert store.index.glance() == (2, 8)
