@@ -117,10 +117,10 @@ class CallEnd(Protocol):
         ...
 
 
-E_ = TypeVar("E_", bound=CallEnd)
+C = TypeVar("C", bound=CallEnd)
 
 
-class Line(Generic[E_, M]):
+class Line(Generic[C, M]):
     """One end of a line. A subclass handles the messages; `attach` begins."""
 
     def __init__(
@@ -131,21 +131,21 @@ class Line(Generic[E_, M]):
         budget: Budget,
     ) -> None:
         self.stream, self.counters = stream, counters
-        self.calls: dict[int, E_] = {}
+        self.calls: dict[int, C] = {}
         self.budget = budget
         self.outbox = Outbox()
         self.lost: PeerUnreachable | None = None  # why the line is over, if it is
         self.room = trio.lowlevel.ParkingLot()  # senders wait here while too much waits to be sent
         self._decoder = decoder
         self._parser = frames.FrameParser(wire.FRAME_MAX)
-        self._senders: dict[Outgoing, E_] = {}
+        self._senders: dict[Outgoing, C] = {}
 
     def attach(self) -> None:
         """Begin to read; may handle the first messages before it returns."""
         self.counters.lines += 1
         self.stream.attach(self)
 
-    def add(self, number: int, call: E_) -> None:
+    def add(self, number: int, call: C) -> None:
         """A call begins."""
         self.calls[number] = call
         self._senders[call.outgoing] = call
