@@ -21,6 +21,8 @@ BLOBS_MAX = 200_000  # in the table, 60 MB of it
 RESERVE_BYTES = 1 << 30  # of the disk, never filled with blobs: others need some too
 RESERVE_SHARE = 0.05  # of a disk so small that 1 GiB would be much
 
+_BLOCK_BYTES = 512  # what st_blocks counts in, whatever the disk's own blocks are
+
 
 class QuotaError(ShoalError):
     """There is no room for a blob."""
@@ -59,6 +61,19 @@ class Space:
         self._index, self._data, self._lock, self._is_busy = index, data, lock, is_busy
         self.quota_bytes = quota_bytes
         self._reserved_bytes = 0
+
+    def take_stock(self) -> None:
+        """After a start: remove files that no row knows, and count what a crash has left of those
+        that are not whole: they are sparse, and the row says how much only after a clean close.
+        """
+        rows = {str(row.cid): row for row in self._index.all()}
+        for left in self._data.iterdir():
+            row = rows.get(left.name)
+            if row is None:
+                left.unlink(missing_ok=True)
+            elif not row.is_whole:
+                here = min(row.size_bytes, left.stat().st_blocks * _BLOCK_BYTES)
+                self._index.set_state(row.cid, is_whole=False, held_bytes=here)
 
     @contextmanager
     def room(self, size_bytes: int) -> Generator[None]:

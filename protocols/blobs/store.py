@@ -59,10 +59,9 @@ class BlobStore:
         self.space = Space(
             self.index, self.data, quota_bytes, lock=self._lock, is_busy=self._is_busy
         )
-        known = {str(row.cid) for row in self.index.all()}
-        for left in [*self.scratch.iterdir(), *self.data.iterdir()]:
-            if left.parent == self.scratch or left.name not in known:
-                left.unlink(missing_ok=True)
+        for left in self.scratch.iterdir():
+            left.unlink(missing_ok=True)
+        self.space.take_stock()
 
     def path_of(self, cid: Cid) -> Path:
         """Return where our own copy of a blob is, if there is one."""

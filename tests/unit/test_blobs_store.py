@@ -264,6 +264,17 @@ def test_a_restart_believes_only_what_is_right(store: BlobStore, loss: str) -> N
     assert read_all(BlobStore(store.folder), cid) == data
 
 
+def test_what_a_killed_fetch_has_left_counts(store: BlobStore) -> None:
+    data = content(20 * CHUNK_BYTES)
+    cid = begin(store, data)
+    with store.open(cid, unfinished=True) as file:
+        for index in range(4):
+            assert file.put(index, data[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES])
+        os.sync()  # blocks are counted when they are given out
+        again = BlobStore(store.folder)  # as after kill -9: nothing was closed
+        assert 4 * CHUNK_BYTES <= again.index.held_bytes() < 5 * CHUNK_BYTES
+
+
 # --- the disk --------------------------------------------------------------------------------
 
 
