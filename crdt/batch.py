@@ -55,6 +55,7 @@ class News:
     def note(self, namespace: bytes, change: Change) -> None:
         """Add what a merge changed."""
         self.dropped.extend(change.dropped)
-        self.keys.update((namespace, key) for key in change.keys)
+        for key in change.keys:
+            self.keys.add((namespace, key))
         if change.fault is not None:
             self.faults.append(change.fault)

@@ -19,7 +19,7 @@ from crdt.clock import ClockError
 from crdt.entry import Record
 from crdt.fault import Proven
 from crdt.own import Build, OwnChains, Pending
-from crdt.replica import Replica
+from crdt.replica import Change, Replica
 from crdt.storage import Changes, Kept, Storage, StoreFailed
 from wire import codec
 from wire.errors import ShoalError
@@ -153,11 +153,10 @@ class Writer:
                 return
             self.damaged += len(damaged)
             self._dead.extend(damaged)
-            for record in records:
-                replica = self._replicas.get(record.namespace)
-                if replica is not None:
-                    self._own.observe(replica.genesis, replica.id, record.hlc, now_ms)
-                    self._merge(replica, record, now_ms, News("disk"))
+            known = [record for record in records if record.namespace in self._replicas]
+            for record in known:
+                self._settle(record, self._replicas[record.namespace].merge(record, now_ms))
+            self._observe(known, now_ms)
 
     async def run(self) -> None:
         """Write until cancelled."""
@@ -331,23 +330,37 @@ class Writer:
         for start in range(0, len(records), MERGE_SLICE):
             if start:
                 await trio.lowlevel.checkpoint()
-            for record in records[start : start + MERGE_SLICE]:
-                replica = self._replicas[record.namespace]
-                self._own.observe(replica.genesis, replica.id, record.hlc, now_ms)
-                self._merge(replica, record, now_ms, news)
+            self._merge(records[start : start + MERGE_SLICE], news, now_ms)
         if news.added or news.faults or news.keys:
             self._on_news(news)
 
-    def _merge(self, replica: Replica, record: Record, now_ms: int, news: News) -> None:
-        change = replica.merge(record, now_ms)
-        if change.is_added:
-            news.added.append(record)
-        else:
+    def _merge(self, records: list[Record], news: News, now_ms: int) -> None:
+        for record in records:
+            change = self._replicas[record.namespace].merge(record, now_ms)
+            self._settle(record, change)
+            if change.is_added:
+                news.added.append(record)
+            news.note(record.namespace, change)
+        self._observe(records, now_ms)
+
+    def _settle(self, record: Record, change: Change) -> None:
+        """Bring the disk in line, later, with what merging a record of it has changed."""
+        if not change.is_added:
             self._dead.append(record.row)
+        if change.dropped:
+            self.forget(change.dropped)
         if change.fault is not None:
             self._faults[change.fault.digest] = change.fault
-        news.note(replica.id, change)
-        self.forget(change.dropped)
+
+    def _observe(self, records: list[Record], now_ms: int) -> None:
+        """Have our clocks follow the latest of each namespace."""
+        latest: dict[bytes, bytes] = {}
+        for record in records:
+            if record.stamp > latest.get(record.namespace, b""):
+                latest[record.namespace] = record.stamp
+        for namespace, stamp in latest.items():
+            hlc = int.from_bytes(stamp[:8])
+            self._own.observe(self._replicas[namespace].genesis, namespace, hlc, now_ms)
 
     def _kept(self, changes: Changes) -> None:
         """The disk took it."""
