@@ -278,9 +278,7 @@ class StoreService:
         if len(owned) >= OWNER_SPACES_MAX:
             raise UsageError(f"a member has at most {OWNER_SPACES_MAX} namespaces")
         genesis = _checked(
-            Genesis(
-                1, name, self._author, write, self._rng.randbytes(SALT_BYTES), rules or Rules()
-            )
+            Genesis(1, name, self._author, write, self._rng.randbytes(SALT_BYTES), rules or Rules())
         )
         if self._hall.spaces.is_reserved(name):
             raise UsageError(f"{name!r} is built in")
@@ -301,9 +299,7 @@ class StoreService:
         """Let a peer write in a namespace whose writers are listed; returns the grant's ID."""
         self._listed(namespace)
         grant = _checked(
-            Grant(
-                public_key_of(subject), prefix, kinds, not_before_ms, not_after_ms, depth
-            )
+            Grant(public_key_of(subject), prefix, kinds, not_before_ms, not_after_ms, depth)
         )
         build = self._rule(GRANT, codec.encode(grant))
         record = await self._write(namespace, RULE_KEYS[GRANT], build, for_grant=grant)

@@ -72,7 +72,11 @@ class Writer:
         signer: Signer,
         disk: OffLoop,
         on_news: Callable[[News], None],
+        *,
+        on_refused: Callable[[Record, str], None] = lambda record, reason: None,
     ) -> None:
+        self._on_refused = on_refused
+        self._geneses: list[Genesis] = []  # to be on the disk before their entries
         self._path, self._replicas, self._clock = path, replicas, clock
         self._disk, self._on_news = disk, on_news
         self._own = OwnChains(signer)
@@ -115,6 +119,15 @@ class Writer:
     def forget(self, dropped: Sequence[Record]) -> None:
         """Delete what a replica has dropped, some time soon."""
         self._dead.extend(record.row for record in dropped if record.row)
+
+    def keep(self, genesis: Genesis) -> None:
+        """Put a namespace on the disk with the next commit, and so before its entries."""
+        self._geneses.append(genesis)
+
+    def found(self, proven: Proven) -> None:
+        """Put a proof that a replica has taken in already on the disk, some time soon."""
+        self._faults[proven.digest] = proven
+        self._wake.unpark()
 
     def note_synced(self, wall_ms: int) -> None:
         """Remember when the last sync ended, to the minute."""
@@ -194,7 +207,7 @@ class Writer:
 
     def _has_chores(self) -> bool:
         is_late = self._synced_ms >= self._synced_kept_ms + SYNCED_STEP_MS
-        return bool(self._dead or self._faults) or is_late
+        return bool(self._dead or self._faults or self._geneses) or is_late
 
     async def _commit(self, storage: Storage, group: _Group) -> None:
         now_ms = self._clock.wall_ms()
@@ -239,7 +252,7 @@ class Writer:
             records,
             dead,
             [(one.namespace, one.chain, codec.encode(one.fault)) for one in faults],
-            [genesis for batch in group.batches for genesis in batch.geneses],
+            list(self._geneses),
             meta,
         )
 
@@ -259,6 +272,7 @@ class Writer:
                 reason = replica.refusal(record, now_ms) if replica is not None else "unknown"
                 if reason:
                     self.refused[reason] += 1
+                    self._on_refused(record, reason)
                 elif replica and replica.is_news(record) and record.stamp not in taken:
                     taken.add(record.stamp)
                     news.append(record)
@@ -366,4 +380,6 @@ class Writer:
         """The disk took it."""
         self.is_writable, self._probe_s = True, PROBE_MIN_S
         self._synced_kept_ms = changes.meta.get(SYNCED, self._synced_kept_ms)
+        for genesis in changes.geneses:
+            self._geneses.remove(genesis)
         self._faults.clear()  # none are found while a commit is on its way
