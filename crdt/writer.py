@@ -18,6 +18,7 @@ from crdt.batch import Batch, News, NotAllowed, StoreFull, closed
 from crdt.clock import ClockError
 from crdt.entry import Record
 from crdt.fault import Proven
+from crdt.namespace import Genesis
 from crdt.own import Build, OwnChains, Pending
 from crdt.replica import Change, Replica
 from crdt.storage import Changes, Kept, Storage, StoreFailed
