@@ -72,9 +72,12 @@ class Writer:
         signer: Signer,
         disk: OffLoop,
         on_news: Callable[[News], None],
+        *,
+        on_refused: Callable[[Record, str], None] = lambda record, reason: None,
     ) -> None:
+        """`on_refused` hears of each entry of others that may not come in, and why."""
         self._path, self._replicas, self._clock = path, replicas, clock
-        self._disk, self._on_news = disk, on_news
+        self._disk, self._on_news, self._on_refused = disk, on_news, on_refused
         self._own = OwnChains(signer)
         self._storage: Storage | None = None
         self._group = _Group()
@@ -111,6 +114,13 @@ class Writer:
         if batch.error is not None:
             raise batch.error
         return batch.news
+
+    def found(self, proven: Proven) -> None:
+        """Keep a proof that was made here, some time soon. If the disk does not take it, it is
+        found again.
+        """
+        self._group.batches.append(Batch(faults=[proven]))
+        self._wake.unpark()
 
     def forget(self, dropped: Sequence[Record]) -> None:
         """Delete what a replica has dropped, some time soon."""
@@ -259,6 +269,7 @@ class Writer:
                 reason = replica.refusal(record, now_ms) if replica is not None else "unknown"
                 if reason:
                     self.refused[reason] += 1
+                    self._on_refused(record, reason)
                 elif replica and replica.is_news(record) and record.stamp not in taken:
                     taken.add(record.stamp)
                     news.append(record)
