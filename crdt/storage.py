@@ -6,6 +6,7 @@ here and only grow, so that new ones go to the end of the file's tree. Format: d
 store.md, Storage.
 """
 
+import hashlib
 import os
 import sqlite3
 import zlib
@@ -63,7 +64,8 @@ class StoreFailed(ShoalError):
 class Changes:
     """What one transaction does.
 
-    dead: rows to delete. faults: (namespace, chain, proof), one per chain is kept.
+    dead: rows to delete. faults: (namespace, chain, proof), one per chain is kept; an empty proof
+    takes away what is there.
     meta: numbers to remember by name.
     """
 
@@ -80,6 +82,7 @@ class Kept:
 
     geneses: list[Genesis]
     faults: list[tuple[bytes, bytes]]  # namespace, encoded proof
+    digests: dict[bytes, dict[bytes, bytes]]  # of the proofs, by namespace and chain
     meta: dict[str, int]
 
 
@@ -118,7 +121,10 @@ class Storage:
         """Read what is not entries. Raises StoreCorrupt."""
         try:
             geneses = self._db.execute("SELECT id, genesis FROM namespace").fetchall()
-            faults = self._db.execute("SELECT namespace, proof FROM fault").fetchall()
+            faults = self._db.execute("SELECT namespace, chain, proof FROM fault").fetchall()
+            digests: dict[bytes, dict[bytes, bytes]] = {}
+            for namespace, chain, proof in faults:
+                digests.setdefault(namespace, {})[chain] = hashlib.sha256(proof).digest()
             meta = self._db.execute("SELECT key, value FROM meta").fetchall()
             numbers = {key.decode(): int(value) for key, value in meta}
             decoded = [codec.decode(raw, genesis_decoder, len(raw)) for _, raw in geneses]
@@ -126,7 +132,7 @@ class Storage:
             raise StoreCorrupt(f"{self.path} is damaged: {error}") from error
         if [one.id for one in decoded] != [id for id, _ in geneses]:
             raise StoreCorrupt(f"{self.path} is damaged: a namespace is not what its ID says")
-        return Kept(decoded, faults, numbers)
+        return Kept(decoded, [(one, proof) for one, _, proof in faults], digests, numbers)
 
     def read(self, after: int, limit: int) -> tuple[list[Record], list[int], int]:
         """Read the next rows: the entries, the rows that are damaged, the last row (0: no more).
@@ -170,7 +176,14 @@ class Storage:
             db.executemany("INSERT INTO head VALUES (?, ?)", _swapped(new_heads).items())
             db.executemany("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?)", rows)
             db.executemany("DELETE FROM entry WHERE row = ?", [(row,) for row in changes.dead])
-            db.executemany("INSERT OR REPLACE INTO fault VALUES (?, ?, ?)", changes.faults)
+            db.executemany(
+                "INSERT OR REPLACE INTO fault VALUES (?, ?, ?)",
+                [fault for fault in changes.faults if fault[2]],
+            )
+            db.executemany(
+                "DELETE FROM fault WHERE namespace = ? AND chain = ?",
+                [fault[:2] for fault in changes.faults if not fault[2]],
+            )
             db.executemany(
                 "INSERT OR REPLACE INTO namespace VALUES (?, ?)",
                 [(genesis.id, codec.encode(genesis)) for genesis in changes.geneses],
