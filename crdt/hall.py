@@ -121,10 +121,8 @@ class Hall:
         With the successor at hand that is a proof; else the entry goes, as nobody else takes it.
         """
         self._bad["signature"] += 1
-        change = self.spaces.replicas[record.namespace].drop(record)
-        self.writer.forget(change.dropped)
-        if change.fault is not None:
-            self.writer.found(change.fault)
+        replica = self.spaces.replicas[record.namespace]
+        self.writer.settle(replica, replica.drop(record))
 
     def on_synced(self, peer: PeerId) -> None:
         """A sync was completed."""
@@ -247,8 +245,8 @@ class Hall:
                 change = replica.pop_due(now_ms)
                 for key in change.keys:
                     self.watchers.touch(replica.id, key)
+                self.writer.settle(replica, change)
                 if change.dropped:
-                    self.writer.forget(change.dropped)
                     self._on_dropped(change.dropped)
                 replica.tree.settle(HASHES)
             due, self._again = [*self._again, *self._deferred.due(now_ms)], []

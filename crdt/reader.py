@@ -73,8 +73,7 @@ class StoreReader:
     def log(self, namespace: str, prefix: str = "", *, limit: int = 100) -> list[LogLine]:
         """Return retained entries whose key starts with `prefix`, the latest first."""
         replica, lines = self._hall.spaces.find(namespace), list[LogLine]()
-        for stamp in replica.timeline.newest_first():
-            record = replica.records[stamp]
+        for record in replica.latest():
             if record.key.startswith(prefix):
                 lines.append(reading.log_line(record, counts=replica.authority.counts(record)))
                 if len(lines) >= min(limit, LOG_MAX):
