@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from crdt.clock import ClockError
 from crdt.entry import Record
 from crdt.fault import Proven
+from crdt.namespace import Genesis
 from crdt.replica import Change
 from crdt.storage import StoreFailed
 from wire.errors import ShoalError
@@ -45,6 +46,7 @@ class Batch:
 
     records: Sequence[Record] = ()
     faults: Sequence[Proven] = ()
+    geneses: Sequence[Genesis] = ()
     source: str = ""
     news: list[Record] = field(default_factory=list[Record])  # those that were new, and are kept
     error: ShoalError | None = field(default_factory=closed)
