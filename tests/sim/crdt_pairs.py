@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from crdt import answers, wire
 from crdt.clock import stamp
-from crdt.entry import NO_LINK, REGISTER, Entry, Record, Signed, chain_of, unseal
+from crdt.entry import NO_LINK, REGISTER, Entry, Record, Signed, unseal
 from crdt.fault import check
 from crdt.holding import Holding
 from crdt.namespace import Genesis, Rules
@@ -24,7 +24,13 @@ def author_of(number: int) -> bytes:
 
 
 def unsigned(
-    author: int, seq: int, hlc: int, *, key: str = "", prev: bytes = b"\x01" * 32, value: bytes = b""
+    author: int,
+    seq: int,
+    hlc: int,
+    *,
+    key: str = "",
+    prev: bytes = b"\x01" * 32,
+    value: bytes = b"",
 ) -> Record:
     """An entry that looks signed and checked: what is tested here does not look at signatures."""
     entry = Entry(

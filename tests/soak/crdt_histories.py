@@ -39,7 +39,9 @@ class History:
     grants: list[tuple[Record, Grant]] = field(default_factory=list[tuple[Record, Grant]])
 
 
-def draw(seed: int, *, is_young: bool = False, is_honest: bool = False, listed: bool = False) -> History:
+def draw(
+    seed: int, *, is_young: bool = False, is_honest: bool = False, listed: bool = False
+) -> History:
     """Draw a history. is_young: nothing in it is old enough to be collected. is_honest: nobody
     breaks the rules of chains.
     """
