@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from crdt import answers, wire
 from crdt.clock import stamp
-from crdt.entry import NO_LINK, REGISTER, Entry, Record, Signed, chain_of, unseal
+from crdt.entry import NO_LINK, REGISTER, Entry, Record, Signed, unseal
 from crdt.fault import check
 from crdt.holding import Holding
 from crdt.namespace import Genesis, Rules

@@ -157,7 +157,7 @@ def test_keys_overwritten_since_cost_like_what_is_new() -> None:
 
 
 @pytest.mark.parametrize("is_leader_cold", [True, False])
-def test_a_cold_sync_moves_chain_runs_and_little_else(is_leader_cold: bool) -> None:  # noqa: FBT001
+def test_a_cold_sync_moves_chain_runs_and_little_else(is_leader_cold: bool) -> None:
     full, empty = Side(replica_of(MANY[:6000])), Side(replica_of(MANY[:100]))
     size = sum(one.size for one in MANY[:6000])
     report = sync(empty, full) if is_leader_cold else sync(full, empty)

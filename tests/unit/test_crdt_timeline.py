@@ -1,6 +1,7 @@
 """The timeline: a sorted set by comparison with a plain one, and the cuts."""
 
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -83,7 +84,7 @@ def test_even_cuts_differ_by_one_stamp_at_most(of: set[bytes], parts: int) -> No
     inner = cut_evenly(ordered, parts)
     assert inner == sorted(set(inner))
     edges = [START, *inner, END]
-    sizes = [line.count(low, high) for low, high in zip(edges, edges[1:], strict=False)]
+    sizes = [line.count(low, high) for low, high in pairwise(edges)]
     assert sum(sizes) == len(ordered)
     if len(ordered) >= parts:
         assert len(sizes) == parts
@@ -94,7 +95,7 @@ def test_cuts_by_age_are_finer_the_newer_it_is() -> None:
     ordered = some(20_000)
     line = Timeline(ordered)
     edges = [START, *cut_by_age(ordered, 40, 16), END]
-    sizes = [line.count(low, high) for low, high in zip(edges, edges[1:], strict=False)]
+    sizes = [line.count(low, high) for low, high in pairwise(edges)]
     assert sum(sizes) == 20_000
     assert sizes[-5:] == [128, 64, 32, 16, 16]
     assert len(sizes) < 50
