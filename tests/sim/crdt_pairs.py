@@ -29,21 +29,22 @@ def unsigned(
     hlc: int,
     *,
     key: str = "",
-    prev: bytes = b"\x01" * 32,
-    value: bytes = b"",
+    prev: bytes = NO_LINK,
+    value: bytes = b"\x01",
+    instance: int = 0,
 ) -> Record:
     """An entry that looks signed and checked: what is tested here does not look at signatures."""
     entry = Entry(
         1,
         GENESIS.id,
         author_of(author),
-        bytes(8),
+        instance.to_bytes(8),
         seq,
-        prev if seq > 1 else NO_LINK,
+        prev,
         hlc,
         REGISTER,
         key or f"key/{author}/{seq}",
-        value=value or b"\x01",
+        value=value,
     )
     record = unseal(Signed(codec.encode(entry), bytes(64)))
     record.is_checked = True
