@@ -19,6 +19,7 @@ import trio
 from crdt.batch import Batch, News, closed, refusal
 from crdt.entry import Record
 from crdt.fault import Proven
+from crdt.namespace import Genesis
 from crdt.own import Build, OwnChains, Pending
 from crdt.replica import Change, Replica
 from crdt.storage import Changes, Kept, Storage, StoreFailed
@@ -124,6 +125,11 @@ class Writer:
         found again.
         """
         self._group.batches.append(Batch(faults=[proven]))
+        self._wake.unpark()
+
+    def keep(self, genesis: Genesis) -> None:
+        """Put a namespace on the disk with the next commit, and so before its entries."""
+        self._group.batches.append(Batch(geneses=[genesis]))
         self._wake.unpark()
 
     def settle(self, replica: Replica, change: Change) -> None:
