@@ -14,17 +14,14 @@ from crdt.namespace import DAY_MS, GRANT_DEPTH_MAX, Name, Rules, Write
 from crdt.service import StoreService
 from node.control.api import Api, Event, Events, Raw, Request
 from node.control.blobs import absolute
+from node.control.store_values import small, split
 from node.control.store_views import StoreViews
 from shoal import store_api as shapes
-from shoal.errors import ClientError
-from shoal.rpc_api import BYTES_KEY, from_json
-from wire import values
-from wire.errors import BadMessage, NotFound, UsageError
+from wire.errors import NotFound, UsageError
 from wire.ids import PeerId
 
 PAGE_BYTES = 1024 * 1024  # of one answer with many keys: 3 ms of encoding on the event loop
 LOG_MAX = 10_000  # entries of one answer
-SMALL_JSON = 16 * 1024  # bytes; a value of 2 KiB takes at most 12 KiB of JSON, escaped all over
 TTL_MAX_S = 365 * 86_400.0  # of a lease; what should stay longer is none
 COUNT_MAX = 2**53  # of one step of a counter: what any JSON can hold
 
@@ -94,12 +91,6 @@ class _SnapshotBody(msgspec.Struct):
     path: Annotated[str, Meta(min_length=1, max_length=4096)]
 
 
-class _Bytes(msgspec.Struct, forbid_unknown_fields=True):
-    """Bytes as JSON writes them."""
-
-    data: bytes = msgspec.field(name=BYTES_KEY)
-
-
 class StoreRoutes:
     """The handlers; each is one route."""
 
@@ -128,7 +119,7 @@ class StoreRoutes:
         """Write a value; a large one goes as a blob."""
         namespace, key = self._place(request)
         body = request.read(_PutBody)
-        value, data = _split(body.value)
+        value, data = split(body.value)
         if data is not None:
             if body.multi or body.ttl_s is not None:
                 raise UsageError(
@@ -159,14 +150,14 @@ class StoreRoutes:
         """Put an element in."""
         namespace, key = self._place(request)
         body = request.read(_AddBody)
-        element, value = _small(body.element, "element"), _small(body.value, "value")
+        element, value = small(body.element, "element"), small(body.value, "value")
         await self._store.add(namespace, key, element, value)
         return self._item_at(namespace, key)
 
     async def remove(self, request: Request) -> None:
         """Take an element out that is there."""
         namespace, key = self._place(request)
-        element = _small(request.read(_RemoveBody).element, "element")
+        element = small(request.read(_RemoveBody).element, "element")
         if not await self._store.remove(namespace, key, element):
             raise NotFound(f"no such element at {key[:64]!r} in {namespace}")
 
@@ -301,34 +292,6 @@ class StoreRoutes:
                 return shapes.StorePage(items, items[-1].key)
             items.append(item)
         return shapes.StorePage(items, items[-1].key if items and len(found) == limit else "")
-
-
-def _split(raw: msgspec.Raw) -> tuple[object, bytes | None]:
-    """Return a value that fits an entry, or else the bytes of the blob that is to hold it.
-
-    What is large is not decoded unless it is text or bytes: a blob holds its JSON as it came.
-    """
-    if len(raw) <= SMALL_JSON:
-        value = _small(raw, "value")
-        if len(msgspec.msgpack.encode(value)) <= VALUE_MAX:
-            return value, None
-    try:
-        found = msgspec.json.decode(raw, type=str | _Bytes)
-    except msgspec.DecodeError:
-        return None, bytes(raw)
-    return None, found.encode() if isinstance(found, str) else found.data
-
-
-def _small(raw: msgspec.Raw, what: str) -> object:
-    """Return a value that came as JSON, within the bounds of values. Raises UsageError."""
-    if len(raw) > SMALL_JSON:
-        raise UsageError(f"{what}: {len(raw)} B of JSON are over {SMALL_JSON} B")
-    try:
-        value = from_json(msgspec.json.decode(raw))
-        values.check(msgspec.msgpack.encode(value))
-    except (ClientError, BadMessage, OverflowError, RecursionError, ValueError) as error:
-        raise UsageError(f"{what}: {error}") from error
-    return value
 
 
 def _check_free(path: Path) -> None:
