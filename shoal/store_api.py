@@ -1,28 +1,19 @@
-"""What the daemon says of the store: the JSON of `--json`, and the requests. Fields stay.
+"""What the daemon says of the store: the JSON of `--json`, and the bodies of requests. Fields stay.
 
 Fields may be added; none is renamed or changes its meaning within /v1. Values are what JSON holds;
 bytes in them are written as {"$base64": "aGk="} and are bytes in the Python clients.
 """
 
-import os
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
-from urllib.parse import quote, urlencode
+from typing import Any, TypeVar
 
 import msgspec
 
-from shoal.blob_api import BLOB_TIMEOUT_S
 from shoal.rpc_api import from_json, to_json
 
-R = TypeVar("R")
-
 DEFAULT = "kv"  # the namespace of whoever names none: everybody in the swarm writes
-ASK_TIMEOUT_S = 30.0  # seconds; a write is durable within milliseconds
-SYNC_TIMEOUT_S = 600.0  # a first sync may bring all there is
 PAGE_MAX = 1000  # keys of one answer; a client asks again for more
 BYTES_MAX = 6_000_000  # of one value: base64 in JSON, it is a request of up to 8 MiB
-VALUE_BYTES = 2048  # of an encoded value; what is larger rests as a blob
-_ROOT = "/v1/store"
+PROOF_MAX = 1024 * 1024  # bytes; a plain key takes 2 kB
 
 
 class _Shape(msgspec.Struct, frozen=True):
@@ -224,6 +215,35 @@ class Synced(_Shape, frozen=True):
     error: str = ""
 
 
+class CheckProof(_Shape, frozen=True):
+    """Check a proof by the ID of its namespace (64 hex digits), or by the name of one here.
+
+    root: the state root that it must be about, in hex; "" is any.
+    """
+
+    proof: bytes
+    namespace: str
+    root: str = ""
+
+
+class Verdict(_Shape, frozen=True):
+    """What a proof that holds shows. item: null if the key shows nothing.
+
+    namespace: its ID. root: of the state that it is about, which the attester says was its own.
+    """
+
+    namespace: str
+    name: str
+    owner: str
+    key: str
+    item: StoreItem | None
+    root: str
+    attester: str
+    attested_ms: int
+    proven: list[str]
+    not_proven: list[str]
+
+
 class TakeSnapshot(_Shape, frozen=True):
     """Write a consistent copy of the store to an absolute path of the daemon's machine."""
 
@@ -256,114 +276,3 @@ def with_base64(item: Valued) -> Valued:
         element, value = to_json(item.element), to_json(item.value)
         return msgspec.structs.replace(item, element=element, value=value)
     return msgspec.structs.replace(item, value=to_json(item.value))
-
-
-# --- requests -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Ask(Generic[R]):
-    """One request, and the type of its answer: what the two clients send."""
-
-    method: str
-    path: str
-    reply: type[R]
-    body: object = None
-    timeout_s: float = ASK_TIMEOUT_S
-
-
-def space_path(namespace: str, *more: str, **query: object) -> str:
-    """Return the route of a namespace, or of what is in it."""
-    parts = [_ROOT, quote(namespace, safe=""), *(quote(each, safe="") for each in more)]
-    return "/".join(parts) + (f"?{urlencode(query)}" if query else "")
-
-
-def key_path(namespace: str, key: str, *more: str) -> str:
-    """Return the route of a key."""
-    return space_path(namespace, "keys", key, *more)
-
-
-def get(namespace: str, key: str) -> Ask[StoreItem]:
-    """Ask what a key shows."""
-    return Ask("GET", key_path(namespace, key), StoreItem)
-
-
-def put(
-    namespace: str, key: str, value: object, ttl_s: float | None, *, multi: bool
-) -> Ask[StoreItem]:
-    """Ask to write a value."""
-    body = PutValue(to_json(value), ttl_s, multi)
-    return Ask("PUT", key_path(namespace, key), StoreItem, body, BLOB_TIMEOUT_S)
-
-
-def increment(namespace: str, key: str, by: int) -> Ask[StoreTotal]:
-    """Ask to count."""
-    return Ask("POST", key_path(namespace, key, "increment"), StoreTotal, Increment(by))
-
-
-def add(namespace: str, key: str, element: object, value: object) -> Ask[StoreItem]:
-    """Ask to put an element in."""
-    body = AddElement(to_json(element), to_json(value))
-    return Ask("POST", key_path(namespace, key, "add"), StoreItem, body)
-
-
-def page(namespace: str, prefix: str, after: str, limit: int) -> Ask[StorePage]:
-    """Ask for the next keys."""
-    path = space_path(namespace, "keys", prefix=prefix, after=after, limit=limit)
-    return Ask("GET", path, StorePage)
-
-
-def log(namespace: str, prefix: str, limit: int) -> Ask[list[StoreLine]]:
-    """Ask for the latest entries."""
-    return Ask("GET", space_path(namespace, "log", prefix=prefix, limit=limit), list[StoreLine])
-
-
-def watch_path(namespace: str, prefix: str, *, now: bool) -> str:
-    """Return the route of the event stream of changes."""
-    return space_path(namespace, "watch", prefix=prefix, now=int(now))
-
-
-def sync(peer: str) -> Ask[list[Synced]]:
-    """Ask to sync."""
-    return Ask("POST", f"{_ROOT}/sync", list[Synced], SyncPeer(peer), SYNC_TIMEOUT_S)
-
-
-def prove(namespace: str, key: str) -> Ask[bytes]:
-    """Ask for a proof."""
-    return Ask("GET", key_path(namespace, key, "proof"), bytes)
-
-
-def spaces() -> Ask[list[Namespace]]:
-    """Ask for all namespaces."""
-    return Ask("GET", _ROOT, list[Namespace])
-
-
-def space(namespace: str) -> Ask[Namespace]:
-    """Ask for one namespace."""
-    return Ask("GET", space_path(namespace), Namespace)
-
-
-def create(wanted: NewNamespace) -> Ask[Namespace]:
-    """Ask for a new namespace."""
-    return Ask("POST", _ROOT, Namespace, wanted)
-
-
-def grants(namespace: str) -> Ask[list[Grant]]:
-    """Ask for the grants of a namespace."""
-    return Ask("GET", space_path(namespace, "grants"), list[Grant])
-
-
-def grant(namespace: str, wanted: NewGrant) -> Ask[Named]:
-    """Ask to let a peer write."""
-    return Ask("POST", space_path(namespace, "grants"), Named, wanted)
-
-
-def revoke(namespace: str, grant_id: str) -> Ask[Named]:
-    """Ask to take a grant back."""
-    return Ask("DELETE", space_path(namespace, "grants", grant_id), Named)
-
-
-def snapshot(path: str | os.PathLike[str]) -> Ask[Snapshot]:
-    """Ask for a copy of the store at a path, as seen from the caller's folder."""
-    body = TakeSnapshot(os.path.abspath(path))
-    return Ask("POST", f"{_ROOT}/snapshot", Snapshot, body, SYNC_TIMEOUT_S)

@@ -5,7 +5,7 @@ import os
 
 import click
 
-from node.cli import store_rules
+from node.cli import store_proofs, store_rules
 from node.cli.blobs import output_file, pieces, size_text
 from node.cli.context import (
     Context,
@@ -17,8 +17,7 @@ from node.cli.context import (
     seconds,
     short,
 )
-from node.cli.store_rules import ns_option
-from node.cli.store_text import brief, echo_cut, printed, terminal_text, when, word
+from node.cli.store_text import brief, echo_cut, ns_option, printed, terminal_text, when, word
 from shoal.errors import ClientError
 from shoal.rpc_api import from_json
 from shoal.store_api import BYTES_MAX, StoreChange, StoreItem, StoreLine, with_base64
@@ -282,7 +281,7 @@ def ls(context: Context, prefix: str, namespace: str, as_json: bool) -> None:
 
 @store.command()
 @click.argument("prefix", default="")
-@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000))
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 1000))
 @ns_option
 @json_option
 @click.pass_obj
@@ -336,7 +335,7 @@ def watch(context: Context, prefix: str, now: bool, namespace: str, as_json: boo
     raise ClientError("the daemon stopped")
 
 
-for _command in store_rules.COMMANDS:
+for _command in (*store_proofs.COMMANDS, *store_rules.COMMANDS):
     store.add_command(_command)
 
 COMMANDS: dict[str, click.Command] = {"store": store}

@@ -1,41 +1,27 @@
-"""The commands of the store about replicas, proofs, rules and copies of it."""
+"""The commands of the store about replicas, rules and copies of it."""
 
 import time
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
-from node.cli.blobs import output_file, size_text
+from node.cli.blobs import size_text
 from node.cli.context import (
     Context,
     echo_json,
     echo_table,
     json_option,
-    on_terminal,
     plain,
     seconds,
     short,
 )
-from node.cli.store_text import full_name, when
+from node.cli.store_text import full_name, ns_option, when
 from shoal.errors import ClientError
 from shoal.store_api import DEFAULT, Grant, Namespace, Synced
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 DAY_S = 86_400.0
 GRANT_KINDS = ("register", "add", "remove", "counter", "multi", "lease", "grant")
-
-
-def ns_option(command: F) -> F:
-    """Add `--ns` (parameter `namespace`)."""
-    text = "Namespace: a name, NAME@OWNER, or digits of its ID."
-    option = click.option(
-        "--ns", "namespace", default=DEFAULT, show_default=True, metavar="NAME", help=text
-    )
-    return option(command)
 
 
 # --- replicas ----------------------------------------------------------------------------------
@@ -90,28 +76,6 @@ def root(context: Context, namespace: str, all_: bool, as_json: bool) -> None:
         echo_table(("NAME", "ROOT"), [(full_name(one), one.root) for one in found])
     else:
         click.echo(found[0].root)
-
-
-# --- proofs ------------------------------------------------------------------------------------
-
-
-@click.command()
-@click.argument("key")
-@click.option("-o", "--out", metavar="FILE", help="Write it there.")
-@ns_option
-@click.pass_obj
-def prove(context: Context, key: str, out: str | None, namespace: str) -> None:
-    """Write a proof of what KEY holds, or that it holds nothing, to FILE or standard output.
-
-    Whoever knows the namespace's ID checks it with `shoal store verify`, without a daemon.
-
-    Example: shoal store prove lr --out lr.proof
-    """
-    if out is None and on_terminal():
-        raise click.UsageError("a proof is binary: --out FILE, or a pipe, takes it")
-    proof = context.client().store.prove(key, namespace=namespace)
-    with output_file(out) as file:
-        file.write(proof)
 
 
 # --- rules -------------------------------------------------------------------------------------
@@ -347,5 +311,5 @@ def restore(context: Context, file: Path, as_json: bool) -> None:
 
 
 COMMANDS: tuple[click.Command, ...] = (
-    sync, root, prove, ns, grant, revoke, snapshot, restore
+    sync, root, ns, grant, revoke, snapshot, restore
 )  # fmt: skip

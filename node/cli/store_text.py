@@ -1,17 +1,20 @@
 """How the commands of the store write values, times and names."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
+import click
 import msgspec
 
 from node.cli.blobs import size_text
 from node.cli.context import echo_table, on_terminal, plain
 from shoal.errors import ClientError
 from shoal.rpc_api import to_json
-from shoal.store_api import Namespace, StoreItem
+from shoal.store_api import DEFAULT, Namespace, StoreItem
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 PIPE_WIDTH = 200  # characters of a line of `ls` where no terminal says how wide it is
 
@@ -79,3 +82,12 @@ def when(ms: int) -> str:
 def full_name(one: Namespace) -> str:
     """Return a name that fits this namespace only."""
     return f"{one.name}@{one.owner_name or one.owner}" if one.owner else one.name
+
+
+def ns_option(command: F) -> F:
+    """Add `--ns` (parameter `namespace`)."""
+    text = "Namespace: a name, NAME@OWNER, or digits of its ID."
+    option = click.option(
+        "--ns", "namespace", default=DEFAULT, show_default=True, metavar="NAME", help=text
+    )
+    return option(command)

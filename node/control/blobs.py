@@ -290,7 +290,7 @@ def routes(api: Api, handlers: BlobRoutes) -> None:
 def absolute(text: str) -> Path:
     """Return a path that does not depend on the daemon's own folder. Raises UsageError."""
     path = Path(text)
-    if not path.isabsolute() or "\0" in text:
+    if not path.is_absolute() or "\0" in text:
         raise UsageError(
             f"{text[:200]!r} is no absolute path", hint="the daemon has its own folder"
         )

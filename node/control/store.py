@@ -7,13 +7,15 @@ from typing import Annotated, Literal
 
 import msgspec
 import trio
+from crdt.proof import PROOF_MAX
 from msgspec import Meta
 
 from crdt.entry import KINDS, VALUE_MAX
 from crdt.namespace import DAY_MS, GRANT_DEPTH_MAX, Name, Rules, Write
-from crdt.service import StoreService
+from crdt.service import LIST_MAX, LOG_MAX, StoreService
 from node.control.api import Api, Event, Events, Raw, Request
 from node.control.blobs import absolute
+from node.control.store_proofs import verdict
 from node.control.store_values import small, split
 from node.control.store_views import StoreViews
 from shoal import store_api as shapes
@@ -21,8 +23,10 @@ from wire.errors import NotFound, UsageError
 from wire.ids import PeerId
 
 PAGE_BYTES = 1024 * 1024  # of one answer with many keys: 3 ms of encoding on the event loop
-LOG_MAX = 10_000  # entries of one answer
+
 TTL_MAX_S = 365 * 86_400.0  # of a lease; what should stay longer is none
+ID_DIGITS = 64  # of a whole ID
+HEX = set("0123456789abcdef")
 COUNT_MAX = 2**53  # of one step of a counter: what any JSON can hold
 
 _Peer = Annotated[str, Meta(min_length=1, max_length=128)]
@@ -85,6 +89,14 @@ class _SyncBody(msgspec.Struct):
     peer: Annotated[str, Meta(max_length=128)] = ""
 
 
+class _CheckBody(msgspec.Struct):
+    """`shoal.store_api.CheckProof` with its bounds."""
+
+    proof: Annotated[bytes, Meta(max_length=PROOF_MAX)]
+    namespace: Annotated[str, Meta(min_length=1, max_length=256)]
+    root: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
+
+
 class _SnapshotBody(msgspec.Struct):
     """`shoal.store_api.TakeSnapshot` with its bounds."""
 
@@ -111,7 +123,7 @@ class StoreRoutes:
 
     async def index(self, request: Request) -> shapes.StorePage:
         """List keys: as many as fit one answer."""
-        limit = int(request.number("limit", shapes.PAGE_MAX, least=1, most=shapes.PAGE_MAX))
+        limit = int(request.number("limit", LIST_MAX, least=1, most=LIST_MAX))
         prefix, after = request.query.get("prefix", ""), request.query.get("after", "")
         return self._page(self._space(request), prefix, after, limit)
 
@@ -119,17 +131,17 @@ class StoreRoutes:
         """Write a value; a large one goes as a blob."""
         namespace, key = self._place(request)
         body = request.read(_PutBody)
+        if body.multi and body.ttl_s is not None:
+            raise UsageError("a lease cannot be one of several values")
         value, data = split(body.value)
         if data is not None:
-            if body.multi or body.ttl_s is not None:
+            if body.multi:
                 raise UsageError(
-                    f"a value over {VALUE_MAX} B cannot be a lease or one of several",
+                    f"a value over {VALUE_MAX} B cannot be one of several",
                     hint="add it as a blob, and put its CID",
                 )
-            await self._store.put_bytes(namespace, key, data)
+            await self._store.put_bytes(namespace, key, data, ttl_s=body.ttl_s)
         elif body.multi:
-            if body.ttl_s is not None:
-                raise UsageError("a lease cannot be one of several values")
             await self._store.put_multi(namespace, key, value)
         else:
             await self._store.put(namespace, key, value, ttl_s=body.ttl_s)
@@ -181,7 +193,7 @@ class StoreRoutes:
             yield Event(None, name="ready")
             after: str | None = "" if now else None
             while after is not None:
-                page = self._page(namespace, prefix, after, shapes.PAGE_MAX)
+                page = self._page(namespace, prefix, after, LIST_MAX)
                 if page.items:
                     yield [Event(shapes.StoreChange(item.key, item)) for item in page.items]
                 after = page.next or None
@@ -196,6 +208,16 @@ class StoreRoutes:
         """Prove what a key holds, or that it holds nothing."""
         proof = self._store.prove(*self._place(request))
         return Raw(proof, "application/octet-stream")
+
+    async def verify(self, request: Request) -> shapes.Verdict:
+        """Check a proof, also of a namespace that is not here."""
+        body = request.read(_CheckBody)
+        if len(body.namespace) == ID_DIGITS and not set(body.namespace) - HEX:
+            namespace_id = bytes.fromhex(body.namespace)
+        else:
+            namespace_id = self._store.namespace(self._named(body.namespace)).id
+        known = bytes.fromhex(body.root) or None
+        return await trio.to_thread.run_sync(verdict, body.proof, namespace_id, known)
 
     async def sync(self, request: Request) -> list[shapes.Synced]:
         """Sync with one peer, or with all that are connected."""
@@ -270,7 +292,10 @@ class StoreRoutes:
 
     def _space(self, request: Request) -> str:
         """Return the namespace's name; the owner in NAME@PEER may be called by name too."""
-        name, at, owner = request.params["namespace"].partition("@")
+        return self._named(request.params["namespace"])
+
+    def _named(self, namespace: str) -> str:
+        name, at, owner = namespace.partition("@")
         return f"{name}@{self._resolve(owner)}" if at else name
 
     def _place(self, request: Request) -> tuple[str, str]:
@@ -341,6 +366,8 @@ def _space_routes(api: Api, it: StoreRoutes) -> None:
         reply=shapes.Named)  # fmt: skip
     add("DELETE", f"{space}/grants/{{grant}}", it.revoke, summary="Take a grant back",
         reply=shapes.Named)  # fmt: skip
+    add("POST", f"{root}/verify", it.verify, summary="Check a proof by its namespace's ID or name",
+        body=_CheckBody, reply=shapes.Verdict)  # fmt: skip
     add("POST", f"{root}/sync", it.sync, summary="Sync with a peer, or with all connected",
         body=_SyncBody, reply=list[shapes.Synced])  # fmt: skip
     add("POST", f"{root}/snapshot", it.snapshot, summary="Copy the store to a path of this machine",

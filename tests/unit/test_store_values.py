@@ -13,7 +13,8 @@ from node.cli.store_text import brief, lines, printed, terminal_text, when, word
 from node.control.store_values import SMALL_JSON, small, split
 from shoal.errors import ClientError
 from shoal.rpc_api import to_json
-from shoal.store_api import StoreItem, key_path, space_path, with_base64, with_bytes
+from shoal.store_api import StoreItem, with_base64, with_bytes
+from shoal.store_asks import key_path, space_path
 from wire.errors import UsageError
 
 VALUES = st.recursive(
