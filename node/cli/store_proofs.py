@@ -53,13 +53,14 @@ def verify(
     """
     if (digits is None) == (namespace is None):
         raise click.UsageError("either --ns-id HEX or --ns NAME says what namespace it is about")
-    document = _read(file)
+    known = _hash(root, "--root") if root else None
     if namespace is not None:
         digits = context.client().store.namespace(namespace).id
+    namespace_id = _hash(digits or "", "--ns-id")
+    document = _read(file)
     from node.control.store_proofs import verdict  # no other command needs crdt
 
-    known = _hash(root, "--root") if root else None
-    found = verdict(document, _hash(digits or "", "--ns-id"), known)
+    found = verdict(document, namespace_id, known)
     echo_json(found) if as_json else _echo(found)
 
 

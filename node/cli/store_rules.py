@@ -136,7 +136,10 @@ def create(
 @json_option
 @click.pass_obj
 def ls(context: Context, as_json: bool) -> None:
-    """List the namespaces that are replicated here."""
+    """List the namespaces that are replicated here.
+
+    Example: shoal store ns ls
+    """
     found = context.client().store.namespaces()
     if as_json:
         echo_json(found)
@@ -183,7 +186,10 @@ def show(context: Context, name: str, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def grants(context: Context, name: str, as_json: bool) -> None:
-    """List who may write in a namespace whose writers are listed."""
+    """List who may write in a namespace whose writers are listed.
+
+    Example: shoal store ns grants results
+    """
     found = context.client().store.grants(name)
     if as_json:
         echo_json(found)

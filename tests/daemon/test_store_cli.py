@@ -43,7 +43,7 @@ def shows(daemon: Daemon, key: str, value: object, namespace: str = "kv") -> Non
 
     def is_so() -> bool:
         try:
-            return daemon.client.store.get(key, namespace=namespace).value == value
+            return bool(daemon.client.store.get(key, namespace=namespace).value == value)
         except ApiError as error:
             if error.code != "not_found":
                 raise
