@@ -12,7 +12,8 @@ from msgspec import Meta
 
 from crdt.entry import KINDS, VALUE_MAX
 from crdt.namespace import DAY_MS, GRANT_DEPTH_MAX, Name, Rules, Write
-from crdt.service import LIST_MAX, LOG_MAX, StoreService
+from crdt.reader import LIST_MAX, LOG_MAX
+from crdt.service import StoreService
 from node.control.api import Api, Event, Events, Raw, Request
 from node.control.blobs import absolute
 from node.control.store_proofs import verdict

@@ -197,7 +197,7 @@ def test_watch_prints_what_is_there_then_each_change_and_ends_cleanly(two: list[
         assert json.loads(process.stdout.readline()) == {"key": "watched/a", "item": None}
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=PATIENCE_S)
-        assert (process.returncode, said) == (130, "")
+        assert (process.returncode, said.strip()) == (130, "")
     finally:
         process.kill()
         process.communicate()
