@@ -36,6 +36,10 @@ _Millis = Annotated[int, Meta(ge=0, le=2**53)]
 _NUMBER_OF = {name: number for number, name in KINDS.items()}
 
 
+def _null() -> msgspec.Raw:
+    return msgspec.Raw(b"null")
+
+
 class _PutBody(msgspec.Struct):
     """`shoal.store_api.PutValue` with its bounds; the body's own limit bounds the value."""
 
@@ -54,7 +58,7 @@ class _AddBody(msgspec.Struct):
     """`shoal.store_api.AddElement`; the store bounds both."""
 
     element: msgspec.Raw
-    value: msgspec.Raw = msgspec.Raw(b"null")
+    value: msgspec.Raw = msgspec.field(default_factory=_null)
 
 
 class _RemoveBody(msgspec.Struct):
