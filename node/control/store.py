@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 import msgspec
 import trio
-from crdt.proof import PROOF_MAX
 from msgspec import Meta
 
 from crdt.entry import KINDS, VALUE_MAX
 from crdt.namespace import DAY_MS, GRANT_DEPTH_MAX, Name, Rules, Write
+from crdt.proof import PROOF_MAX
 from crdt.reader import LIST_MAX, LOG_MAX
 from crdt.service import StoreService
 from node.control.api import Api, Event, Events, Raw, Request
@@ -314,7 +314,7 @@ class StoreRoutes:
 
     def _page(self, namespace: str, prefix: str, after: str, limit: int) -> shapes.StorePage:
         items, size = list[shapes.StoreItem](), 0
-        found = self._store.list(namespace, prefix, after=after, limit=limit)
+        found = self._store.listing(namespace, prefix, after=after, limit=limit)
         for shown in found:
             item = self._views.item(shown)
             size += len(msgspec.json.encode(item))
