@@ -8,6 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from crdt.storage import SCHEMA_VERSION
 from node.home import Home
 from wire.errors import UsageError
 
@@ -27,6 +28,8 @@ def restore(home: Home, snapshot: Path) -> Path | None:
             with tempfile.TemporaryDirectory(dir=home.path, prefix="restore-") as folder:
                 copy = Path(folder) / "store.db"
                 shutil.copyfile(snapshot, copy)
+                with contextlib.suppress(FileNotFoundError):  # one that an earlier restore kept
+                    shutil.copyfile(f"{snapshot}-wal", f"{copy}-wal")
                 _check(copy, snapshot)
                 copy.chmod(0o600)
                 _sync(copy)
@@ -54,10 +57,11 @@ def _set_aside(store: Path) -> Path | None:
 
 
 def _check(copy: Path, snapshot: Path) -> None:
-    """Raise UsageError for a file that is no store, or a damaged one."""
+    """Fold a log into the copy; raise UsageError for a file that is no store, or a damaged one."""
     try:
         with contextlib.closing(sqlite3.connect(copy)) as db:
             (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
+            (version,) = db.execute("PRAGMA user_version").fetchone()
             tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
     except sqlite3.DatabaseError as error:
         raise UsageError(f"{snapshot} is no snapshot of a store: {error}") from error
@@ -65,6 +69,11 @@ def _check(copy: Path, snapshot: Path) -> None:
         raise UsageError(f"{snapshot} is damaged: {verdict}")
     if "entry" not in tables:
         raise UsageError(f"{snapshot} is no snapshot of a store: it holds no entries")
+    if version != SCHEMA_VERSION:
+        raise UsageError(
+            f"{snapshot} has schema {version}, this version of Shoal reads {SCHEMA_VERSION}",
+            hint="use the version of Shoal that wrote it",
+        )
 
 
 def _sync(path: Path) -> None:

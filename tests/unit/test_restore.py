@@ -5,15 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from crdt.storage import SCHEMA_VERSION
 from node.home import AlreadyRunning, Home
 from node.restore import restore
 from wire.errors import UsageError
 
 
-def make_store(path: Path, word: str) -> None:
+def make_store(path: Path, word: str, version: int = SCHEMA_VERSION) -> None:
     """Write a file that looks like a store, and leave its log unfolded as kill -9 does."""
     writer = sqlite3.connect(path)
     writer.execute("PRAGMA journal_mode = WAL")
+    writer.execute(f"PRAGMA user_version = {version}")
     writer.execute("CREATE TABLE entry (body)")
     writer.execute("INSERT INTO entry VALUES (?)", (word,))
     writer.commit()
@@ -76,7 +78,19 @@ def test_a_running_daemon_keeps_its_store(home: Home, snapshot: Path) -> None:
     assert words(home.store) == ["of today"]
 
 
-@pytest.mark.parametrize("damage", ["garbage", "cut", "flipped", "another program's", "none"])
+def test_a_store_that_was_kept_can_be_put_back(home: Home, snapshot: Path) -> None:
+    make_store(home.store, "of today")
+    kept = restore(home, snapshot)
+    assert kept is not None
+    assert Path(f"{kept}-wal").stat().st_size > 0
+    restore(home, kept)
+    assert words(home.store) == ["of today"]
+    assert not Path(f"{home.store}-wal").exists()
+
+
+@pytest.mark.parametrize(
+    "damage", ["garbage", "cut", "flipped", "another program's", "of another version", "none"]
+)
 def test_what_is_no_whole_store_changes_nothing(home: Home, snapshot: Path, damage: str) -> None:
     make_store(home.store, "of today")
     data = snapshot.read_bytes()
@@ -89,6 +103,9 @@ def test_what_is_no_whole_store_changes_nothing(home: Home, snapshot: Path, dama
     elif damage == "another program's":
         snapshot.unlink()
         sqlite3.connect(snapshot).execute("CREATE TABLE song (name)").connection.close()
+    elif damage == "of another version":
+        snapshot.unlink()
+        make_store(snapshot, "of before", SCHEMA_VERSION + 1)
     else:
         snapshot.unlink()
     with pytest.raises(UsageError, match=r"backup\.db"):
