@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,7 +21,7 @@ from node.control.store_proofs import verdict
 from node.control.store_values import small, split
 from node.control.store_views import StoreViews
 from shoal import store_api as shapes
-from wire.errors import NotFound, UsageError
+from wire.errors import BadMessage, NotFound, UsageError
 from wire.ids import PeerId
 
 PAGE_BYTES = 1024 * 1024  # of one answer with many keys: 3 ms of encoding on the event loop
@@ -155,7 +156,8 @@ class StoreRoutes:
     async def delete(self, request: Request) -> None:
         """Delete a key that is there."""
         namespace, key = self._place(request)
-        self._item_at(namespace, key)
+        with suppress(BadMessage):  # a value that is none can be deleted, too
+            self._item_at(namespace, key)
         await self._store.delete(namespace, key)
 
     async def increment(self, request: Request) -> shapes.StoreTotal:
@@ -203,9 +205,7 @@ class StoreRoutes:
                     yield [Event(shapes.StoreChange(item.key, item)) for item in page.items]
                 after = page.next or None
             async for key in keys:
-                shown = self._store.show(namespace, key)
-                item = None if shown is None else self._views.item(shown)
-                yield Event(shapes.StoreChange(key, item))
+                yield Event(shapes.StoreChange(key, self._item_or_none(namespace, key)))
 
     # --- replicas and rules ---------------------------------------------------------------------
 
@@ -311,6 +311,13 @@ class StoreRoutes:
         if shown is None:
             raise NotFound(f"nothing at {key[:64]!r} in {namespace}")
         return self._views.item(shown)
+
+    def _item_or_none(self, namespace: str, key: str) -> shapes.StoreItem | None:
+        """Return what a watcher hears of a key: of what cannot be read, as little as `index`."""
+        try:
+            return self._item_at(namespace, key)
+        except (NotFound, BadMessage):
+            return None
 
     def _page(self, namespace: str, prefix: str, after: str, limit: int) -> shapes.StorePage:
         items, size = list[shapes.StoreItem](), 0
