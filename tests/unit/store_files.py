@@ -131,9 +131,7 @@ async def opened(
     def refuse(record: Record, reason: str) -> None:
         refused.append((record.key, reason))
 
-    writer = Writer(
-        path, {replica.id: replica}, clock, signer, disk, tell, on_refused=refuse
-    )
+    writer = Writer(path, {replica.id: replica}, clock, signer, disk, tell, on_refused=refuse)
     async with writer.open() as kept, trio.open_nursery() as nursery:
         await writer.load()
         nursery.start_soon(writer.run)

@@ -118,7 +118,9 @@ def test_namespaces_proofs_and_numbers_are_kept(tmp_path: Path) -> None:
     storage = Storage(path)
     storage.commit(Changes(geneses=[SPACE], meta={"synced_ms": 5}))
     storage.commit(Changes(faults=[(b"n", b"c", b"first"), (b"n", b"d", b"other")]))
-    storage.commit(Changes(geneses=[SPACE], faults=[(b"n", b"c", b"second")], meta={"synced_ms": 7}))
+    storage.commit(
+        Changes(geneses=[SPACE], faults=[(b"n", b"c", b"second")], meta={"synced_ms": 7})
+    )
     storage.close()
     storage = Storage(path)
     kept = storage.kept()
