@@ -124,6 +124,7 @@ class Record(msgspec.Struct, gc=False, eq=False):
 
     signed: Signed
     stamp: bytes
+    namespace: bytes
     author: bytes
     chain: bytes
     seq: int
@@ -184,9 +185,9 @@ def chain_of(author: bytes, instance: bytes) -> bytes:
 
 
 @lru_cache(maxsize=4096)
-def _one(author: bytes) -> bytes:
+def _one(name: bytes) -> bytes:
     """Return one object for all that are equal: an author is held once, not per entry."""
-    return author
+    return name
 
 
 def seal(entry: Entry, signer: Signer) -> Record:
@@ -213,6 +214,7 @@ def unseal(signed: Signed) -> Record:
     return Record(
         signed,
         stamp,
+        _one(entry.namespace),
         _one(entry.author),
         chain_of(entry.author, entry.instance),
         entry.seq,

@@ -33,7 +33,7 @@ class Rules(Message, frozen=True):
 
     max_skew_ms: Annotated[int, Meta(ge=1_000, le=600_000)] = 30_000
     author_entries: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
-    gc_ms: Annotated[int, Meta(ge=60_000, le=365 * DAY_MS)] = 7 * DAY_MS
+    gc_ms: Annotated[int, Meta(ge=3_600_000, le=365 * DAY_MS)] = 7 * DAY_MS
 
 
 class Genesis(Message, frozen=True):
@@ -93,5 +93,3 @@ revoke_decoder = msgspec.msgpack.Decoder(Revoke)
 def open_genesis(name: str, salt: bytes = b"") -> Genesis:
     """Return the namespace that the swarm's own state of this name lives in: everybody writes."""
     return Genesis(1, name, None, "open", salt)
-
-

@@ -14,7 +14,7 @@ class Watcher:
     Bounded by the number of keys in the store.
     """
 
-    namespace: str
+    namespace: bytes
     prefix: str
     _changed: dict[str, None] = field(default_factory=dict[str, None])
     _wake: trio.Event = field(default_factory=trio.Event)
@@ -43,14 +43,14 @@ class Watchers:
 
     _open: set[Watcher] = field(default_factory=set[Watcher])
 
-    def touch(self, namespace: str, key: str) -> None:
+    def touch(self, namespace: bytes, key: str) -> None:
         """Tell everybody whom it concerns."""
         for watcher in self._open:
             if watcher.namespace == namespace and key.startswith(watcher.prefix):
                 watcher.touch(key)
 
     @contextmanager
-    def open(self, namespace: str, prefix: str) -> Generator[Watcher]:
+    def open(self, namespace: bytes, prefix: str) -> Generator[Watcher]:
         """Watch from now until the block is left."""
         watcher = Watcher(namespace, prefix)
         self._open.add(watcher)

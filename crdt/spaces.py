@@ -1,0 +1,143 @@
+"""The namespaces that this node replicates: the built-in ones, and those of the directory.
+
+The directory is itself a namespace: under `NAME/@OWNER` a member says how a namespace of its own
+begins. Every member replicates what is listed, so the number of them is bounded per owner.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import msgspec
+
+from crdt.entry import Record, peer_of
+from crdt.namespace import GENESIS_MAX, Genesis, genesis_decoder, open_genesis
+from crdt.replica import Replica
+from wire import codec
+from wire.errors import BadMessage, NotFound, UsageError
+from wire.ids import PeerId
+
+DIRECTORY = "namespaces"
+BUILT_IN = ("swarm", "runs", "models", "kv", DIRECTORY)
+OWNER_SPACES_MAX = 16  # namespaces of one owner: each costs every member memory and a topic
+SPACES_MAX = 256  # namespaces in all; their roots fit one message of a sync
+ENTRIES_MAX = 250_000  # of all namespaces together; at 900 B about 225 MB of memory
+RESERVE_MAX = 40_000  # on top of these, only for short leases of authors who hold little: whoever
+# fills the rest cannot keep newcomers from saying that they are here. It holds against some tens
+# of identities, and by itself it empties; thousands of invented ones that renew can fill it too.
+RESERVE_AUTHOR_ENTRIES = 16  # leases are few: a member, and what it serves and trains
+RESERVE_LEASE_MS = 300_000  # from now to the end of a lease that may use the reserve
+ID_DIGITS_MIN = 8  # hex digits of an ID that may stand for it
+
+
+@dataclass
+class Spaces:
+    """All replicas of this node, by ID and by name."""
+
+    salt: bytes = b""
+    replicas: dict[bytes, Replica] = field(default_factory=dict[bytes, Replica])
+    on_new: Callable[[Replica], None] = lambda replica: None
+    _built_in: dict[str, Replica] = field(default_factory=dict[str, Replica])
+
+    def __post_init__(self) -> None:
+        for name in BUILT_IN:
+            self._built_in[name] = self._open(open_genesis(name, self.salt))
+
+    @property
+    def directory(self) -> Replica:
+        """Where namespaces are announced."""
+        return self._built_in[DIRECTORY]
+
+    @property
+    def entries(self) -> int:
+        """How many entries are held in all."""
+        return sum(len(replica.records) for replica in self.replicas.values())
+
+    def is_built_in(self, replica: Replica) -> bool:
+        """True for those that every swarm has."""
+        return self._built_in.get(replica.genesis.name) is replica
+
+    def restore(self, genesis: Genesis) -> Replica | None:
+        """Open a namespace that is on the disk; None if it is not one of this swarm's."""
+        known = self.replicas.get(genesis.id)
+        if known is not None or genesis.owner is None:
+            return known
+        return self._open(genesis)
+
+    def find(self, name: str) -> Replica:
+        """Return whom a person means: a name, NAME@PEER, or hex digits of an ID.
+
+        Raises NotFound, UsageError if several fit.
+        """
+        built_in = self._built_in.get(name)
+        if built_in is not None:
+            return built_in
+        short, _, owner = name.partition("@")
+        fits = [
+            replica
+            for replica in self.replicas.values()
+            if replica.genesis.name == short and owner in ("", owner_of(replica.genesis))
+        ]
+        is_id = len(name) >= ID_DIGITS_MIN and not set(name) - set("0123456789abcdef")
+        if not fits and is_id:
+            fits = [one for one in self.replicas.values() if one.id.hex().startswith(name)]
+        if not fits:
+            raise NotFound(f"no namespace is called {name!r}", hint="see `shoal store ns ls`")
+        if len(fits) > 1:
+            names = ", ".join(f"{one.genesis.name}@{owner_of(one.genesis)}" for one in fits[:3])
+            raise UsageError(f"{name!r} fits {len(fits)} namespaces: {names}")
+        return fits[0]
+
+    def adopt(self, key: str, now_ms: int) -> str:
+        """Follow a change in the directory; returns why a namespace is not replicated, or ""."""
+        view = self.directory.view(key, now_ms)
+        if view is None or not view.values:
+            return ""
+        record = view.values[0]
+        genesis = read_genesis(record)
+        if genesis is None or key != directory_key(genesis):
+            return "genesis"
+        if genesis.id in self.replicas:
+            return ""
+        owned = sum(one.genesis.owner == genesis.owner for one in self.replicas.values())
+        if owned >= OWNER_SPACES_MAX or len(self.replicas) >= SPACES_MAX:
+            return "namespaces_full"
+        self.on_new(self._open(genesis))
+        return ""
+
+    def room(self, record: Record, now_ms: int) -> bool:
+        """True if one more key of this author may be held (a limit of this node, not a rule)."""
+        is_short = 0 < record.expires_ms <= now_ms + RESERVE_LEASE_MS
+        held = self.entries
+        if held < ENTRIES_MAX:
+            return True
+        replica = self.replicas[record.namespace]
+        is_small = replica.held_by(record.author) < RESERVE_AUTHOR_ENTRIES
+        return is_short and is_small and held < ENTRIES_MAX + RESERVE_MAX
+
+    def __iter__(self) -> Iterator[Replica]:
+        return iter(self.replicas.values())
+
+    def _open(self, genesis: Genesis) -> Replica:
+        replica = self.replicas[genesis.id] = Replica(genesis)
+        return replica
+
+
+def owner_of(genesis: Genesis) -> PeerId | str:
+    """Return the owner's peer ID; "" of a built-in namespace."""
+    return peer_of(genesis.owner) if genesis.owner is not None else ""
+
+
+def directory_key(genesis: Genesis) -> str:
+    """Where the directory lists a namespace."""
+    return f"{genesis.name}/@{owner_of(genesis)}"
+
+
+def read_genesis(record: Record) -> Genesis | None:
+    """Return what a directory entry holds; None if it is no genesis by its author."""
+    try:
+        raw = msgspec.msgpack.decode(record.entry.value or b"", type=bytes)
+        genesis = codec.decode(raw, genesis_decoder, GENESIS_MAX)
+    except (BadMessage, msgspec.DecodeError):
+        return None
+    is_canonical = codec.encode(genesis) == raw
+    return genesis if is_canonical and genesis.owner == record.author else None
