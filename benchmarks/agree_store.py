@@ -16,7 +16,7 @@ from benchmarks.agree_entries import by_chain, corpus, isolated, size_of
 from benchmarks.orders import Answer, say
 from benchmarks.trio_orders import obey
 from crdt import wire
-from crdt.entry import Record
+from crdt.entry import Record, Signed
 from crdt.service import StoreService
 from wire import codec
 from wire.clock import SystemClock
@@ -83,12 +83,17 @@ async def opened(
         nursery.cancel_scope.cancel()
 
 
+def push_frame(entries: list[Signed]) -> bytes:
+    """Return the message that brings entries, whatever they are."""
+    return codec.encode(wire.Push(entries))
+
+
 def frames(records: Iterable[Record]) -> list[bytes]:
     """Pack entries into as few messages as they fit."""
     rest, made = [record.signed for record in records], list[bytes]()
     while rest:
         fit = wire.fitting(rest)
-        made.append(codec.encode(wire.Push(rest[:fit])))
+        made.append(push_frame(rest[:fit]))
         rest = rest[fit:]
     return made
 
