@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trio
 
-from benchmarks.agree_entries import by_chain, corpus, isolated, size_of
+from benchmarks.agree_entries import author, by_chain, corpus, isolated, size_of
 from benchmarks.orders import Answer, say
 from benchmarks.trio_orders import obey
 from crdt import wire
@@ -193,6 +193,40 @@ class Node:
         if held != count:
             raise RuntimeError(f"{held} of {count} entries were taken")
         return {"per_s": count / seconds}
+
+    async def replicate(self, folder: str, count: int) -> Answer:
+        """One write at a time to another store: both have it on the disk before the next."""
+        links, size = Direct(STRANGER), 0
+        async with (
+            opened(Path(folder) / "a.db", "a", links) as ours,
+            opened(Path(folder) / "b.db", "b", links) as theirs,
+        ):
+            chain = author(ours.namespace(NAMESPACE).id, "one")
+            began = time.perf_counter()
+            for number in range(count):
+                record = chain.write(f"bench/{number:06}", "x" * 22, SystemClock().wall_ms())
+                message = push_frame([record.signed])
+                await ours.answer(STRANGER, message)
+                await theirs.answer(STRANGER, message)
+                size += len(message)
+            seconds = time.perf_counter() - began
+        return {"per_s": count / seconds, "bytes": size / count}
+
+    async def cold(self, folder: str, count: int) -> Answer:
+        """Everything to an empty store by a sync."""
+        links = Direct(STRANGER)
+        async with opened(Path(folder) / "a.db", "a", links) as ours:
+            peer = next(iter(links.answers))
+            made = by_chain(_corpus(ours, count))
+            await push(ours, frames(made))
+            async with opened(Path(folder) / "b.db", "b", links) as theirs:
+                began = time.perf_counter()
+                report = await theirs.sync_with(peer)
+                seconds = time.perf_counter() - began
+                if theirs.root(NAMESPACE) != ours.root(NAMESPACE):
+                    raise RuntimeError("a sync that left something behind")
+        moved = report.overhead_bytes + size_of(made)
+        return {"per_s": count / seconds, "bytes": moved / count}
 
     async def verify(self, count: int) -> Answer:
         """Check plain signatures of as many bytes, on one core."""
