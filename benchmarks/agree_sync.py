@@ -54,13 +54,11 @@ def forged() -> Generator[Forge]:
         yield Forge(Path(folder), child)
 
 
-def figure(daemon: Forged, name: str) -> float:
-    """Read one number from a daemon's metrics."""
-    page = daemon.client.call("GET", "/metrics", reply=bytes)
-    for line in page.decode().splitlines():
-        if line.startswith((name + " ", name + "_total ")):
-            return float(line.split()[-1])
-    raise KeyError(name)
+def figures(daemon: Forged) -> dict[str, float]:
+    """Read a daemon's metrics."""
+    page = daemon.client.call("GET", "/metrics", reply=bytes).decode()
+    lines = [line.rpartition(" ") for line in page.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in lines}
 
 
 def _cold() -> None:
@@ -79,15 +77,16 @@ def _cold() -> None:
         progress(f"a daemon took {COUNT} entries from a member in {loaded['seconds']:.1f} s")
         time.sleep(SETTLE_S)
         for number in range(COLD_ROUNDS):
-            held = figure(first, "shoal_store_entries")
+            held = figures(first)["shoal_store_entries"]
             began = time.perf_counter()
             newcomer = forge.up(f"new{number}", "--join", ticket)
-            while figure(newcomer, "shoal_store_entries") < held:
+            while figures(newcomer)["shoal_store_entries"] < held:
                 if time.perf_counter() - began > COLD_S:
                     raise RuntimeError(f"no sync within {COLD_S:g} s")
                 time.sleep(POLL_S)
             seconds.append(time.perf_counter() - began)
-            moved = sum(figure(newcomer, f"shoal_bytes_{way}") for way in ("in", "out"))
+            after = figures(newcomer)
+            moved = after["shoal_bytes_in_total"] + after["shoal_bytes_out_total"]
             ratios.append(moved / loaded["bytes"])
             progress(f"a newcomer had them after {seconds[-1]:.2f} s")
     report("agree.cold_sync", seconds, "s", goal=COLD_GOAL_S)

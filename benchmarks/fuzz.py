@@ -7,13 +7,12 @@ decoder that the daemon uses. Anything but an answer or a PeerError is a crash.
 import gc
 import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from msgspec import inspect
 
-from benchmarks.fuzz_messages import Messages, examples
+from benchmarks import fuzz_store
+from benchmarks.fuzz_messages import Messages, Target, examples
 from benchmarks.orders import Answer, answer_orders, say
 from wire.errors import PeerError
 
@@ -21,14 +20,6 @@ CRASHES_KEPT = 3
 SPLICE_MAX = 32  # bytes copied from one place of a frame to another
 # What lengths and type bytes are turned into: the ends of ranges, MessagePack's 32-bit headers.
 EXTREMES = (b"\x00", b"\x7f", b"\x80", b"\xff", b"\xff\xff\xff\xff", b"\xdd\xff\xff\xff\xff")
-
-
-@dataclass(frozen=True)
-class Target:
-    """One protocol: frames that are right, and what takes a frame that may not be."""
-
-    frames: Sequence[bytes]
-    take: Callable[[bytes], object]
 
 
 def mutate(random_: random.Random, frame: bytes) -> bytes:
@@ -157,7 +148,7 @@ def admission() -> Target:
     )
 
 
-TARGETS = (rpc, gossip, blobs, bulk, yamux, noise, admission)
+TARGETS = (rpc, gossip, blobs, bulk, yamux, noise, admission, *fuzz_store.TARGETS)
 
 
 def fuzz(protocol: str, frames: int, seed: int) -> Answer:

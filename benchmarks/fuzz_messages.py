@@ -6,7 +6,7 @@ name, and each tag of a union, gives one message that the decoder takes.
 
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,14 @@ from msgspec import inspect
 
 from wire import codec
 from wire.ports import Method
+
+
+@dataclass(frozen=True)
+class Target:
+    """One protocol: frames that are right, and what takes a frame that may not be."""
+
+    frames: Sequence[bytes]
+    take: Callable[[bytes], object]
 
 
 @dataclass(frozen=True)
