@@ -1,80 +1,58 @@
 """The store as a service: reads from memory, writes through the disk, spreads what is new.
 
-New entries go out at once on the channel; `crdt.sync` repairs the rest, peer by peer. What is
-readable here is on the disk here.
+New entries go out at once on the namespace's channel; `crdt.sync` repairs the rest, peer by peer.
+What is readable here is on the disk here.
 """
 
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
 import trio
 
-from crdt import wire
-from crdt.clock import ClockError, HybridClock, wall_of
-from crdt.entry import REGISTER, VALUE_MAX, Entry, Record, Signed, is_signed, seal, unseal
-from crdt.merge import QUOTAS, Replica
-from crdt.storage import StoreFailed
-from crdt.sync import Syncer, SyncReport
-from crdt.watch import Watchers
-from crdt.writer import Batch, Writer
+from crdt import drafts, reading
+from crdt.authority import RULE_KEYS
+from crdt.entry import ELEMENT_MAX, GRANT, HLC_MAX, REVOKE, VALUE_MAX, BlobRef, Record
+from crdt.hall import Hall
+from crdt.live import Channel
+from crdt.namespace import Genesis, Grant, Name, Revoke, Rules, Write
+from crdt.own import Build, Draft
+from crdt.proof import prove
+from crdt.replica import Replica
+from crdt.shown import GrantInfo, LogLine, NamespaceInfo, Shown, StoreStats, SyncReport
+from crdt.spaces import DIRECTORY, OWNER_SPACES_MAX, directory_key, owner_of
 from wire import codec
-from wire.errors import BadMessage, ShoalError, UsageError
-from wire.ids import PeerId, Signer
+from wire.errors import BadMessage, NotFound, ShoalError, UsageError
+from wire.ids import PeerId, Signer, public_key_of
 from wire.ports import Clock, Item, Network, OffLoop
-from wire.threads import Threads
 
-TOPIC = "shoal/crdt"
 SYNC_INTERVAL_S = 30.0  # between syncs with a random peer; 1 round trip when nothing differs
-HOUSEKEEPING_S = 1.0  # between looks for leases that died: how late a watcher hears of it
-INLINE_MAX = 16  # signatures checked on the loop, 60 µs each; more go to a thread
-OUTBOX_MAX = 64  # batches of news waiting for the channel; when full, news wait for the next sync
-PUBLISH_S = 10.0  # for one message on the channel
-NEWS_MAX_AGE_MS = 60_000  # older entries that a sync brings are not news to the others
-CLOCK_TRIES = 20  # of 1 ms: a stamp at the very bound becomes free with the next millisecond
-
-ChannelHandler = Callable[[PeerId, bytes], Awaitable[bool]]
+SYNC_ALL_AT_ONCE = 8  # syncs that `sync_all` leads at a time
+LIST_MAX = 1000  # keys in one answer of `list`: 2 MB of the largest values
+LOG_MAX = 1000
+SALT_BYTES = 16
 
 
-class StoreFull(ShoalError):
-    """A limit on the number of keys is reached."""
+class Blobs(Protocol):
+    """Where large values rest: `protocols.blobs` provides it, node/ passes it in."""
 
-    code = "store_full"
-    hint = "delete keys, or let leases run out"
-
-
-class Channel(Protocol):
-    """Gossip, as the store needs it: `protocols.channels` provides it, node/ passes it in."""
-
-    def subscribe(self, topic: str, handler: ChannelHandler, /) -> object:
-        """Hand each message of a topic to `handler`, once; True: news, goes on to our peers."""
+    async def put_bytes(self, data: bytes, *, name: str = "", pin: bool = False) -> object:
+        """Store a blob; returns its CID, whose `str` is what is kept here."""
         ...
 
-    def publish(self, topic: str, data: bytes, /) -> Awaitable[object]:
-        """Send to everybody who is subscribed, up to 64 KiB."""
+    async def pin(self, cid: str, *, is_pinned: bool = True) -> object:
+        """Keep a blob, or let it go. Raises NotFound."""
         ...
-
-
-@dataclass(frozen=True)
-class StoreStats:
-    """Counts since the start, and what is held now."""
-
-    entries: int
-    syncs: int
-    syncs_failed: int
-    entries_in: int
-    entries_out: int
-    malformed_values: int
-    news_dropped: int
-    refused: dict[str, int] = field(default_factory=dict[str, int])
 
 
 class StoreService:
-    """Implements `wire.ports.Store`. `node` wires `rpc.answer("crdt.sync", store.answer)`."""
+    """Implements `wire.ports.Store`. `node` wires `rpc.answer("crdt.sync", store.answer)`.
+
+    A `namespace` is a built-in one (`kv`, `swarm`), or one of the directory: its name, NAME@PEER,
+    or hex digits of its ID. What names one raises NotFound, or UsageError if several fit.
+    """
 
     def __init__(
         self,
@@ -85,222 +63,414 @@ class StoreService:
         path: Path | str,
         *,
         peers: Callable[[], list[PeerId]],
+        salt: bytes = b"",
+        blobs: Blobs | None = None,
         sync_interval_s: float = SYNC_INTERVAL_S,
         off_loop: OffLoop | None = None,
         rng: random.Random | None = None,
     ) -> None:
-        """`peers` lists who is connected now. `off_loop` is for simulators: no threads there."""
-        self._channel, self._clock, self._signer = channel, clock, signer
-        self._replica, self._hybrid, self._watchers = Replica(), HybridClock(), Watchers()
-        self._cpu = off_loop or Threads()
-        self._writer = Writer(path, self._replica, clock, off_loop or Threads(), self._on_news)
-        self._syncer = Syncer(
+        """`peers` lists who is connected now; `salt` tells the built-in namespaces of one swarm
+        from those of another. `off_loop` is for simulators: no threads there.
+        """
+        self._clock, self._signer, self._path, self._blobs = clock, signer, path, blobs
+        self._peers = peers
+        self._author = public_key_of(signer.peer)
+        self._rng = rng or random.Random()
+        self._hall = Hall(
             network,
-            self._replica,
-            self._take,
+            channel,
+            clock,
+            signer,
+            path,
             peers=peers,
+            salt=salt,
             interval_s=sync_interval_s,
-            rng=rng or random.Random(),
+            off_loop=off_loop,
+            rng=self._rng,
+            on_dropped=self._let_go,
         )
-        self._outbox, self._outgoing = trio.open_memory_channel[list[Signed]](OUTBOX_MAX)
-        self._malformed_values = self._news_dropped = 0
+        self._unpinned, self._to_unpin = trio.open_memory_channel[str](LIST_MAX)
+        self._malformed_values = 0
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Open the file, start to sync; ready (`started`) when reads and writes work.
 
         Raises StoreCorrupt or StoreFailed if the file cannot be opened.
         """
-        async with self._writer.open() as records, trio.open_nursery() as nursery:
-            for record in records:
-                self._replica.merge(record)
-                self._hybrid.observe(record.entry.hlc, self._clock.wall_ms())
-            self._channel.subscribe(TOPIC, self._hear)
-            nursery.start_soon(self._writer.run)
-            nursery.start_soon(self._publish_news)
-            nursery.start_soon(self._keep_house)
-            nursery.start_soon(self._syncer.run)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._unpin)
+            await nursery.start(self._hall.run)
             task_status.started()
 
     # --- reading -------------------------------------------------------------------------------
 
     def get(self, namespace: str, key: str) -> Item | None:
-        """Read from memory; None if absent, deleted or expired."""
-        record = self._replica.get(namespace, key, self._clock.wall_ms())
-        return self._item(record) if record is not None else None
+        """Read a register or lease from memory; None if absent, deleted or expired."""
+        view = self._hall.spaces.find(namespace).view(key, self._clock.wall_ms())
+        try:
+            return reading.item_of(view)
+        except BadMessage:
+            self._malformed_values += 1
+            return None
 
     def scan(self, namespace: str, prefix: str = "") -> list[Item]:
-        """Read all live items whose key starts with `prefix`, in key order."""
-        records = self._replica.scan(namespace, prefix, self._clock.wall_ms())
-        return [item for record in records if (item := self._item(record)) is not None]
+        """Read all live registers and leases whose key starts with `prefix`, in key order."""
+        items: list[Item] = []
+        for view in self._hall.spaces.find(namespace).scan(prefix, self._clock.wall_ms()):
+            try:
+                item = reading.item_of(view)
+            except BadMessage:
+                self._malformed_values += 1
+                continue
+            if item is not None:
+                items.append(item)
+        return items
+
+    def show(self, namespace: str, key: str) -> Shown | None:
+        """Read a key of any kind; None if it shows nothing."""
+        view = self._hall.spaces.find(namespace).view(key, self._clock.wall_ms())
+        return reading.shown(namespace, view) if view is not None else None
+
+    def list(
+        self, namespace: str, prefix: str = "", *, after: str = "", limit: int = LIST_MAX
+    ) -> list[Shown]:
+        """Read up to `limit` keys that start with `prefix`, from the one behind `after`."""
+        found: list[Shown] = []
+        replica, now_ms = self._hall.spaces.find(namespace), self._clock.wall_ms()
+        for view in replica.scan(prefix, now_ms, after=after):
+            if len(found) >= min(limit, LIST_MAX):
+                break
+            try:
+                found.append(reading.shown(namespace, view))
+            except BadMessage:
+                self._malformed_values += 1
+        return found
+
+    def log(self, namespace: str, prefix: str = "", *, limit: int = 100) -> list[LogLine]:
+        """Return retained entries whose key starts with `prefix`, the latest first."""
+        replica, lines = self._hall.spaces.find(namespace), list[LogLine]()
+        for stamp in replica.timeline.newest_first():
+            record = replica.records[stamp]
+            if record.key.startswith(prefix):
+                lines.append(reading.log_line(record, counts=replica.authority.counts(record)))
+                if len(lines) >= min(limit, LOG_MAX):
+                    break
+        return lines
 
     @asynccontextmanager
     async def watch(self, namespace: str, prefix: str = "") -> AsyncGenerator[AsyncIterator[str]]:
         """Yield keys that changed: written, deleted, or a lease that died (within a second)."""
-        with self._watchers.open(namespace, prefix) as watcher:
+        replica = self._hall.spaces.find(namespace)
+        with self._hall.watchers.open(replica.id, prefix) as watcher:
             yield watcher
 
-    def state_root(self, namespace: str) -> bytes:
+    def root(self, namespace: str) -> bytes:
         """32 bytes; equal on two replicas if they hold the same entries."""
-        return self._replica.root(namespace)
+        return self._hall.spaces.find(namespace).root()
+
+    state_root = root
+
+    def prove(self, namespace: str, key: str) -> bytes:
+        """Return a document that shows a third party what `key` holds here, or that it holds
+        nothing; `crdt.proof.verify` checks it by the namespace's ID alone.
+        """
+        replica = self._hall.spaces.find(namespace)
+        return prove(replica, key, self._signer, self._clock.wall_ms())
+
+    def namespaces(self) -> list[NamespaceInfo]:
+        """Return all that this node replicates, the built-in ones first."""
+        infos = [self._info(replica) for replica in self._hall.spaces]
+        return sorted(infos, key=lambda one: (not one.is_built_in, one.name, one.id))
+
+    def namespace(self, name: str) -> NamespaceInfo:
+        """Return one of them."""
+        return self._info(self._hall.spaces.find(name))
+
+    def grants(self, namespace: str) -> list[GrantInfo]:
+        """Return all grants of a namespace, the oldest first."""
+        replica = self._hall.spaces.find(namespace)
+        return [
+            GrantInfo(
+                record.id,
+                record.peer,
+                codec_peer(grant.subject),
+                grant.prefix,
+                grant.kinds,
+                grant.not_before_ms,
+                grant.not_after_ms,
+                grant.depth,
+                is_revoked=replica.authority.is_revoked(record.id),
+                above=record.entry.grant,
+            )
+            for record, grant in replica.authority.grants()
+        ]
 
     def stats(self) -> StoreStats:
         """Count what happened."""
-        totals = self._syncer.totals
-        return StoreStats(
-            entries=self._replica.digest.count(),
-            syncs=self._syncer.done,
-            syncs_failed=self._syncer.failed,
-            entries_in=totals.entries_in,
-            entries_out=totals.entries_out,
-            malformed_values=self._malformed_values,
-            news_dropped=self._news_dropped,
-            refused=dict(self._writer.refused),
-        )
+        return self._hall.stats(malformed_values=self._malformed_values)
 
     # --- writing -------------------------------------------------------------------------------
+    # All raise UsageError (a limit, or somebody else's key), NotAllowed, StoreFull, StoreFailed,
+    # ClockError; what they wrote is durable when they return, and then spreads.
 
     async def put(
         self, namespace: str, key: str, value: object, *, ttl_s: float | None = None
     ) -> Item:
-        """Write; durable when it returns, then spread. `ttl_s` makes it a lease that dies.
+        """Write a register; `ttl_s` makes it a lease that dies."""
+        raw = self._encoded(key, value, VALUE_MAX)
+        expires_ms = self._expiry(ttl_s)
+        record = await self._write(namespace, key, drafts.put(raw, expires_ms=expires_ms))
+        assert record is not None, "a put always writes"
+        return Item(key, value, self._signer.peer, record.hlc, expires_ms)
 
-        Raises UsageError (a limit, or somebody else's key), StoreFull, StoreFailed, ClockError.
+    async def put_bytes(
+        self, namespace: str, key: str, data: bytes, *, ttl_s: float | None = None
+    ) -> Shown:
+        """Write a large value: a blob, which we keep for as long as the entry is ours and held."""
+        if self._blobs is None:
+            raise UsageError("this node has no blobs")
+        self._hall.spaces.find(namespace)
+        cid = str(await self._blobs.put_bytes(data, name=key[:64], pin=True))
+        ref = BlobRef(cid, len(data))
+        build = drafts.put(None, blob=ref, expires_ms=self._expiry(ttl_s))
+        return self._shown(namespace, key, await self._write(namespace, key, build))
+
+    async def put_multi(self, namespace: str, key: str, value: object) -> Shown:
+        """Write a multi-value register: it replaces the values seen here, and no others."""
+        raw = self._encoded(key, value, VALUE_MAX)
+        return self._shown(namespace, key, await self._write(namespace, key, drafts.put_multi(raw)))
+
+    async def increment(self, namespace: str, key: str, by: int = 1) -> int:
+        """Count up, or down; returns the total as this node knows it."""
+        if abs(by) > HLC_MAX:
+            raise UsageError(f"{by} is too large to count")
+        await self._write(namespace, key, drafts.increment(by))
+        view = self._hall.spaces.find(namespace).view(key, self._clock.wall_ms())
+        return view.total if view is not None else 0
+
+    async def add(
+        self, namespace: str, key: str, element: object, value: object | None = None
+    ) -> Shown:
+        """Add an element to a set; with a value, set a sub-key of a map."""
+        raw = self._encoded(key, element, ELEMENT_MAX)
+        mapped = self._encoded(key, value, VALUE_MAX) if value is not None else None
+        return self._shown(
+            namespace, key, await self._write(namespace, key, drafts.add(raw, mapped))
+        )
+
+    async def remove(self, namespace: str, key: str, element: object) -> bool:
+        """Take an element out, as far as its adds are known here; false if there is none."""
+        raw = self._encoded(key, element, ELEMENT_MAX)
+        build = drafts.remove(raw, self._author)
+        return await self._write(namespace, key, build) is not None
+
+    async def delete(self, namespace: str, key: str) -> None:
+        """Write a tombstone, if there is something to delete."""
+        await self._write(namespace, key, drafts.delete())
+
+    async def create_namespace(
+        self, name: str, *, write: Write = "open", rules: Rules | None = None
+    ) -> NamespaceInfo:
+        """Begin a namespace of our own, and list it: every member replicates it."""
+        owned = [one for one in self._hall.spaces if one.genesis.owner == self._author]
+        if any(one.genesis.name == name for one in owned):
+            raise UsageError(f"you have a namespace {name!r} already")
+        if len(owned) >= OWNER_SPACES_MAX:
+            raise UsageError(f"a member has at most {OWNER_SPACES_MAX} namespaces")
+        genesis = _checked(
+            Genesis(
+                1, name, self._author, write, self._rng.randbytes(SALT_BYTES), rules or Rules()
+            )
+        )
+        if self._hall.spaces.is_reserved(name):
+            raise UsageError(f"{name!r} is built in")
+        await self.put(DIRECTORY, directory_key(genesis), codec.encode(genesis))
+        return self._info(self._hall.spaces.find(genesis.id.hex()))
+
+    async def grant(
+        self,
+        namespace: str,
+        subject: PeerId,
+        *,
+        prefix: str = "",
+        kinds: int = 0,
+        not_before_ms: int = 0,
+        not_after_ms: int = 0,
+        depth: int = 0,
+    ) -> bytes:
+        """Let a peer write in a namespace whose writers are listed; returns the grant's ID."""
+        self._listed(namespace)
+        grant = _checked(
+            Grant(
+                public_key_of(subject), prefix, kinds, not_before_ms, not_after_ms, depth
+            )
+        )
+        build = self._rule(GRANT, codec.encode(grant))
+        record = await self._write(namespace, RULE_KEYS[GRANT], build, for_grant=grant)
+        assert record is not None, "a rule always writes"
+        return record.id
+
+    async def revoke(self, namespace: str, grant_id: bytes) -> bytes:
+        """Take a grant back, from now on: what is held here that was written under it still counts.
+
+        Raises NotFound.
         """
+        replica = self._listed(namespace)
+        grants = {record.id: grant for record, grant in replica.authority.grants()}
+        if grant_id not in grants:
+            raise NotFound(f"no grant {grant_id.hex()[:16]} in {namespace!r}")
+        kept = replica.authority.dots_under(grant_id)
+        build = self._rule(REVOKE, codec.encode(Revoke(grant_id, kept)))
+        record = await self._write(namespace, RULE_KEYS[REVOKE], build, for_revoked=grant_id)
+        assert record is not None, "a rule always writes"
+        return record.id
+
+    # --- peers and the file --------------------------------------------------------------------
+
+    async def answer(self, peer: PeerId, message: bytes) -> bytes:
+        """Answer one request of a peer's sync. Raises BadMessage."""
+        return await self._hall.syncer.answer(peer, message)
+
+    def peer_up(self, peer: PeerId) -> None:
+        """A connection to a peer is there: sync with it soon."""
+        self._hall.syncer.peer_up(peer)
+
+    async def sync_with(self, peer: PeerId) -> SyncReport:
+        """Exchange what either side lacks. Raises PeerUnreachable, DeadlineExceeded, PeerError."""
+        return await self._hall.syncer.sync_with(peer)
+
+    async def sync_all(self) -> dict[PeerId, SyncReport | ShoalError]:
+        """Sync with everybody who is connected; says of each what moved, or why not."""
+        results: dict[PeerId, SyncReport | ShoalError] = {}
+        limit = trio.CapacityLimiter(SYNC_ALL_AT_ONCE)
+
+        async def sync(peer: PeerId) -> None:
+            async with limit:
+                try:
+                    results[peer] = await self.sync_with(peer)
+                except ShoalError as error:
+                    results[peer] = error
+
+        async with trio.open_nursery() as nursery:
+            for peer in self._peers():
+                nursery.start_soon(sync, peer)
+        return results
+
+    async def snapshot(self, path: Path) -> None:
+        """Write a consistent copy of the file, which can take its place later. StoreFailed."""
+        await self._hall.snapshot(path)
+
+    # --- inside --------------------------------------------------------------------------------
+
+    async def _write(
+        self,
+        namespace: str,
+        key: str,
+        build: Build,
+        *,
+        for_grant: Grant | None = None,
+        for_revoked: bytes | None = None,
+    ) -> Record | None:
+        replica = self._hall.spaces.find(namespace)
+        if replica.genesis.write == "list" and replica.genesis.owner != self._author:
+            build = self._granted(replica, key, build, for_grant, for_revoked)
+        return await self._hall.writer.write(replica.id, key, build)
+
+    def _granted(
+        self,
+        replica: Replica,
+        key: str,
+        build: Build,
+        for_grant: Grant | None,
+        for_revoked: bytes | None,
+    ) -> Build:
+        """Name the grant that allows an entry; without one the writer says that it may not be."""
+
+        def with_grant(held: "tuple[Record, ...] | list[Record]", chain: bytes) -> Draft | None:
+            draft = build(held, chain)
+            if draft is None:
+                return None
+            now_ms = self._clock.wall_ms()
+            grant = replica.authority.grant_for(
+                self._author,
+                draft.kind,
+                key,
+                now_ms,
+                grant=for_grant,
+                revoked=for_revoked,
+            )
+            return draft.under(grant)
+
+        return with_grant
+
+    def _rule(self, kind: int, value: bytes) -> Build:
+        draft = Draft(kind, value=value)
+        return lambda held, chain: draft
+
+    def _listed(self, namespace: str) -> Replica:
+        replica = self._hall.spaces.find(namespace)
+        if replica.genesis.write != "list":
+            raise UsageError(
+                f"{namespace!r} is {replica.genesis.write!r}: only a list of writers has grants",
+                hint="create one with `shoal store ns create NAME --write list`",
+            )
+        return replica
+
+    def _encoded(self, key: str, value: object, limit: int) -> bytes:
         try:
             raw = codec.encode(value)
         except (TypeError, ValueError, OverflowError) as error:
             raise UsageError(f"the store cannot take the value of {key!r}: {error}") from error
-        if len(raw) > VALUE_MAX:
+        if len(raw) > limit:
             raise UsageError(
-                f"the value of {key!r} takes {len(raw)} bytes, the limit is {VALUE_MAX}",
+                f"the value of {key!r} takes {len(raw)} bytes, the limit is {limit}",
                 hint="put it into a blob and store its CID",
             )
-        expires_ms = 0 if ttl_s is None else self._clock.wall_ms() + round(ttl_s * 1000)
-        record = await self._write(namespace, key, raw, expires_ms)
-        return Item(key, value, self._signer.peer, record.entry.hlc, expires_ms)
+        return raw
 
-    async def delete(self, namespace: str, key: str) -> None:
-        """Write a tombstone, if there is something to delete."""
-        held = self._replica.held(namespace, key)
-        if held is not None and held.entry.value is not None:
-            await self._write(namespace, key, None, 0)
+    def _expiry(self, ttl_s: float | None) -> int:
+        if ttl_s is None:
+            return 0
+        if not 0 < ttl_s * 1000 < HLC_MAX // 2:
+            raise UsageError(f"a lease of {ttl_s} s")
+        return self._clock.wall_ms() + max(1, round(ttl_s * 1000))
 
-    # --- peers ---------------------------------------------------------------------------------
+    def _shown(self, namespace: str, key: str, record: Record | None) -> Shown:
+        found = self.show(namespace, key)
+        if found is None or record is None:  # somebody deleted it meanwhile
+            raise NotFound(f"{key!r} was deleted meanwhile")
+        return found
 
-    async def answer(self, peer: PeerId, message: bytes) -> bytes:
-        """Answer one request of a peer's sync. Raises BadMessage."""
-        return await self._syncer.answer(peer, message)
-
-    def peer_up(self, peer: PeerId) -> None:
-        """A connection to a peer is there: sync with it soon."""
-        self._syncer.peer_up(peer)
-
-    async def sync_with(self, peer: PeerId) -> SyncReport:
-        """Exchange what either side lacks. Raises PeerUnreachable, DeadlineExceeded, PeerError."""
-        return await self._syncer.sync_with(peer)
-
-    # --- inside --------------------------------------------------------------------------------
-
-    async def _write(self, namespace: str, key: str, raw: bytes | None, expires_ms: int) -> Record:
-        held = self._replica.held(namespace, key)
-        hlc = await self._stamp(after=held.entry.hlc if held is not None else 0)
-        author = self._signer.peer
-        record = seal(
-            Entry(1, namespace, key, author, hlc, REGISTER, raw, expires_ms), self._signer
-        )
-        refusal = self._replica.refusal(record, self._clock.wall_ms())
-        if refusal in QUOTAS:
-            raise StoreFull(f"no room for {key!r}: {refusal}")
-        await self._writer.submit(Batch([record], is_spread=True))
-        return record
-
-    async def _stamp(self, *, after: int) -> int:
-        for _ in range(CLOCK_TRIES):
-            try:
-                return self._hybrid.tick(self._clock.wall_ms(), after=after)
-            except ClockError:
-                await trio.sleep(0.001)
-        return self._hybrid.tick(self._clock.wall_ms(), after=after)
-
-    async def _take(self, entries: list[Signed], *, is_spread: bool = True) -> list[Record]:
-        """Check what a peer sent and merge it; returns the news. Raises BadMessage, StoreFailed.
-
-        What a sync brings is news to others too, and goes out on the channel (`is_spread`): so a
-        newcomer's entries get further than to those it syncs with.
-        """
-        now_ms = self._clock.wall_ms()
-        records = [unseal(entry) for entry in entries]
-        fresh = [record for record in records if self._is_wanted(record)]
-        # On the channel it goes on as it came: what is no news here may be to those it reaches,
-        # and a wrong signature in it would then count against us.
-        doubtful = fresh if is_spread or not fresh else records
-        if len(doubtful) > INLINE_MAX:
-            are_signed = await self._cpu(lambda: all(map(is_signed, doubtful)))
-        else:
-            are_signed = all(map(is_signed, doubtful))
-        if not are_signed:
-            raise BadMessage("an entry with a wrong signature")
-        for record in fresh:
-            self._hybrid.observe(record.entry.hlc, now_ms)
-        return await self._writer.submit(Batch(fresh, is_spread=is_spread)) if fresh else []
-
-    def _is_wanted(self, record: Record) -> bool:
-        return self._replica.is_news(record) and not self._replica.was_refused(
-            record.slot, record.id
+    def _info(self, replica: Replica) -> NamespaceInfo:
+        genesis = replica.genesis
+        return NamespaceInfo(
+            replica.id,
+            genesis.name,
+            codec_peer(genesis.owner) if genesis.owner is not None else None,
+            genesis.write,
+            genesis.rules,
+            len(replica.records),
+            replica.size,
+            replica.root(),
+            len(replica.faults),
+            replica.author_count,
+            is_built_in=self._hall.spaces.is_built_in(replica),
         )
 
-    async def _hear(self, peer: PeerId, data: bytes) -> bool:
-        """Take news from the channel; True if it changed our state, and so may others'.
-
-        Nothing else goes on: an old entry in ever new messages ends here. Raises PeerError.
-        """
-        push = codec.decode(data, wire.push_decoder, wire.FRAME_MAX)
-        try:
-            return bool(await self._take(push.entries, is_spread=False))  # the channel passes it on
-        except StoreFailed:
-            return False  # our disk is full; a sync brings it again
-
-    def _on_news(self, batch: Batch) -> None:
-        now_ms = self._clock.wall_ms()
-        for record in batch.news:
-            self._watchers.touch(record.entry.namespace, record.entry.key)
-        young = [r.signed for r in batch.news if wall_of(r.entry.hlc) > now_ms - NEWS_MAX_AGE_MS]
-        if batch.is_spread and young:
-            try:
-                self._outbox.send_nowait(young)
-            except trio.WouldBlock:
-                self._news_dropped += len(young)
-
-    async def _publish_news(self) -> None:
-        async for entries in self._outgoing:
-            rest = entries
-            while rest:
-                fit = wire.fitting(rest)
-                frame, rest = codec.encode(wire.Push(rest[:fit])), rest[fit:]
-                with trio.move_on_after(PUBLISH_S):
-                    try:
-                        await self._channel.publish(TOPIC, frame)
-                    except ShoalError:
-                        self._news_dropped += fit
-
-    async def _keep_house(self) -> None:
-        while True:
-            await trio.sleep(HOUSEKEEPING_S)
-            expired, dead = self._replica.pop_due(self._clock.wall_ms())
-            for record in expired:
-                self._watchers.touch(record.entry.namespace, record.entry.key)
-            if dead:
+    def _let_go(self, records: list[Record]) -> None:
+        """Unpin the blobs of our own entries that are held no more."""
+        for record in records:
+            if record.author == self._author and (ref := record.entry.blob) is not None:
                 try:
-                    await self._writer.submit(Batch([], dead=dead))
-                except ShoalError:
-                    continue  # still on the disk: the next start throws it away again
+                    self._unpinned.send_nowait(ref.cid)
+                except trio.WouldBlock:
+                    return  # it stays pinned: `shoal blob ls` shows it
 
-    def _item(self, record: Record) -> Item | None:
-        entry = record.entry
-        assert entry.value is not None
-        try:
-            value = msgspec.msgpack.decode(entry.value)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-            self._malformed_values += 1
-            return None
-        return Item(entry.key, value, entry.author, entry.hlc, entry.expires_ms)
+    async def _unpin(self) -> None:
+        async for cid in self._to_unpin:
+            if self._blobs is None or self._hall.holds_blob(self._author, cid):
+                continue
+            try:
+                await self._blobs.pin(cid, is_pinned=False)
+            except ShoalError:
+                continue  # it is gone, or a person unpinned it

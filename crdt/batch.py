@@ -1,0 +1,60 @@
+"""What is handed to the writer, what it tells of each commit, and how it refuses."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from crdt.entry import Record
+from crdt.fault import Proven
+from crdt.namespace import Genesis
+from crdt.replica import Change
+from crdt.storage import StoreFailed
+from wire.errors import ShoalError
+
+
+class StoreFull(ShoalError):
+    """A limit on what may be held is reached."""
+
+    code = "store_full"
+    hint = "delete keys, or let leases run out"
+
+
+class NotAllowed(ShoalError):
+    """The namespace does not let this node write that."""
+
+    code = "not_allowed"
+    hint = "ask its owner for a grant: `shoal store ns grant`"
+
+
+def closed() -> ShoalError | None:
+    """What becomes of those whose turn does not come."""
+    return StoreFailed("the store is closed")
+
+
+@dataclass
+class Batch:
+    """What a peer or a file brings, checked; handed in together. `source` is for `on_news`."""
+
+    records: Sequence[Record] = ()
+    faults: Sequence[Proven] = ()
+    geneses: Sequence[Genesis] = ()
+    source: str = ""
+    news: list[Record] = field(default_factory=list[Record])  # those that were new, and are kept
+    error: ShoalError | None = field(default_factory=closed)
+
+
+@dataclass
+class News:
+    """What changed in memory with one batch, or with our own writes of one commit."""
+
+    source: str
+    added: list[Record] = field(default_factory=list[Record])
+    dropped: list[Record] = field(default_factory=list[Record])
+    keys: set[tuple[bytes, str]] = field(default_factory=set[tuple[bytes, str]])
+    faults: list[Proven] = field(default_factory=list[Proven])
+
+    def note(self, namespace: bytes, change: Change) -> None:
+        """Add what a merge changed."""
+        self.dropped.extend(change.dropped)
+        self.keys.update((namespace, key) for key in change.keys)
+        if change.fault is not None:
+            self.faults.append(change.fault)

@@ -1,0 +1,273 @@
+"""The store's parts at work together: replicas, file, channel, syncs, and what waits.
+
+Everything that changes a replica goes through the writer; everything that a change means to others
+(watchers, the channel, the directory, deferred entries) starts in `_on_news`.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import trio
+
+from crdt import storage
+from crdt.entry import GRANT, Record, Signed
+from crdt.fault import Fault, Proven, check, fault_decoder, judge
+from crdt.intake import LATER, Deferred, proven
+from crdt.live import Channel, Live, topic_of
+from crdt.replica import Replica
+from crdt.shown import StoreStats
+from crdt.spaces import Spaces
+from crdt.storage import StoreFailed
+from crdt.sync import Syncer
+from crdt.watch import Watchers
+from crdt.wire import FAULT_MAX
+from crdt.writer import Batch, News, Writer
+from wire import codec
+from wire.errors import BadMessage, ShoalError
+from wire.ids import PeerId, Signer
+from wire.ports import Clock, Network, OffLoop
+from wire.threads import Threads
+
+HOUSEKEEPING_S = 1.0  # between looks for leases that died: how late a watcher hears of it
+INLINE_MAX = 4  # entries checked on the loop, 60 us each; more go to a thread
+HASHES = 2000  # keys that the state tree hashes per second ahead of need: 6 ms
+OWN, SYNC, CHANNEL, DEFERRED = "own", "sync", "channel", "deferred"  # sources of a batch
+
+
+class Hall:
+    """Owns the parts; `StoreService` is what others see of it."""
+
+    def __init__(
+        self,
+        network: Network,
+        channel: Channel,
+        clock: Clock,
+        signer: Signer,
+        path: Path | str,
+        *,
+        peers: Callable[[], list[PeerId]],
+        salt: bytes,
+        interval_s: float,
+        off_loop: OffLoop | None,
+        rng: random.Random,
+        on_dropped: Callable[[list[Record]], None],
+    ) -> None:
+        self._clock, self._path, self._on_dropped = clock, Path(path), on_dropped
+        self.spaces = Spaces(salt)
+        self.watchers = Watchers()
+        self._cpu = off_loop or Threads()
+        self._slow_disk = off_loop or Threads()
+        self.writer = Writer(
+            path,
+            self.spaces.replicas,
+            clock,
+            signer,
+            off_loop or Threads(),
+            self._on_news,
+            has_room=self.spaces.room,
+            on_refused=self._on_refused,
+        )
+        self.syncer = Syncer(network, self, clock, peers=peers, interval_s=interval_s, rng=rng)
+        self._live = Live(channel)
+        self._deferred = Deferred()
+        self._is_loaded = False
+        self._again: list[Record] = []  # deferred entries whose grant has come
+        self._bad: Counter[str] = Counter()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Open the file, merge what it holds, then work until cancelled."""
+        async with self.writer.open() as kept, trio.open_nursery() as nursery:
+            for genesis in kept.geneses:
+                self.spaces.restore(genesis)
+            self._restore_faults(await self._cpu(lambda: _checked_faults(kept.faults)))
+            await self.writer.load()
+            self._is_loaded = True
+            nursery.start_soon(self.writer.run)
+            nursery.start_soon(self._live.run)
+            self.spaces.on_new = self._follow
+            for replica in list(self.spaces):
+                self._follow(replica)
+            self._adopt(set(self.spaces.directory.keys()))
+            nursery.start_soon(self._keep_house)
+            nursery.start_soon(self.syncer.run)
+            task_status.started()
+
+    # --- what syncs need -----------------------------------------------------------------------
+
+    def replicas(self) -> Mapping[bytes, Replica]:
+        """All of them, by ID."""
+        return self.spaces.replicas
+
+    async def take(self, peer: PeerId, namespace: bytes, signed: Sequence[Signed]) -> int:
+        """Check what a sync brought and keep it; returns how many were news.
+
+        Raises BadMessage, StoreFailed.
+        """
+        return len(await self._take(list(signed), [namespace], SYNC))
+
+    async def take_faults(self, namespace: bytes, faults: Sequence[Fault]) -> None:
+        """Check proofs and keep them. Raises BadMessage, StoreFailed."""
+        found = await self._cpu(lambda: [check(fault) for fault in faults])
+        if any(one.namespace != namespace for one in found):
+            raise BadMessage("a proof of another namespace")
+        await self.writer.submit(Batch(faults=found, source=SYNC))
+
+    def on_bad(self, record: Record) -> None:
+        """An entry that we hold by its successor's word has a wrong signature: its author's fault.
+
+        With the successor at hand that is a proof; else the entry goes, as nobody else takes it.
+        """
+        replica = self.spaces.replicas[record.namespace]
+        self._bad["signature"] += 1
+        for after in replica.chain_after(record.chain, record.seq, 1):
+            found = judge(record, after)
+            if found is not None:
+                self.writer.found(found)
+                return
+        self.writer.forget(replica.drop(record).dropped)
+
+    def on_synced(self, peer: PeerId) -> None:
+        """A sync was completed."""
+        self.writer.note_synced(self._clock.wall_ms())
+
+    # --- for the service -----------------------------------------------------------------------
+
+    async def snapshot(self, path: Path) -> None:
+        """Copy the file while writes go on. Raises StoreFailed."""
+        await self._slow_disk(lambda: storage.snapshot(self._path, path))
+
+    def holds_blob(self, author: bytes, cid: str) -> bool:
+        """True if an entry of this author refers to a blob."""
+        return any(
+            record.author == author and not record.is_tombstone and _refers(record, cid)
+            for replica in self.spaces
+            for record in replica.records.values()
+        )
+
+    def stats(self, *, malformed_values: int) -> StoreStats:
+        """Count what happened."""
+        totals, syncer = self.syncer.totals, self.syncer
+        return StoreStats(
+            entries=self.spaces.entries,
+            namespaces=len(self.spaces.replicas),
+            syncs=syncer.done,
+            syncs_failed=syncer.failed,
+            entries_in=totals.entries_in,
+            entries_out=totals.entries_out,
+            malformed_values=malformed_values,
+            news_dropped=self._live.dropped,
+            deferred=len(self._deferred),
+            faults=sum(len(replica.faults) for replica in self.spaces),
+            clock_skew_ms=syncer.clock_skew_ms,
+            is_writable=self.writer.is_writable,
+            refused=dict(self.writer.refused + self._bad + syncer.refused),
+        )
+
+    # --- inside --------------------------------------------------------------------------------
+
+    async def _take(
+        self, signed: list[Signed], namespaces: list[bytes], source: str
+    ) -> list[Record]:
+        try:
+            if len(signed) > INLINE_MAX:
+                records = await self._cpu(lambda: proven(signed))
+            else:
+                records = proven(signed)
+        except BadMessage:
+            self._bad["forged"] += 1
+            raise
+        if any(record.namespace not in namespaces for record in records):
+            raise BadMessage("an entry of another namespace")
+        return await self.writer.submit(Batch(records, source=source))
+
+    async def _hear(self, namespaces: list[bytes], signed: list[Signed]) -> bool:
+        try:
+            return bool(await self._take(signed, namespaces, CHANNEL))
+        except StoreFailed:
+            return False  # our disk is full; a sync brings it again
+
+    def _follow(self, replica: Replica) -> None:
+        """Listen to a namespace's channel; the built-in ones share one."""
+        topic = topic_of(replica)
+        if not self.spaces.is_built_in(replica):
+            namespaces = [replica.id]
+        elif replica is self.spaces.directory:
+            namespaces = [one.id for one in self.spaces if self.spaces.is_built_in(one)]
+        else:
+            return
+        self._live.listen(topic, lambda peer, signed: self._hear(namespaces, signed))
+
+    def _on_refused(self, record: Record, reason: str) -> None:
+        if reason in LATER:
+            self._deferred.hold(record, reason, self._clock.wall_ms())
+
+    def _on_news(self, news: News) -> None:
+        for namespace, key in news.keys:
+            self.watchers.touch(namespace, key)
+        directory = self.spaces.directory.id
+        self._adopt({key for namespace, key in news.keys if namespace == directory})
+        if news.dropped:
+            self._on_dropped(news.dropped)
+        if news.source != CHANNEL:  # the channel passes on what came by it
+            self._spread(news.added)
+        granted = {record.namespace for record in news.added if record.kind == GRANT}
+        for namespace in granted:
+            self._again.extend(self._deferred.granted(namespace))
+
+    def _spread(self, records: list[Record]) -> None:
+        topics: dict[str, list[Record]] = {}
+        for record in records:
+            replica = self.spaces.replicas[record.namespace]
+            topics.setdefault(topic_of(replica), []).append(record)
+        for topic, found in topics.items():
+            self._live.offer(topic, found, self._clock.wall_ms())
+
+    def _adopt(self, keys: set[str]) -> None:
+        for key in keys:
+            reason = self.spaces.adopt(key, self._clock.wall_ms())
+            if reason:
+                self._bad[reason] += 1
+
+    def _restore_faults(self, faults: list[Proven]) -> None:
+        for found in faults:
+            replica = self.spaces.replicas.get(found.namespace)
+            if replica is not None:
+                replica.merge_fault(found)
+
+    async def _keep_house(self) -> None:
+        while True:
+            await trio.sleep(HOUSEKEEPING_S)
+            now_ms = self._clock.wall_ms()
+            for replica in list(self.spaces):
+                change = replica.pop_due(now_ms)
+                for key in change.keys:
+                    self.watchers.touch(replica.id, key)
+                if change.dropped:
+                    self.writer.forget(change.dropped)
+                    self._on_dropped(change.dropped)
+                replica.tree.settle(HASHES)
+            due, self._again = [*self._again, *self._deferred.due(now_ms)], []
+            if due:
+                try:
+                    await self.writer.submit(Batch(due, source=DEFERRED))
+                except ShoalError:
+                    continue  # the disk is full: syncs bring them again
+
+
+def _refers(record: Record, cid: str) -> bool:
+    ref = record.entry.blob
+    return ref is not None and ref.cid == cid
+
+
+def _checked_faults(kept: list[tuple[bytes, bytes]]) -> list[Proven]:
+    found: list[Proven] = []
+    for _, raw in kept:
+        try:
+            found.append(check(codec.decode(raw, fault_decoder, FAULT_MAX)))
+        except BadMessage:
+            continue  # the file is damaged there: another peer has it
+    return found
+
+
