@@ -44,8 +44,9 @@ class Member:
         self.host, self.signer = LibP2pHost(seed, ticket.key, []), Signer(seed)
         self.rpc = RpcService(self.host)
         self.network = self.rpc.network("crdt.sync")
-        self.daemon, self.namespace = PeerId(address.rpartition("/")[2]), built_in_id(
-            NAMESPACE, ticket
+        self.daemon, self.namespace = (
+            PeerId(address.rpartition("/")[2]),
+            built_in_id(NAMESPACE, ticket),
         )
         self._address = address
         self.store = StoreService(

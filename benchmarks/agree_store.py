@@ -83,17 +83,17 @@ async def opened(
         nursery.cancel_scope.cancel()
 
 
-def push_frame(entries: list[Signed]) -> bytes:
+def push_frame(namespace: bytes, entries: list[Signed]) -> bytes:
     """Return the message that brings entries, whatever they are."""
-    return codec.encode(wire.Push(entries))
+    return codec.encode(wire.Push(namespace, entries))
 
 
-def frames(records: Iterable[Record]) -> list[bytes]:
-    """Pack entries into as few messages as they fit."""
-    rest, made = [record.signed for record in records], list[bytes]()
+def frames(records: list[Record]) -> list[bytes]:
+    """Pack entries of one namespace into as few messages as they fit."""
+    rest, made = records, list[bytes]()
     while rest:
         fit = wire.fitting(rest)
-        made.append(push_frame(rest[:fit]))
+        made.append(push_frame(rest[0].namespace, [record.signed for record in rest[:fit]]))
         rest = rest[fit:]
     return made
 
@@ -205,7 +205,7 @@ class Node:
             began = time.perf_counter()
             for number in range(count):
                 record = chain.write(f"bench/{number:06}", "x" * 22, SystemClock().wall_ms())
-                message = push_frame([record.signed])
+                message = push_frame(record.namespace, [record.signed])
                 await ours.answer(STRANGER, message)
                 await theirs.answer(STRANGER, message)
                 size += len(message)

@@ -6,14 +6,14 @@ import os
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 
 import msgspec
 
 from benchmarks.agree_entries import Author, author
 from benchmarks.agree_store import frames, push_frame
+from benchmarks.agree_villain_sync import REQUESTS
 from benchmarks.orders import Answer
-from crdt.entry import COUNTER, GRANT, Counted, Entry, Record, Signed, seal
+from crdt.entry import COUNTER, GRANT, Counted, Record, Signed, seal
 from crdt.namespace import Genesis, Grant, open_genesis
 from wire import codec
 from wire.clock import SystemClock
@@ -63,12 +63,12 @@ class Villain:
         """Entries whose signature is wrong, and one of them at the end of a good run."""
         writer, other = self.author(), self.author()
         run = [writer.write(f"run/{number}", number, _now()) for number in range(RUN)]
-        bad = [replace_signature(record, os.urandom(64)) for record in (run[0], run[-1])]
+        bad = [Signed(record.signed.body, os.urandom(64)) for record in (run[0], run[-1])]
         in_anothers_name = _sign(run[0].signed.body, other.signer)
         return [
-            push_frame([bad[0]]),
-            push_frame([*(record.signed for record in run[:-1]), bad[1]]),
-            push_frame([in_anothers_name]),
+            push_frame(self.namespace, [bad[0]]),
+            push_frame(self.namespace, [*(record.signed for record in run[:-1]), bad[1]]),
+            push_frame(self.namespace, [in_anothers_name]),
         ]
 
     def not_canonical(self) -> list[bytes]:
@@ -77,7 +77,7 @@ class Villain:
         body = writer.write("x", 1, _now()).signed.body
         assert body[1] == 1, "the version"
         longer = body[:1] + b"\xcc\x01" + body[2:]
-        return [push_frame([_sign(longer, writer.signer)])]
+        return [push_frame(self.namespace, [_sign(longer, writer.signer)])]
 
     def oversized(self) -> list[bytes]:
         """Bodies, values and messages over their limits."""
@@ -86,11 +86,14 @@ class Villain:
         long_key = writer.entry("x" * 300, _now(), value=b"\xc0", seq=1)
         bodies = [codec.encode(entry), codec.encode(long_key), bytes(5000)]
         small = [_sign(b"x", writer.signer)] * 10_000
-        return [*(push_frame([_sign(body, writer.signer)]) for body in bodies), push_frame(small)]
+        return [
+            *(push_frame(self.namespace, [_sign(body, writer.signer)]) for body in bodies),
+            push_frame(self.namespace, small),
+        ]
 
     def replayed(self) -> list[bytes]:
         """A good entry, a hundred times."""
-        return [push_frame([self.author().write("replay", 1, _now()).signed])] * 100
+        return [push_frame(self.namespace, [self.author().write("replay", 1, _now()).signed])] * 100
 
     def misordered(self) -> list[bytes]:
         """A chain along which the clock falls, and one along which a counter does."""
@@ -98,7 +101,7 @@ class Villain:
         chain = [writer.write(f"back/{number}", 1, _now() - number * 1000) for number in range(3)]
         values = [codec.encode(Counted(number, 0)) for number in (9, 3)]
         fell = [counter.write("count", 0, _now(), kind=COUNTER, value=one) for one in values]
-        return [push_frame([record.signed]) for record in (*chain, *fell)]
+        return [push_frame(self.namespace, [record.signed]) for record in (*chain, *fell)]
 
     def far_future(self) -> list[bytes]:
         """Entries from far ahead, of many authors: more than are kept for later."""
@@ -110,18 +113,22 @@ class Villain:
         writer = self.author()
         first = writer.write("fork/a", "a", _now())
         second = seal(msgspec.structs.replace(first.entry, key="fork/b"), writer.signer)
-        return [push_frame([first.signed]), push_frame([second.signed])]
+        return [
+            push_frame(self.namespace, [first.signed]),
+            push_frame(self.namespace, [second.signed]),
+        ]
 
     def foreign_key(self) -> list[bytes]:
         """A key that belongs to another peer."""
         writer, other = self.author(), self.author()
         entry = writer.entry(f"about/@{other.signer.peer}", _now(), value=b"\xc0", seq=1)
-        return [push_frame([_sign(codec.encode(entry), writer.signer)])]
+        return [push_frame(self.namespace, [_sign(codec.encode(entry), writer.signer)])]
 
     def foreign_namespace(self) -> list[bytes]:
         """A namespace that nobody has announced."""
         writer = author(os.urandom(32), "nowhere")
-        return [push_frame([writer.write("x", 1, _now()).signed])]
+        entry = writer.write("x", 1, _now()).signed
+        return [push_frame(self.namespace, [entry]), push_frame(writer.namespace, [entry])]
 
     def self_granted(self) -> list[bytes]:
         """Writes in another's namespace: without a grant, and with one by the writer itself."""
@@ -130,7 +137,7 @@ class Villain:
         grant = Grant(writer.public)
         granted = writer.write("grant", 0, _now(), kind=GRANT, value=codec.encode(grant))
         written = writer.write("x", 1, _now(), grant=granted.id)
-        return [push_frame([one.signed]) for one in (listed, granted, written)]
+        return [push_frame(one.namespace, [one.signed]) for one in (listed, granted, written)]
 
     def authors(self) -> list[bytes]:
         """A flood of new authors, an entry each: nobody can tell them from newcomers."""
@@ -149,13 +156,12 @@ class Villain:
         return genesis, writer.write(key, codec.encode(genesis), _now())
 
 
-def replace_signature(record: Record, signature: bytes) -> Signed:
-    """Return an entry under another signature."""
-    return Signed(record.signed.body, signature)
-
-
 def _now() -> int:
     return SystemClock().wall_ms()
+
+
+def _request(make: Callable[[bytes], list[bytes]]) -> Callable[[Villain], list[bytes]]:
+    return lambda villain: make(villain.namespace)
 
 
 ATTACKS: dict[str, Callable[[Villain], list[bytes]]] = {
@@ -171,4 +177,5 @@ ATTACKS: dict[str, Callable[[Villain], list[bytes]]] = {
     "self_granted": Villain.self_granted,
     "authors": Villain.authors,
     "namespaces": Villain.namespaces,
+    **{name: _request(make) for name, make in REQUESTS.items()},
 }

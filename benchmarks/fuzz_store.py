@@ -5,10 +5,10 @@ entries that decode, are signed again and merged, for what a fold makes of nonse
 from typing import Any
 
 import msgspec
-from msgspec import inspect
+from crdt.replica import Replica
 
 from benchmarks.agree_entries import Author, author
-from benchmarks.fuzz_messages import Target, examples
+from benchmarks.fuzz_messages import Target
 from crdt.entry import (
     ADD,
     COUNTER,
@@ -37,9 +37,7 @@ from crdt.namespace import (
     open_genesis,
     revoke_decoder,
 )
-from crdt.replica import Replica
 from wire import codec
-from wire.errors import BadMessage
 
 NOW_MS = 1_800_000_000_000
 MERGES_MAX = 2_000  # entries in one replica, then a new one: growth is measured
