@@ -8,9 +8,12 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import trio
+from crdt.proof import verify
 
 from benchmarks.agree_entries import author, by_chain, corpus, isolated, size_of
 from benchmarks.orders import Answer, say
@@ -21,8 +24,9 @@ from crdt.service import StoreService
 from wire import codec
 from wire.clock import SystemClock
 from wire.errors import PeerUnreachable
-from wire.ids import PeerId, Signer
+from wire.ids import PeerId, Signer, public_key_of, verify_plain
 
+T = TypeVar("T")
 NAMESPACE = "kv"
 IN_FLIGHT = 4  # pushes of one peer that a store answers at a time
 STRANGER = Signer(bytes(31) + b"s").peer
@@ -228,10 +232,22 @@ class Node:
         moved = report.overhead_bytes + size_of(made)
         return {"per_s": count / seconds, "bytes": moved / count}
 
+    async def prove(self, path: str, count: int) -> Answer:
+        """Prove keys that are in a file, and keys that are not; sizes, and times in ms."""
+        times: dict[str, list[float]] = {"root": [], "prove": [], "verify": []}
+        sizes: dict[str, list[int]] = {"there": [], "absent": []}
+        async with opened(Path(path)) as store:
+            _timed(times["root"], lambda: store.root(NAMESPACE))
+            for number in range(count):
+                for case, key in (("there", f"bench/{number:06}"), ("absent", f"no/{number}")):
+                    document = _timed(times["prove"], partial(store.prove, NAMESPACE, key))
+                    check = partial(verify, store.namespace(NAMESPACE).id, document)
+                    assert _timed(times["verify"], check).is_present == (case == "there")
+                    sizes[case].append(len(document))
+        return {"bytes": sizes, "ms": times}
+
     async def verify(self, count: int) -> Answer:
         """Check plain signatures of as many bytes, on one core."""
-        from wire.ids import public_key_of, verify_plain
-
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         signer = Signer(bytes(32))
         public, bodies = public_key_of(signer.peer), [os.urandom(45) for _ in range(count)]
@@ -239,6 +255,13 @@ class Node:
         began = time.perf_counter()
         assert all(verify_plain(public, body, signature) for body, signature in signed)
         return {"per_s": count / (time.perf_counter() - began)}
+
+
+def _timed(times: list[float], work: Callable[[], T]) -> T:
+    began = time.perf_counter()
+    result = work()
+    times.append((time.perf_counter() - began) * 1e3)
+    return result
 
 
 def _corpus(store: StoreService, count: int) -> list[Record]:

@@ -5,10 +5,14 @@ entries that decode, are signed again and merged, for what a fold makes of nonse
 from typing import Any
 
 import msgspec
+from crdt.fault import FAULT_MAX, Fault, check, fault_decoder
+from crdt.proof import prove, verify
 from crdt.replica import Replica
 
 from benchmarks.agree_entries import Author, author
+from benchmarks.agree_villain_sync import REQUESTS
 from benchmarks.fuzz_messages import Target
+from crdt import wire
 from crdt.entry import (
     ADD,
     COUNTER,
@@ -25,8 +29,11 @@ from crdt.entry import (
     Record,
     Signed,
     counted_decoder,
+    seal,
     unseal,
 )
+from crdt.intake import proven
+from crdt.live import News
 from crdt.namespace import (
     GENESIS_MAX,
     Genesis,
@@ -37,10 +44,13 @@ from crdt.namespace import (
     open_genesis,
     revoke_decoder,
 )
+from crdt.wire import FRAME_MAX
 from wire import codec
 
 NOW_MS = 1_800_000_000_000
 MERGES_MAX = 2_000  # entries in one replica, then a new one: growth is measured
+FRAMES_MAX = 4  # of those that a villain says: long ones, and slow to mutate
+NEWS = msgspec.msgpack.Decoder(News)
 _GENESIS = open_genesis("fuzz")
 
 
@@ -117,4 +127,58 @@ def store_values() -> Target:
     return Target(good, take)
 
 
-TARGETS = (store_entry, store_merge, store_values)
+def store_requests() -> Target:
+    """What leads a sync."""
+    good = [codec.encode(one) for one in examples(inspect.type_info(wire.Request))]
+    for make in REQUESTS.values():
+        good += [frame for frame in make(_GENESIS.id) if _is_taken(frame)][:FRAMES_MAX]
+    return Target(good, wire.decode_request)
+
+
+def store_answers() -> Target:
+    """What answers it."""
+    good = [codec.encode(one) for one in examples(inspect.type_info(wire.Answer))]
+    return Target(good, wire.decode_answer)
+
+
+def store_faults() -> Target:
+    """Proofs of forks, of clocks and counters that fall."""
+    writer = author(_GENESIS.id, "liar")
+    first = writer.write("a", 1, NOW_MS)
+    other = seal(msgspec.structs.replace(first.entry, key="b"), writer.signer)
+    back = writer.write("c", 1, NOW_MS - 1000)
+    good = [Fault(first.signed, other.signed), Fault(first.signed, back.signed)]
+    return Target(
+        [codec.encode(one) for one in good],
+        lambda frame: check(codec.decode(frame, fault_decoder, FAULT_MAX)),
+    )
+
+
+def store_news() -> Target:
+    """What comes by the channel."""
+    entries = [record.signed for record in _all_kinds(author(_GENESIS.id, "fuzz"))]
+    frame = codec.encode(News(entries[:3]))
+    return Target([frame], lambda one: proven(codec.decode(one, NEWS, FRAME_MAX).entries))
+
+
+def store_proof() -> Target:
+    """Documents for third parties: of a key that is there, and of one that is not."""
+    replica, writer = Replica(_GENESIS), author(_GENESIS.id, "fuzz")
+    for record in _all_kinds(writer):
+        replica.merge(record, NOW_MS)
+    good = [prove(replica, key, writer.signer, NOW_MS) for key in ("key/0", "key/3", "none")]
+    return Target(good, lambda frame: verify(_GENESIS.id, frame))
+
+
+def _is_taken(frame: bytes) -> bool:
+    try:
+        wire.decode_request(frame)
+    except BadMessage:
+        return False
+    return True
+
+
+TARGETS = (
+    *(store_entry, store_merge, store_values),
+    *(store_requests, store_answers, store_faults, store_news, store_proof),
+)
