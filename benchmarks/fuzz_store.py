@@ -8,10 +8,11 @@ import msgspec
 from crdt.fault import FAULT_MAX, Fault, check, fault_decoder
 from crdt.proof import prove, verify
 from crdt.replica import Replica
+from msgspec import inspect
 
 from benchmarks.agree_entries import Author, author
 from benchmarks.agree_villain_sync import REQUESTS
-from benchmarks.fuzz_messages import Target
+from benchmarks.fuzz_messages import Target, examples
 from crdt import wire
 from crdt.entry import (
     ADD,
@@ -46,6 +47,7 @@ from crdt.namespace import (
 )
 from crdt.wire import FRAME_MAX
 from wire import codec
+from wire.errors import BadMessage
 
 NOW_MS = 1_800_000_000_000
 MERGES_MAX = 2_000  # entries in one replica, then a new one: growth is measured
