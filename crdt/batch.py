@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 from crdt.entry import Record
 from crdt.fault import Proven
-from crdt.namespace import Genesis
 from crdt.replica import Change
 from crdt.storage import StoreFailed
 from wire.errors import ShoalError
@@ -36,7 +35,6 @@ class Batch:
 
     records: Sequence[Record] = ()
     faults: Sequence[Proven] = ()
-    geneses: Sequence[Genesis] = ()
     source: str = ""
     news: list[Record] = field(default_factory=list[Record])  # those that were new, and are kept
     error: ShoalError | None = field(default_factory=closed)
@@ -55,6 +53,7 @@ class News:
     def note(self, namespace: bytes, change: Change) -> None:
         """Add what a merge changed."""
         self.dropped.extend(change.dropped)
-        self.keys.update((namespace, key) for key in change.keys)
+        for key in change.keys:
+            self.keys.add((namespace, key))
         if change.fault is not None:
             self.faults.append(change.fault)

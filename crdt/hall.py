@@ -12,8 +12,9 @@ from pathlib import Path
 import trio
 
 from crdt import storage
+from crdt.batch import Batch, News
 from crdt.entry import GRANT, Record, Signed
-from crdt.fault import Fault, Proven, check, fault_decoder, judge
+from crdt.fault import FAULT_MAX, Fault, Proven, check, fault_decoder
 from crdt.intake import LATER, Deferred, proven
 from crdt.live import Channel, Live, topic_of
 from crdt.replica import Replica
@@ -22,8 +23,7 @@ from crdt.spaces import Spaces
 from crdt.storage import StoreFailed
 from crdt.sync import Syncer
 from crdt.watch import Watchers
-from crdt.wire import FAULT_MAX
-from crdt.writer import Batch, News, Writer
+from crdt.writer import Writer
 from wire import codec
 from wire.errors import BadMessage, ShoalError
 from wire.ids import PeerId, Signer
@@ -66,7 +66,6 @@ class Hall:
             signer,
             off_loop or Threads(),
             self._on_news,
-            has_room=self.spaces.room,
             on_refused=self._on_refused,
         )
         self.syncer = Syncer(network, self, clock, peers=peers, interval_s=interval_s, rng=rng)
@@ -86,10 +85,12 @@ class Hall:
             self._is_loaded = True
             nursery.start_soon(self.writer.run)
             nursery.start_soon(self._live.run)
-            self.spaces.on_new = self._follow
+            self.spaces.on_new = self._welcome
             for replica in list(self.spaces):
                 self._follow(replica)
-            self._adopt(set(self.spaces.directory.keys()))
+            self._adopt(
+                {view.key for view in self.spaces.directory.scan("", self._clock.wall_ms())}
+            )
             nursery.start_soon(self._keep_house)
             nursery.start_soon(self.syncer.run)
             task_status.started()
@@ -119,14 +120,11 @@ class Hall:
 
         With the successor at hand that is a proof; else the entry goes, as nobody else takes it.
         """
-        replica = self.spaces.replicas[record.namespace]
         self._bad["signature"] += 1
-        for after in replica.chain_after(record.chain, record.seq, 1):
-            found = judge(record, after)
-            if found is not None:
-                self.writer.found(found)
-                return
-        self.writer.forget(replica.drop(record).dropped)
+        change = self.spaces.replicas[record.namespace].drop(record)
+        self.writer.forget(change.dropped)
+        if change.fault is not None:
+            self.writer.found(change.fault)
 
     def on_synced(self, peer: PeerId) -> None:
         """A sync was completed."""
@@ -187,6 +185,11 @@ class Hall:
             return bool(await self._take(signed, namespaces, CHANNEL))
         except StoreFailed:
             return False  # our disk is full; a sync brings it again
+
+    def _welcome(self, replica: Replica) -> None:
+        """A namespace that the directory lists since now."""
+        self.writer.keep(replica.genesis)
+        self._follow(replica)
 
     def _follow(self, replica: Replica) -> None:
         """Listen to a namespace's channel; the built-in ones share one."""
@@ -269,5 +272,3 @@ def _checked_faults(kept: list[tuple[bytes, bytes]]) -> list[Proven]:
         except BadMessage:
             continue  # the file is damaged there: another peer has it
     return found
-
-

@@ -7,7 +7,7 @@ a disk can make us write two entries with one number.
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -34,6 +34,10 @@ class Draft:
     blob: BlobRef | None = None
     expires_ms: int = 0
     grant: bytes | None = None
+
+    def under(self, grant: bytes | None) -> "Draft":
+        """Return the same, allowed by a grant."""
+        return replace(self, grant=grant)
 
 
 # Given all that is held at the key, and the name of the chain that the entry will be in; None if

@@ -56,6 +56,10 @@ class Spaces:
         """True for those that every swarm has."""
         return self._built_in.get(replica.genesis.name) is replica
 
+    def is_reserved(self, name: str) -> bool:
+        """True for the name of a built-in namespace."""
+        return name in self._built_in
+
     def restore(self, genesis: Genesis) -> Replica | None:
         """Open a namespace that is on the disk; None if it is not one of this swarm's."""
         known = self.replicas.get(genesis.id)
@@ -118,7 +122,7 @@ class Spaces:
         return iter(self.replicas.values())
 
     def _open(self, genesis: Genesis) -> Replica:
-        replica = self.replicas[genesis.id] = Replica(genesis)
+        replica = self.replicas[genesis.id] = Replica(genesis, room=self.room)
         return replica
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crdt.entry import Record, Signed, unseal
+from crdt.entry import Record, Signed, read_back
 from crdt.namespace import Genesis, genesis_decoder
 from wire import codec
 from wire.errors import BadMessage, ShoalError
@@ -146,7 +146,7 @@ class Storage:
                 body = heads[head] + rest
                 if _checksum(body, signature) != checksum:
                     raise BadMessage("checksum")
-                record = unseal(Signed(body, signature))
+                record = read_back(Signed(body, signature))
             except (BadMessage, KeyError, TypeError):
                 damaged.append(row)
                 continue

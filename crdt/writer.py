@@ -18,8 +18,9 @@ from crdt.batch import Batch, News, NotAllowed, StoreFull, closed
 from crdt.clock import ClockError
 from crdt.entry import Record
 from crdt.fault import Proven
+from crdt.namespace import Genesis
 from crdt.own import Build, OwnChains, Pending
-from crdt.replica import Replica
+from crdt.replica import Change, Replica
 from crdt.storage import Changes, Kept, Storage, StoreFailed
 from wire import codec
 from wire.errors import ShoalError
@@ -72,7 +73,11 @@ class Writer:
         signer: Signer,
         disk: OffLoop,
         on_news: Callable[[News], None],
+        *,
+        on_refused: Callable[[Record, str], None] = lambda record, reason: None,
     ) -> None:
+        self._on_refused = on_refused
+        self._geneses: list[Genesis] = []  # to be on the disk before their entries
         self._path, self._replicas, self._clock = path, replicas, clock
         self._disk, self._on_news = disk, on_news
         self._own = OwnChains(signer)
@@ -116,6 +121,15 @@ class Writer:
         """Delete what a replica has dropped, some time soon."""
         self._dead.extend(record.row for record in dropped if record.row)
 
+    def keep(self, genesis: Genesis) -> None:
+        """Put a namespace on the disk with the next commit, and so before its entries."""
+        self._geneses.append(genesis)
+
+    def found(self, proven: Proven) -> None:
+        """Put a proof that a replica has taken in already on the disk, some time soon."""
+        self._faults[proven.digest] = proven
+        self._wake.unpark()
+
     def note_synced(self, wall_ms: int) -> None:
         """Remember when the last sync ended, to the minute."""
         self._synced_ms = max(self._synced_ms, wall_ms)
@@ -153,11 +167,10 @@ class Writer:
                 return
             self.damaged += len(damaged)
             self._dead.extend(damaged)
-            for record in records:
-                replica = self._replicas.get(record.namespace)
-                if replica is not None:
-                    self._own.observe(replica.genesis, replica.id, record.hlc, now_ms)
-                    self._merge(replica, record, now_ms, News("disk"))
+            known = [record for record in records if record.namespace in self._replicas]
+            for record in known:
+                self._settle(record, self._replicas[record.namespace].merge(record, now_ms))
+            self._observe(known, now_ms)
 
     async def run(self) -> None:
         """Write until cancelled."""
@@ -195,7 +208,7 @@ class Writer:
 
     def _has_chores(self) -> bool:
         is_late = self._synced_ms >= self._synced_kept_ms + SYNCED_STEP_MS
-        return bool(self._dead or self._faults) or is_late
+        return bool(self._dead or self._faults or self._geneses) or is_late
 
     async def _commit(self, storage: Storage, group: _Group) -> None:
         now_ms = self._clock.wall_ms()
@@ -240,7 +253,7 @@ class Writer:
             records,
             dead,
             [(one.namespace, one.chain, codec.encode(one.fault)) for one in faults],
-            [genesis for batch in group.batches for genesis in batch.geneses],
+            list(self._geneses),
             meta,
         )
 
@@ -260,6 +273,7 @@ class Writer:
                 reason = replica.refusal(record, now_ms) if replica is not None else "unknown"
                 if reason:
                     self.refused[reason] += 1
+                    self._on_refused(record, reason)
                 elif replica and replica.is_news(record) and record.stamp not in taken:
                     taken.add(record.stamp)
                     news.append(record)
@@ -331,26 +345,42 @@ class Writer:
         for start in range(0, len(records), MERGE_SLICE):
             if start:
                 await trio.lowlevel.checkpoint()
-            for record in records[start : start + MERGE_SLICE]:
-                replica = self._replicas[record.namespace]
-                self._own.observe(replica.genesis, replica.id, record.hlc, now_ms)
-                self._merge(replica, record, now_ms, news)
+            self._merge(records[start : start + MERGE_SLICE], news, now_ms)
         if news.added or news.faults or news.keys:
             self._on_news(news)
 
-    def _merge(self, replica: Replica, record: Record, now_ms: int, news: News) -> None:
-        change = replica.merge(record, now_ms)
-        if change.is_added:
-            news.added.append(record)
-        else:
+    def _merge(self, records: list[Record], news: News, now_ms: int) -> None:
+        for record in records:
+            change = self._replicas[record.namespace].merge(record, now_ms)
+            self._settle(record, change)
+            if change.is_added:
+                news.added.append(record)
+            news.note(record.namespace, change)
+        self._observe(records, now_ms)
+
+    def _settle(self, record: Record, change: Change) -> None:
+        """Bring the disk in line, later, with what merging a record of it has changed."""
+        if not change.is_added:
             self._dead.append(record.row)
+        if change.dropped:
+            self.forget(change.dropped)
         if change.fault is not None:
             self._faults[change.fault.digest] = change.fault
-        news.note(replica.id, change)
-        self.forget(change.dropped)
+
+    def _observe(self, records: list[Record], now_ms: int) -> None:
+        """Have our clocks follow the latest of each namespace."""
+        latest: dict[bytes, bytes] = {}
+        for record in records:
+            if record.stamp > latest.get(record.namespace, b""):
+                latest[record.namespace] = record.stamp
+        for namespace, stamp in latest.items():
+            hlc = int.from_bytes(stamp[:8])
+            self._own.observe(self._replicas[namespace].genesis, namespace, hlc, now_ms)
 
     def _kept(self, changes: Changes) -> None:
         """The disk took it."""
         self.is_writable, self._probe_s = True, PROBE_MIN_S
         self._synced_kept_ms = changes.meta.get(SYNCED, self._synced_kept_ms)
+        for genesis in changes.geneses:
+            self._geneses.remove(genesis)
         self._faults.clear()  # none are found while a commit is on its way
