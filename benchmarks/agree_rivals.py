@@ -8,7 +8,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.agree_writes import CHURN_GOAL_KB, Files, ask
+from benchmarks.agree_writes import CHURN_GOAL_KB, WRITERS, Files, ask
 from benchmarks.orders import Answer, Child, Failed
 from benchmarks.report import QUICK, progress, report
 from benchmarks.systems import Missing, rival_python
@@ -34,7 +34,8 @@ def _beside(name: str, unit: str, better: str, ours: float, theirs: dict[str, fl
 def _measure(rivals: Child, files: Files) -> None:
     for name in ("replicate", "cold"):
         progress(f"beside documents: {name}")
-        ours = ask(name, folder=str(Path(files.new()).parent), count=COUNT)
+        more = {"writers": WRITERS} if name == "replicate" else {}
+        ours = ask(name, folder=str(Path(files.new()).parent), count=COUNT, **more)
         theirs: dict[str, Answer] = {
             rival: rivals.ask(f"{rival}_{name}", count=COUNT) for rival in RIVALS
         }

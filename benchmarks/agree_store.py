@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import trio
+from crdt.live import TOPIC, ChannelHandler, News
 from crdt.proof import verify
 
 from benchmarks.agree_entries import author, by_chain, corpus, isolated, size_of
@@ -52,11 +53,19 @@ class Direct:
 
 
 class Quiet:
-    """A channel on which nothing is heard."""
+    """A channel on which nothing is heard but what `hear` is given."""
 
-    def subscribe(self, topic: str, handler: object, /) -> object:
-        """Never call the handler."""
+    def __init__(self) -> None:
+        self._handlers = dict[str, ChannelHandler]()
+
+    def subscribe(self, topic: str, handler: ChannelHandler, /) -> object:
+        """Remember who listens."""
+        self._handlers[topic] = handler
         return topic
+
+    async def hear(self, record: Record) -> bool:
+        """Bring news of a built-in namespace, as a peer does; True if it was any."""
+        return await self._handlers[TOPIC](STRANGER, codec.encode(News([record.signed])))
 
     async def publish(self, topic: str, data: bytes, /) -> object:
         """Lose it."""
@@ -66,14 +75,17 @@ class Quiet:
 
 @asynccontextmanager
 async def opened(
-    path: Path, name: str = "us", network: Direct | None = None
+    path: Path,
+    name: str = "us",
+    network: Direct | None = None,
+    channel: Quiet | None = None,
 ) -> AsyncGenerator[StoreService]:
     """Run a store on a file; all in `network` can ask it."""
     signer = Signer(name.encode().rjust(32, b"-"))
     mine = Direct(signer.peer, network.answers if network else {})
     store = StoreService(
         mine,
-        Quiet(),
+        channel or Quiet(),
         SystemClock(),
         signer,
         path,
@@ -198,23 +210,29 @@ class Node:
             raise RuntimeError(f"{held} of {count} entries were taken")
         return {"per_s": count / seconds}
 
-    async def replicate(self, folder: str, count: int) -> Answer:
-        """One write at a time to another store: both have it on the disk before the next."""
-        links, size = Direct(STRANGER), 0
+    async def replicate(self, folder: str, count: int, writers: int) -> Answer:
+        """Writes of one store, each to another one by itself; both have it on the disk then."""
+        first, second, sizes, numbers = Quiet(), Quiet(), list[int](), iter(range(count))
         async with (
-            opened(Path(folder) / "a.db", "a", links) as ours,
-            opened(Path(folder) / "b.db", "b", links) as theirs,
+            opened(Path(folder) / "a.db", "a", channel=first) as ours,
+            opened(Path(folder) / "b.db", "b", channel=second) as theirs,
         ):
-            chain = author(ours.namespace(NAMESPACE).id, "one")
+
+            async def one(name: str) -> None:
+                chain = author(ours.namespace(NAMESPACE).id, name)
+                for number in numbers:
+                    record = chain.write(f"bench/{number:06}", "x" * 22, SystemClock().wall_ms())
+                    assert await first.hear(record)
+                    assert await second.hear(record)
+                    sizes.append(record.size)
+
             began = time.perf_counter()
-            for number in range(count):
-                record = chain.write(f"bench/{number:06}", "x" * 22, SystemClock().wall_ms())
-                message = push_frame(record.namespace, [record.signed])
-                await ours.answer(STRANGER, message)
-                await theirs.answer(STRANGER, message)
-                size += len(message)
+            async with trio.open_nursery() as nursery:
+                for number in range(writers):
+                    nursery.start_soon(one, str(number))
             seconds = time.perf_counter() - began
-        return {"per_s": count / seconds, "bytes": size / count}
+            assert theirs.root(NAMESPACE) == ours.root(NAMESPACE)
+        return {"per_s": count / seconds, "bytes": sum(sizes) / count}
 
     async def cold(self, folder: str, count: int) -> Answer:
         """Everything to an empty store by a sync."""
