@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from crdt.clock import ClockError
 from crdt.entry import Record
 from crdt.fault import Proven
+from crdt.namespace import Genesis
 from crdt.replica import Change
 from crdt.storage import StoreFailed
 from wire.errors import ShoalError
@@ -24,6 +26,15 @@ class NotAllowed(ShoalError):
     hint = "ask its owner for a grant: `shoal store ns grant`"
 
 
+def refusal(reason: str, key: str) -> ShoalError:
+    """Return the error of a write of our own that the replica refuses, with its reason."""
+    if reason == "future":
+        return ClockError(f"{key!r} would be stamped too far ahead of this clock")
+    if reason in ("full", "author_full"):
+        return StoreFull(f"no room for {key!r}: {reason}")
+    return NotAllowed(f"{key!r} may not be written here: {reason}")
+
+
 def closed() -> ShoalError | None:
     """What becomes of those whose turn does not come."""
     return StoreFailed("the store is closed")
@@ -35,6 +46,7 @@ class Batch:
 
     records: Sequence[Record] = ()
     faults: Sequence[Proven] = ()
+    geneses: Sequence[Genesis] = ()
     source: str = ""
     news: list[Record] = field(default_factory=list[Record])  # those that were new, and are kept
     error: ShoalError | None = field(default_factory=closed)

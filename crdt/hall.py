@@ -68,7 +68,9 @@ class Hall:
             self._on_news,
             on_refused=self._on_refused,
         )
-        self.syncer = Syncer(network, self, clock, peers=peers, interval_s=interval_s, rng=rng)
+        self.syncer = Syncer(
+            network, self, clock, peers=peers, interval_s=interval_s, rng=rng, off_loop=self._cpu
+        )
         self._live = Live(channel)
         self._deferred = Deferred()
         self._is_loaded = False
@@ -115,16 +117,14 @@ class Hall:
             raise BadMessage("a proof of another namespace")
         await self.writer.submit(Batch(faults=found, source=SYNC))
 
-    def on_bad(self, record: Record) -> None:
+    def on_bad(self, namespace: bytes, record: Record) -> None:
         """An entry that we hold by its successor's word has a wrong signature: its author's fault.
 
         With the successor at hand that is a proof; else the entry goes, as nobody else takes it.
         """
         self._bad["signature"] += 1
-        change = self.spaces.replicas[record.namespace].drop(record)
-        self.writer.forget(change.dropped)
-        if change.fault is not None:
-            self.writer.found(change.fault)
+        replica = self.spaces.replicas[namespace]
+        self.writer.settle(replica, replica.drop(record))
 
     def on_synced(self, peer: PeerId) -> None:
         """A sync was completed."""
@@ -160,7 +160,7 @@ class Hall:
             faults=sum(len(replica.faults) for replica in self.spaces),
             clock_skew_ms=syncer.clock_skew_ms,
             is_writable=self.writer.is_writable,
-            refused=dict(self.writer.refused + self._bad + syncer.refused),
+            refused=dict(self.writer.refused + self._bad),
         )
 
     # --- inside --------------------------------------------------------------------------------
@@ -247,11 +247,14 @@ class Hall:
                 change = replica.pop_due(now_ms)
                 for key in change.keys:
                     self.watchers.touch(replica.id, key)
+                self.writer.settle(replica, change)
                 if change.dropped:
-                    self.writer.forget(change.dropped)
                     self._on_dropped(change.dropped)
                 replica.tree.settle(HASHES)
-            due, self._again = [*self._again, *self._deferred.due(now_ms)], []
+            due, self._again = (
+                [*self._again, *self._deferred.due(now_ms, self.spaces.max_skew_ms)],
+                [],
+            )
             if due:
                 try:
                     await self.writer.submit(Batch(due, source=DEFERRED))

@@ -143,10 +143,10 @@ class OwnChains:
             records.append(record)
         return records
 
-    def is_current(self, record: Record) -> bool:
-        """True for an entry of a chain that we write now."""
-        chain = self._chains.get(record.namespace)
-        return chain is not None and record.chain == chain.id
+    def is_current(self, namespace: bytes, chain: bytes) -> bool:
+        """True for a chain that we write now."""
+        ours = self._chains.get(namespace)
+        return ours is not None and ours.id == chain
 
     def restart(self) -> None:
         """Begin new chains: what became of the last entries of the present ones is not known."""

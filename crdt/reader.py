@@ -13,7 +13,7 @@ from wire.errors import BadMessage
 from wire.ids import Signer
 from wire.ports import Clock, Item
 
-LIST_MAX = 1000  # keys in one answer of `list`: 2 MB of the largest values
+LIST_MAX = 1000  # keys in one answer of `listing`: 2 MB of the largest values
 LOG_MAX = 1000
 
 
@@ -55,7 +55,7 @@ class StoreReader:
         view = self._hall.spaces.find(namespace).view(key, self._clock.wall_ms())
         return reading.shown(namespace, view) if view is not None else None
 
-    def list(
+    def listing(
         self, namespace: str, prefix: str = "", *, after: str = "", limit: int = LIST_MAX
     ) -> list[Shown]:
         """Read up to `limit` keys that start with `prefix`, from the one behind `after`."""
@@ -73,8 +73,7 @@ class StoreReader:
     def log(self, namespace: str, prefix: str = "", *, limit: int = 100) -> list[LogLine]:
         """Return retained entries whose key starts with `prefix`, the latest first."""
         replica, lines = self._hall.spaces.find(namespace), list[LogLine]()
-        for stamp in replica.timeline.newest_first():
-            record = replica.records[stamp]
+        for record in replica.latest():
             if record.key.startswith(prefix):
                 lines.append(reading.log_line(record, counts=replica.authority.counts(record)))
                 if len(lines) >= min(limit, LOG_MAX):

@@ -14,7 +14,8 @@ import trio
 
 from crdt import drafts
 from crdt.authority import RULE_KEYS
-from crdt.entry import ELEMENT_MAX, GRANT, HLC_MAX, REVOKE, VALUE_MAX, BlobRef, Record
+from crdt.clock import HLC_MAX
+from crdt.entry import ELEMENT_MAX, GRANT, REVOKE, VALUE_MAX, BlobRef, Record
 from crdt.hall import Hall
 from crdt.live import Channel
 from crdt.namespace import Genesis, Grant, Revoke, Rules, Write

@@ -60,6 +60,10 @@ class Spaces:
         """True for the name of a built-in namespace."""
         return name in self._built_in
 
+    def max_skew_ms(self, namespace: bytes) -> int:
+        """How far ahead of now an entry of a namespace may be."""
+        return self.replicas[namespace].genesis.rules.max_skew_ms
+
     def restore(self, genesis: Genesis) -> Replica | None:
         """Open a namespace that is on the disk; None if it is not one of this swarm's."""
         known = self.replicas.get(genesis.id)

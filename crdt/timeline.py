@@ -38,6 +38,10 @@ class Timeline:
         for chunk in self._chunks:
             yield from chunk
 
+    def __reversed__(self) -> Iterator[bytes]:
+        for chunk in reversed(self._chunks):
+            yield from reversed(chunk)
+
     def __contains__(self, stamp: object) -> bool:
         if not isinstance(stamp, bytes) or not self._chunks:
             return False
