@@ -30,7 +30,7 @@ class Author:
     def __post_init__(self) -> None:
         self.public = public_key_of(self.signer.peer)
 
-    def write(self, key: str, value: object, at_ms: int, **more: object) -> Record:
+    def write(self, key: str, value: object, at_ms: int, /, **more: object) -> Record:
         """Write the chain's next entry. `more` are fields of the entry."""
         self.seq += 1
         fields: dict[str, object] = {"kind": REGISTER, "value": codec.encode(value), **more}

@@ -131,10 +131,10 @@ def store_values() -> Target:
 
 def store_requests() -> Target:
     """What leads a sync."""
-    good = [codec.encode(one) for one in examples(inspect.type_info(wire.Request))]
+    made = [codec.encode(one) for one in examples(inspect.type_info(wire.Request))]
     for make in REQUESTS.values():
-        good += [frame for frame in make(_GENESIS.id) if _is_taken(frame)][:FRAMES_MAX]
-    return Target(good, wire.decode_request)
+        made += make(_GENESIS.id)[:FRAMES_MAX]
+    return Target([frame for frame in made if _is_taken(frame)], wire.decode_request)
 
 
 def store_answers() -> Target:
