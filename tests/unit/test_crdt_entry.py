@@ -6,13 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crdt.clock import ClockError, HybridClock, is_future, stamp, wall_of
+from crdt.clock import HLC_MAX, ClockError, HybridClock, is_future, stamp, wall_of
 from crdt.entry import (
     ADD,
     BODY_MAX,
     COUNTER,
     GRANT,
-    HLC_MAX,
     LEASE,
     MULTI,
     NO_LINK,
