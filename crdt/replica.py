@@ -188,6 +188,10 @@ class Replica:
         """Return all that is retained at a key, the oldest first."""
         return tuple(sorted(self._records_at(key), key=_stamp))
 
+    def latest(self) -> Iterator[Record]:
+        """Yield all that is retained, the latest first."""
+        return (self.records[stamp] for stamp in reversed(self.timeline))
+
     def heads(self) -> dict[bytes, Head]:
         """Return how far each chain was seen, also of those of which nothing is left, for a gc."""
         return self._chains.heads()
