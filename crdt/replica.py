@@ -316,8 +316,10 @@ class Replica:
         change.is_added = True
         change.keys.add(key)
         self._touch(self.authority.add(record), change)
-        may_lose = count > 1 or record.chain in self.faults or self.genesis.write == "list"
-        self._schedule(record, count, may_lose=may_lose)
+        may_not_count = record.chain in self.faults or self.genesis.write == "list"
+        self._schedule(record, count, may_lose=count > 1 or may_not_count)
+        if old is not None and may_not_count:
+            self._look_soon(key)
 
     def _forget(self, record: Record, change: Change) -> None:
         """Take a record out of everything but its key."""
@@ -329,7 +331,11 @@ class Replica:
         self.size -= record.size
         self.version += 1
         self.tree.touch(record.key)
-        self._touch(self.authority.remove(record), change)
+        below = self.authority.remove(record)
+        if record.kind == GRANT:  # what was written under it could not come in any more
+            self._drop_all(below, change)
+        else:
+            self._touch(below, change)
 
     def _drop(self, record: Record, change: Change) -> None:
         self._forget(record, change)
@@ -348,8 +354,9 @@ class Replica:
 
     def _drop_all(self, records: list[Record], change: Change) -> None:
         for record in records:
-            self._drop(record, change)
-            change.keys.add(record.key)
+            if record.stamp in self.records:
+                self._drop(record, change)
+                change.keys.add(record.key)
 
     def _touch(self, records: Iterable[Record], change: Change) -> None:
         """Note records that may have begun or ceased to count."""
@@ -382,7 +389,8 @@ class Replica:
             if is_expired(record, now_ms) and not is_told:
                 change.keys.add(key)
         for record in dead:
-            self._drop(record, change)  # what is left there is looked at again
+            if record.stamp in self.records:  # not gone with its grant
+                self._drop(record, change)  # what is left there is looked at again
         later = [*times.values(), *(record.expires_ms for record in records)]
         next_ms = min((time for time in later if time > now_ms), default=NEVER)
         if not dead and next_ms < NEVER:
