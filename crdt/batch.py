@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from crdt.clock import ClockError
 from crdt.entry import Record
 from crdt.fault import Proven
 from crdt.namespace import Genesis
@@ -23,6 +24,15 @@ class NotAllowed(ShoalError):
 
     code = "not_allowed"
     hint = "ask its owner for a grant: `shoal store ns grant`"
+
+
+def refusal(reason: str, key: str) -> ShoalError:
+    """Return the error of a write of our own that the replica refuses, with its reason."""
+    if reason == "future":
+        return ClockError(f"{key!r} would be stamped too far ahead of this clock")
+    if reason in ("full", "author_full"):
+        return StoreFull(f"no room for {key!r}: {reason}")
+    return NotAllowed(f"{key!r} may not be written here: {reason}")
 
 
 def closed() -> ShoalError | None:
@@ -55,6 +65,7 @@ class News:
     def note(self, namespace: bytes, change: Change) -> None:
         """Add what a merge changed."""
         self.dropped.extend(change.dropped)
-        self.keys.update((namespace, key) for key in change.keys)
+        for key in change.keys:
+            self.keys.add((namespace, key))
         if change.fault is not None:
             self.faults.append(change.fault)

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+from crdt.clock import HLC_MAX
 from crdt.entry import (
     ADD,
     COUNTER,
-    HLC_MAX,
     LEASE,
     MULTI,
     REGISTER,

@@ -6,14 +6,15 @@ Everything that changes a replica goes through the writer; everything that a cha
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import trio
 
 from crdt import storage
+from crdt.batch import Batch, News
 from crdt.entry import GRANT, Record, Signed
-from crdt.fault import Fault, Proven, check, fault_decoder, judge
+from crdt.fault import FAULT_MAX, Fault, Proven, check, fault_decoder
 from crdt.intake import LATER, Deferred, proven
 from crdt.live import Channel, Live, topic_of
 from crdt.replica import Replica
@@ -22,8 +23,7 @@ from crdt.spaces import Spaces
 from crdt.storage import StoreFailed
 from crdt.sync import Syncer
 from crdt.watch import Watchers
-from crdt.wire import FAULT_MAX
-from crdt.writer import Batch, News, Writer
+from crdt.writer import Writer
 from wire import codec
 from wire.errors import BadMessage, ShoalError
 from wire.ids import PeerId, Signer
@@ -66,18 +66,24 @@ class Hall:
             signer,
             off_loop or Threads(),
             self._on_news,
-            has_room=self.spaces.room,
             on_refused=self._on_refused,
         )
-        self.syncer = Syncer(network, self, clock, peers=peers, interval_s=interval_s, rng=rng)
+        self.syncer = Syncer(
+            network, self, clock, peers=peers, interval_s=interval_s, rng=rng, off_loop=self._cpu
+        )
         self._live = Live(channel)
         self._deferred = Deferred()
         self._is_loaded = False
         self._again: list[Record] = []  # deferred entries whose grant has come
         self._bad: Counter[str] = Counter()
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Open the file, merge what it holds, then work until cancelled."""
+    async def run(
+        self,
+        chore: Callable[[], Awaitable[None]],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Open the file, merge what it holds, then work until cancelled, `chore` as well."""
         async with self.writer.open() as kept, trio.open_nursery() as nursery:
             for genesis in kept.geneses:
                 self.spaces.restore(genesis)
@@ -86,10 +92,13 @@ class Hall:
             self._is_loaded = True
             nursery.start_soon(self.writer.run)
             nursery.start_soon(self._live.run)
-            self.spaces.on_new = self._follow
+            nursery.start_soon(chore)
+            self.spaces.on_new = self._welcome
             for replica in list(self.spaces):
                 self._follow(replica)
-            self._adopt(set(self.spaces.directory.keys()))
+            self._adopt(
+                {view.key for view in self.spaces.directory.scan("", self._clock.wall_ms())}
+            )
             nursery.start_soon(self._keep_house)
             nursery.start_soon(self.syncer.run)
             task_status.started()
@@ -114,19 +123,14 @@ class Hall:
             raise BadMessage("a proof of another namespace")
         await self.writer.submit(Batch(faults=found, source=SYNC))
 
-    def on_bad(self, record: Record) -> None:
+    def on_bad(self, namespace: bytes, record: Record) -> None:
         """An entry that we hold by its successor's word has a wrong signature: its author's fault.
 
         With the successor at hand that is a proof; else the entry goes, as nobody else takes it.
         """
-        replica = self.spaces.replicas[record.namespace]
         self._bad["signature"] += 1
-        for after in replica.chain_after(record.chain, record.seq, 1):
-            found = judge(record, after)
-            if found is not None:
-                self.writer.found(found)
-                return
-        self.writer.forget(replica.drop(record).dropped)
+        replica = self.spaces.replicas[namespace]
+        self.writer.settle(replica, replica.drop(record))
 
     def on_synced(self, peer: PeerId) -> None:
         """A sync was completed."""
@@ -162,7 +166,7 @@ class Hall:
             faults=sum(len(replica.faults) for replica in self.spaces),
             clock_skew_ms=syncer.clock_skew_ms,
             is_writable=self.writer.is_writable,
-            refused=dict(self.writer.refused + self._bad + syncer.refused),
+            refused=dict(self.writer.refused + self._bad),
         )
 
     # --- inside --------------------------------------------------------------------------------
@@ -187,6 +191,11 @@ class Hall:
             return bool(await self._take(signed, namespaces, CHANNEL))
         except StoreFailed:
             return False  # our disk is full; a sync brings it again
+
+    def _welcome(self, replica: Replica) -> None:
+        """A namespace that the directory lists since now."""
+        self.writer.keep(replica.genesis)
+        self._follow(replica)
 
     def _follow(self, replica: Replica) -> None:
         """Listen to a namespace's channel; the built-in ones share one."""
@@ -244,11 +253,14 @@ class Hall:
                 change = replica.pop_due(now_ms)
                 for key in change.keys:
                     self.watchers.touch(replica.id, key)
+                self.writer.settle(replica, change)
                 if change.dropped:
-                    self.writer.forget(change.dropped)
                     self._on_dropped(change.dropped)
                 replica.tree.settle(HASHES)
-            due, self._again = [*self._again, *self._deferred.due(now_ms)], []
+            due, self._again = (
+                [*self._again, *self._deferred.due(now_ms, self.spaces.max_skew_ms)],
+                [],
+            )
             if due:
                 try:
                     await self.writer.submit(Batch(due, source=DEFERRED))
@@ -269,5 +281,3 @@ def _checked_faults(kept: list[tuple[bytes, bytes]]) -> list[Proven]:
         except BadMessage:
             continue  # the file is damaged there: another peer has it
     return found
-
-

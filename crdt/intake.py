@@ -1,9 +1,9 @@
 """What comes from peers, before it may touch a replica: proven, gated, or kept for later."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from crdt.clock import wall_of
 from crdt.entry import Record, Signed, is_signed, unseal
 from wire.errors import BadMessage
 
@@ -60,11 +60,14 @@ class Deferred:
         self._held[record.stamp] = record, reason, now_ms
         self._of_author[record.author] += 1
 
-    def due(self, now_ms: int, max_skew_ms: int) -> list[Record]:
-        """Take out those from the future whose time has come, and forget what is too old."""
+    def due(self, now_ms: int, skew_ms: Callable[[bytes], int]) -> list[Record]:
+        """Take out those from the future whose time has come, and forget what is too old.
+
+        skew_ms: how far ahead of now a namespace lets an entry be.
+        """
         found: list[Record] = []
         for record, reason, since_ms in list(self._held.values()):
-            is_time = wall_of(record.hlc) <= now_ms + max_skew_ms
+            is_time = record.wall_ms <= now_ms + skew_ms(record.namespace)
             if reason == "future" and is_time:
                 found.append(record)
             if (reason == "future" and is_time) or since_ms + DEFERRED_MS < now_ms:

@@ -7,7 +7,7 @@ a disk can make us write two entries with one number.
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -34,6 +34,10 @@ class Draft:
     blob: BlobRef | None = None
     expires_ms: int = 0
     grant: bytes | None = None
+
+    def under(self, grant: bytes | None) -> "Draft":
+        """Return the same, allowed by a grant."""
+        return replace(self, grant=grant)
 
 
 # Given all that is held at the key, and the name of the chain that the entry will be in; None if
@@ -139,10 +143,10 @@ class OwnChains:
             records.append(record)
         return records
 
-    def is_current(self, record: Record) -> bool:
-        """True for an entry of a chain that we write now."""
-        chain = self._chains.get(record.namespace)
-        return chain is not None and record.chain == chain.id
+    def is_current(self, namespace: bytes, chain: bytes) -> bool:
+        """True for a chain that we write now."""
+        ours = self._chains.get(namespace)
+        return ours is not None and ours.id == chain
 
     def restart(self) -> None:
         """Begin new chains: what became of the last entries of the present ones is not known."""

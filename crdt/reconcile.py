@@ -1,202 +1,204 @@
-"""Anti-entropy between two replicas, sans-IO: one side leads a session, the other only answers.
+"""The leading side of a sync, sans-IO: a generator of what to ask, take and give.
 
-The leader sends the sum over everything. Equal: done after one round trip. Otherwise it goes down
-the tree of sums where they differ, learns which slots, then fetches what it lacks and sends what
-the other lacks. Cost grows with the difference (times the depth of the tree), not with the state.
+Equal namespaces are done after one round trip. Where one differs: proofs, grants and revocations
+first, so that what they allow is accepted; chains from where we have them, if the other has much
+more; then ranges of the timeline, the newest first, until those that differ are small enough to
+name what is in them. What is new is settled before the old is looked at: it replaces much of it.
 """
 
-from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
 
-from crdt.digest import HEX, LEAF_MAX, Held
-from crdt.entry import SHORT_ID_BYTES, Signed
-from crdt.merge import Replica
+from crdt import answers
+from crdt.entry import GRANT, Record
+from crdt.holding import NEWEST, Holding, shorts
+from crdt.ranges import Descent, Gifts, Give, Settle, Span, Steps, Take, TakeProofs, expect
+from crdt.timeline import END, START, short
 from crdt.wire import (
-    ASKS_MAX,
-    FRAME_BUDGET,
-    HELD_BYTES,
-    SLOT_DIGITS,
-    SPLIT_BYTES,
-    WANTS_MAX,
-    Answer,
-    Ask,
-    Compare,
-    Differ,
+    GRANTS_MAX,
+    KNOWN_MAX,
+    PROOFS_MAX,
+    RUNS_MAX,
+    SPACES_MAX,
     Entries,
-    Leaf,
-    LeafItem,
-    Push,
-    Request,
-    Split,
-    Taken,
-    Want,
-    fitting,
-    size_of,
+    Heads,
+    HeadsFound,
+    Hello,
+    Known,
+    Law,
+    LawFound,
+    Pull,
+    Run,
+    Space,
+    Standing,
+    Welcome,
+    glance,
 )
 from wire.errors import BadMessage
 
-ROUND_TRIPS_MAX = 1000  # of one session; about 50 MB. The next session goes on where it was cut
+RECENT_MIN = 2  # entries more or fewer among the NEWEST: one may be a hole like those of old
+COLD_ENTRIES = 2_000  # chains are pulled whole if the other has so many more than twice ours
+ALL_CHAINS = b"\xff" * 17  # a bound above all chains
 
 
-def compare(replica: Replica, message: Compare) -> Differ:
-    """Answer: where the asker differs from us, as much as fits."""
-    splits: list[Split] = []
-    leaves: list[Leaf] = []
-    size = handled = 0
-    for ask in message.asks:
-        if replica.digest.fingerprint(ask.prefix) != ask.fingerprint:
-            count = replica.digest.count(ask.prefix)
-            size += SPLIT_BYTES if count > LEAF_MAX else 64 + count * HELD_BYTES
-            if size > FRAME_BUDGET:
-                break
-            if count > LEAF_MAX:
-                splits.append(Split(ask.prefix, replica.digest.children(ask.prefix)))
-            else:
-                held = replica.digest.items(ask.prefix)
-                items = [LeafItem(one.slot, one.hlc, one.id[:SHORT_ID_BYTES]) for one in held]
-                leaves.append(Leaf(ask.prefix, items))
-        handled += 1
-    return Differ(handled, splits, leaves)
+def lead(holdings: Mapping[bytes, Holding], nonce: bytes, now_ms: Callable[[], int]) -> Steps[None]:
+    """Lead one session. Send it the answer to each Request, None for other effects.
 
-
-def supply(replica: Replica, message: Want) -> Entries:
-    """Answer: what the slots hold, as much as fits."""
-    found: list[Signed] = []
-    room = FRAME_BUDGET
-    for handled, slot in enumerate(message.slots):
-        record = replica.at(slot)
-        if record is None:
-            continue
-        room -= size_of(record.signed)
-        if room < 0:
-            return Entries(handled, found)
-        found.append(record.signed)
-    return Entries(len(message.slots), found)
+    Raises BadMessage for what is no answer to what was asked.
+    """
+    spaces = answers.listing(holdings.values(), nonce)
+    if len(spaces) > SPACES_MAX:
+        hello = Hello(nonce, now_ms(), every=answers.every_print(spaces, nonce))
+        ours = {space.prefix: space.print for space in spaces}
+        listed = expect((yield hello), Welcome).spaces
+        spaces = [space for space in listed if ours.get(space.prefix, space.print) != space.print]
+        spaces = [Space(space.prefix, ours[space.prefix]) for space in spaces]
+    by_prefix = {one.replica.id[:8]: one for one in holdings.values()}
+    for at in range(0, len(spaces), SPACES_MAX):
+        asked = spaces[at : at + SPACES_MAX]
+        answer = expect((yield Hello(nonce, now_ms(), asked)), Welcome)
+        left = {space.prefix for space in asked}
+        for standing in answer.differing:
+            if standing.prefix not in left:
+                raise BadMessage("a namespace that was not asked for, or twice")
+            left.remove(standing.prefix)
+            holding = by_prefix[standing.prefix]
+            leader = _Leader(holding, nonce, now_ms, Gifts(holding))
+            yield from leader.run(standing)
 
 
 @dataclass
-class Session:
-    """The leading side. `next_request`, send it, `receive` the answer; until there is no request.
+class _Leader:
+    """Leads a session about one namespace."""
 
-    What `receive` returns goes through the checks of the store like everything from a peer.
-    """
+    holding: Holding
+    nonce: bytes
+    now_ms: Callable[[], int]
+    gifts: Gifts
 
-    replica: Replica
-    round_trips: int = 0
-    entries_in: int = 0
-    entries_out: int = 0
-    _asks: deque[str] = field(default_factory=lambda: deque([""]))
-    _wants: deque[str] = field(default_factory=deque[str])
-    _gifts: deque[str] = field(default_factory=deque[str])
-    _bare: deque[str] = field(default_factory=deque[str])  # they have nothing below these, but for
-    _settled: set[str] = field(default_factory=set[str])  # these slots
-    _pending: Request | None = None
+    @property
+    def id(self) -> bytes:
+        """The namespace."""
+        return self.holding.replica.id
 
-    def next_request(self) -> Request | None:
-        """Return what to send next; None at the end."""
-        if self.round_trips >= ROUND_TRIPS_MAX:
-            return None
-        is_full = len(self._wants) >= WANTS_MAX  # fetch before learning of more: bounded memory
-        first = self._want() if is_full else self._compare()
-        self._pending = first or self._want() or self._push()
-        if self._pending is not None:
-            self.round_trips += 1
-        return self._pending
+    def run(self, standing: Standing) -> Steps[None]:
+        """Settle what differs."""
+        if standing.law != self.holding.law(self.nonce):
+            yield from self._law()
+            yield Settle()
+        is_cold = self._is_cold(standing)
+        if is_cold:
+            yield from self._chains()
+        descent = Descent(self.holding, self.nonce, self.gifts)
+        for is_first in (not is_cold, False):
+            if not is_first:
+                yield Settle()
+                again = yield from self._again()
+                if again is None:
+                    return
+                standing = again
+            spans = descent.differing(Span(START, END), standing.whole)
+            newest = self._newest(spans) if is_first else spans
+            yield from descent.settle(newest)
+            if len(newest) == len(spans):
+                return
 
-    def receive(self, answer: Answer) -> list[Signed]:
-        """Take the answer to the last request; returns entries to merge. Raises BadMessage."""
-        match self._pending, answer:
-            case Compare(asks), Differ():
-                self._descend(asks, answer)
-            case Want(slots), Entries(handled, entries):
-                if not 0 < handled <= len(slots) or len(entries) > handled:
-                    raise BadMessage(f"{len(entries)} entries for {handled}/{len(slots)} slots")
-                self._wants.extendleft(reversed(slots[handled:]))
-                self.entries_in += len(entries)
-                return entries
-            case Push(entries), Taken():
-                self.entries_out += len(entries)
-            case _:
-                raise BadMessage(f"{type(answer).__name__} does not answer our request")
-        return []
+    def _newest(self, spans: list[Span]) -> list[Span]:
+        """Return those that differ without a gap from the newest back, if much of what is new
+        differs; else all of them, as what differs is mostly old then.
+        """
+        above, count = END, 0
+        for span in reversed(spans):
+            if span.high != above:
+                break
+            above, count = span.low, count + 1
+        if count == 1:
+            here = self.holding.replica.timeline.count(above, END)
+            count = 1 if abs(here - NEWEST) >= RECENT_MIN else 0
+        return spans[-count:] if count else spans
 
-    def _compare(self) -> Compare | None:
-        asks = [
-            Ask(prefix, self.replica.digest.fingerprint(prefix))
-            for prefix in _take(self._asks, ASKS_MAX)
-        ]
-        return Compare(asks) if asks else None
+    def _is_cold(self, standing: Standing) -> bool:
+        return standing.whole.count > 2 * len(self.holding.replica.timeline) + COLD_ENTRIES
 
-    def _want(self) -> Want | None:
-        slots = _take(self._wants, WANTS_MAX)
-        return Want(slots) if slots else None
+    def _again(self) -> Steps[Standing | None]:
+        """Compare everything once more; None if nothing differs."""
+        space = Space(self.id[:8], self.holding.print(self.nonce))
+        answer = expect((yield Hello(self.nonce, self.now_ms(), [space])), Welcome)
+        if [one.prefix for one in answer.differing] not in ([], [space.prefix]):
+            raise BadMessage("a namespace that was not asked for")
+        return answer.differing[0] if answer.differing else None
 
-    def _push(self) -> Push | None:
-        while self._bare and len(self._gifts) < WANTS_MAX:
-            self._give_below(self._bare.popleft())
-        slots = _take(self._gifts, WANTS_MAX)
-        records = [record for slot in slots if (record := self.replica.at(slot)) is not None]
-        entries = [record.signed for record in records]
-        fit = fitting(entries)
-        self._gifts.extendleft(record.slot for record in reversed(records[fit:]))
-        return Push(entries[:fit]) if fit else None
+    # -- proofs, grants and revocations
 
-    def _descend(self, asks: list[Ask], answer: Differ) -> None:
-        if not 0 < answer.handled <= len(asks):
-            raise BadMessage(f"{answer.handled} of {len(asks)} asks handled")
-        asked = {ask.prefix for ask in asks[: answer.handled]}
-        self._asks.extendleft(ask.prefix for ask in reversed(asks[answer.handled :]))
-        for split in answer.splits:
-            _use_up(asked, split.prefix)
-            if len(split.prefix) >= SLOT_DIGITS:
-                raise BadMessage(f"a split of the whole slot {split.prefix}")
-            mine = self.replica.digest.children(split.prefix)
-            for digit, ours, theirs in zip(HEX, mine, split.children, strict=True):
-                if ours != theirs:  # depth first, so that the list of asks stays short
-                    self._asks.appendleft(split.prefix + digit)
-        for leaf in answer.leaves:
-            _use_up(asked, leaf.prefix)
-            self._settle(leaf)
+    def _law(self) -> Steps[None]:
+        low = START
+        while low < ALL_CHAINS:
+            faults = self.holding.replica.faults
+            chains = sorted(chain for chain in faults if chain >= low)
+            high = chains[KNOWN_MAX] if len(chains) > KNOWN_MAX else ALL_CHAINS
+            known = [
+                Known(chain, faults[chain].cut, faults[chain].digest[:8])
+                for chain in chains[:KNOWN_MAX]
+            ]
+            rules = self.holding.rules()[-GRANTS_MAX:] if low == START else None
+            ids = shorts(self.nonce, (one.stamp for one in rules)) if rules is not None else None
+            request = Law(self.id, self.nonce, low, high, known, ids)
+            answer = expect((yield request), LawFound)
+            if not low < answer.upto <= high or not {*answer.wanted} <= {*chains}:
+                raise BadMessage("proofs that were not asked for, or no progress")
+            if answer.proofs:
+                yield TakeProofs(self.id, answer.proofs)
+            if any(glance(signed).kind < GRANT for signed in answer.entries):
+                raise BadMessage("neither a grant nor a revocation")
+            if answer.entries:
+                yield Take(self.id, answer.entries)
+            yield from self._give_law(answer, rules or [])
+            low = answer.upto
 
-    def _settle(self, leaf: Leaf) -> None:
-        """Decide for each slot below a leaf who lacks what. The older of two is not sent."""
-        for item in leaf.items:
-            if not item.slot.startswith(leaf.prefix):
-                raise BadMessage(f"slot {item.slot} is not below {leaf.prefix!r}")
-            ours = next(iter(self.replica.digest.items(item.slot)), None)
-            is_newer = ours is None or (item.hlc >= ours.hlc and not _is_same(ours, item))
-            if is_newer and not self.replica.was_refused(item.slot, item.id):
-                self._wants.append(item.slot)
-            if ours is not None and ours.hlc >= item.hlc and not _is_same(ours, item):
-                self._gifts.append(item.slot)
-        settled = {item.slot for item in leaf.items}
-        if self.replica.digest.count(leaf.prefix) > LEAF_MAX:
-            self._settled |= settled
-            self._bare.append(leaf.prefix)
-            return
-        mine = self.replica.digest.items(leaf.prefix)
-        self._gifts.extend(held.slot for held in mine if held.slot not in settled)
+    def _give_law(self, answer: LawFound, rules: list[Record]) -> Steps[None]:
+        offered = {short(self.nonce, one.stamp): one.stamp for one in rules}
+        self.gifts.add_lacked(answer.lacks, offered)
+        faults = self.holding.replica.faults
+        for at in range(0, len(answer.wanted), PROOFS_MAX):
+            wanted = answer.wanted[at : at + PROOFS_MAX]
+            yield Give(self.id, [], [faults[chain].fault for chain in wanted if chain in faults])
+        yield from self.gifts.give()
 
-    def _give_below(self, prefix: str) -> None:
-        """Give what we hold below a prefix, a leaf at a time: it can be all we have."""
-        if self.replica.digest.count(prefix) > LEAF_MAX:
-            self._bare.extendleft(prefix + digit for digit in reversed(HEX))
-            return
-        for held in self.replica.digest.items(prefix):
-            if held.slot not in self._settled:
-                self._gifts.append(held.slot)
+    # -- chains
 
+    def _chains(self) -> Steps[None]:
+        after = START
+        while True:
+            page = expect((yield Heads(self.id, after)), HeadsFound).heads
+            chains = [after, *(head.chain for head in page)]
+            if any(a >= b for a, b in pairwise(chains)):
+                raise BadMessage("chains out of order")
+            ours = self.holding.replica.heads()
+            runs = [
+                Run(head.chain, ours[head.chain].seq if head.chain in ours else 0) for head in page
+            ]
+            behind = [run for run, head in zip(runs, page, strict=True) if run.seq < head.seq]
+            yield from self._pull(behind)
+            if len(page) < RUNS_MAX:
+                return
+            after = chains[-1]
 
-def _is_same(ours: Held, theirs: LeafItem) -> bool:
-    return ours.hlc == theirs.hlc and ours.id[:SHORT_ID_BYTES] == theirs.id
-
-
-def _take(queue: deque[str], count: int) -> list[str]:
-    return [queue.popleft() for _ in range(min(count, len(queue)))]
-
-
-def _use_up(asked: set[str], prefix: str) -> None:
-    """Each ask is answered at most once: this bounds what one answer makes us do."""
-    if prefix not in asked:
-        raise BadMessage(f"an answer about {prefix!r}, which was not asked")
-    asked.remove(prefix)
+    def _pull(self, runs: list[Run]) -> Steps[None]:
+        while runs:
+            answer = expect((yield Pull(self.id, runs)), Entries)
+            is_done = answer.handled == len(runs)
+            if answer.handled > len(runs) or (not answer.handled and not answer.seq):
+                raise BadMessage("no progress in the chains that were asked for")
+            asked = {run.chain: run.seq for run in runs[: answer.handled + 1]}
+            for signed in answer.entries:
+                seen = glance(signed)
+                if seen.seq <= asked.get(seen.chain, seen.seq):
+                    raise BadMessage("an entry of a chain that was not asked for")
+            runs = runs[answer.handled :]
+            if answer.seq and not is_done:
+                if answer.seq <= runs[0].seq:
+                    raise BadMessage("a chain that goes back")
+                runs = [Run(runs[0].chain, answer.seq), *runs[1:]]
+            if answer.entries:
+                yield Take(self.id, answer.entries)

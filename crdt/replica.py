@@ -64,6 +64,7 @@ class Replica:
         self.version = 0
         self.size = 0  # bytes of entries
         self._room = room
+        self._is_listed = genesis.write == "list"
         self._keys: dict[str, Record | dict[bytes, Record]] = {}
         self._in_order = Timeline()  # the keys, as ASCII
         self._chains = Chains()
@@ -126,7 +127,7 @@ class Replica:
             return change
         self._insert(record, change, old)
         quota = self._quota_of(record)
-        if quota.held_by(record.author) > quota.limit:
+        if quota.is_over(record.author):
             oldest = quota.oldest(record.author, self.records, self._chains)
             self._drop_all([self.records[oldest]], change)
         return change
@@ -186,6 +187,10 @@ class Replica:
     def at(self, key: str) -> tuple[Record, ...]:
         """Return all that is retained at a key, the oldest first."""
         return tuple(sorted(self._records_at(key), key=_stamp))
+
+    def latest(self) -> Iterator[Record]:
+        """Yield all that is retained, the latest first."""
+        return (self.records[stamp] for stamp in reversed(self.timeline))
 
     def heads(self) -> dict[bytes, Head]:
         """Return how far each chain was seen, also of those of which nothing is left, for a gc."""
@@ -315,8 +320,9 @@ class Replica:
         self.tree.touch(key)
         change.is_added = True
         change.keys.add(key)
-        self._touch(self.authority.add(record), change)
-        may_not_count = record.chain in self.faults or self.genesis.write == "list"
+        if self._is_listed:
+            self._touch(self.authority.add(record), change)
+        may_not_count = self._is_listed or record.chain in self.faults
         self._schedule(record, count, may_lose=count > 1 or may_not_count)
         if old is not None and may_not_count:
             self._look_soon(key)
@@ -331,7 +337,7 @@ class Replica:
         self.size -= record.size
         self.version += 1
         self.tree.touch(record.key)
-        below = self.authority.remove(record)
+        below = self.authority.remove(record) if self._is_listed else []
         if record.kind == GRANT:  # what was written under it could not come in any more
             self._drop_all(below, change)
         else:

@@ -5,33 +5,34 @@ What is readable here is on the disk here.
 """
 
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+import msgspec
 import trio
 
-from crdt import drafts, reading
+from crdt import drafts
 from crdt.authority import RULE_KEYS
-from crdt.entry import ELEMENT_MAX, GRANT, HLC_MAX, REVOKE, VALUE_MAX, BlobRef, Record
+from crdt.clock import HLC_MAX
+from crdt.entry import ELEMENT_MAX, GRANT, REVOKE, VALUE_MAX, BlobRef, Record
 from crdt.hall import Hall
 from crdt.live import Channel
-from crdt.namespace import Genesis, Grant, Name, Revoke, Rules, Write
+from crdt.namespace import Genesis, Grant, Revoke, Rules, Write
 from crdt.own import Build, Draft
-from crdt.proof import prove
+from crdt.reader import StoreReader
 from crdt.replica import Replica
-from crdt.shown import GrantInfo, LogLine, NamespaceInfo, Shown, StoreStats, SyncReport
-from crdt.spaces import DIRECTORY, OWNER_SPACES_MAX, directory_key, owner_of
+from crdt.shown import NamespaceInfo, Shown, SyncReport
+from crdt.spaces import DIRECTORY, OWNER_SPACES_MAX, directory_key
 from wire import codec
-from wire.errors import BadMessage, NotFound, ShoalError, UsageError
+from wire.errors import NotFound, ShoalError, UsageError
 from wire.ids import PeerId, Signer, public_key_of
 from wire.ports import Clock, Item, Network, OffLoop
 
+T = TypeVar("T", Genesis, Grant)
 SYNC_INTERVAL_S = 30.0  # between syncs with a random peer; 1 round trip when nothing differs
 SYNC_ALL_AT_ONCE = 8  # syncs that `sync_all` leads at a time
-LIST_MAX = 1000  # keys in one answer of `list`: 2 MB of the largest values
-LOG_MAX = 1000
+UNPIN_MAX = 1000  # blobs waiting to be let go; beyond it they stay pinned
 SALT_BYTES = 16
 
 
@@ -47,12 +48,8 @@ class Blobs(Protocol):
         ...
 
 
-class StoreService:
-    """Implements `wire.ports.Store`. `node` wires `rpc.answer("crdt.sync", store.answer)`.
-
-    A `namespace` is a built-in one (`kv`, `swarm`), or one of the directory: its name, NAME@PEER,
-    or hex digits of its ID. What names one raises NotFound, or UsageError if several fit.
-    """
+class StoreService(StoreReader):
+    """Implements `wire.ports.Store`. `node` wires `rpc.answer("crdt.sync", store.answer)`."""
 
     def __init__(
         self,
@@ -72,11 +69,9 @@ class StoreService:
         """`peers` lists who is connected now; `salt` tells the built-in namespaces of one swarm
         from those of another. `off_loop` is for simulators: no threads there.
         """
-        self._clock, self._signer, self._path, self._blobs = clock, signer, path, blobs
-        self._peers = peers
+        self._blobs, self._peers, self._rng = blobs, peers, rng or random.Random()
         self._author = public_key_of(signer.peer)
-        self._rng = rng or random.Random()
-        self._hall = Hall(
+        hall = Hall(
             network,
             channel,
             clock,
@@ -89,125 +84,15 @@ class StoreService:
             rng=self._rng,
             on_dropped=self._let_go,
         )
-        self._unpinned, self._to_unpin = trio.open_memory_channel[str](LIST_MAX)
-        self._malformed_values = 0
+        super().__init__(hall, clock, signer)
+        self._unpinned, self._to_unpin = trio.open_memory_channel[str](UNPIN_MAX)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Open the file, start to sync; ready (`started`) when reads and writes work.
 
         Raises StoreCorrupt or StoreFailed if the file cannot be opened.
         """
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._unpin)
-            await nursery.start(self._hall.run)
-            task_status.started()
-
-    # --- reading -------------------------------------------------------------------------------
-
-    def get(self, namespace: str, key: str) -> Item | None:
-        """Read a register or lease from memory; None if absent, deleted or expired."""
-        view = self._hall.spaces.find(namespace).view(key, self._clock.wall_ms())
-        try:
-            return reading.item_of(view)
-        except BadMessage:
-            self._malformed_values += 1
-            return None
-
-    def scan(self, namespace: str, prefix: str = "") -> list[Item]:
-        """Read all live registers and leases whose key starts with `prefix`, in key order."""
-        items: list[Item] = []
-        for view in self._hall.spaces.find(namespace).scan(prefix, self._clock.wall_ms()):
-            try:
-                item = reading.item_of(view)
-            except BadMessage:
-                self._malformed_values += 1
-                continue
-            if item is not None:
-                items.append(item)
-        return items
-
-    def show(self, namespace: str, key: str) -> Shown | None:
-        """Read a key of any kind; None if it shows nothing."""
-        view = self._hall.spaces.find(namespace).view(key, self._clock.wall_ms())
-        return reading.shown(namespace, view) if view is not None else None
-
-    def list(
-        self, namespace: str, prefix: str = "", *, after: str = "", limit: int = LIST_MAX
-    ) -> list[Shown]:
-        """Read up to `limit` keys that start with `prefix`, from the one behind `after`."""
-        found: list[Shown] = []
-        replica, now_ms = self._hall.spaces.find(namespace), self._clock.wall_ms()
-        for view in replica.scan(prefix, now_ms, after=after):
-            if len(found) >= min(limit, LIST_MAX):
-                break
-            try:
-                found.append(reading.shown(namespace, view))
-            except BadMessage:
-                self._malformed_values += 1
-        return found
-
-    def log(self, namespace: str, prefix: str = "", *, limit: int = 100) -> list[LogLine]:
-        """Return retained entries whose key starts with `prefix`, the latest first."""
-        replica, lines = self._hall.spaces.find(namespace), list[LogLine]()
-        for stamp in replica.timeline.newest_first():
-            record = replica.records[stamp]
-            if record.key.startswith(prefix):
-                lines.append(reading.log_line(record, counts=replica.authority.counts(record)))
-                if len(lines) >= min(limit, LOG_MAX):
-                    break
-        return lines
-
-    @asynccontextmanager
-    async def watch(self, namespace: str, prefix: str = "") -> AsyncGenerator[AsyncIterator[str]]:
-        """Yield keys that changed: written, deleted, or a lease that died (within a second)."""
-        replica = self._hall.spaces.find(namespace)
-        with self._hall.watchers.open(replica.id, prefix) as watcher:
-            yield watcher
-
-    def root(self, namespace: str) -> bytes:
-        """32 bytes; equal on two replicas if they hold the same entries."""
-        return self._hall.spaces.find(namespace).root()
-
-    state_root = root
-
-    def prove(self, namespace: str, key: str) -> bytes:
-        """Return a document that shows a third party what `key` holds here, or that it holds
-        nothing; `crdt.proof.verify` checks it by the namespace's ID alone.
-        """
-        replica = self._hall.spaces.find(namespace)
-        return prove(replica, key, self._signer, self._clock.wall_ms())
-
-    def namespaces(self) -> list[NamespaceInfo]:
-        """Return all that this node replicates, the built-in ones first."""
-        infos = [self._info(replica) for replica in self._hall.spaces]
-        return sorted(infos, key=lambda one: (not one.is_built_in, one.name, one.id))
-
-    def namespace(self, name: str) -> NamespaceInfo:
-        """Return one of them."""
-        return self._info(self._hall.spaces.find(name))
-
-    def grants(self, namespace: str) -> list[GrantInfo]:
-        """Return all grants of a namespace, the oldest first."""
-        replica = self._hall.spaces.find(namespace)
-        return [
-            GrantInfo(
-                record.id,
-                record.peer,
-                codec_peer(grant.subject),
-                grant.prefix,
-                grant.kinds,
-                grant.not_before_ms,
-                grant.not_after_ms,
-                grant.depth,
-                is_revoked=replica.authority.is_revoked(record.id),
-                above=record.entry.grant,
-            )
-            for record, grant in replica.authority.grants()
-        ]
-
-    def stats(self) -> StoreStats:
-        """Count what happened."""
-        return self._hall.stats(malformed_values=self._malformed_values)
+        await self._hall.run(self._unpin, task_status=task_status)
 
     # --- writing -------------------------------------------------------------------------------
     # All raise UsageError (a limit, or somebody else's key), NotAllowed, StoreFull, StoreFailed,
@@ -278,9 +163,7 @@ class StoreService:
         if len(owned) >= OWNER_SPACES_MAX:
             raise UsageError(f"a member has at most {OWNER_SPACES_MAX} namespaces")
         genesis = _checked(
-            Genesis(
-                1, name, self._author, write, self._rng.randbytes(SALT_BYTES), rules or Rules()
-            )
+            Genesis(1, name, self._author, write, self._rng.randbytes(SALT_BYTES), rules or Rules())
         )
         if self._hall.spaces.is_reserved(name):
             raise UsageError(f"{name!r} is built in")
@@ -301,9 +184,7 @@ class StoreService:
         """Let a peer write in a namespace whose writers are listed; returns the grant's ID."""
         self._listed(namespace)
         grant = _checked(
-            Grant(
-                public_key_of(subject), prefix, kinds, not_before_ms, not_after_ms, depth
-            )
+            Grant(public_key_of(subject), prefix, kinds, not_before_ms, not_after_ms, depth)
         )
         build = self._rule(GRANT, codec.encode(grant))
         record = await self._write(namespace, RULE_KEYS[GRANT], build, for_grant=grant)
@@ -386,7 +267,7 @@ class StoreService:
     ) -> Build:
         """Name the grant that allows an entry; without one the writer says that it may not be."""
 
-        def with_grant(held: "tuple[Record, ...] | list[Record]", chain: bytes) -> Draft | None:
+        def with_grant(held: Sequence[Record], chain: bytes) -> Draft | None:
             draft = build(held, chain)
             if draft is None:
                 return None
@@ -441,22 +322,6 @@ class StoreService:
             raise NotFound(f"{key!r} was deleted meanwhile")
         return found
 
-    def _info(self, replica: Replica) -> NamespaceInfo:
-        genesis = replica.genesis
-        return NamespaceInfo(
-            replica.id,
-            genesis.name,
-            codec_peer(genesis.owner) if genesis.owner is not None else None,
-            genesis.write,
-            genesis.rules,
-            len(replica.records),
-            replica.size,
-            replica.root(),
-            len(replica.faults),
-            replica.author_count,
-            is_built_in=self._hall.spaces.is_built_in(replica),
-        )
-
     def _let_go(self, records: list[Record]) -> None:
         """Unpin the blobs of our own entries that are held no more."""
         for record in records:
@@ -474,3 +339,11 @@ class StoreService:
                 await self._blobs.pin(cid, is_pinned=False)
             except ShoalError:
                 continue  # it is gone, or a person unpinned it
+
+
+def _checked(message: T) -> T:
+    """Hold our own message to the bounds of its type. Raises UsageError."""
+    try:
+        return msgspec.msgpack.decode(codec.encode(message), type=type(message))
+    except msgspec.ValidationError as error:
+        raise UsageError(f"not possible: {error}") from error

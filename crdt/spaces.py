@@ -56,6 +56,14 @@ class Spaces:
         """True for those that every swarm has."""
         return self._built_in.get(replica.genesis.name) is replica
 
+    def is_reserved(self, name: str) -> bool:
+        """True for the name of a built-in namespace."""
+        return name in self._built_in
+
+    def max_skew_ms(self, namespace: bytes) -> int:
+        """How far ahead of now an entry of a namespace may be."""
+        return self.replicas[namespace].genesis.rules.max_skew_ms
+
     def restore(self, genesis: Genesis) -> Replica | None:
         """Open a namespace that is on the disk; None if it is not one of this swarm's."""
         known = self.replicas.get(genesis.id)
@@ -118,7 +126,7 @@ class Spaces:
         return iter(self.replicas.values())
 
     def _open(self, genesis: Genesis) -> Replica:
-        replica = self.replicas[genesis.id] = Replica(genesis)
+        replica = self.replicas[genesis.id] = Replica(genesis, room=self.room)
         return replica
 
 

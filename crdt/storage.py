@@ -6,6 +6,7 @@ here and only grow, so that new ones go to the end of the file's tree. Format: d
 store.md, Storage.
 """
 
+import hashlib
 import os
 import sqlite3
 import zlib
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crdt.entry import Record, Signed, unseal
+from crdt.entry import Record, Signed, read_back
 from crdt.namespace import Genesis, genesis_decoder
 from wire import codec
 from wire.errors import BadMessage, ShoalError
@@ -63,7 +64,8 @@ class StoreFailed(ShoalError):
 class Changes:
     """What one transaction does.
 
-    dead: rows to delete. faults: (namespace, chain, proof), one per chain is kept.
+    dead: rows to delete. faults: (namespace, chain, proof), one per chain is kept; an empty proof
+    takes away what is there.
     meta: numbers to remember by name.
     """
 
@@ -80,6 +82,7 @@ class Kept:
 
     geneses: list[Genesis]
     faults: list[tuple[bytes, bytes]]  # namespace, encoded proof
+    digests: dict[bytes, dict[bytes, bytes]]  # of the proofs, by namespace and chain
     meta: dict[str, int]
 
 
@@ -97,6 +100,7 @@ class Storage:
             )
         except (sqlite3.Error, OSError) as error:
             raise StoreFailed(f"cannot open {path}: {error}") from error
+        self._db.text_factory = bytes  # a blob whose type was damaged is a row like others
         try:
             self._prepare()
             self._heads: dict[int, bytes] = dict(self._db.execute("SELECT head, bytes FROM head"))
@@ -117,14 +121,18 @@ class Storage:
         """Read what is not entries. Raises StoreCorrupt."""
         try:
             geneses = self._db.execute("SELECT id, genesis FROM namespace").fetchall()
-            faults = self._db.execute("SELECT namespace, proof FROM fault").fetchall()
-            meta = dict(self._db.execute("SELECT key, value FROM meta").fetchall())
+            faults = self._db.execute("SELECT namespace, chain, proof FROM fault").fetchall()
+            digests: dict[bytes, dict[bytes, bytes]] = {}
+            for namespace, chain, proof in faults:
+                digests.setdefault(namespace, {})[chain] = hashlib.sha256(proof).digest()
+            meta = self._db.execute("SELECT key, value FROM meta").fetchall()
+            numbers = {key.decode(): int(value) for key, value in meta}
             decoded = [codec.decode(raw, genesis_decoder, len(raw)) for _, raw in geneses]
-        except (sqlite3.DatabaseError, BadMessage, TypeError) as error:
+        except (sqlite3.DatabaseError, BadMessage, TypeError, ValueError) as error:
             raise StoreCorrupt(f"{self.path} is damaged: {error}") from error
         if [one.id for one in decoded] != [id for id, _ in geneses]:
             raise StoreCorrupt(f"{self.path} is damaged: a namespace is not what its ID says")
-        return Kept(decoded, faults, meta)
+        return Kept(decoded, [(one, proof) for one, _, proof in faults], digests, numbers)
 
     def read(self, after: int, limit: int) -> tuple[list[Record], list[int], int]:
         """Read the next rows: the entries, the rows that are damaged, the last row (0: no more).
@@ -146,7 +154,7 @@ class Storage:
                 body = heads[head] + rest
                 if _checksum(body, signature) != checksum:
                     raise BadMessage("checksum")
-                record = unseal(Signed(body, signature))
+                record = read_back(Signed(body, signature))
             except (BadMessage, KeyError, TypeError):
                 damaged.append(row)
                 continue
@@ -168,14 +176,19 @@ class Storage:
             db.executemany("INSERT INTO head VALUES (?, ?)", _swapped(new_heads).items())
             db.executemany("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?)", rows)
             db.executemany("DELETE FROM entry WHERE row = ?", [(row,) for row in changes.dead])
-            db.executemany("INSERT OR REPLACE INTO fault VALUES (?, ?, ?)", changes.faults)
+            db.executemany(
+                "INSERT OR REPLACE INTO fault VALUES (?, ?, ?)",
+                [fault for fault in changes.faults if fault[2]],
+            )
+            db.executemany(
+                "DELETE FROM fault WHERE namespace = ? AND chain = ?",
+                [fault[:2] for fault in changes.faults if not fault[2]],
+            )
             db.executemany(
                 "INSERT OR REPLACE INTO namespace VALUES (?, ?)",
                 [(genesis.id, codec.encode(genesis)) for genesis in changes.geneses],
             )
             db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", changes.meta.items())
-            if changes.dead:
-                self._shrink()
             db.execute("COMMIT")
         except sqlite3.Error as error:
             self._roll_back()
@@ -184,6 +197,8 @@ class Storage:
         self._heads |= _swapped(new_heads)
         for row, record in enumerate(changes.records, first):
             record.row = row
+        if changes.dead:
+            self._shrink()
 
     def fold_log(self) -> None:
         """Put the log into the file and empty it: a full disk may have room for more after that."""
@@ -229,17 +244,21 @@ class Storage:
             db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")
             return
         faults = db.execute("PRAGMA quick_check(1)").fetchall()  # 30 ms for 100,000 entries
-        if faults != [("ok",)]:
-            raise StoreCorrupt(f"{self.path} is damaged: {faults[0][0]}")
+        if faults != [(b"ok",)]:
+            raise StoreCorrupt(f"{self.path} is damaged: {faults[0][0].decode()}")
         # Only here: while the daemon runs the table of heads is bounded, but not tidy.
         db.execute("DELETE FROM head WHERE head NOT IN (SELECT head FROM entry)")
 
     def _shrink(self) -> None:
         """Give pages back to the disk, some at a time, once a quarter of the file is free."""
-        (free,) = self._db.execute("PRAGMA freelist_count").fetchone()
-        (pages,) = self._db.execute("PRAGMA page_count").fetchone()
-        if free > FREE_PAGES and free > pages // 4:
-            self._db.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
+        try:
+            (free,) = self._db.execute("PRAGMA freelist_count").fetchone()
+            (pages,) = self._db.execute("PRAGMA page_count").fetchone()
+            if free > FREE_PAGES and free > pages // 4:
+                # Not `execute`, which takes one step of a pragma without columns: one page.
+                self._db.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
+        except sqlite3.Error:
+            return  # the file stays as large as it is; what was committed is
 
     def _failed(self, error: sqlite3.Error) -> StoreFailed:
         if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL or _is_full(Path(self.path)):

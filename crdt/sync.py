@@ -1,39 +1,29 @@
-"""Drives syncs: with a peer that has just connected, and now and then with a random one."""
+"""When to sync: with a peer that has just connected, and now and then with two others."""
 
 import math
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import trio
 
 from crdt import wire
-from crdt.entry import Record, Signed
-from crdt.merge import Replica
-from crdt.reconcile import Session, compare, supply
+from crdt.exchange import Exchange, Store
+from crdt.shown import SyncReport
 from wire import codec
 from wire.errors import Busy, ShoalError
 from wire.ids import PeerId
-from wire.ports import Network
+from wire.ports import Clock, Network, OffLoop
 
-REQUEST_S = 10.0  # for one answer; the other side may be checking 500 signatures and syncing disk
 WORKERS = 4  # syncs led at a time; each holds a few frames of memory
-QUEUE_MAX = 256  # peers waiting to be synced with; when full, the random sync gets to them
+QUEUE_MAX = 256  # peers waiting to be synced with; when full, later rounds get to them
 TRIES = 3  # with a peer that has just connected: its store may be starting still
 RETRY_S = 1.0
 ANSWERS_MAX = 4  # requests of one peer at a time: it may lead three sessions with us (as it comes,
 # by chance, as it leaves), one request each. More are told that we are busy.
 YIELD_S = 0.5  # the peer with the larger ID lets the other lead; then usually nothing differs
-
-
-@dataclass
-class SyncReport:
-    """What one sync moved."""
-
-    round_trips: int = 0
-    entries_in: int = 0
-    entries_out: int = 0
+JITTER = 0.25  # share of the interval, so that nodes that start together drift apart
+PEERS_MAX = 1024  # whose last session is remembered; when full, the oldest goes
 
 
 class Syncer:
@@ -42,31 +32,33 @@ class Syncer:
     def __init__(
         self,
         network: Network,
-        replica: Replica,
-        take: Callable[[list[Signed]], Awaitable[list[Record]]],
+        store: Store,
+        clock: Clock,
         *,
+        off_loop: OffLoop,
         peers: Callable[[], list[PeerId]],
         interval_s: float,
         rng: random.Random,
     ) -> None:
-        self._network, self._replica, self._take = network, replica, take
+        self._own, self._store, self._clock = network.peer, store, clock
+        self._exchange = Exchange(network, store, clock, off_loop)
         self._peers, self._interval_s, self._rng = peers, interval_s, rng
-        self._queue, self._queued = trio.open_memory_channel[PeerId](QUEUE_MAX)
+        self._queue, self._queued = trio.open_memory_channel[tuple[PeerId, int]](QUEUE_MAX)
         self._waiting: set[PeerId] = set()
         self._answering: Counter[PeerId] = Counter()  # only peers that wait for us now
-        self._turn = trio.Lock()  # one answer per turn of the loop, however many ask at once
+        self._turn = trio.Lock()  # one answer at a time, however many ask: bounds time and memory
+        self._tried: dict[PeerId, float] = {}  # when a session with a peer began last
         self.totals = SyncReport()
         self.done = self.failed = 0
 
+    @property
+    def clock_skew_ms(self) -> int:
+        """How far this clock is ahead of the median of the peers'; 0 if fewer than 3 are known."""
+        return self._exchange.clocks.skew_ms(self._clock.now())
+
     def peer_up(self, peer: PeerId) -> None:
-        """Sync with a peer soon."""
-        if peer in self._waiting:
-            return
-        try:
-            self._queue.send_nowait(peer)
-        except trio.WouldBlock:
-            return
-        self._waiting.add(peer)
+        """Sync soon with a peer that has connected."""
+        self._enqueue(peer, TRIES)
 
     async def run(self) -> None:
         """Sync until cancelled."""
@@ -82,60 +74,72 @@ class Syncer:
             raise Busy(f"{ANSWERS_MAX} sync requests of yours are being answered")
         self._answering[peer] += 1
         try:
-            return codec.encode(await self._answer(message))
+            async with self._turn:
+                request = wire.decode_request(message)
+                return codec.encode(await self._exchange.answer(peer, request))
         finally:
             self._answering[peer] -= 1
             if not self._answering[peer]:
                 del self._answering[peer]
 
-    async def _answer(self, message: bytes) -> wire.Answer:
-        async with self._turn:
-            request = codec.decode(message, wire.request_decoder, wire.FRAME_MAX)
-            match request:
-                case wire.Compare():
-                    return compare(self._replica, request)
-                case wire.Want():
-                    return supply(self._replica, request)
-                case wire.Push(entries):
-                    pass
-        return wire.Taken(len(await self._take(entries)))
-
     async def sync_with(self, peer: PeerId) -> SyncReport:
-        """Lead one session. Raises PeerUnreachable, DeadlineExceeded, RemoteError, BadMessage."""
-        session = Session(self._replica)
+        """Lead one session. Raises PeerUnreachable, DeadlineExceeded, RemoteError, BadMessage,
+        StoreFailed.
+        """
+        self._note(peer)
+        report = SyncReport()
         try:
-            while (request := session.next_request()) is not None:
-                frame = codec.encode(request)
-                reply = await self._network.request(peer, frame, timeout_s=REQUEST_S)
-                answer = codec.decode(reply, wire.answer_decoder, wire.FRAME_MAX)
-                entries = session.receive(answer)
-                if entries:
-                    await self._take(entries)
+            is_whole = await self._exchange.lead(peer, report)
         except ShoalError:
             self.failed += 1
             raise
+        finally:
+            self.totals.round_trips += report.round_trips
+            self.totals.entries_in += report.entries_in
+            self.totals.entries_out += report.entries_out
+            self.totals.overhead_bytes += report.overhead_bytes
         self.done += 1
-        self.totals.round_trips += session.round_trips
-        self.totals.entries_in += session.entries_in
-        self.totals.entries_out += session.entries_out
-        return SyncReport(session.round_trips, session.entries_in, session.entries_out)
+        if is_whole:
+            self._store.on_synced(peer)
+        return report
+
+    def _note(self, peer: PeerId) -> None:
+        self._tried.pop(peer, None)
+        if len(self._tried) >= PEERS_MAX:
+            del self._tried[next(iter(self._tried))]
+        self._tried[peer] = self._clock.now()
+
+    def _enqueue(self, peer: PeerId, tries: int) -> None:
+        if peer in self._waiting:
+            return
+        try:
+            self._queue.send_nowait((peer, tries))
+        except trio.WouldBlock:
+            return
+        self._waiting.add(peer)
 
     async def _work(self) -> None:
-        async for peer in self._queued:
+        async for peer, tries in self._queued:
             self._waiting.discard(peer)
-            if self._network.peer > peer:
+            if tries > 1 and self._own > peer:
                 await trio.sleep(YIELD_S)
-            for attempt in range(TRIES):
+            for attempt in range(tries):
                 if peer not in self._peers() or await self._try(peer):
                     break
-                await trio.sleep(RETRY_S * 2**attempt)
+                if attempt + 1 < tries:
+                    await trio.sleep(RETRY_S * 2**attempt)
 
     async def _wander(self) -> None:
+        """One peer by chance, so that news spreads fast; and the one that was not asked longest, so
+        that nobody is left out.
+        """
         while True:
-            await trio.sleep(self._interval_s * self._rng.uniform(0.75, 1.25))
+            await trio.sleep(self._interval_s * self._rng.uniform(1 - JITTER, 1 + JITTER))
             peers = self._peers()
             if peers:
-                await self._try(self._rng.choice(peers))
+                longest = min(peers, key=lambda peer: self._tried.get(peer, -math.inf))
+                self._enqueue(longest, 1)
+                self._enqueue(self._rng.choice(peers), 1)
 
     async def _try(self, peer: PeerId) -> bool:
         """Sync; a failure is counted in `failed` and is the peer's or the link's, not ours."""

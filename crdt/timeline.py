@@ -9,14 +9,14 @@ pass over the set at most.
 import hashlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Protocol
 
 STAMP_BYTES = 40  # hlc (8) and id (32), see crdt/entry.py
-PRINT_BYTES = 8  # of a fingerprint or short id: salted per session, so 64 bits cannot be prepared for
+PRINT_BYTES = 8  # of a fingerprint or short id: salted per session, nobody prepares for 64 bits
 START = b""  # a bound below all stamps
 END = b"\xff"  # a bound above all stamps: an hlc has 63 bits
-CHUNK = 512  # stamps that are kept in one list: inserting moves so many pointers (4 KiB) at most x 2
+CHUNK = 512  # stamps of a list that was just cut in two: inserting moves 8 kB of pointers at most
 
 
 class Timeline:
@@ -28,7 +28,7 @@ class Timeline:
         ordered = sorted(set(stamps))
         self._chunks = [ordered[at : at + CHUNK] for at in range(0, len(ordered), CHUNK)]
         self._firsts = [chunk[0] for chunk in self._chunks]
-        self._starts: list[int] | None = None  # positions of the chunks' firsts; None after a change
+        self._starts: list[int] | None = None  # positions of the firsts; None after a change
         self._count = len(ordered)
 
     def __len__(self) -> int:
@@ -37,6 +37,10 @@ class Timeline:
     def __iter__(self) -> Iterator[bytes]:
         for chunk in self._chunks:
             yield from chunk
+
+    def __reversed__(self) -> Iterator[bytes]:
+        for chunk in reversed(self._chunks):
+            yield from reversed(chunk)
 
     def __contains__(self, stamp: object) -> bool:
         if not isinstance(stamp, bytes) or not self._chunks:
@@ -120,8 +124,7 @@ def print_of(nonce: bytes, stamps: Sequence[bytes]) -> bytes:
 
 def prints_of(nonce: bytes, stamps: Ordered, bounds: Sequence[bytes]) -> bytes:
     """Fingerprint the ranges between neighbouring bounds; joined."""
-    pairs = zip(bounds, bounds[1:], strict=False)
-    return b"".join(print_of(nonce, stamps.between(low, high)) for low, high in pairs)
+    return b"".join(print_of(nonce, stamps.between(low, high)) for low, high in pairwise(bounds))
 
 
 def short(nonce: bytes, stamp: bytes) -> bytes:

@@ -5,6 +5,8 @@ lone write never waits for company and many share one sync of the disk. What mer
 deleted with a later commit: a crash between the two is healed when the file is loaded.
 """
 
+import hashlib
+import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -14,12 +16,12 @@ from pathlib import Path
 
 import trio
 
-from crdt.batch import Batch, News, NotAllowed, StoreFull, closed
-from crdt.clock import ClockError
+from crdt.batch import Batch, News, closed, refusal
 from crdt.entry import Record
 from crdt.fault import Proven
+from crdt.namespace import Genesis
 from crdt.own import Build, OwnChains, Pending
-from crdt.replica import Replica
+from crdt.replica import Change, Replica
 from crdt.storage import Changes, Kept, Storage, StoreFailed
 from wire import codec
 from wire.errors import ShoalError
@@ -72,16 +74,22 @@ class Writer:
         signer: Signer,
         disk: OffLoop,
         on_news: Callable[[News], None],
+        *,
+        on_refused: Callable[[Record, str], None] = lambda record, reason: None,
     ) -> None:
+        """`on_refused` hears of each entry of others that may not come in, and why."""
         self._path, self._replicas, self._clock = path, replicas, clock
-        self._disk, self._on_news = disk, on_news
+        self._disk, self._on_news, self._on_refused = disk, on_news, on_refused
         self._own = OwnChains(signer)
         self._storage: Storage | None = None
         self._group = _Group()
         self._wake = trio.lowlevel.ParkingLot()
         self._is_closed = False
         self._dead: list[int] = []
-        self._faults: dict[bytes, Proven] = {}  # found while merging, by digest; not on the disk
+        self._fault_digests: dict[
+            bytes, dict[bytes, bytes]
+        ] = {}  # on the disk, by namespace, chain
+        self._accused = set[bytes]()  # namespaces whose proofs may differ from those on the disk
         self._synced_ms = self._synced_kept_ms = 0
         self._probe_s = PROBE_MIN_S
         self.is_writable = True
@@ -112,9 +120,28 @@ class Writer:
             raise batch.error
         return batch.news
 
-    def forget(self, dropped: Sequence[Record]) -> None:
-        """Delete what a replica has dropped, some time soon."""
-        self._dead.extend(record.row for record in dropped if record.row)
+    def found(self, proven: Proven) -> None:
+        """Keep a proof that was made here, some time soon. If the disk does not take it, it is
+        found again.
+        """
+        self._group.batches.append(Batch(faults=[proven]))
+        self._wake.unpark()
+
+    def keep(self, genesis: Genesis) -> None:
+        """Put a namespace on the disk with the next commit, and so before its entries."""
+        self._group.batches.append(Batch(geneses=[genesis]))
+        self._wake.unpark()
+
+    def settle(self, replica: Replica, change: Change) -> None:
+        """Bring the file in line, some time soon, with what a replica did by itself: `pop_due`,
+        `drop`.
+        """
+        self._forget(change.dropped)
+        self._wake.unpark()
+        if change.fault is not None:
+            self._accused.add(replica.id)
+            if self._own.is_current(replica.id, change.fault.chain):
+                self._own.restart()
 
     def note_synced(self, wall_ms: int) -> None:
         """Remember when the last sync ended, to the minute."""
@@ -133,6 +160,7 @@ class Writer:
         try:
             kept = await self._disk(storage.kept)
             self._synced_ms = self._synced_kept_ms = kept.meta.get(SYNCED, 0)
+            self._fault_digests = kept.digests
             yield kept
         finally:
             self._is_closed = True
@@ -153,11 +181,15 @@ class Writer:
                 return
             self.damaged += len(damaged)
             self._dead.extend(damaged)
-            for record in records:
-                replica = self._replicas.get(record.namespace)
-                if replica is not None:
-                    self._own.observe(replica.genesis, replica.id, record.hlc, now_ms)
-                    self._merge(replica, record, now_ms, News("disk"))
+            known = [record for record in records if record.namespace in self._replicas]
+            for record in known:
+                replica = self._replicas[record.namespace]
+                change = replica.merge(record, now_ms)
+                if not change.is_added:
+                    self._dead.append(record.row)
+                if change.dropped or change.fault is not None:
+                    self.settle(replica, change)
+            self._observe(known, now_ms)
 
     async def run(self) -> None:
         """Write until cancelled."""
@@ -185,23 +217,26 @@ class Writer:
             await group.taken.wait()
 
     async def _gather(self) -> None:
-        """Wait until there is something to commit."""
+        """Wait until there is something to commit, or it is time for chores or another try."""
+        deadline = math.inf if self.is_writable else trio.current_time() + self._probe_s
         while not self._group.writes and not self._group.batches:
-            wait_s = DELETE_S if self._has_chores() else float("inf")
-            with trio.move_on_after(wait_s if self.is_writable else self._probe_s) as scope:
+            if self.is_writable and self._has_chores():
+                deadline = min(deadline, trio.current_time() + DELETE_S)
+            with trio.move_on_at(deadline) as scope:
                 await self._wake.park()
             if scope.cancelled_caught:
                 return
 
     def _has_chores(self) -> bool:
         is_late = self._synced_ms >= self._synced_kept_ms + SYNCED_STEP_MS
-        return bool(self._dead or self._faults) or is_late
+        return bool(self._dead or self._accused) or is_late
 
     async def _commit(self, storage: Storage, group: _Group) -> None:
         now_ms = self._clock.wall_ms()
+        news = [self._judge(batch) for batch in group.batches]
         fresh = self._admit(group.batches, now_ms)
         pending = self._draft(group.writes, now_ms)
-        changes = self._changes(group, [one for batch in fresh for one in batch], now_ms)
+        changes = self._changes(group, [record for records in fresh for record in records], now_ms)
         is_probe = not self.is_writable and not pending and not changes.records
 
         def work() -> list[Record]:
@@ -215,39 +250,76 @@ class Writer:
         try:
             own = await self._disk(work)
         except StoreFailed as error:
-            self._own.restart()
-            self.is_writable = False
-            self._probe_s = min(self._probe_s * 2, PROBE_MAX_S)
-            self._dead.extend(changes.dead)
+            self._failed(changes)
             for write, _ in pending:
                 write.error = error
             for batch in group.batches:
                 batch.error = error
             return
         self._kept(changes)
-        await self._publish([write for write, _ in pending], own, group.batches, fresh, now_ms)
+        for (write, _), record in zip(pending, own, strict=True):
+            write.record, write.error = record, None
+        await self._take(own, News("own"), now_ms)
+        for batch, records, told in zip(group.batches, fresh, news, strict=True):
+            await self._take(records, told, now_ms)
+            batch.news, batch.error = told.added, None
+
+    def _judge(self, batch: Batch) -> News:
+        """Merge proofs. They stand for themselves, so here memory may be ahead of the disk, and
+        the replica says which are kept at all.
+        """
+        news = News(batch.source)
+        for proven in batch.faults:
+            replica = self._replicas.get(proven.namespace)
+            if replica is not None:
+                change = replica.merge_fault(proven)
+                self.settle(replica, change)
+                news.note(replica.id, change)
+        return news
 
     def _changes(self, group: _Group, records: list[Record], now_ms: int) -> Changes:
         """Return what the next transaction does; the dead rows in it are its own from here on."""
-        handed_in = (one for batch in group.batches for one in batch.faults if self._is_news(one))
-        faults = [*self._faults.values(), *handed_in]
-        faults.sort(key=lambda one: one.rank, reverse=True)  # of a chain the smallest stays: last
         dead, self._dead = self._dead[:DEAD_MAX], self._dead[DEAD_MAX:]
         meta = {SYNCED: self._synced_ms} if self._synced_ms > self._synced_kept_ms else {}
         if not self.is_writable:
             meta[PROBE] = now_ms
-        return Changes(
-            records,
-            dead,
-            [(one.namespace, one.chain, codec.encode(one.fault)) for one in faults],
-            [genesis for batch in group.batches for genesis in batch.geneses],
-            meta,
-        )
+        geneses = [genesis for batch in group.batches for genesis in batch.geneses]
+        return Changes(records, dead, self._new_faults(), geneses, meta)
 
-    def _is_news(self, proven: Proven) -> bool:
-        replica = self._replicas.get(proven.namespace)
-        known = replica.faults.get(proven.chain) if replica is not None else proven
-        return known is None or proven.rank < known.rank
+    def _new_faults(self) -> list[tuple[bytes, bytes, bytes]]:
+        """Return in what the proofs on the disk differ from those of the replicas."""
+        found: list[tuple[bytes, bytes, bytes]] = []
+        accused, self._accused = self._accused, set()
+        for namespace in accused:
+            on_disk, faults = (
+                self._fault_digests.get(namespace, {}),
+                self._replicas[namespace].faults,
+            )
+            for chain, proven in faults.items():
+                if on_disk.get(chain) != proven.digest:
+                    found.append((namespace, chain, codec.encode(proven.fault)))
+            found += [
+                (namespace, chain, b"")
+                for chain, digest in on_disk.items()
+                if digest and chain not in faults
+            ]
+        return found
+
+    def _failed(self, changes: Changes) -> None:
+        """The disk did not take it, or did and failed to say so: our chains end here."""
+        self._own.restart()
+        self.is_writable = False
+        self._probe_s = min(self._probe_s * 2, PROBE_MAX_S)
+        self._dead.extend(changes.dead)
+        self._accused.update(namespace for namespace, _, _ in changes.faults)
+
+    def _kept(self, changes: Changes) -> None:
+        """The disk took it."""
+        self.is_writable, self._probe_s = True, PROBE_MIN_S
+        self._synced_kept_ms = changes.meta.get(SYNCED, self._synced_kept_ms)
+        for namespace, chain, proof in changes.faults:
+            on_disk = self._fault_digests.setdefault(namespace, {})
+            on_disk[chain] = hashlib.sha256(proof).digest() if proof else b""
 
     def _admit(self, batches: list[Batch], now_ms: int) -> list[list[Record]]:
         """Return what of each batch is new and allowed, each entry once."""
@@ -260,11 +332,12 @@ class Writer:
                 reason = replica.refusal(record, now_ms) if replica is not None else "unknown"
                 if reason:
                     self.refused[reason] += 1
+                    self._on_refused(record, reason)
                 elif replica and replica.is_news(record) and record.stamp not in taken:
                     taken.add(record.stamp)
                     news.append(record)
-                    if self._own.is_current(record):  # not by us: this process has a double
-                        self._own.restart()
+                    if self._own.is_current(record.namespace, record.chain):
+                        self._own.restart()  # it is not by us: this process has a double
             fresh.append(news)
         return fresh
 
@@ -285,7 +358,10 @@ class Writer:
                 if made is None:
                     write.error = None
                     continue
-                self._check(replica.refusal(made.shape, now_ms), write.key)
+                reason = replica.refusal(made.shape, now_ms)
+                if reason:
+                    self.refused[reason] += 1
+                    raise refusal(reason, write.key)
             except ShoalError as error:
                 write.error = error
                 continue
@@ -294,63 +370,35 @@ class Writer:
             before.setdefault(place, []).append(made.shape)
         return pending
 
-    def _check(self, reason: str, key: str) -> None:
-        if not reason:
-            return
-        self.refused[reason] += 1
-        if reason == "future":
-            raise ClockError(f"{key!r} would be stamped too far ahead of this clock")
-        if reason in ("full", "author_full"):
-            raise StoreFull(f"no room for {key!r}: {reason}")
-        raise NotAllowed(f"{key!r} may not be written here: {reason}")
-
-    async def _publish(
-        self,
-        writes: list[_Write],
-        own: list[Record],
-        batches: list[Batch],
-        fresh: list[list[Record]],
-        now_ms: int,
-    ) -> None:
-        """Merge what is on the disk now, and tell of it."""
-        for write, record in zip(writes, own, strict=True):
-            write.record, write.error = record, None
-        if own:
-            await self._take(own, News("own"), now_ms)
-        for batch, records in zip(batches, fresh, strict=True):
-            news = News(batch.source)
-            for proven in filter(self._is_news, batch.faults):
-                replica = self._replicas[proven.namespace]
-                change = replica.merge_fault(proven)
-                news.note(replica.id, change)
-                self.forget(change.dropped)
-            await self._take(records, news, now_ms)
-            batch.news, batch.error = news.added, None
-
     async def _take(self, records: list[Record], news: News, now_ms: int) -> None:
         for start in range(0, len(records), MERGE_SLICE):
             if start:
                 await trio.lowlevel.checkpoint()
-            for record in records[start : start + MERGE_SLICE]:
-                replica = self._replicas[record.namespace]
-                self._own.observe(replica.genesis, replica.id, record.hlc, now_ms)
-                self._merge(replica, record, now_ms, news)
+            self._merge(records[start : start + MERGE_SLICE], news, now_ms)
         if news.added or news.faults or news.keys:
             self._on_news(news)
 
-    def _merge(self, replica: Replica, record: Record, now_ms: int, news: News) -> None:
-        change = replica.merge(record, now_ms)
-        if change.is_added:
-            news.added.append(record)
-        else:
-            self._dead.append(record.row)
-        if change.fault is not None:
-            self._faults[change.fault.digest] = change.fault
-        news.note(replica.id, change)
-        self.forget(change.dropped)
+    def _merge(self, records: list[Record], news: News, now_ms: int) -> None:
+        for record in records:
+            replica = self._replicas[record.namespace]
+            change = replica.merge(record, now_ms)
+            self.settle(replica, change)
+            if change.is_added:
+                news.added.append(record)
+            else:
+                self._dead.append(record.row)
+            news.note(record.namespace, change)
+        self._observe(records, now_ms)
 
-    def _kept(self, changes: Changes) -> None:
-        """The disk took it."""
-        self.is_writable, self._probe_s = True, PROBE_MIN_S
-        self._synced_kept_ms = changes.meta.get(SYNCED, self._synced_kept_ms)
-        self._faults.clear()  # none are found while a commit is on its way
+    def _forget(self, dropped: Sequence[Record]) -> None:
+        self._dead.extend(record.row for record in dropped if record.row)
+
+    def _observe(self, records: list[Record], now_ms: int) -> None:
+        """Have our clocks follow the latest of each namespace."""
+        latest: dict[bytes, bytes] = {}
+        for record in records:
+            if record.stamp > latest.get(record.namespace, b""):
+                latest[record.namespace] = record.stamp
+        for namespace, stamp in latest.items():
+            hlc = int.from_bytes(stamp[:8])
+            self._own.observe(self._replicas[namespace].genesis, namespace, hlc, now_ms)

@@ -24,6 +24,7 @@ import node.control.openai as openai_routes
 import node.control.rpc as rpc_routes
 import node.control.runs as run_routes
 from crdt.service import StoreService
+from crdt.wire import FRAME_MAX as SYNC_FRAME_MAX
 from dht.service import DhtService
 from node.apps.service import AppRpc
 from node.channels import ChannelDesk, origin_of
@@ -119,14 +120,16 @@ class Daemon:
             origin=origin_of(self.host.peers),
         )
         self.store = StoreService(
-            self.rpc.network("crdt.sync"),
+            self.rpc.network("crdt.sync", frame_max=SYNC_FRAME_MAX),
             self.channels,
             self.clock,
             start.signer,
             home.store,
             peers=peers,
+            salt=swarm_tag(start.swarm.key).encode(),
+            blobs=self.blobs,
         )
-        self.rpc.answer("crdt.sync", self.store.answer)
+        self.rpc.answer("crdt.sync", self.store.answer, frame_max=SYNC_FRAME_MAX)
         self.membership = Membership(
             self.store, self.host, self._about_us, self.clock, finder=self.dht
         )

@@ -1,0 +1,281 @@
+"""One session with a peer, and one answer to another's: the ways in and out of the store."""
+
+import secrets
+import statistics
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol, TypeVar
+
+import trio
+
+from crdt import answers, wire
+from crdt.entry import Record, Signed, is_signed
+from crdt.fault import Fault
+from crdt.holding import Held, Holding
+from crdt.intake import follows
+from crdt.ranges import Give, Settle, Take, TakeProofs
+from crdt.reconcile import lead
+from crdt.shown import SyncReport
+from wire import codec
+from wire.errors import BadMessage, ShoalError
+from wire.ids import PeerId
+from wire.ports import Clock, Network, OffLoop
+
+T = TypeVar("T")
+
+REQUEST_S = 15.0  # for one answer; the other side may be checking 1,000 signatures and syncing disk
+SESSION_S = 120.0  # for a session: a slow peer holds one of our workers no longer
+SESSION_BYTES_MAX = 64 * 1024 * 1024  # both ways
+ROUND_TRIPS_MAX = 2_000  # of one session. Where it is cut, the next one goes on
+PEERS_MAX = 1024  # whose clocks are remembered; when full, the oldest goes
+CLOCKS_MIN = 3  # peers whose clocks have a median worth telling
+CLOCK_S = 3600.0  # how long the clock of a peer counts
+
+
+class Store(Protocol):
+    """What a sync needs of the store."""
+
+    def replicas(self) -> Mapping[bytes, Held]:
+        """Every namespace that is replicated here, by ID."""
+        ...
+
+    async def take(self, peer: PeerId, namespace: bytes, signed: list[Signed]) -> int:
+        """Check, write and merge; returns how many were news. Raises BadMessage if one is not
+        signed by its author or of another namespace, StoreFailed.
+        """
+        ...
+
+    async def take_faults(self, namespace: bytes, faults: list[Fault]) -> None:
+        """Check, write and merge. Raises BadMessage if one proves nothing, StoreFailed."""
+        ...
+
+    def on_synced(self, peer: PeerId) -> None:
+        """A session with a peer has come to its end."""
+        ...
+
+    def on_bad(self, namespace: bytes, record: Record) -> None:
+        """What we hold is not signed by its author, though it is in its chain: a fault."""
+        ...
+
+
+@dataclass
+class Clocks:
+    """How far the clocks of peers are from ours, in milliseconds. Each peer counts once."""
+
+    _ahead_ms: dict[PeerId, tuple[int, float]] = field(
+        default_factory=dict[PeerId, tuple[int, float]]
+    )
+
+    def note(self, peer: PeerId, ahead_ms: int, now: float) -> None:
+        """Remember that a peer's clock is so far ahead of ours."""
+        self._ahead_ms.pop(peer, None)
+        if len(self._ahead_ms) >= PEERS_MAX:
+            del self._ahead_ms[next(iter(self._ahead_ms))]
+        self._ahead_ms[peer] = ahead_ms, now
+
+    def skew_ms(self, now: float) -> int:
+        """How far our clock is ahead of the median of the peers'; 0 if there are too few."""
+        fresh = [ahead for ahead, since in self._ahead_ms.values() if now < since + CLOCK_S]
+        return -round(statistics.median(fresh)) if len(fresh) >= CLOCKS_MIN else 0
+
+
+@dataclass
+class Exchange:
+    """Leads sessions and answers requests. Keeps what the replicas refused lately, and clocks."""
+
+    network: Network
+    store: Store
+    clock: Clock
+    off_loop: OffLoop
+    clocks: Clocks = field(default_factory=Clocks)
+    _holdings: dict[bytes, Holding] = field(default_factory=dict[bytes, Holding])
+
+    async def lead(self, peer: PeerId, report: SyncReport) -> bool:
+        """Lead one session; False if it was cut. Raises PeerUnreachable, DeadlineExceeded,
+        RemoteError, BadMessage, StoreFailed. `report` grows as it goes.
+        """
+        session = _Session(self, peer, report)
+        with trio.move_on_after(SESSION_S):
+            return await session.run()
+        return False
+
+    async def answer(self, peer: PeerId, request: wire.Request) -> wire.Answer:
+        """Answer one request. Raises BadMessage, StoreFailed."""
+        match request:
+            case wire.Hello():
+                return answers.welcome(self.holdings(), request, self.clock.wall_ms())
+            case wire.Compare():
+                found = answers.compare(self._holding(request.namespace), request)
+                entries = await self.fit_to_send(request.namespace, found.records)
+                lacks = b"".join(found.lacks)
+                return wire.Differences(found.handled, found.cut, found.ranges, lacks, entries)
+            case wire.Law():
+                law = answers.law(self._holding(request.namespace), request)
+                entries = await self.fit_to_send(request.namespace, law.records)
+                return wire.LawFound(law.upto, law.proofs, law.wanted, law.lacks, entries)
+            case wire.Heads():
+                return answers.heads(self._holding(request.namespace), request)
+            case wire.Pull():
+                runs = answers.pull(self._holding(request.namespace), request)
+                entries = await self.fit_to_send(request.namespace, runs.records)
+                return wire.Entries(runs.handled, runs.seq, entries)
+            case wire.Push(namespace, entries, proofs):
+                self._holding(namespace)
+                if proofs:
+                    await self.store.take_faults(namespace, proofs)
+                return wire.Taken(await self.take(peer, namespace, entries) if entries else 0)
+
+    def _holding(self, namespace: bytes) -> Holding:
+        holding = self.holdings().get(namespace)
+        if holding is None:
+            raise BadMessage(f"the namespace {namespace.hex()[:16]} is not replicated here")
+        return holding
+
+    def holdings(self) -> dict[bytes, Holding]:
+        """Return every replica, with what it refused lately."""
+        replicas, now = self.store.replicas(), self.clock.now()
+        for namespace in self._holdings.keys() - replicas.keys():
+            del self._holdings[namespace]
+        for namespace, replica in replicas.items():
+            holding = self._holdings.get(namespace)
+            if holding is None or holding.replica is not replica:
+                holding = self._holdings[namespace] = Holding(replica)
+            holding.refusals.expire(now)
+        return self._holdings
+
+    async def take(self, peer: PeerId, namespace: bytes, entries: list[Signed]) -> int:
+        """Hand entries to the store, and remember those it did not keep. One with a wrong signature
+        is not remembered: the store raises BadMessage, and another peer may have the right one.
+        """
+        news = await self.store.take(peer, namespace, entries)
+        holding = self.holdings().get(namespace)
+        if holding is not None:
+            now = self.clock.now()
+            for stamp in map(wire.stamp_of, entries):
+                if stamp not in holding.replica.records:
+                    holding.refusals.note(stamp, now)
+        return news
+
+    async def fit_to_send(self, namespace: bytes, records: list[Record]) -> list[Signed]:
+        """Leave out what the receiver would find wrong: entries whose signature nothing that goes
+        with them proves, and which turn out not to have one.
+        """
+        while loose := _loose(records):
+            await self.off_loop(partial(_check, loose))
+            bad = {one.stamp for one in loose if not one.is_checked}
+            for record in loose:
+                if record.stamp in bad:
+                    self.store.on_bad(namespace, record)
+            records = [one for one in records if one.stamp not in bad]
+        return [one.signed for one in records]
+
+
+def _loose(records: list[Record]) -> list[Record]:
+    """Return those that neither their own checked signature nor the next record proves."""
+    if not records:
+        return []
+    pairs = zip(records, [*records[1:], None], strict=True)
+    return [
+        one
+        for one, after in pairs
+        if not one.is_checked and (after is None or not follows(after, one))
+    ]
+
+
+def _check(records: list[Record]) -> None:
+    for record in records:
+        is_signed(record)
+
+
+@dataclass
+class _Session:
+    """Carries out what a leader wants (crdt/reconcile.py). What an answer brought is taken while
+    the next request is under way: one of each at a time, so nothing piles up.
+    """
+
+    exchange: Exchange
+    peer: PeerId
+    report: SyncReport
+    moved: int = 0
+    pending: Take | None = None
+
+    async def run(self) -> bool:
+        """Return True at the end of the session, False where it is cut."""
+        exchange = self.exchange
+        nonce, clock = secrets.token_bytes(8), exchange.clock
+        steps = lead(exchange.holdings(), nonce, clock.wall_ms)
+        answer: wire.Answer | None = None
+        while True:
+            try:
+                effect = steps.send(answer)
+            except StopIteration:
+                await self._take_pending()
+                return True
+            answer = None
+            match effect:
+                case Take():
+                    await self._take_pending()
+                    self.pending = effect
+                case TakeProofs(namespace, proofs):
+                    await exchange.store.take_faults(namespace, proofs)
+                case Settle():
+                    await self._take_pending()
+                case Give(namespace, records, proofs):
+                    entries = await exchange.fit_to_send(namespace, records)
+                    if not entries and not proofs:
+                        continue
+                    taken = await self._ask(wire.Push(namespace, entries, proofs))
+                    if not isinstance(taken, wire.Taken):
+                        raise BadMessage(f"{type(taken).__name__} does not answer a push")
+                    self.report.entries_out += len(entries)
+                case _:
+                    answer = await self._ask(effect)
+            if self.moved > SESSION_BYTES_MAX or self.report.round_trips >= ROUND_TRIPS_MAX:
+                await self._take_pending()
+                return False
+
+    async def _ask(self, request: wire.Request) -> wire.Answer:
+        """Send a request while what is pending is taken."""
+        if self.pending is None:
+            return await self._request(request)
+        results: list[wire.Answer | ShoalError | None] = [None, None]
+
+        async def run(at: int, work: Callable[[], Awaitable[wire.Answer | None]]) -> None:
+            try:
+                results[at] = await work()
+            except ShoalError as error:  # not out of the nursery, which would wrap it in a group
+                results[at] = error
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run, 0, self._take_pending)
+            nursery.start_soon(run, 1, partial(self._request, request))
+        taken, answer = results
+        for result in (taken, answer):
+            if isinstance(result, ShoalError):
+                raise result
+        assert answer is not None
+        assert not isinstance(answer, ShoalError)
+        return answer
+
+    async def _request(self, request: wire.Request) -> wire.Answer:
+        exchange, clock = self.exchange, self.exchange.clock
+        frame = codec.encode(request)
+        sent_ms = clock.wall_ms()
+        reply = await exchange.network.request(self.peer, frame, timeout_s=REQUEST_S)
+        answer = wire.decode_answer(reply)
+        if isinstance(answer, wire.Welcome):
+            ahead_ms = answer.now_ms - (sent_ms + clock.wall_ms()) // 2
+            exchange.clocks.note(self.peer, ahead_ms, clock.now())
+        self.moved += len(frame) + len(reply)
+        self.report.round_trips += 1
+        self.report.overhead_bytes += len(frame) + len(reply)
+        self.report.overhead_bytes -= wire.net_size(wire.entries_of(request))
+        self.report.overhead_bytes -= wire.net_size(wire.entries_of(answer))
+        return answer
+
+    async def _take_pending(self) -> None:
+        if self.pending is not None:
+            take, self.pending = self.pending, None
+            await self.exchange.take(self.peer, take.namespace, take.entries)
+            self.report.entries_in += len(take.entries)

@@ -1,0 +1,149 @@
+"""What users read of the store: from memory, without waiting."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+
+from crdt import reading
+from crdt.entry import peer_of
+from crdt.hall import Hall
+from crdt.proof import prove
+from crdt.replica import Replica
+from crdt.shown import GrantInfo, LogLine, NamespaceInfo, Shown, StoreStats
+from wire.errors import BadMessage
+from wire.ids import Signer
+from wire.ports import Clock, Item
+
+LIST_MAX = 1000  # keys in one answer of `listing`: 2 MB of the largest values
+LOG_MAX = 1000
+
+
+class StoreReader:
+    """The reading half of `StoreService`.
+
+    A `namespace` is a built-in one (`kv`, `swarm`), or one of the directory: its name, NAME@PEER,
+    or hex digits of its ID. What names one raises NotFound, or UsageError if several fit.
+    """
+
+    def __init__(self, hall: Hall, clock: Clock, signer: Signer) -> None:
+        self._hall, self._clock, self._signer = hall, clock, signer
+        self._malformed_values = 0
+
+    def get(self, namespace: str, key: str) -> Item | None:
+        """Read a register or lease from memory; None if absent, deleted or expired."""
+        view = self._hall.spaces.find(namespace).view(key, self._clock.wall_ms())
+        try:
+            return reading.item_of(view)
+        except BadMessage:
+            self._malformed_values += 1
+            return None
+
+    def scan(self, namespace: str, prefix: str = "") -> list[Item]:
+        """Read all live registers and leases whose key starts with `prefix`, in key order."""
+        items: list[Item] = []
+        for view in self._hall.spaces.find(namespace).scan(prefix, self._clock.wall_ms()):
+            try:
+                item = reading.item_of(view)
+            except BadMessage:
+                self._malformed_values += 1
+                continue
+            if item is not None:
+                items.append(item)
+        return items
+
+    def show(self, namespace: str, key: str) -> Shown | None:
+        """Read a key of any kind; None if it shows nothing."""
+        view = self._hall.spaces.find(namespace).view(key, self._clock.wall_ms())
+        return reading.shown(namespace, view) if view is not None else None
+
+    def listing(
+        self, namespace: str, prefix: str = "", *, after: str = "", limit: int = LIST_MAX
+    ) -> list[Shown]:
+        """Read up to `limit` keys that start with `prefix`, from the one behind `after`."""
+        found: list[Shown] = []
+        replica, now_ms = self._hall.spaces.find(namespace), self._clock.wall_ms()
+        for view in replica.scan(prefix, now_ms, after=after):
+            if len(found) >= min(limit, LIST_MAX):
+                break
+            try:
+                found.append(reading.shown(namespace, view))
+            except BadMessage:
+                self._malformed_values += 1
+        return found
+
+    def log(self, namespace: str, prefix: str = "", *, limit: int = 100) -> list[LogLine]:
+        """Return retained entries whose key starts with `prefix`, the latest first."""
+        replica, lines = self._hall.spaces.find(namespace), list[LogLine]()
+        for record in replica.latest():
+            if record.key.startswith(prefix):
+                lines.append(reading.log_line(record, counts=replica.authority.counts(record)))
+                if len(lines) >= min(limit, LOG_MAX):
+                    break
+        return lines
+
+    @asynccontextmanager
+    async def watch(self, namespace: str, prefix: str = "") -> AsyncGenerator[AsyncIterator[str]]:
+        """Yield keys that changed: written, deleted, or a lease that died (within a second)."""
+        replica = self._hall.spaces.find(namespace)
+        with self._hall.watchers.open(replica.id, prefix) as watcher:
+            yield watcher
+
+    def root(self, namespace: str) -> bytes:
+        """32 bytes; equal on two replicas if they hold the same entries."""
+        return self._hall.spaces.find(namespace).root()
+
+    state_root = root
+
+    def prove(self, namespace: str, key: str) -> bytes:
+        """Return a document that shows a third party what `key` holds here, or that it holds
+        nothing; `crdt.proof.verify` checks it by the namespace's ID alone.
+        """
+        replica = self._hall.spaces.find(namespace)
+        return prove(replica, key, self._signer, self._clock.wall_ms())
+
+    def namespaces(self) -> list[NamespaceInfo]:
+        """Return all that this node replicates, the built-in ones first."""
+        infos = [self._info(replica) for replica in self._hall.spaces]
+        return sorted(infos, key=lambda one: (not one.is_built_in, one.name, one.id))
+
+    def namespace(self, name: str) -> NamespaceInfo:
+        """Return one of them."""
+        return self._info(self._hall.spaces.find(name))
+
+    def grants(self, namespace: str) -> list[GrantInfo]:
+        """Return all grants of a namespace, the oldest first."""
+        replica = self._hall.spaces.find(namespace)
+        return [
+            GrantInfo(
+                record.id,
+                record.peer,
+                peer_of(grant.subject),
+                grant.prefix,
+                grant.kinds,
+                grant.not_before_ms,
+                grant.not_after_ms,
+                grant.depth,
+                is_revoked=replica.authority.is_revoked(record.id),
+                above=record.entry.grant,
+            )
+            for record, grant in replica.authority.grants()
+        ]
+
+    def stats(self) -> StoreStats:
+        """Count what happened."""
+        return self._hall.stats(malformed_values=self._malformed_values)
+
+    def _info(self, replica: Replica) -> NamespaceInfo:
+        genesis = replica.genesis
+        return NamespaceInfo(
+            replica.id,
+            genesis.name,
+            peer_of(genesis.owner) if genesis.owner is not None else None,
+            genesis.write,
+            genesis.rules,
+            len(replica.records),
+            replica.size,
+            replica.root(),
+            len(replica.faults),
+            replica.author_count,
+            is_built_in=self._hall.spaces.is_built_in(replica),
+        )

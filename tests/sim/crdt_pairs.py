@@ -1,0 +1,190 @@
+"""Pairs of replicas and a sync between them without tasks: every message goes through its codec."""
+
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from crdt import answers, wire
+from crdt.clock import stamp
+from crdt.entry import NO_LINK, REGISTER, Entry, Record, Signed, unseal
+from crdt.fault import check
+from crdt.holding import Holding
+from crdt.namespace import Genesis, Rules
+from crdt.ranges import Give, Settle, Take, TakeProofs
+from crdt.reconcile import lead
+from crdt.replica import Replica
+from wire import codec
+
+NOW_MS = 1_800_000_000_000
+GENESIS = Genesis(1, "runs", None, "open", b"", Rules(author_entries=1_000_000))
+
+
+def author_of(number: int) -> bytes:
+    return number.to_bytes(32)
+
+
+def unsigned(
+    author: int,
+    seq: int,
+    hlc: int,
+    *,
+    key: str = "",
+    prev: bytes = NO_LINK,
+    value: bytes = b"\x01",
+    instance: int = 0,
+) -> Record:
+    """An entry that looks signed and checked: what is tested here does not look at signatures."""
+    entry = Entry(
+        1,
+        GENESIS.id,
+        author_of(author),
+        instance.to_bytes(8),
+        seq,
+        prev,
+        hlc,
+        REGISTER,
+        key or f"key/{author}/{seq}",
+        value=value,
+    )
+    record = unseal(Signed(codec.encode(entry), bytes(64)))
+    record.is_checked = True
+    return record
+
+
+def history(count: int, authors: int, *, ms: int = 50, seed: int = 1) -> list[Record]:
+    """Entries of many chains, in time order, one about every `ms`; each chain is linked."""
+    rng = random.Random(seed)
+    links: dict[int, tuple[int, bytes]] = {}
+    made: list[Record] = []
+    now = stamp(NOW_MS - count * ms - 60_000)
+    for _ in range(count):
+        now += rng.randrange(1, 2 * ms << 16)
+        author = rng.randrange(authors)
+        seq, prev = links.get(author, (0, NO_LINK))
+        made.append(unsigned(author, seq + 1, now, prev=prev))
+        links[author] = seq + 1, made[-1].link
+    return made
+
+
+def replica_of(records: Iterable[Record], genesis: Genesis = GENESIS) -> Replica:
+    made = Replica(genesis)
+    for record in records:
+        made.merge(record, NOW_MS)
+    return made
+
+
+@dataclass
+class Side:
+    """A replica that refuses what it is told to, and remembers that."""
+
+    replica: Replica
+    refuses: Callable[[Record], bool] = lambda record: False
+    holding: Holding = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.holding = Holding(self.replica)
+
+    def take(self, entries: list[Signed]) -> None:
+        for signed in entries:
+            record = unseal(signed)
+            record.is_checked = True
+            is_fine = not self.refuses(record) and not self.replica.refusal(record, NOW_MS)
+            if is_fine:
+                self.replica.merge(record, NOW_MS)
+            if record.stamp not in self.replica.records:
+                self.holding.refusals.note(record.stamp, 0.0)
+
+    def answer(self, request: wire.Request) -> wire.Answer:
+        match request:
+            case wire.Hello():
+                return answers.welcome({self.replica.id: self.holding}, request, NOW_MS)
+            case wire.Compare():
+                found = answers.compare(self.holding, request)
+                entries = [one.signed for one in found.records]
+                lacks = b"".join(found.lacks)
+                return wire.Differences(found.handled, found.cut, found.ranges, lacks, entries)
+            case wire.Law():
+                law = answers.law(self.holding, request)
+                entries = [one.signed for one in law.records]
+                return wire.LawFound(law.upto, law.proofs, law.wanted, law.lacks, entries)
+            case wire.Heads():
+                return answers.heads(self.holding, request)
+            case wire.Pull():
+                runs = answers.pull(self.holding, request)
+                return wire.Entries(
+                    runs.handled, runs.seq, [record.signed for record in runs.records]
+                )
+            case wire.Push(_, entries, proofs):
+                for fault in proofs:
+                    self.replica.merge_fault(check(fault))
+                self.take(entries)
+                return wire.Taken(len(entries))
+
+
+@dataclass
+class Report:
+    """What a session cost."""
+
+    round_trips: int = 0
+    entries_in: int = 0
+    entries_out: int = 0
+    overhead: int = 0
+    kinds: list[str] = field(default_factory=list[str])
+
+
+def sync(
+    mine: Side, theirs: Side, *, nonce: bytes = b"a nonce!", is_lost: Callable[[], bool] = bool
+) -> Report:
+    """Lead one session; an answer that `is_lost` ends it."""
+    report = Report()
+    steps = lead({mine.replica.id: mine.holding}, nonce, lambda: NOW_MS)
+    answer: wire.Answer | None = None
+    late: Take | None = None  # is taken one request later, as by the driver
+    while True:
+        try:
+            effect = steps.send(answer)
+        except StopIteration:
+            break
+        request: wire.Request | None = None
+        answer = None
+        if late is not None and isinstance(effect, Take | Settle):
+            mine.take(late.entries)
+            late = None
+        match effect:
+            case Take():
+                late = effect
+            case TakeProofs(_, proofs):
+                for fault in proofs:
+                    mine.replica.merge_fault(check(fault))
+            case Settle():
+                pass
+            case Give(namespace, records, proofs):
+                request = wire.Push(namespace, [one.signed for one in records], proofs)
+            case _:
+                request = effect
+        if request is None:
+            continue
+        reply = _exchange(request, theirs, report)
+        if is_lost():
+            return report
+        report.entries_in += len(wire.entries_of(reply))
+        if late is not None:
+            mine.take(late.entries)
+            late = None
+        answer = None if isinstance(effect, Give) else reply
+    if late is not None:
+        mine.take(late.entries)
+    return report
+
+
+def _exchange(request: wire.Request, theirs: Side, report: Report) -> wire.Answer:
+    frame = codec.encode(request)
+    reply = codec.encode(theirs.answer(wire.decode_request(frame)))
+    answer = wire.decode_answer(reply)
+    assert max(len(frame), len(reply)) <= wire.FRAME_MAX
+    report.round_trips += 1
+    report.entries_out += len(wire.entries_of(request))
+    report.kinds.append(type(request).__name__)
+    moved = [*wire.entries_of(request), *wire.entries_of(answer)]
+    report.overhead += len(frame) + len(reply) - wire.net_size(moved)
+    return answer

@@ -1,0 +1,158 @@
+"""Entries, a clock and writers on real files, for the tests of the store's disk."""
+
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from crdt.batch import News
+from crdt.clock import stamp
+from crdt.entry import NO_LINK, REGISTER, Entry, Record, chain_of, seal
+from crdt.namespace import Genesis, open_genesis
+from crdt.own import Build, Draft
+from crdt.replica import Replica
+from crdt.storage import Kept, Storage
+from crdt.writer import Writer
+from wire import codec
+from wire.ids import Signer, public_key_of
+
+T = TypeVar("T")
+EPOCH_MS = 1_800_000_000_000
+SPACE = open_genesis("kv", b"test")
+US, THEM = Signer(b"u" * 32), Signer(b"t" * 32)
+
+
+class WallClock:
+    """Trio's time, and a wall clock that goes with it."""
+
+    def __init__(self) -> None:
+        self.skew_ms = 0
+
+    def now(self) -> float:
+        return trio.current_time()
+
+    def wall_ms(self) -> int:
+        return EPOCH_MS + round(trio.current_time() * 1000) + self.skew_ms
+
+
+class Gate:
+    """Blocking work on the loop, as a mock clock would jump while a thread works; it can be made
+    to wait, or to fail.
+    """
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self._open = trio.Event()
+        self._open.set()
+
+    async def __call__(self, work: Callable[[], T], /) -> T:
+        await trio.lowlevel.checkpoint()
+        await self._open.wait()
+        if self.error is not None:
+            raise self.error
+        return work()
+
+    @contextmanager
+    def shut(self) -> Generator[None]:
+        """While the block runs, all work waits."""
+        self._open = trio.Event()
+        yield
+        self._open.set()
+
+
+@dataclass
+class Author:
+    """Somebody else, who writes a chain."""
+
+    signer: Signer = THEM
+    space: Genesis = SPACE
+    instance: bytes = b"instance"
+    wall_ms: int = EPOCH_MS - 60_000
+    seq: int = 0
+    link: bytes = NO_LINK
+
+    @property
+    def chain(self) -> bytes:
+        return chain_of(public_key_of(self.signer.peer), self.instance)
+
+    def write(self, key: str, value: object = 1, *, kind: int = REGISTER) -> Record:
+        self.seq, self.wall_ms = self.seq + 1, self.wall_ms + 1
+        entry = Entry(
+            1,
+            self.space.id,
+            public_key_of(self.signer.peer),
+            self.instance,
+            self.seq,
+            self.link,
+            stamp(self.wall_ms),
+            kind,
+            key,
+            value=codec.encode(value),
+        )
+        record = seal(entry, self.signer)
+        self.link = record.link
+        return record
+
+
+def put(value: object) -> Build:
+    draft = Draft(REGISTER, value=codec.encode(value))
+    return lambda held, chain: draft
+
+
+def rows_of(path: Path | str) -> list[Record]:
+    """All entries of a file, also of one that is open."""
+    storage = Storage(path)
+    try:
+        records, _, _ = storage.read(0, 1_000_000)
+    finally:
+        storage.close()
+    return records
+
+
+@dataclass
+class Opened:
+    """A writer at work, and what it told."""
+
+    writer: Writer
+    replica: Replica
+    clock: WallClock
+    gate: Gate
+    kept: Kept
+    news: list[News]
+    refused: list[tuple[str, str]]
+    task: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+    async def put(self, key: str, value: object = 1) -> Record:
+        record = await self.writer.write(self.replica.id, key, put(value))
+        assert record is not None
+        return record
+
+
+@asynccontextmanager
+async def opened(
+    path: Path | str,
+    *,
+    signer: Signer = US,
+    on_news: Callable[[News], None] = lambda news: None,
+    room: Callable[[Record, int], bool] = lambda record, now_ms: True,
+) -> AsyncGenerator[Opened]:
+    replica, clock = Replica(SPACE, room=room), WallClock()
+    gate = Gate()
+    told, refused = list[News](), list[tuple[str, str]]()
+
+    def tell(news: News) -> None:
+        told.append(news)
+        on_news(news)
+
+    def refuse(record: Record, reason: str) -> None:
+        refused.append((record.key, reason))
+
+    writer = Writer(path, {replica.id: replica}, clock, signer, gate, tell, on_refused=refuse)
+    async with writer.open() as kept, trio.open_nursery() as nursery:
+        await writer.load()
+        nursery.start_soon(writer.run)
+        yield Opened(writer, replica, clock, gate, kept, told, refused, nursery.cancel_scope)
+        nursery.cancel_scope.cancel()
