@@ -136,7 +136,8 @@ class Verdict:
         """What whoever trusts no one knows now, a sentence each."""
         what = "shows the given value" if self.is_present else "shows nothing"
         return (
-            f"in the state {self.root.hex()} of the namespace, {self.key!r} {what}",
+            f"in the state {self.root.hex()} of the namespace, {self.key!r} {what} "
+            f"(leases held to {self.at_ms} ms)",
             f"all {self.entries} entries behind this are signed by their authors and within the "
             "rules that the namespace's ID commits to",
             "no entry, grant, revocation or proof of a fault of that state was kept back",
@@ -369,7 +370,7 @@ def _authority(proof: Proof, shown: list[list[Record]], faults: dict[bytes, Prov
     for record in _admit(authority, sorted(records, key=_stage_of)):
         if not hidden.isdisjoint(_named_grants(record)):
             raise BadMessage(f"the grant behind {record.key!r} of {record.peer} is kept back")
-        authority.add(record)  # its grant is gone from the state: it is held, and does not count
+        # else its grant is gone from the state: it is retained, and does not count
     if len({(record.key, place_of(record)) for record in records}) < len(records):
         raise BadMessage("two entries of an author at one place, which no replica holds")
     return authority
