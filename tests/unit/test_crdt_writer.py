@@ -536,3 +536,22 @@ async def test_a_full_disk_refuses_writes_serves_reads_and_recovers_by_itself(
         assert len(await store.writer.submit(Batch(big))) == 50
         again = await store.put("a", 3)
     assert first.chain == last.chain != again.chain
+
+
+async def test_a_namespace_is_on_the_disk_before_its_entries_whatever_fails(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "store.db"
+    async with opened(path) as store:
+        store.gate.error = StoreFailed("disk I/O error")
+        store.writer.keep(SPACE)
+        with pytest.raises(StoreFailed):
+            await store.put("a")
+        store.gate.error = None
+        await trio.sleep(writer.PROBE_MAX_S)
+        store.writer.keep(open_genesis("other"))
+        await store.put("b")
+        storage = Storage(path)
+        kept = storage.kept()
+        storage.close()
+        assert {genesis.name for genesis in kept.geneses} == {"kv", "other"}
