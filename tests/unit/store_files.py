@@ -12,7 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from crdt.batch import Batch, News
 from crdt.clock import stamp
-from crdt.entry import NO_LINK, REGISTER, Entry, Record, chain_of, is_signed, seal
+from crdt.entry import NO_LINK, REGISTER, Entry, Record, chain_of, is_signed, seal, unseal
 from crdt.namespace import Genesis, open_genesis
 from crdt.own import Build, Draft
 from crdt.replica import Replica
@@ -204,5 +204,6 @@ def assert_one_chain(records: Sequence[Record]) -> None:
     assert all(a.hlc < b.hlc for a, b in pairwise(records))
     assert len({(one.chain, one.author) for one in records}) == 1
     for record in records:
+        assert unseal(record.signed).stamp == record.stamp
         record.is_checked = False
         assert is_signed(record)
