@@ -190,7 +190,8 @@ class Writer:
             has_room = group.records + records <= COMMIT_RECORDS_MAX or not group.records
             if has_room and len(group.writes) < WRITES_MAX:
                 group.records += records
-                self._wake.unpark()
+                if self._wake:  # else the writer is at work, and looks again
+                    self._wake.unpark()
                 return group
             await group.taken.wait()
 
