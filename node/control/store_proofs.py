@@ -1,8 +1,7 @@
 """Checking proofs of the store: for the routes, and for the command line without a daemon."""
 
-from crdt.proof import verify
-
 from crdt import reading
+from crdt.proof import verify
 from crdt.spaces import owner_of
 from node.control.store_views import StoreViews
 from shoal import store_api as shapes
