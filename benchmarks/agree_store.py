@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import trio
-from crdt.live import TOPIC, ChannelHandler, News
-from crdt.proof import verify
 
 from benchmarks.agree_entries import author, by_chain, corpus, isolated, size_of
 from benchmarks.orders import Answer, say
 from benchmarks.trio_orders import obey
 from crdt import wire
 from crdt.entry import Record, Signed
+from crdt.live import TOPIC, ChannelHandler, News
+from crdt.proof import verify
 from crdt.service import StoreService
 from wire import codec
 from wire.clock import SystemClock

@@ -7,10 +7,9 @@ import os
 import random
 from collections.abc import Callable
 
-from crdt.timeline import END, START
-
 from benchmarks.fuzz_messages import mutate
 from crdt.entry import NO_LINK, Signed
+from crdt.timeline import END, START
 from crdt.wire import (
     ASKS_MAX,
     GRANTS_MAX,

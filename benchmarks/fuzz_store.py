@@ -5,9 +5,6 @@ entries that decode, are signed again and merged, for what a fold makes of nonse
 from typing import Any
 
 import msgspec
-from crdt.fault import FAULT_MAX, Fault, check, fault_decoder
-from crdt.proof import prove, verify
-from crdt.replica import Replica
 from msgspec import inspect
 
 from benchmarks.agree_entries import Author, author
@@ -33,6 +30,7 @@ from crdt.entry import (
     seal,
     unseal,
 )
+from crdt.fault import FAULT_MAX, Fault, check, fault_decoder
 from crdt.intake import proven
 from crdt.live import News
 from crdt.namespace import (
@@ -45,6 +43,8 @@ from crdt.namespace import (
     open_genesis,
     revoke_decoder,
 )
+from crdt.proof import prove, verify
+from crdt.replica import Replica
 from crdt.wire import FRAME_MAX
 from wire import codec
 from wire.errors import BadMessage

@@ -77,7 +77,8 @@ def ends(
         found[loser.stamp] = min(found[loser.stamp], loser_end(winner, rules))
     if standing.hidden is not None:
         stamp = standing.hidden.stamp
-        found[stamp] = min(found[stamp], standing.hidden.wall_ms + rules.gc_ms)
+        as_tombstone = standing.hidden.wall_ms + rules.gc_ms
+        found[stamp] = min(found[stamp], max(as_tombstone, loser_end(standing.latest, rules)))
     return found
 
 

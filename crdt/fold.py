@@ -4,6 +4,7 @@ The caller leaves out what does not count: not allowed, cut off by a proof, an e
 Rules: docs/protocols/store.md, Merge.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -130,17 +131,24 @@ class _Seen:
     """
 
     def __init__(self) -> None:
-        self._dots: dict[bytes, tuple[int, Record]] = {}
+        self._dots: dict[bytes, list[tuple[int, Record]]] = {}  # by chain: older ones, smaller seq
 
     def add(self, record: Record) -> None:
         for dot in record.entry.seen:
-            if self._dots.get(dot.chain, (0,))[0] < dot.seq:
-                self._dots[dot.chain] = dot.seq, record
+            dots = self._dots.setdefault(dot.chain, [])
+            while dots and dots[-1][0] <= dot.seq:
+                dots.pop()  # a later entry that covers no more than this one
+            dots.append((dot.seq, record))
 
     def cover(self, record: Record) -> Record | None:
-        """Return an entry that has seen this one."""
-        seq, by = self._dots.get(record.chain, (0, None))
-        return by if seq >= record.seq else None
+        """Return the first entry that has seen this one: if any but it goes, it stays the first."""
+        dots = self._dots.get(record.chain, ())
+        count = bisect_left(dots, -record.seq + 1, key=_falling)
+        return dots[count - 1][1] if count else None
+
+
+def _falling(dot: tuple[int, Record]) -> int:
+    return -dot[0]
 
 
 def _stand_siblings(members: list[Record], standing: Standing) -> None:

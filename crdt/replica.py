@@ -70,6 +70,7 @@ class Replica:
         self._quota = Quota(self.rules.author_entries, is_for_rules=False)
         self._rule_quota = Quota(self.rules.author_entries, is_for_rules=True)
         self._agenda = Agenda()
+        self._looked_ms = 0  # when `pop_due` was last called
         self._fingerprint: tuple[int, bytes] = (-1, b"")
 
     # --- what comes in -------------------------------------------------------------------------
@@ -156,6 +157,7 @@ class Replica:
         """Let go of what is dead; `keys` has those where a lease has just run out, too."""
         change = Change()
         looked = 0
+        self._looked_ms = now_ms
         for key, due_ms in self._agenda.pop_due(now_ms):
             looked += self._look(key, due_ms, now_ms, change)
             if looked > LOOK_MAX:
@@ -318,8 +320,10 @@ class Replica:
         change.is_added = True
         change.keys.add(key)
         self._touch(self.authority.add(record), change)
-        may_lose = count > 1 or record.chain in self.faults or self.genesis.write == "list"
-        self._schedule(record, count, may_lose=may_lose)
+        may_not_count = record.chain in self.faults or self.genesis.write == "list"
+        self._schedule(record, count, may_lose=count > 1 or may_not_count)
+        if old is not None and may_not_count:
+            self._look_soon(key)
 
     def _forget(self, record: Record, change: Change) -> None:
         """Take a record out of everything but its key."""
@@ -331,7 +335,11 @@ class Replica:
         self.size -= record.size
         self.version += 1
         self.tree.touch(record.key)
-        self._touch(self.authority.remove(record), change)
+        below = self.authority.remove(record)
+        if record.kind == GRANT:  # what was written under it could not come in any more
+            self._drop_all(below, change)
+        else:
+            self._touch(below, change)
 
     def _drop(self, record: Record, change: Change) -> None:
         self._forget(record, change)
@@ -343,19 +351,28 @@ class Replica:
             del self._keys[key]
             self._agenda.cancel(key)
             self._in_order.remove(key.encode())
-        elif len(held) == 1:
+            return
+        if len(held) == 1:
             self._keys[key] = next(iter(held.values()))
+        self._look_soon(key)
 
     def _drop_all(self, records: list[Record], change: Change) -> None:
         for record in records:
-            self._drop(record, change)
-            change.keys.add(record.key)
+            if record.stamp in self.records:
+                self._drop(record, change)
+                change.keys.add(record.key)
 
     def _touch(self, records: Iterable[Record], change: Change) -> None:
         """Note records that may have begun or ceased to count."""
         for record in records:
             change.keys.add(record.key)
-            self._schedule(record, 1, may_lose=True)
+            self._look_soon(record.key)
+
+    def _look_soon(self, key: str) -> None:
+        """Have a key looked at where a record went or does not count: others may be due earlier."""
+        held = self._keys.get(key)
+        count = len(held) if isinstance(held, dict) else 1
+        self._agenda.put(key, self._looked_ms + count // LOOK_SHARE)
 
     def _schedule(self, record: Record, count: int, *, may_lose: bool) -> None:
         """Have a key looked at when a record of it may run out or go; `count` are there."""
@@ -376,12 +393,10 @@ class Replica:
             if is_expired(record, now_ms) and not is_told:
                 change.keys.add(key)
         for record in dead:
-            self._drop(record, change)
-        left = self._records_at(key)
-        if dead and left:
-            times = ends(list(left), self.authority.counts, self.rules, now_ms)
-        later = [*times.values(), *(one.expires_ms for one in left)]
+            if record.stamp in self.records:  # not gone with its grant
+                self._drop(record, change)  # what is left there is looked at again
+        later = [*times.values(), *(record.expires_ms for record in records)]
         next_ms = min((time for time in later if time > now_ms), default=NEVER)
-        if left and next_ms < NEVER:
+        if not dead and next_ms < NEVER:
             self._agenda.put(key, next_ms + len(records) // LOOK_SHARE)
         return len(records)

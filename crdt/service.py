@@ -92,10 +92,7 @@ class StoreService(StoreReader):
 
         Raises StoreCorrupt or StoreFailed if the file cannot be opened.
         """
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._unpin)
-            await nursery.start(self._hall.run)
-            task_status.started()
+        await self._hall.run(self._unpin, task_status=task_status)
 
     # --- writing -------------------------------------------------------------------------------
     # All raise UsageError (a limit, or somebody else's key), NotAllowed, StoreFull, StoreFailed,

@@ -6,6 +6,7 @@ deleted with a later commit: a crash between the two is healed when the file is 
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -136,6 +137,7 @@ class Writer:
         `drop`.
         """
         self._forget(change.dropped)
+        self._wake.unpark()
         if change.fault is not None:
             self._accused.add(replica.id)
             if self._own.is_current(replica.id, change.fault.chain):
@@ -215,10 +217,12 @@ class Writer:
             await group.taken.wait()
 
     async def _gather(self) -> None:
-        """Wait until there is something to commit."""
+        """Wait until there is something to commit, or it is time for chores or another try."""
+        deadline = math.inf if self.is_writable else trio.current_time() + self._probe_s
         while not self._group.writes and not self._group.batches:
-            wait_s = DELETE_S if self._has_chores() else float("inf")
-            with trio.move_on_after(wait_s if self.is_writable else self._probe_s) as scope:
+            if self.is_writable and self._has_chores():
+                deadline = min(deadline, trio.current_time() + DELETE_S)
+            with trio.move_on_at(deadline) as scope:
                 await self._wake.park()
             if scope.cancelled_caught:
                 return

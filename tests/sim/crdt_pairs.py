@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from crdt import answers, wire
 from crdt.clock import stamp
-from crdt.entry import NO_LINK, REGISTER, Entry, Record, Signed, chain_of, unseal
+from crdt.entry import NO_LINK, REGISTER, Entry, Record, Signed, unseal
 from crdt.fault import check
 from crdt.holding import Holding
 from crdt.namespace import Genesis, Rules
@@ -24,20 +24,27 @@ def author_of(number: int) -> bytes:
 
 
 def unsigned(
-    author: int, seq: int, hlc: int, *, key: str = "", prev: bytes = b"\x01" * 32, value: bytes = b""
+    author: int,
+    seq: int,
+    hlc: int,
+    *,
+    key: str = "",
+    prev: bytes = NO_LINK,
+    value: bytes = b"\x01",
+    instance: int = 0,
 ) -> Record:
     """An entry that looks signed and checked: what is tested here does not look at signatures."""
     entry = Entry(
         1,
         GENESIS.id,
         author_of(author),
-        bytes(8),
+        instance.to_bytes(8),
         seq,
-        prev if seq > 1 else NO_LINK,
+        prev,
         hlc,
         REGISTER,
         key or f"key/{author}/{seq}",
-        value=value or b"\x01",
+        value=value,
     )
     record = unseal(Signed(codec.encode(entry), bytes(64)))
     record.is_checked = True

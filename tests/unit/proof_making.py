@@ -229,5 +229,6 @@ class History:
     def _revoke(self, pen: Pen, count: int) -> None:
         if self.genesis.write == "list" and pen.grant is not None:
             kept = self._dots(count)
-            self.owner.now_ms = max(self.owner.now_ms, pen.now_ms)
-            self.owner.write(REVOKE, "revoke", Revoke(pen.grant, kept))
+            by = self.pens[0] if pen is self.pens[1] and count % 2 else self.owner
+            by.now_ms = max(by.now_ms, pen.now_ms)
+            by.write(REVOKE, "revoke", Revoke(pen.grant, kept))

@@ -1,7 +1,7 @@
 """Entries, a clock and writers on real files, for the tests of the store's disk."""
 
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -18,7 +18,6 @@ from crdt.storage import Kept, Storage
 from crdt.writer import Writer
 from wire import codec
 from wire.ids import Signer, public_key_of
-from wire.ports import OffLoop
 
 T = TypeVar("T")
 EPOCH_MS = 1_800_000_000_000
@@ -39,10 +38,29 @@ class WallClock:
         return EPOCH_MS + round(trio.current_time() * 1000) + self.skew_ms
 
 
-async def in_place(work: Callable[[], T]) -> T:
-    """Blocking work on the loop: a mock clock would jump while a thread works."""
-    await trio.lowlevel.checkpoint()
-    return work()
+class Gate:
+    """Blocking work on the loop, as a mock clock would jump while a thread works; it can be made
+    to wait, or to fail.
+    """
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self._open = trio.Event()
+        self._open.set()
+
+    async def __call__(self, work: Callable[[], T], /) -> T:
+        await trio.lowlevel.checkpoint()
+        await self._open.wait()
+        if self.error is not None:
+            raise self.error
+        return work()
+
+    @contextmanager
+    def shut(self) -> Generator[None]:
+        """While the block runs, all work waits."""
+        self._open = trio.Event()
+        yield
+        self._open.set()
 
 
 @dataclass
@@ -101,6 +119,7 @@ class Opened:
     writer: Writer
     replica: Replica
     clock: WallClock
+    gate: Gate
     kept: Kept
     news: list[News]
     refused: list[tuple[str, str]]
@@ -117,11 +136,11 @@ async def opened(
     path: Path | str,
     *,
     signer: Signer = US,
-    disk: OffLoop = in_place,
     on_news: Callable[[News], None] = lambda news: None,
     room: Callable[[Record, int], bool] = lambda record, now_ms: True,
 ) -> AsyncGenerator[Opened]:
     replica, clock = Replica(SPACE, room=room), WallClock()
+    gate = Gate()
     told, refused = list[News](), list[tuple[str, str]]()
 
     def tell(news: News) -> None:
@@ -131,11 +150,9 @@ async def opened(
     def refuse(record: Record, reason: str) -> None:
         refused.append((record.key, reason))
 
-    writer = Writer(
-        path, {replica.id: replica}, clock, signer, disk, tell, on_refused=refuse
-    )
+    writer = Writer(path, {replica.id: replica}, clock, signer, gate, tell, on_refused=refuse)
     async with writer.open() as kept, trio.open_nursery() as nursery:
         await writer.load()
         nursery.start_soon(writer.run)
-        yield Opened(writer, replica, clock, kept, told, refused, nursery.cancel_scope)
+        yield Opened(writer, replica, clock, gate, kept, told, refused, nursery.cancel_scope)
         nursery.cancel_scope.cancel()

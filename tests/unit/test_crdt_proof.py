@@ -13,10 +13,11 @@ from crdt.entry import (
     MULTI,
     REGISTER,
     REMOVE,
+    REVOKE,
     Counted,
     Dot,
 )
-from crdt.namespace import Genesis
+from crdt.namespace import Genesis, Revoke
 from crdt.proof import prove, verify
 from crdt.replica import Replica
 from tests.unit.proof_making import (
@@ -114,6 +115,29 @@ def test_a_handed_on_grant_is_shown_up_to_the_owner_and_no_others_are() -> None:
     assert [len(slot.entries) for slot in slots] == [1, 2, 0]
     assert slots[1].others == (team.stranger,)
     assert verdict.entries == 3
+
+
+def test_a_revocation_by_one_who_granted_is_shown_with_what_it_rests_on() -> None:
+    team = Team()
+    team.ann.write(REVOKE, "revoke", Revoke(team.ben.grant or b""))
+    verdict = shown_by(team.replica(), "away")
+    assert verdict.entries == 3  # the revocation, Ann's grant, and Ben's
+    assert not shown_by(team.replica(), "run/a").is_present
+
+
+def test_a_grant_handed_on_by_a_slow_clock_comes_before_the_one_above_it() -> None:
+    team = Team(ann=Pen(ANN, LISTED, now_ms=NOW_MS - 90_000))
+    assert team.ann.written[0].stamp < team.owner.written[0].stamp
+    assert shown_by(team.replica(), "run/a").is_present
+
+
+def test_what_is_dead_and_not_yet_collected_is_in_the_state_still() -> None:
+    pen = Pen(ANN, now_ms=NOW_MS - OPEN.rules.gc_ms)
+    replica = replica_of(OPEN, pen.write(REGISTER, "a"))
+    late_ms = NOW_MS + 10_000
+    assert replica.refusal(pen.written[0], late_ms) == "dead"
+    verdict = verify(OPEN.id, prove(replica, "a", PROVER, late_ms), root=replica.root())
+    assert (verdict.is_present, verdict.entries) == (False, 1)
 
 
 def test_the_rules_themselves_can_be_proven() -> None:

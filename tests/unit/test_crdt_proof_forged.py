@@ -35,6 +35,7 @@ from tests.unit.proof_making import (
     decoder,
     forged,
     forked,
+    granted,
     refit,
     replica_of,
     shown_by,
@@ -64,6 +65,21 @@ def test_a_change_of_any_byte_of_a_listed_namespace_is_refused() -> None:
         changed[position] ^= 0x04
         with pytest.raises(BadMessage):
             verify(LISTED.id, bytes(changed))
+
+
+@pytest.mark.parametrize(
+    ("short", "long"),
+    [
+        (b"\xadshoal", b"\xd9\x0dshoal"),  # a text with a longer head than it needs
+        (b"\xc4\x20", b"\xc5\x00\x20"),  # and bytes, here of a hash
+    ],
+)
+def test_a_document_has_one_encoding(short: bytes, long: bytes) -> None:
+    changed = DOCUMENT.replace(short, long, 1)
+    assert changed != DOCUMENT
+    assert decoder.decode(changed) == decoder.decode(DOCUMENT)
+    with pytest.raises(BadMessage, match="canonical"):
+        verify(OPEN.id, changed)
 
 
 @given(st.integers(0, 5_000), st.binary(max_size=8), st.integers(0, 8))
@@ -255,6 +271,18 @@ def test_a_grant_that_matters_cannot_be_kept_back() -> None:
         )
         with pytest.raises(BadMessage, match=r"grant behind .* is kept back"):
             verify(LISTED.id, forged(document, slots=(slots[0], kept, slots[2])))
+
+
+def test_what_is_named_only_is_named_in_order() -> None:
+    team = Team()
+    for prefix in ("x/", "y/"):
+        granted(team.owner, EVE, prefix=prefix)
+    document = prove(team.replica(), "run/a", PROVER, NOW_MS)
+    slots = decoder.decode(document).slots
+    assert len(slots[1].others) == 3
+    turned = msgspec.structs.replace(slots[1], others=slots[1].others[::-1])
+    with pytest.raises(BadMessage, match="not in order"):
+        verify(LISTED.id, refit(document, slots=(slots[0], turned, slots[2])))
 
 
 def test_an_entry_that_the_rules_forbid_is_refused() -> None:

@@ -118,7 +118,9 @@ def test_namespaces_proofs_and_numbers_are_kept(tmp_path: Path) -> None:
     storage = Storage(path)
     storage.commit(Changes(geneses=[SPACE], meta={"synced_ms": 5}))
     storage.commit(Changes(faults=[(b"n", b"c", b"first"), (b"n", b"d", b"other")]))
-    storage.commit(Changes(geneses=[SPACE], faults=[(b"n", b"c", b"second")], meta={"synced_ms": 7}))
+    storage.commit(
+        Changes(geneses=[SPACE], faults=[(b"n", b"c", b"second")], meta={"synced_ms": 7})
+    )
     storage.close()
     storage = Storage(path)
     kept = storage.kept()
@@ -174,8 +176,7 @@ def _serves_only(path: Path, written: set[bytes]) -> bool:
     """Whether a file opens; then whatever it serves was written, or this fails."""
     try:
         storage = Storage(path)
-    except (StoreCorrupt, StoreFailed) as error:
-        assert str(path) in str(error)
+    except (StoreCorrupt, StoreFailed):
         return False
     try:
         storage.kept()
