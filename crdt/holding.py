@@ -1,13 +1,11 @@
 """What a side of a sync sees of a namespace: what is held, and what is not wanted."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from crdt.entry import GRANT, Record
-from crdt.fault import Proven
-from crdt.namespace import Genesis
+from crdt.replica import Replica
 from crdt.timeline import (
     END,
     PRINT_BYTES,
@@ -28,60 +26,6 @@ PART_ENTRIES = 10  # of a part, at the least: naming that many costs as much as 
 PARTS = 16  # of a range that is cut further
 FIRST_PARTS = 40  # of a whole timeline, of one size; and those that get finer the newer it is,
 NEWEST = 16  # down to so many entries: at n = 100k 48 ranges, 800 bytes
-
-
-class Head(Protocol):
-    """How far a chain is known."""
-
-    @property
-    def seq(self) -> int:
-        """The largest seq seen."""
-        ...
-
-
-class Held(Protocol):
-    """What a sync needs of a replica (crdt/replica.py)."""
-
-    @property
-    def genesis(self) -> Genesis:
-        """How the namespace begins."""
-        ...
-
-    @property
-    def id(self) -> bytes:
-        """The namespace's ID."""
-        ...
-
-    @property
-    def records(self) -> Mapping[bytes, Record]:
-        """What is retained, by stamp."""
-        ...
-
-    @property
-    def timeline(self) -> Timeline:
-        """The same stamps, in order."""
-        ...
-
-    @property
-    def faults(self) -> Mapping[bytes, Proven]:
-        """Proofs, by chain."""
-        ...
-
-    def fingerprint(self) -> bytes:
-        """16 bytes over all stamps and proofs."""
-        ...
-
-    def heads(self) -> Mapping[bytes, Head]:
-        """The chains that are known."""
-        ...
-
-    def chain_after(self, chain: bytes, seq: int, limit: int) -> list[Record]:
-        """What is retained of a chain after a seq, in its order."""
-        ...
-
-    def at(self, key: str) -> Sequence[Record]:
-        """What is retained at a key."""
-        ...
 
 
 @dataclass
@@ -118,7 +62,7 @@ class Holding:
     are also of what it refused, so that nobody sends that again.
     """
 
-    replica: Held
+    replica: Replica
     refusals: Refusals = field(default_factory=Refusals)
 
     def seen(self, low: bytes, high: bytes) -> list[bytes]:

@@ -4,6 +4,8 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from crdt import answers, wire
 from crdt.clock import stamp
 from crdt.entry import NO_LINK, REGISTER, Entry, Record, Signed, unseal
@@ -95,30 +97,14 @@ class Side:
                 self.holding.refusals.note(record.stamp, 0.0)
 
     def answer(self, request: wire.Request) -> wire.Answer:
-        match request:
-            case wire.Hello():
-                return answers.welcome({self.replica.id: self.holding}, request, NOW_MS)
-            case wire.Compare():
-                found = answers.compare(self.holding, request)
-                entries = [one.signed for one in found.records]
-                lacks = b"".join(found.lacks)
-                return wire.Differences(found.handled, found.cut, found.ranges, lacks, entries)
-            case wire.Law():
-                law = answers.law(self.holding, request)
-                entries = [one.signed for one in law.records]
-                return wire.LawFound(law.upto, law.proofs, law.wanted, law.lacks, entries)
-            case wire.Heads():
-                return answers.heads(self.holding, request)
-            case wire.Pull():
-                runs = answers.pull(self.holding, request)
-                return wire.Entries(
-                    runs.handled, runs.seq, [record.signed for record in runs.records]
-                )
-            case wire.Push(_, entries, proofs):
-                for fault in proofs:
-                    self.replica.merge_fault(check(fault))
-                self.take(entries)
-                return wire.Taken(len(entries))
+        if isinstance(request, wire.Push):
+            for fault in request.proofs:
+                self.replica.merge_fault(check(fault))
+            self.take(request.entries)
+            return wire.Taken(len(request.entries))
+        answer, records = answers.respond({self.replica.id: self.holding}, request, NOW_MS)
+        entries = [record.signed for record in records]
+        return msgspec.structs.replace(answer, entries=entries) if entries else answer
 
 
 @dataclass

@@ -37,7 +37,7 @@ from crdt.wire import (
 )
 from tests.sim.crdt_pairs import GENESIS, NOW_MS, Side, history, replica_of, unsigned
 from wire import codec
-from wire.errors import BadMessage
+from wire.errors import BadMessage, NotFound
 
 NONCE = b"a nonce!"
 POOL = history(6000, 7)
@@ -281,29 +281,32 @@ def test_a_large_request_without_entries_is_refused() -> None:
 
 
 def test_only_what_is_held_is_served() -> None:
-    mine = holding()
-    found = answers.compare(mine, Compare(ID, NONCE, [Ask([END[:1] + b"\x01", END + END])]))
-    assert (found.handled, found.records, found.lacks) == (1, [], [])
-    assert answers.pull(mine, Pull(ID, [Run(bytes(16), 0)])).records == []
-    assert answers.welcome({ID: mine}, Hello(NONCE, 0, [Space(bytes(8), bytes(8))] * 16), 5) == (
-        Welcome(5)
-    )
+    mine = {ID: holding()}
+    far = Compare(ID, NONCE, [Ask([END + b"\x01", END + END])])
+    assert answers.respond(mine, far, 5) == (Differences(1), [])
+    unknown = Pull(ID, [Run(bytes(16), 0)])
+    assert answers.respond(mine, unknown, 5) == (Entries(1, 0), [])
+    stranger = Hello(NONCE, 0, [Space(bytes(8), bytes(8))] * 16)
+    assert answers.respond(mine, stranger, 5) == (Welcome(5), [])
     same = Hello(NONCE, 0, [Space(ID[:8], bytes(8))] * 16)
-    assert len(answers.welcome({ID: mine}, same, 5).differing) == 1
+    assert len(answers.welcome(mine, same, 5).differing) == 1
+    with pytest.raises(NotFound):
+        answers.respond(mine, Heads(bytes(32), b""), 5)
 
 
 def test_ids_that_are_not_held_are_answered_once_each() -> None:
-    ids = bytes(8) * LEAF_MAX
-    found = answers.compare(holding(0), Compare(ID, NONCE, [Ask([START, END], ids=ids)]))
-    assert found.lacks == [bytes(8)]
+    request = Compare(ID, NONCE, [Ask([START, END], ids=bytes(8) * LEAF_MAX)])
+    answer, _ = answers.respond({ID: holding(0)}, request, 5)
+    assert answer == Differences(1, lacks=bytes(8))
 
 
 def test_a_leaf_over_everything_costs_no_pass_of_short_ids() -> None:
     """One id for a large range is answered by fingerprints: names are made for few entries only."""
-    mine = holding(6000)
-    found = answers.compare(mine, Compare(ID, NONCE, [Ask([START, END], ids=bytes(8))]))
-    assert not found.records
-    assert [one.count for one in found.ranges] == [6000]
+    request = Compare(ID, NONCE, [Ask([START, END], ids=bytes(8))])
+    answer, records = answers.respond({ID: holding(6000)}, request, 5)
+    assert isinstance(answer, Differences)
+    assert [one.count for one in answer.ranges] == [6000]
+    assert not records
 
 
 def test_answers_fit_whatever_is_asked() -> None:
@@ -379,7 +382,7 @@ def test_mutated_messages_are_bad_messages_at_worst(
         request = wire.decode_request(bytes(frame))
         if not isinstance(request, Push):
             side.answer(request)
-    except BadMessage:
+    except (BadMessage, NotFound):
         pass
     try:
         answer = wire.decode_answer(bytes(frame))
