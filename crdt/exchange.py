@@ -182,7 +182,7 @@ class Exchange:
         """Leave out what the receiver would find wrong: entries whose signature nothing that goes
         with them proves, and which turn out not to have one.
         """
-        while loose := _loose(records):
+        while loose := unproven(records):
             await self.off_loop(partial(_check, loose))
             bad = {one.stamp for one in loose if not one.is_checked}
             for record in loose:
@@ -192,8 +192,8 @@ class Exchange:
         return [one.signed for one in records]
 
 
-def _loose(records: list[Record]) -> list[Record]:
-    """Return those that neither their own checked signature nor the next record proves."""
+def unproven(records: list[Record]) -> list[Record]:
+    """Return those that neither their own signature, checked, nor the next one proves."""
     if not records:
         return []
     pairs = zip(records, [*records[1:], None], strict=True)

@@ -19,7 +19,9 @@ from crdt.timeline import (
 from crdt.wire import Range
 
 REFUSED_MAX = 4096  # entries that are remembered as not wanted: 0.5 MB a namespace
-REFUSED_S = 600.0  # then a sync may bring one again: there may be room, or a grant
+REFUSED_FIRST_S = 20.0  # then a sync may bring one again: what hid it may have gone, there may be
+# room, or a grant. Each time it is refused again it waits twice as long,
+REFUSED_LAST_S = 640.0  # up to this
 RULE_KEYS = ("grant", "revoke")  # where grants and revocations stand
 LEAF_MAX = 32  # entries of a range that are named one by one; of more, parts are compared
 PART_ENTRIES = 10  # of a part, at the least: naming that many costs as much as 6 fingerprints
@@ -35,25 +37,33 @@ class Refusals:
     """
 
     stamps: Timeline = field(default_factory=Timeline)
-    _until: dict[bytes, float] = field(default_factory=dict[bytes, float])
+    _waits: dict[bytes, tuple[float, float]] = field(
+        default_factory=dict[bytes, tuple[float, float]]
+    )  # until when, and how long that was
 
     def note(self, stamp: bytes, now: float) -> None:
         """Remember one."""
-        if stamp in self._until:
+        until, wait_s = self._waits.get(stamp, (0.0, REFUSED_FIRST_S / 2))
+        if stamp in self.stamps and now < until:
             return
-        if len(self._until) >= REFUSED_MAX:
-            self._forget(next(iter(self._until)))
-        self._until[stamp] = now + REFUSED_S
+        if stamp not in self._waits and len(self._waits) >= REFUSED_MAX:
+            self._forget(next(iter(self._waits)))
+        wait_s = min(2 * wait_s, REFUSED_LAST_S)
+        self._waits[stamp] = now + wait_s, wait_s
         self.stamps.add(stamp)
 
     def expire(self, now: float) -> None:
-        """Forget those whose time is over: they were noted in its order."""
-        while self._until and next(iter(self._until.values())) <= now:
-            self._forget(next(iter(self._until)))
+        """Let those come again whose time is over; how often they came is known a while longer."""
+        for stamp, (until, _) in list(self._waits.items()):
+            if until + REFUSED_LAST_S <= now:
+                self._forget(stamp)
+            elif until <= now and stamp in self.stamps:
+                self.stamps.remove(stamp)
 
     def _forget(self, stamp: bytes) -> None:
-        del self._until[stamp]
-        self.stamps.remove(stamp)
+        del self._waits[stamp]
+        if stamp in self.stamps:
+            self.stamps.remove(stamp)
 
 
 @dataclass

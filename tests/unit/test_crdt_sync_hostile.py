@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from crdt import answers, wire
 from crdt.entry import Record
 from crdt.fault import Fault
-from crdt.holding import LEAF_MAX, REFUSED_MAX, Holding, Refusals
+from crdt.holding import (
+    LEAF_MAX,
+    REFUSED_FIRST_S,
+    REFUSED_LAST_S,
+    REFUSED_MAX,
+    Holding,
+    Refusals,
+)
 from crdt.ranges import DEPTH_MAX
 from crdt.reconcile import lead
 from crdt.timeline import END, START, cut_evenly, short
@@ -325,13 +332,15 @@ def test_answers_fit_whatever_is_asked() -> None:
 
 def test_refusals_are_bounded_and_the_oldest_go() -> None:
     refusals = Refusals()
-    for at, one in enumerate(POOL[: REFUSED_MAX + 100]):
-        refusals.note(one.stamp, float(at))
+    for one in POOL[: REFUSED_MAX + 100]:
+        refusals.note(one.stamp, 0.0)
     assert len(refusals.stamps) == REFUSED_MAX
     assert POOL[0].stamp not in refusals.stamps
-    refusals.note(POOL[REFUSED_MAX].stamp, 1e9)  # is not renewed
-    refusals.expire(1e6)
+    refusals.expire(REFUSED_FIRST_S)
     assert len(refusals.stamps) == 0
+    assert len(refusals._waits) == REFUSED_MAX
+    refusals.expire(REFUSED_FIRST_S + REFUSED_LAST_S)
+    assert not refusals._waits
 
 
 # -- decoders
