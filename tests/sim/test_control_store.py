@@ -15,6 +15,7 @@ from crdt.reader import LIST_MAX
 from crdt.service import StoreService
 from node.control.api import Api, Event, Events, Request
 from node.control.store import PAGE_BYTES, StoreRoutes, routes
+from protocols.blobs.service import BlobService
 from shoal.store_api import Grant, Named, Namespace, StoreChange, StoreItem, StorePage
 from tests.sim.replicas import Links, signer, start_store
 from tests.unit.crdt_making import Chain
@@ -22,6 +23,7 @@ from wire import codec
 from wire.errors import BadMessage, NotFound, UsageError
 from wire.ids import PeerId
 
+NO_BLOBS = cast(BlobService, None)  # no route here asks for them
 Told = AsyncGenerator[Event | list[Event]]
 
 
@@ -30,7 +32,7 @@ class Caller:
 
     def __init__(self, store: StoreService) -> None:
         self.api = Api()
-        routes(self.api, StoreRoutes(store, PeerId, lambda peer: peer[-4:]))
+        routes(self.api, StoreRoutes(store, NO_BLOBS, PeerId, lambda peer: peer[-4:]))
 
     async def __call__(self, method: str, path: str, body: object = None, **query: str) -> object:
         route, params = self.api.find(method, f"/v1/store/{path}".rstrip("/"))
