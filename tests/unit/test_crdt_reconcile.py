@@ -67,10 +67,16 @@ def test_what_was_refused_is_asked_for_again_after_a_while() -> None:
     mine, theirs = Side(replica_of([]), lambda _: True), Side(replica_of(POOL))
     assert sync(mine, theirs).entries_in == len(POOL)
     assert sync(mine, theirs).entries_in == 0
-    mine.refuses = lambda _: False
-    mine.holding.refusals.expire(599.0)
+    mine.holding.refusals.expire(19.0)
     assert sync(mine, theirs).entries_in == 0
-    mine.holding.refusals.expire(601.0)
+    for now, wait_s in ((20.0, 40.0), (60.0, 80.0), (140.0, 160.0)):  # twice as long each time
+        mine.now_ms = NOW_MS + round(now * 1000)
+        mine.holding.refusals.expire(now)
+        assert sync(mine, theirs).entries_in == len(POOL)
+        mine.holding.refusals.expire(now + wait_s - 1)
+        assert sync(mine, theirs).entries_in == 0
+    mine.refuses = lambda _: False
+    mine.holding.refusals.expire(1000.0)
     assert sync(mine, theirs).entries_in == len(POOL)
     assert holds(mine) == holds(theirs)
 

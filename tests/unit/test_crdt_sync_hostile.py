@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from crdt import answers, wire
 from crdt.entry import Record
 from crdt.fault import Fault
-from crdt.holding import LEAF_MAX, REFUSED_MAX, Holding, Refusals
+from crdt.holding import (
+    LEAF_MAX,
+    REFUSED_FIRST_S,
+    REFUSED_LAST_S,
+    REFUSED_MAX,
+    Holding,
+    Refusals,
+)
 from crdt.ranges import DEPTH_MAX
 from crdt.reconcile import lead
 from crdt.timeline import END, START, cut_evenly, short
@@ -37,7 +44,7 @@ from crdt.wire import (
 )
 from tests.sim.crdt_pairs import GENESIS, NOW_MS, Side, history, replica_of, unsigned
 from wire import codec
-from wire.errors import BadMessage
+from wire.errors import BadMessage, NotFound
 
 NONCE = b"a nonce!"
 POOL = history(6000, 7)
@@ -281,29 +288,32 @@ def test_a_large_request_without_entries_is_refused() -> None:
 
 
 def test_only_what_is_held_is_served() -> None:
-    mine = holding()
-    found = answers.compare(mine, Compare(ID, NONCE, [Ask([END[:1] + b"\x01", END + END])]))
-    assert (found.handled, found.records, found.lacks) == (1, [], [])
-    assert answers.pull(mine, Pull(ID, [Run(bytes(16), 0)])).records == []
-    assert answers.welcome({ID: mine}, Hello(NONCE, 0, [Space(bytes(8), bytes(8))] * 16), 5) == (
-        Welcome(5)
-    )
+    mine = {ID: holding()}
+    far = Compare(ID, NONCE, [Ask([END + b"\x01", END + END])])
+    assert answers.respond(mine, far, 5) == (Differences(1), [])
+    unknown = Pull(ID, [Run(bytes(16), 0)])
+    assert answers.respond(mine, unknown, 5) == (Entries(1, 0), [])
+    stranger = Hello(NONCE, 0, [Space(bytes(8), bytes(8))] * 16)
+    assert answers.respond(mine, stranger, 5) == (Welcome(5), [])
     same = Hello(NONCE, 0, [Space(ID[:8], bytes(8))] * 16)
-    assert len(answers.welcome({ID: mine}, same, 5).differing) == 1
+    assert len(answers.welcome(mine, same, 5).differing) == 1
+    with pytest.raises(NotFound):
+        answers.respond(mine, Heads(bytes(32), b""), 5)
 
 
 def test_ids_that_are_not_held_are_answered_once_each() -> None:
-    ids = bytes(8) * LEAF_MAX
-    found = answers.compare(holding(0), Compare(ID, NONCE, [Ask([START, END], ids=ids)]))
-    assert found.lacks == [bytes(8)]
+    request = Compare(ID, NONCE, [Ask([START, END], ids=bytes(8) * LEAF_MAX)])
+    answer, _ = answers.respond({ID: holding(0)}, request, 5)
+    assert answer == Differences(1, lacks=bytes(8))
 
 
 def test_a_leaf_over_everything_costs_no_pass_of_short_ids() -> None:
     """One id for a large range is answered by fingerprints: names are made for few entries only."""
-    mine = holding(6000)
-    found = answers.compare(mine, Compare(ID, NONCE, [Ask([START, END], ids=bytes(8))]))
-    assert not found.records
-    assert [one.count for one in found.ranges] == [6000]
+    request = Compare(ID, NONCE, [Ask([START, END], ids=bytes(8))])
+    answer, records = answers.respond({ID: holding(6000)}, request, 5)
+    assert isinstance(answer, Differences)
+    assert [one.count for one in answer.ranges] == [6000]
+    assert not records
 
 
 def test_answers_fit_whatever_is_asked() -> None:
@@ -322,13 +332,15 @@ def test_answers_fit_whatever_is_asked() -> None:
 
 def test_refusals_are_bounded_and_the_oldest_go() -> None:
     refusals = Refusals()
-    for at, one in enumerate(POOL[: REFUSED_MAX + 100]):
-        refusals.note(one.stamp, float(at))
+    for one in POOL[: REFUSED_MAX + 100]:
+        refusals.note(one.stamp, 0.0)
     assert len(refusals.stamps) == REFUSED_MAX
     assert POOL[0].stamp not in refusals.stamps
-    refusals.note(POOL[REFUSED_MAX].stamp, 1e9)  # is not renewed
-    refusals.expire(1e6)
+    refusals.expire(REFUSED_FIRST_S)
     assert len(refusals.stamps) == 0
+    assert len(refusals._waits) == REFUSED_MAX
+    refusals.expire(REFUSED_FIRST_S + REFUSED_LAST_S)
+    assert not refusals._waits
 
 
 # -- decoders
@@ -379,7 +391,7 @@ def test_mutated_messages_are_bad_messages_at_worst(
         request = wire.decode_request(bytes(frame))
         if not isinstance(request, Push):
             side.answer(request)
-    except BadMessage:
+    except (BadMessage, NotFound):
         pass
     try:
         answer = wire.decode_answer(bytes(frame))
