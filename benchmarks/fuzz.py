@@ -7,51 +7,16 @@ decoder that the daemon uses. Anything but an answer or a PeerError is a crash.
 import gc
 import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from msgspec import inspect
 
-from benchmarks.fuzz_messages import Messages, examples
+from benchmarks import fuzz_store
+from benchmarks.fuzz_messages import Messages, Target, examples, mutate
 from benchmarks.orders import Answer, answer_orders, say
 from wire.errors import PeerError
 
 CRASHES_KEPT = 3
-SPLICE_MAX = 32  # bytes copied from one place of a frame to another
-# What lengths and type bytes are turned into: the ends of ranges, MessagePack's 32-bit headers.
-EXTREMES = (b"\x00", b"\x7f", b"\x80", b"\xff", b"\xff\xff\xff\xff", b"\xdd\xff\xff\xff\xff")
-
-
-@dataclass(frozen=True)
-class Target:
-    """One protocol: frames that are right, and what takes a frame that may not be."""
-
-    frames: Sequence[bytes]
-    take: Callable[[bytes], object]
-
-
-def mutate(random_: random.Random, frame: bytes) -> bytes:
-    """Return the frame with one to four things wrong."""
-    data = bytearray(frame)
-    for _ in range(random_.randrange(1, 5)):
-        at = random_.randrange(len(data) + 1)
-        match random_.randrange(6):
-            case 0 if at < len(data):
-                data[at] ^= 1 << random_.randrange(8)
-            case 1:
-                extreme = random_.choice(EXTREMES)
-                data[at : at + len(extreme)] = extreme
-            case 2:
-                del data[at:]
-            case 3:
-                del data[at : at + random_.randrange(1, SPLICE_MAX)]
-            case 4:
-                data[at:at] = random_.randbytes(random_.randrange(1, 8))
-            case _:
-                start = random_.randrange(len(data) + 1)
-                data[at:at] = data[start : start + SPLICE_MAX]
-    return bytes(data)
 
 
 def rpc() -> Target:
@@ -157,7 +122,7 @@ def admission() -> Target:
     )
 
 
-TARGETS = (rpc, gossip, blobs, bulk, yamux, noise, admission)
+TARGETS = (rpc, gossip, blobs, bulk, yamux, noise, admission, *fuzz_store.TARGETS)
 
 
 def fuzz(protocol: str, frames: int, seed: int) -> Answer:

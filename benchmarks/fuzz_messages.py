@@ -5,8 +5,9 @@ name, and each tag of a union, gives one message that the decoder takes.
 """
 
 import importlib
+import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,41 @@ from msgspec import inspect
 
 from wire import codec
 from wire.ports import Method
+
+SPLICE_MAX = 32  # bytes copied from one place of a frame to another
+# What lengths and type bytes are turned into: the ends of ranges, MessagePack's 32-bit headers.
+EXTREMES = (b"\x00", b"\x7f", b"\x80", b"\xff", b"\xff\xff\xff\xff", b"\xdd\xff\xff\xff\xff")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One protocol: frames that are right, and what takes a frame that may not be."""
+
+    frames: Sequence[bytes]
+    take: Callable[[bytes], object]
+
+
+def mutate(random_: random.Random, frame: bytes) -> bytes:
+    """Return the frame with one to four things wrong."""
+    data = bytearray(frame)
+    for _ in range(random_.randrange(1, 5)):
+        at = random_.randrange(len(data) + 1)
+        match random_.randrange(6):
+            case 0 if at < len(data):
+                data[at] ^= 1 << random_.randrange(8)
+            case 1:
+                extreme = random_.choice(EXTREMES)
+                data[at : at + len(extreme)] = extreme
+            case 2:
+                del data[at:]
+            case 3:
+                del data[at : at + random_.randrange(1, SPLICE_MAX)]
+            case 4:
+                data[at:at] = random_.randbytes(random_.randrange(1, 8))
+            case _:
+                start = random_.randrange(len(data) + 1)
+                data[at:at] = data[start : start + SPLICE_MAX]
+    return bytes(data)
 
 
 @dataclass(frozen=True)

@@ -98,17 +98,25 @@ def lattica_pair(
 
 def lattica_python() -> str:
     """Return the Python of Lattica's own environment; build it if need be. Raises Missing."""
-    python, done = LATTICA_HOME / "bin" / "python", LATTICA_HOME / ".installed"
+    return rival_python(LATTICA_HOME, LATTICA)
+
+
+def rival_python(home: Path, *requirements: str) -> str:
+    """Return the Python of an environment with packages of rivals in it; build it if need be.
+
+    Raises Missing.
+    """
+    python, done, names = home / "bin" / "python", home / ".installed", " and ".join(requirements)
     if not done.exists():
-        progress(f"installing {LATTICA} into {LATTICA_HOME.parent.name}/{LATTICA_HOME.name}")
+        progress(f"installing {names} into {home.parent.name}/{home.name}")
         pip = [str(python), "-m", "pip", "-qq", "--disable-pip-version-check", "install"]
         try:
-            for argv in ([sys.executable, "-m", "venv", str(LATTICA_HOME)], [*pip, LATTICA]):
+            for argv in ([sys.executable, "-m", "venv", str(home)], [*pip, *requirements]):
                 subprocess.run(
                     argv, check=True, timeout=INSTALL_S, stdout=sys.stderr, stderr=sys.stderr
                 )
         except (OSError, subprocess.SubprocessError) as error:
-            raise Missing(f"{LATTICA} cannot be installed here: {error}") from error
+            raise Missing(f"{names} cannot be installed here: {error}") from error
         done.touch()
     return str(python)
 

@@ -21,13 +21,17 @@ from crdt.wire import (
     RUNS_MAX,
     SIGNED_OVERHEAD,
     SPACES_MAX,
+    Answer,
     Ask,
     Compare,
+    Differences,
+    Entries,
     Heads,
     HeadsFound,
     Hello,
     Known,
     Law,
+    LawFound,
     Pull,
     Range,
     Run,
@@ -37,10 +41,36 @@ from crdt.wire import (
     fitting,
     shorts_of,
 )
+from wire.errors import NotFound
 
 LEAF_WORK_MAX = 4096  # entries of ours in a leaf whose short ids are made (1 µs each); if we have
 # more there, the leader is told how many, with fingerprints
 WORK_MAX = 8192  # short ids that are made for one request
+
+
+Found = tuple[Answer, list[Record]]  # an answer, and the records that belong into it, before the
+# signatures of those that stand alone were checked
+
+
+def respond(
+    holdings: Mapping[bytes, Holding], request: Hello | Compare | Law | Heads | Pull, now_ms: int
+) -> Found:
+    """Answer a request. Raises NotFound if its namespace is not replicated here."""
+    if isinstance(request, Hello):
+        return welcome(holdings, request, now_ms), []
+    holding = holdings.get(request.namespace)
+    if holding is None:
+        name = request.namespace.hex()[:16]
+        raise NotFound(f"the namespace {name} is not replicated here")
+    match request:
+        case Compare(_, nonce, asks):
+            return _Comparison(holding, nonce).run(asks)
+        case Law():
+            return law(holding, request)
+        case Heads():
+            return heads(holding, request), []
+        case Pull():
+            return pull(holding, request)
 
 
 def listing(holdings: Iterable[Holding], nonce: bytes) -> list[Space]:
@@ -72,23 +102,16 @@ def welcome(holdings: Mapping[bytes, Holding], hello: Hello, now_ms: int) -> Wel
 
 
 @dataclass
-class Found:
-    """The answer to a Compare, before the signatures of what stands alone were checked."""
-
-    handled: int = 0
-    cut: bytes = b""
-    ranges: list[Range] = field(default_factory=list[Range])
-    lacks: list[bytes] = field(default_factory=list[bytes])
-    records: list[Record] = field(default_factory=list[Record])
-
-
-@dataclass
 class _Comparison:
     """Works through the asks, while there is room in the answer."""
 
     holding: Holding
     nonce: bytes
-    found: Found = field(default_factory=Found)
+    handled: int = 0
+    cut: bytes = b""
+    ranges: list[Range] = field(default_factory=list[Range])
+    lacks: list[bytes] = field(default_factory=list[bytes])
+    records: list[Record] = field(default_factory=list[Record])
     index: int = 0  # of the next part
     index_room: int = INDEX_BUDGET
     entry_room: int = ENTRIES_BUDGET
@@ -103,9 +126,9 @@ class _Comparison:
                 self._parts(ask)
             elif not self._leaf(ask):
                 break
-            self.found.handled += 1
-        self.found.records = in_chain_order(self.found.records)
-        return self.found
+            self.handled += 1
+        answer = Differences(self.handled, self.cut, self.ranges, b"".join(self.lacks))
+        return answer, in_chain_order(self.records)
 
     def _parts(self, ask: Ask) -> None:
         ours = shorts_of(self.holding.prints(self.nonce, ask.bounds))
@@ -118,7 +141,7 @@ class _Comparison:
     def _split(self, index: int, low: bytes, high: bytes) -> None:
         part = self.holding.range(self.nonce, index, low, high)
         self.index_room -= 12 + len(part.prints) + sum(len(bound) + 2 for bound in part.bounds)
-        self.found.ranges.append(part)
+        self.ranges.append(part)
 
     def _leaf(self, ask: Ask) -> bool:
         """Handle a leaf; False if it was cut."""
@@ -142,7 +165,7 @@ class _Comparison:
                 del theirs[name]
             elif stamp in records:
                 missing.append(stamp)
-        self.found.lacks += theirs
+        self.lacks += theirs
         self.index_room -= PRINT_BYTES * len(theirs)
         return self._supply(missing)
 
@@ -151,76 +174,62 @@ class _Comparison:
         for at, stamp in enumerate(stamps):
             record = self.holding.replica.records[stamp]
             self.entry_room -= record.size + SIGNED_OVERHEAD
-            is_full = self.entry_room < 0 or len(self.found.records) >= ENTRIES_MAX
-            if is_full and self.found.records:
+            is_full = self.entry_room < 0 or len(self.records) >= ENTRIES_MAX
+            if is_full and self.records:
                 self.entry_room = min(self.entry_room, 0)
                 if at:
-                    self.found.cut = separator(stamps[at - 1], stamp)
+                    self.cut = separator(stamps[at - 1], stamp)
                 return False
-            self.found.records.append(record)
+            self.records.append(record)
         return True
 
 
-def compare(holding: Holding, request: Compare) -> Found:
-    """Say where we differ, and supply what is behind the leaves."""
-    return _Comparison(holding, request.nonce).run(request.asks)
-
-
-@dataclass
-class FoundLaw:
-    """The answer to a Law, before the signatures of what stands alone were checked."""
-
-    upto: bytes
-    proofs: list[Fault] = field(default_factory=list[Fault])
-    wanted: list[bytes] = field(default_factory=list[bytes])
-    lacks: bytes = b""
-    records: list[Record] = field(default_factory=list[Record])
-
-
-def law(holding: Holding, request: Law) -> FoundLaw:
+def law(holding: Holding, request: Law) -> Found:
     """Exchange proofs of a range of chains; and grants, as far as they fit: the rest is found like
     other entries.
     """
-    found = FoundLaw(request.high)
+    upto, proofs, wanted = request.high, list[Fault](), list[bytes]()
     faults = holding.replica.faults
     known = {one.chain: one for one in request.known}
     ours = {chain for chain in faults if request.low <= chain < request.high}
     for chain in sorted(ours | known.keys()):
-        if is_better(faults.get(chain), known.get(chain)):
-            if len(found.proofs) >= PROOFS_MAX:
-                found.upto = chain
+        if _is_better(faults.get(chain), known.get(chain)):
+            if len(proofs) >= PROOFS_MAX:
+                upto = chain
                 break
-            found.proofs.append(faults[chain].fault)
-        elif is_worse(faults.get(chain), known.get(chain)):
-            found.wanted.append(chain)
+            proofs.append(faults[chain].fault)
+        elif _is_worse(faults.get(chain), known.get(chain)):
+            wanted.append(chain)
+    lacks, records = b"", list[Record]()
     if request.grants is not None:
-        _exchange_grants(holding, request.nonce, shorts_of(request.grants), found)
-    return found
+        lacks, records = _exchange_grants(holding, request.nonce, shorts_of(request.grants))
+    return LawFound(upto, proofs, wanted, lacks), records
 
 
-def _exchange_grants(holding: Holding, nonce: bytes, theirs: list[bytes], found: FoundLaw) -> None:
-    rest = dict.fromkeys(theirs)
+def _exchange_grants(
+    holding: Holding, nonce: bytes, theirs: list[bytes]
+) -> tuple[bytes, list[Record]]:
+    rest, records = dict.fromkeys(theirs), list[Record]()
     room = ENTRIES_BUDGET - PROOFS_MAX * FAULT_MAX
     for record in holding.rules():
         name = short(nonce, record.stamp)
         if name in rest:
             del rest[name]
-        elif room > record.size and len(found.records) < ENTRIES_MAX:
+        elif room > record.size and len(records) < ENTRIES_MAX:
             room -= record.size + SIGNED_OVERHEAD
-            found.records.append(record)
+            records.append(record)
     if rest:
         for stamp in holding.refusals.stamps:
             rest.pop(short(nonce, stamp), None)
-    found.records = in_chain_order(found.records)
-    found.lacks = b"".join(rest)
+    return b"".join(rest), in_chain_order(records)
 
 
-def is_better(ours: Proven | None, theirs: Known | None) -> bool:
+def _is_better(ours: Proven | None, theirs: Known | None) -> bool:
     """True if our proof for a chain is the one to keep."""
     return ours is not None and (theirs is None or _rank(ours) < (theirs.cut, theirs.digest))
 
 
-def is_worse(ours: Proven | None, theirs: Known | None) -> bool:
+def _is_worse(ours: Proven | None, theirs: Known | None) -> bool:
     """True if the other's proof for a chain is the one to keep."""
     return theirs is not None and (ours is None or (theirs.cut, theirs.digest) < _rank(ours))
 
@@ -236,26 +245,18 @@ def heads(holding: Holding, request: Heads) -> HeadsFound:
     return HeadsFound([Run(chain, known[chain].seq) for chain in chains])
 
 
-@dataclass
-class FoundRuns:
-    """The answer to a Pull, before the signatures of what stands alone were checked."""
-
-    handled: int = 0
-    seq: int = 0
-    records: list[Record] = field(default_factory=list[Record])
-
-
-def pull(holding: Holding, request: Pull) -> FoundRuns:
+def pull(holding: Holding, request: Pull) -> Found:
     """Supply chains, in the order in which they were asked for."""
-    found, room = FoundRuns(), ENTRIES_BUDGET
+    handled = seq = 0
+    supplied, room = list[Record](), ENTRIES_BUDGET
     for run in request.runs:
-        limit = ENTRIES_MAX - len(found.records)
+        limit = ENTRIES_MAX - len(supplied)
         records = holding.replica.chain_after(run.chain, run.seq, limit + 1)
         fit = min(limit, fitting(records, room)) if limit and room > 0 else 0
-        found.records += records[:fit]
+        supplied += records[:fit]
         room -= sum(record.size + SIGNED_OVERHEAD for record in records[:fit])
         if fit < len(records):
-            found.seq = records[fit - 1].seq if fit else 0
+            seq = records[fit - 1].seq if fit else 0
             break
-        found.handled += 1
-    return found
+        handled += 1
+    return Entries(handled, seq), supplied

@@ -7,18 +7,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, TypeVar
 
+import msgspec
 import trio
 
 from crdt import answers, wire
 from crdt.entry import Record, Signed, is_signed
 from crdt.fault import Fault
-from crdt.holding import Held, Holding
+from crdt.holding import Holding
 from crdt.intake import follows
 from crdt.ranges import Give, Settle, Take, TakeProofs
 from crdt.reconcile import lead
+from crdt.replica import Replica
 from crdt.shown import SyncReport
 from wire import codec
-from wire.errors import BadMessage, ShoalError
+from wire.errors import BadMessage, Busy, NotFound, ShoalError
 from wire.ids import PeerId
 from wire.ports import Clock, Network, OffLoop
 
@@ -29,6 +31,9 @@ SESSION_S = 120.0  # for a session: a slow peer holds one of our workers no long
 SESSION_BYTES_MAX = 64 * 1024 * 1024  # both ways
 ROUND_TRIPS_MAX = 2_000  # of one session. Where it is cut, the next one goes on
 PEERS_MAX = 1024  # whose clocks are remembered; when full, the oldest goes
+WORK_S = 3.0  # seconds of our event loop that a peer may use at once: to compare 100k entries takes
+# 20 ms, to supply them 0.5 s. A peer that compares without end would take a whole core otherwise
+WORK_SHARE = 0.1  # of the time that passes is given back
 CLOCKS_MIN = 3  # peers whose clocks have a median worth telling
 CLOCK_S = 3600.0  # how long the clock of a peer counts
 
@@ -36,7 +41,7 @@ CLOCK_S = 3600.0  # how long the clock of a peer counts
 class Store(Protocol):
     """What a sync needs of the store."""
 
-    def replicas(self) -> Mapping[bytes, Held]:
+    def replicas(self) -> Mapping[bytes, Replica]:
         """Every namespace that is replicated here, by ID."""
         ...
 
@@ -81,6 +86,33 @@ class Clocks:
 
 
 @dataclass
+class Shares:
+    """How much time of the event loop our answers to each peer took lately, in seconds; it falls by
+    `WORK_SHARE` of the time that passes. Peers that are back at nothing are forgotten.
+    """
+
+    _spent: dict[PeerId, tuple[float, float]] = field(
+        default_factory=dict[PeerId, tuple[float, float]]
+    )
+
+    def check(self, peer: PeerId, now: float) -> None:
+        """Raise Busy if a peer has used up its share."""
+        if self._left(peer, now) > WORK_S:
+            raise Busy(f"answers to you took more than {WORK_S} s lately")
+
+    def charge(self, peer: PeerId, seconds: float, now: float) -> None:
+        """Note what an answer took."""
+        self._spent[peer] = self._left(peer, now) + seconds, now
+        if len(self._spent) > PEERS_MAX:
+            owing = (one for one in self._spent.items() if self._left(one[0], now) > 0)
+            self._spent = dict(owing)
+
+    def _left(self, peer: PeerId, now: float) -> float:
+        spent, since = self._spent.get(peer, (0.0, now))
+        return max(0.0, spent - WORK_SHARE * (now - since))
+
+
+@dataclass
 class Exchange:
     """Leads sessions and answers requests. Keeps what the replicas refused lately, and clocks."""
 
@@ -89,6 +121,7 @@ class Exchange:
     clock: Clock
     off_loop: OffLoop
     clocks: Clocks = field(default_factory=Clocks)
+    shares: Shares = field(default_factory=Shares)
     _holdings: dict[bytes, Holding] = field(default_factory=dict[bytes, Holding])
 
     async def lead(self, peer: PeerId, report: SyncReport) -> bool:
@@ -101,36 +134,24 @@ class Exchange:
         return False
 
     async def answer(self, peer: PeerId, request: wire.Request) -> wire.Answer:
-        """Answer one request. Raises BadMessage, StoreFailed."""
-        match request:
-            case wire.Hello():
-                return answers.welcome(self.holdings(), request, self.clock.wall_ms())
-            case wire.Compare():
-                found = answers.compare(self._holding(request.namespace), request)
-                entries = await self.fit_to_send(request.namespace, found.records)
-                lacks = b"".join(found.lacks)
-                return wire.Differences(found.handled, found.cut, found.ranges, lacks, entries)
-            case wire.Law():
-                law = answers.law(self._holding(request.namespace), request)
-                entries = await self.fit_to_send(request.namespace, law.records)
-                return wire.LawFound(law.upto, law.proofs, law.wanted, law.lacks, entries)
-            case wire.Heads():
-                return answers.heads(self._holding(request.namespace), request)
-            case wire.Pull():
-                runs = answers.pull(self._holding(request.namespace), request)
-                entries = await self.fit_to_send(request.namespace, runs.records)
-                return wire.Entries(runs.handled, runs.seq, entries)
-            case wire.Push(namespace, entries, proofs):
-                self._holding(namespace)
-                if proofs:
-                    await self.store.take_faults(namespace, proofs)
-                return wire.Taken(await self.take(peer, namespace, entries) if entries else 0)
-
-    def _holding(self, namespace: bytes) -> Holding:
-        holding = self.holdings().get(namespace)
-        if holding is None:
-            raise BadMessage(f"the namespace {namespace.hex()[:16]} is not replicated here")
-        return holding
+        """Answer one request. Raises BadMessage, NotFound, Busy, StoreFailed."""
+        holdings = self.holdings()
+        if isinstance(request, wire.Push):
+            if request.namespace not in holdings:
+                raise NotFound("the namespace is not replicated here")
+            if request.proofs:
+                await self.store.take_faults(request.namespace, request.proofs)
+            entries = request.entries
+            return wire.Taken(await self.take(peer, request.namespace, entries) if entries else 0)
+        started = self.clock.now()
+        self.shares.check(peer, started)
+        answer, records = answers.respond(holdings, request, self.clock.wall_ms())
+        now = self.clock.now()
+        self.shares.charge(peer, now - started, now)
+        if not records or isinstance(request, wire.Hello):
+            return answer
+        entries = await self.fit_to_send(request.namespace, records)
+        return msgspec.structs.replace(answer, entries=entries)
 
     def holdings(self) -> dict[bytes, Holding]:
         """Return every replica, with what it refused lately."""
@@ -161,7 +182,7 @@ class Exchange:
         """Leave out what the receiver would find wrong: entries whose signature nothing that goes
         with them proves, and which turn out not to have one.
         """
-        while loose := _loose(records):
+        while loose := unproven(records):
             await self.off_loop(partial(_check, loose))
             bad = {one.stamp for one in loose if not one.is_checked}
             for record in loose:
@@ -171,8 +192,8 @@ class Exchange:
         return [one.signed for one in records]
 
 
-def _loose(records: list[Record]) -> list[Record]:
-    """Return those that neither their own checked signature nor the next record proves."""
+def unproven(records: list[Record]) -> list[Record]:
+    """Return those that neither their own signature, checked, nor the next one proves."""
     if not records:
         return []
     pairs = zip(records, [*records[1:], None], strict=True)

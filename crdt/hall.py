@@ -6,7 +6,7 @@ Everything that changes a replica goes through the writer; everything that a cha
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import trio
@@ -77,8 +77,13 @@ class Hall:
         self._again: list[Record] = []  # deferred entries whose grant has come
         self._bad: Counter[str] = Counter()
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Open the file, merge what it holds, then work until cancelled."""
+    async def run(
+        self,
+        chore: Callable[[], Awaitable[None]],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Open the file, merge what it holds, then work until cancelled, `chore` as well."""
         async with self.writer.open() as kept, trio.open_nursery() as nursery:
             for genesis in kept.geneses:
                 self.spaces.restore(genesis)
@@ -87,6 +92,7 @@ class Hall:
             self._is_loaded = True
             nursery.start_soon(self.writer.run)
             nursery.start_soon(self._live.run)
+            nursery.start_soon(chore)
             self.spaces.on_new = self._welcome
             for replica in list(self.spaces):
                 self._follow(replica)

@@ -1,13 +1,11 @@
 """What a side of a sync sees of a namespace: what is held, and what is not wanted."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from crdt.entry import GRANT, Record
-from crdt.fault import Proven
-from crdt.namespace import Genesis
+from crdt.replica import Replica
 from crdt.timeline import (
     END,
     PRINT_BYTES,
@@ -21,67 +19,15 @@ from crdt.timeline import (
 from crdt.wire import Range
 
 REFUSED_MAX = 4096  # entries that are remembered as not wanted: 0.5 MB a namespace
-REFUSED_S = 600.0  # then a sync may bring one again: there may be room, or a grant
+REFUSED_FIRST_S = 20.0  # then a sync may bring one again: what hid it may have gone, there may be
+# room, or a grant. Each time it is refused again it waits twice as long,
+REFUSED_LAST_S = 640.0  # up to this
 RULE_KEYS = ("grant", "revoke")  # where grants and revocations stand
 LEAF_MAX = 32  # entries of a range that are named one by one; of more, parts are compared
 PART_ENTRIES = 10  # of a part, at the least: naming that many costs as much as 6 fingerprints
 PARTS = 16  # of a range that is cut further
 FIRST_PARTS = 40  # of a whole timeline, of one size; and those that get finer the newer it is,
 NEWEST = 16  # down to so many entries: at n = 100k 48 ranges, 800 bytes
-
-
-class Head(Protocol):
-    """How far a chain is known."""
-
-    @property
-    def seq(self) -> int:
-        """The largest seq seen."""
-        ...
-
-
-class Held(Protocol):
-    """What a sync needs of a replica (crdt/replica.py)."""
-
-    @property
-    def genesis(self) -> Genesis:
-        """How the namespace begins."""
-        ...
-
-    @property
-    def id(self) -> bytes:
-        """The namespace's ID."""
-        ...
-
-    @property
-    def records(self) -> Mapping[bytes, Record]:
-        """What is retained, by stamp."""
-        ...
-
-    @property
-    def timeline(self) -> Timeline:
-        """The same stamps, in order."""
-        ...
-
-    @property
-    def faults(self) -> Mapping[bytes, Proven]:
-        """Proofs, by chain."""
-        ...
-
-    def fingerprint(self) -> bytes:
-        """16 bytes over all stamps and proofs."""
-        ...
-
-    def heads(self) -> Mapping[bytes, Head]:
-        """The chains that are known."""
-        ...
-
-    def chain_after(self, chain: bytes, seq: int, limit: int) -> list[Record]:
-        """What is retained of a chain after a seq, in its order."""
-        ...
-
-    def at(self, key: str) -> Sequence[Record]:
-        """What is retained at a key."""
-        ...
 
 
 @dataclass
@@ -91,25 +37,33 @@ class Refusals:
     """
 
     stamps: Timeline = field(default_factory=Timeline)
-    _until: dict[bytes, float] = field(default_factory=dict[bytes, float])
+    _waits: dict[bytes, tuple[float, float]] = field(
+        default_factory=dict[bytes, tuple[float, float]]
+    )  # until when, and how long that was
 
     def note(self, stamp: bytes, now: float) -> None:
         """Remember one."""
-        if stamp in self._until:
+        until, wait_s = self._waits.get(stamp, (0.0, REFUSED_FIRST_S / 2))
+        if stamp in self.stamps and now < until:
             return
-        if len(self._until) >= REFUSED_MAX:
-            self._forget(next(iter(self._until)))
-        self._until[stamp] = now + REFUSED_S
+        if stamp not in self._waits and len(self._waits) >= REFUSED_MAX:
+            self._forget(next(iter(self._waits)))
+        wait_s = min(2 * wait_s, REFUSED_LAST_S)
+        self._waits[stamp] = now + wait_s, wait_s
         self.stamps.add(stamp)
 
     def expire(self, now: float) -> None:
-        """Forget those whose time is over: they were noted in its order."""
-        while self._until and next(iter(self._until.values())) <= now:
-            self._forget(next(iter(self._until)))
+        """Let those come again whose time is over; how often they came is known a while longer."""
+        for stamp, (until, _) in list(self._waits.items()):
+            if until + REFUSED_LAST_S <= now:
+                self._forget(stamp)
+            elif until <= now and stamp in self.stamps:
+                self.stamps.remove(stamp)
 
     def _forget(self, stamp: bytes) -> None:
-        del self._until[stamp]
-        self.stamps.remove(stamp)
+        del self._waits[stamp]
+        if stamp in self.stamps:
+            self.stamps.remove(stamp)
 
 
 @dataclass
@@ -118,7 +72,7 @@ class Holding:
     are also of what it refused, so that nobody sends that again.
     """
 
-    replica: Held
+    replica: Replica
     refusals: Refusals = field(default_factory=Refusals)
 
     def seen(self, low: bytes, high: bytes) -> list[bytes]:

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from crdt import answers
 from crdt.entry import GRANT, Record
-from crdt.holding import Holding, shorts
+from crdt.holding import NEWEST, Holding, shorts
 from crdt.ranges import Descent, Gifts, Give, Settle, Span, Steps, Take, TakeProofs, expect
 from crdt.timeline import END, START, short
 from crdt.wire import (
@@ -37,6 +37,7 @@ from crdt.wire import (
 )
 from wire.errors import BadMessage
 
+RECENT_MIN = 2  # entries more or fewer among the NEWEST: one may be a hole like those of old
 COLD_ENTRIES = 2_000  # chains are pulled whole if the other has so many more than twice ours
 ALL_CHAINS = b"\xff" * 17  # a bound above all chains
 
@@ -98,10 +99,24 @@ class _Leader:
                     return
                 standing = again
             spans = descent.differing(Span(START, END), standing.whole)
-            newest = _newest(spans) if is_first else spans
+            newest = self._newest(spans) if is_first else spans
             yield from descent.settle(newest)
             if len(newest) == len(spans):
                 return
+
+    def _newest(self, spans: list[Span]) -> list[Span]:
+        """Return those that differ without a gap from the newest back, if much of what is new
+        differs; else all of them, as what differs is mostly old then.
+        """
+        above, count = END, 0
+        for span in reversed(spans):
+            if span.high != above:
+                break
+            above, count = span.low, count + 1
+        if count == 1:
+            here = self.holding.replica.timeline.count(above, END)
+            count = 1 if abs(here - NEWEST) >= RECENT_MIN else 0
+        return spans[-count:] if count else spans
 
     def _is_cold(self, standing: Standing) -> bool:
         return standing.whole.count > 2 * len(self.holding.replica.timeline) + COLD_ENTRIES
@@ -187,15 +202,3 @@ class _Leader:
                 runs = [Run(runs[0].chain, answer.seq), *runs[1:]]
             if answer.entries:
                 yield Take(self.id, answer.entries)
-
-
-def _newest(spans: list[Span]) -> list[Span]:
-    """Return those that differ without a gap from the newest back; all of them if the newest range
-    is equal, as what differs is old then.
-    """
-    above, count = END, 0
-    for span in reversed(spans):
-        if span.high != above:
-            break
-        above, count = span.low, count + 1
-    return spans[-count:] if count else spans

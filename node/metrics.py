@@ -6,7 +6,7 @@ Nothing is counted here: each part keeps its own counters, and this file gives t
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import trio
@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from crdt.service import StoreStats
+from crdt.shown import StoreStats
 from node.apps.service import AppRpc
 from node.parts import Node
 from protocols.blobs.service import BlobService
@@ -49,12 +49,16 @@ class LoopLag:
 
 @dataclass(frozen=True)
 class Figure:
-    """One number: `read` is called at each scrape. A total only grows."""
+    """One number, or with a label one for each of its values: `read` is called at each scrape.
+
+    A total only grows.
+    """
 
     name: str
     help: str
-    read: Callable[[], float]
+    read: Callable[[], float | Mapping[str, float]]
     is_total: bool = False
+    label: str = ""
 
 
 class Metrics(Collector):
@@ -74,7 +78,12 @@ class Metrics(Collector):
         for figure in self._figures:
             family = CounterMetricFamily if figure.is_total else GaugeMetricFamily
             value = figure.read()
-            if math.isfinite(value):
+            if isinstance(value, Mapping):
+                metric = family(figure.name, figure.help, labels=[figure.label])
+                for name, each in value.items():
+                    metric.add_metric([name], each)
+                yield metric
+            elif math.isfinite(value):
                 yield family(figure.name, figure.help, value=value)
 
     def text(self) -> bytes:
@@ -186,10 +195,34 @@ def app_figures(apps: AppRpc) -> list[Figure]:
 
 def store_figures(stats: Callable[[], StoreStats]) -> list[Figure]:
     """Return the figures of the replicated store."""
+
+    def total(name: str, text: str) -> Figure:
+        return _total(f"shoal_store_{name}", text, lambda: getattr(stats(), name))
+
     return [
-        Figure("shoal_store_entries", "Live and dead entries held.", lambda: stats().entries),
-        _total("shoal_store_syncs", "Syncs with peers.", lambda: stats().syncs),
-        _total("shoal_store_syncs_failed", "Syncs that failed.", lambda: stats().syncs_failed),
+        Figure("shoal_store_entries", "Entries held.", lambda: stats().entries),
+        Figure("shoal_store_namespaces", "Replicated here.", lambda: stats().namespaces),
+        Figure("shoal_store_deferred", "Wait for their time or grant.", lambda: stats().deferred),
+        Figure("shoal_store_faults", "Chains proven to be forked.", lambda: stats().faults),
+        Figure("shoal_store_writable", "0 while the disk is full.", lambda: stats().is_writable),
+        Figure(
+            "shoal_store_clock_skew_ms",
+            "This clock against the median of peers'; 0 if fewer than 3.",
+            lambda: stats().clock_skew_ms,
+        ),
+        total("syncs", "Syncs with peers."),
+        total("syncs_failed", "Syncs that failed."),
+        total("entries_in", "Entries from peers."),
+        total("entries_out", "Entries given to peers."),
+        total("malformed_values", "Values that are none, left out."),
+        total("news_dropped", "News that wait for the next sync."),
+        Figure(
+            "shoal_store_refused",
+            "Entries of peers not taken, by reason.",
+            lambda: stats().refused,
+            is_total=True,
+            label="reason",
+        ),
     ]
 
 

@@ -27,6 +27,7 @@ from shoal.errors import ClientError, TimedOut
 from shoal.messages import api_error, decode_reply, encode_body, socket_path
 from shoal.rpc_api import RpcMethod
 from shoal.sse import Parser
+from shoal.store import AsyncStore
 
 T = TypeVar("T")
 
@@ -287,6 +288,11 @@ class AsyncClient:
             async for progress in events:
                 last = progress.decayed
         return last
+
+    @property
+    def store(self) -> AsyncStore:
+        """The store that the swarm agrees on."""
+        return AsyncStore(self)
 
     async def down(self) -> None:
         """Ask the daemon to drain and stop; it answers before it does."""

@@ -32,6 +32,7 @@ from shoal.sse import Parser
 
 if TYPE_CHECKING:
     from shoal.rpc import RpcCall, Serving
+    from shoal.store import Store
 
 T = TypeVar("T")
 
@@ -341,6 +342,13 @@ class Client:
         for progress in self.blob_events("/v1/blobs/verify"):
             last = progress.decayed
         return last
+
+    @property
+    def store(self) -> "Store":
+        """The store that the swarm agrees on."""
+        from shoal.store import Store  # only who uses it needs it
+
+        return Store(self)
 
     def down(self) -> None:
         """Ask the daemon to drain and stop; it answers before it does."""

@@ -92,8 +92,8 @@ def get(
         _run(client, get_path(cid), get_body(None, peers, pin=pin), as_json)
     if is_bytes:
         start, stop = _parse_span(span) if span is not None else (0, None)
-        with _output(output) as file:
-            for piece in _pieces(client, cid, start, stop, peers):
+        with output_file(output) as file:
+            for piece in pieces(client, cid, start, stop, peers):
                 file.write(piece)
         return
     body: GetBlob = get_body(output, peers, pin=pin)
@@ -102,7 +102,7 @@ def get(
         click.echo(output or _done(found).cid)
 
 
-def _pieces(
+def pieces(
     client: Client, cid: str, start: int, stop: int | None, peers: tuple[str, ...]
 ) -> Iterator[bytes]:
     """Yield a range piece by piece, so that neither side holds all of it."""
@@ -116,7 +116,8 @@ def _pieces(
 
 
 @contextmanager
-def _output(path: str | None) -> Generator[BinaryIO]:
+def output_file(path: str | None) -> Generator[BinaryIO]:
+    """Open a file that takes the place of another once all is written; None or - is stdout."""
     if path in (None, "-"):
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
@@ -266,7 +267,8 @@ def _time(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _size(size_bytes: float) -> str:
+def size_text(size_bytes: float) -> str:
+    """Return a size as people read it."""
     for unit in ("B", "KiB", "MiB"):
         if size_bytes < 1024:
             return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
@@ -295,15 +297,15 @@ def ls(context: Context, as_json: bool) -> None:
     if not found.blobs:
         click.echo("no blobs yet; `shoal add PATH` adds one", err=True)
     elif on_terminal():
-        quota = _size(found.quota_bytes) if found.quota_bytes else "no quota"
-        click.echo(f"{_size(found.held_bytes)} of {quota}", err=True)
+        quota = size_text(found.quota_bytes) if found.quota_bytes else "no quota"
+        click.echo(f"{size_text(found.held_bytes)} of {quota}", err=True)
 
 
 def _row(blob: Blob) -> tuple[str, ...]:
-    states = ["whole" if blob.whole else f"partial, {_size(blob.held_bytes)}"]
+    states = ["whole" if blob.whole else f"partial, {size_text(blob.held_bytes)}"]
     states += ["pinned"] * blob.pinned
     states += [f"in {blob.path}"] * bool(blob.path)
-    return blob.cid, blob.name or "-", blob.kind, _size(blob.size_bytes), ", ".join(states)
+    return blob.cid, blob.name or "-", blob.kind, size_text(blob.size_bytes), ", ".join(states)
 
 
 @blobs.command()
@@ -318,7 +320,9 @@ def show(context: Context, cid: str, as_json: bool) -> None:
         return
     for head, value in zip(("cid", "name", "kind", "size", "state"), _row(found.blob), strict=True):
         click.echo(f"{head:<6} {value}")
-    echo_table(("PATH", "SIZE", "CID"), [(f.path, _size(f.size_bytes), f.cid) for f in found.files])
+    echo_table(
+        ("PATH", "SIZE", "CID"), [(f.path, size_text(f.size_bytes), f.cid) for f in found.files]
+    )
 
 
 @blobs.command()
@@ -332,7 +336,7 @@ def rm(context: Context, cids: tuple[str, ...], as_json: bool) -> None:
         if as_json:
             echo_json(gone)
         else:
-            click.echo(f"freed {_size(gone.freed_bytes)}", err=True)
+            click.echo(f"freed {size_text(gone.freed_bytes)}", err=True)
 
 
 @blobs.command()
@@ -369,7 +373,7 @@ def gc(context: Context, as_json: bool) -> None:
     if as_json:
         echo_json(gone)
     else:
-        click.echo(f"{gone.blobs} blobs gone, {_size(gone.freed_bytes)} freed")
+        click.echo(f"{gone.blobs} blobs gone, {size_text(gone.freed_bytes)} freed")
 
 
 @blobs.command()

@@ -1,7 +1,7 @@
 """The command `shoal`: one lazy group. A command's module is imported when the command is called.
 
 Global options, the table of commands and what an error looks like are here; commands are in
-core.py (the daemon), channels.py, blobs.py, runs.py (training) and models.py (serving).
+core.py (the daemon), channels.py, blobs.py, store.py, runs.py (training) and models.py (serving).
 """
 
 import importlib
@@ -35,6 +35,7 @@ _RUNS = "node.cli.runs:COMMANDS"
 _MODELS = "node.cli.models:COMMANDS"
 _CHANNELS = "node.cli.channels:COMMANDS"
 _BLOBS = "node.cli.blobs:COMMANDS"
+_STORE = "node.cli.store:COMMANDS"
 _DEMO = "node.cli.demo:COMMANDS"
 
 # Name -> (where it is, the line in `shoal --help`: known without importing it).
@@ -59,6 +60,7 @@ TABLE = {
     "add": (_BLOBS, "Add a file, a folder or standard input as a blob."),
     "get": (_BLOBS, "Fetch a blob from everybody who has it."),
     "blobs": (_BLOBS, "List, keep and throw away blobs."),
+    "store": (_STORE, "Keep values that the whole swarm agrees on."),
     "train": (_RUNS, "Train a model together with the swarm."),
     "runs": (_RUNS, "List training runs."),
     "plot": (_RUNS, "Draw a run's curves."),

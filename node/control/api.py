@@ -27,6 +27,7 @@ STATUS = {
     "method": 405,
     "request_timeout": 408,
     "too_large": 413,
+    "wrong_proof": 422,
     "busy": 429,
     "unreachable": 502,
     "peer_fault": 502,

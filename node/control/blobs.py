@@ -127,7 +127,7 @@ class BlobRoutes:
     async def add(self, request: Request) -> Events:
         """Add a file or a folder."""
         body = request.read(_AddBody)
-        path = _absolute(body.path)
+        path = absolute(body.path)
         if not body.name.isprintable():
             raise UsageError("a name has no line breaks or control characters in it")
         name = body.name or ("" if body.mode == "take" else path.name)
@@ -146,7 +146,7 @@ class BlobRoutes:
         body = request.read(_GetBody)
         cid = parse_cid(request.params["cid"])
         peers = [self._resolve(name) for name in body.peers]
-        path = _absolute(body.path) if body.path else None
+        path = absolute(body.path) if body.path else None
         if path is not None:
             await trio.to_thread.run_sync(check_place, path)
         job = _Job("fetching")
@@ -287,7 +287,8 @@ def routes(api: Api, handlers: BlobRoutes) -> None:
         reply=progress, events=True)  # fmt: skip
 
 
-def _absolute(text: str) -> Path:
+def absolute(text: str) -> Path:
+    """Return a path that does not depend on the daemon's own folder. Raises UsageError."""
     path = Path(text)
     if not path.is_absolute() or "\0" in text:
         raise UsageError(

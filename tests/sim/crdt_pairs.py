@@ -4,10 +4,12 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from crdt import answers, wire
 from crdt.clock import stamp
-from crdt.entry import NO_LINK, REGISTER, Entry, Record, Signed, chain_of, unseal
-from crdt.fault import check
+from crdt.entry import NO_LINK, REGISTER, Entry, Record, Signed, unseal
+from crdt.fault import Fault, check
 from crdt.holding import Holding
 from crdt.namespace import Genesis, Rules
 from crdt.ranges import Give, Settle, Take, TakeProofs
@@ -24,20 +26,27 @@ def author_of(number: int) -> bytes:
 
 
 def unsigned(
-    author: int, seq: int, hlc: int, *, key: str = "", prev: bytes = b"\x01" * 32, value: bytes = b""
+    author: int,
+    seq: int,
+    hlc: int,
+    *,
+    key: str = "",
+    prev: bytes = NO_LINK,
+    value: bytes = b"\x01",
+    instance: int = 0,
 ) -> Record:
     """An entry that looks signed and checked: what is tested here does not look at signatures."""
     entry = Entry(
         1,
         GENESIS.id,
         author_of(author),
-        bytes(8),
+        instance.to_bytes(8),
         seq,
-        prev if seq > 1 else NO_LINK,
+        prev,
         hlc,
         REGISTER,
         key or f"key/{author}/{seq}",
-        value=value or b"\x01",
+        value=value,
     )
     record = unseal(Signed(codec.encode(entry), bytes(64)))
     record.is_checked = True
@@ -72,6 +81,7 @@ class Side:
 
     replica: Replica
     refuses: Callable[[Record], bool] = lambda record: False
+    now_ms: int = NOW_MS
     holding: Holding = field(init=False)
 
     def __post_init__(self) -> None:
@@ -81,37 +91,32 @@ class Side:
         for signed in entries:
             record = unseal(signed)
             record.is_checked = True
-            is_fine = not self.refuses(record) and not self.replica.refusal(record, NOW_MS)
+            is_fine = not self.refuses(record) and not self.replica.refusal(record, self.now_ms)
             if is_fine:
-                self.replica.merge(record, NOW_MS)
-            if record.stamp not in self.replica.records:
-                self.holding.refusals.note(record.stamp, 0.0)
+                self.replica.merge(record, self.now_ms)
+        self.note_refused(entries)
+
+    def note_refused(self, entries: list[Signed]) -> None:
+        for name in map(wire.stamp_of, entries):
+            if name not in self.replica.records:
+                self.holding.refusals.note(name, (self.now_ms - NOW_MS) / 1000)
+
+    def take_proofs(self, proofs: list[Fault]) -> None:
+        for fault in proofs:
+            self.replica.merge_fault(check(fault))
+
+    def fit(self, records: list[Record]) -> list[Signed]:
+        """Leave out what must not be sent."""
+        return [record.signed for record in records]
 
     def answer(self, request: wire.Request) -> wire.Answer:
-        match request:
-            case wire.Hello():
-                return answers.welcome({self.replica.id: self.holding}, request, NOW_MS)
-            case wire.Compare():
-                found = answers.compare(self.holding, request)
-                entries = [one.signed for one in found.records]
-                lacks = b"".join(found.lacks)
-                return wire.Differences(found.handled, found.cut, found.ranges, lacks, entries)
-            case wire.Law():
-                law = answers.law(self.holding, request)
-                entries = [one.signed for one in law.records]
-                return wire.LawFound(law.upto, law.proofs, law.wanted, law.lacks, entries)
-            case wire.Heads():
-                return answers.heads(self.holding, request)
-            case wire.Pull():
-                runs = answers.pull(self.holding, request)
-                return wire.Entries(
-                    runs.handled, runs.seq, [record.signed for record in runs.records]
-                )
-            case wire.Push(_, entries, proofs):
-                for fault in proofs:
-                    self.replica.merge_fault(check(fault))
-                self.take(entries)
-                return wire.Taken(len(entries))
+        if isinstance(request, wire.Push):
+            self.take_proofs(request.proofs)
+            self.take(request.entries)
+            return wire.Taken(len(request.entries))
+        holdings = {self.replica.id: self.holding}
+        answer, records = answers.respond(holdings, request, self.now_ms)
+        return msgspec.structs.replace(answer, entries=self.fit(records)) if records else answer
 
 
 @dataclass
@@ -130,7 +135,7 @@ def sync(
 ) -> Report:
     """Lead one session; an answer that `is_lost` ends it."""
     report = Report()
-    steps = lead({mine.replica.id: mine.holding}, nonce, lambda: NOW_MS)
+    steps = lead({mine.replica.id: mine.holding}, nonce, lambda: mine.now_ms)
     answer: wire.Answer | None = None
     late: Take | None = None  # is taken one request later, as by the driver
     while True:
@@ -147,12 +152,11 @@ def sync(
             case Take():
                 late = effect
             case TakeProofs(_, proofs):
-                for fault in proofs:
-                    mine.replica.merge_fault(check(fault))
+                mine.take_proofs(proofs)
             case Settle():
                 pass
             case Give(namespace, records, proofs):
-                request = wire.Push(namespace, [one.signed for one in records], proofs)
+                request = wire.Push(namespace, mine.fit(records), proofs)
             case _:
                 request = effect
         if request is None:

@@ -11,7 +11,9 @@ from typing import TypeVar
 
 import trio
 
-from crdt.service import ChannelHandler, StoreService
+from crdt.live import ChannelHandler
+from crdt.service import StoreService
+from crdt.wire import FRAME_MAX
 from wire.errors import DeadlineExceeded, PeerUnreachable, RemoteError, ShoalError
 from wire.ids import PeerId, Signer
 
@@ -87,7 +89,7 @@ class Wire:
             raise RemoteError(error.code, str(error)) from error
         await trio.sleep(self.links.latency_s)
         self.links.bytes_moved += len(message) + len(reply)
-        assert max(len(message), len(reply)) <= 64 * 1024
+        assert max(len(message), len(reply)) <= FRAME_MAX
         return reply
 
 

@@ -8,6 +8,7 @@ import trio
 from trio.testing import MockClock
 
 from crdt.service import Channel, StoreService
+from crdt.wire import FRAME_MAX
 from dht.service import DhtService
 from protocols.channels.service import ChannelService
 from tests.sim.net import Net
@@ -38,7 +39,7 @@ async def start_store(
     own = signer(number)
     rpc, host = net.rpc(own.peer), net.host(own.peer)
     store = StoreService(
-        rpc.network("crdt.sync"),
+        rpc.network("crdt.sync", frame_max=FRAME_MAX),
         channel or Silence(),
         SimClock(),
         own,
@@ -47,7 +48,7 @@ async def start_store(
         off_loop=in_place,
         rng=random.Random(number),
     )
-    rpc.answer("crdt.sync", store.answer)
+    rpc.answer("crdt.sync", store.answer, frame_max=FRAME_MAX)
     await nursery.start(store.run)
     return store
 

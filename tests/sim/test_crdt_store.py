@@ -8,17 +8,29 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-import crdt.merge
-from crdt.clock import stamp
-from crdt.entry import REGISTER, TAG, Entry, Signed, seal, unseal
+from crdt import spaces
+from crdt.entry import REGISTER, Record, Signed
+from crdt.holding import REFUSED_S
+from crdt.live import News
 from crdt.service import StoreService
 from crdt.storage import StoreCorrupt, StoreFailed
 from crdt.sync import ANSWERS_MAX
-from crdt.wire import Ask, Compare, Push
+from crdt.wire import Hello, Push
 from tests.sim.replicas import EPOCH_MS, Links, Silence, SimClock, Wire, signer, start_store
+from tests.unit.crdt_making import OPEN, Chain
 from wire import codec
-from wire.errors import BadMessage, Busy, RemoteError, UsageError
+from wire.errors import BadMessage, Busy, NotFound, RemoteError, UsageError
 from wire.ports import Store
+
+TOPIC = "shoal/crdt"
+
+
+def news(*records: Record) -> bytes:
+    return codec.encode(News([record.signed for record in records]))
+
+
+def push(*records: Record) -> bytes:
+    return codec.encode(Push(OPEN.id, [record.signed for record in records]))
 
 
 def roots(stores: list[StoreService]) -> set[bytes]:
@@ -53,7 +65,7 @@ async def test_values_over_a_limit_and_keys_of_others_are_the_callers_fault(
         await store.put("runs", "a", bytes(2048))
     with pytest.raises(UsageError, match="may not write"):
         await store.put("runs", f"x/@{signer(2).peer}", 1)
-    with pytest.raises(UsageError):
+    with pytest.raises(NotFound, match="no namespace"):
         await store.put("Bad Name", "a", 1)
     with pytest.raises(UsageError):
         await store.put("runs", "a", object())
@@ -118,27 +130,27 @@ async def test_a_new_entry_reaches_everybody_at_once(
 async def test_an_old_entry_in_a_new_message_goes_no_further(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    store, odd = await start_store(nursery, Links(), 1), signer(2)
-    old = seal(Entry(1, "runs", "k", odd.peer, stamp(EPOCH_MS), REGISTER, b"\x01", 0), odd).signed
-    assert await store._hear(odd.peer, codec.encode(Push([old])))
-    assert not await store._hear(odd.peer, codec.encode(Push([old])))
-    assert not await store._hear(odd.peer, codec.encode(Push([old, old])))
-    assert not await store._hear(odd.peer, codec.encode(Push([])))
+    links = Links()
+    await start_store(nursery, links, 1)
+    hear, old, odd = links.listeners[signer(1).peer][TOPIC], Chain(2).put("k"), signer(2).peer
+    assert await hear(odd, news(old))
+    assert not await hear(odd, news(old))
+    assert not await hear(odd, news(old, old))
+    with pytest.raises(BadMessage):
+        await hear(odd, news())
 
 
 async def test_news_with_a_forged_entry_that_is_old_here_is_refused_before_it_goes_on(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    store, odd = await start_store(nursery, Links(), 1), signer(2)
-    entries = [
-        seal(Entry(1, "runs", "k", odd.peer, stamp(at_ms), REGISTER, b"\x01", 0), odd)
-        for at_ms in (EPOCH_MS, EPOCH_MS - 1000)
-    ]
-    other = seal(Entry(1, "runs", "n", odd.peer, stamp(EPOCH_MS), REGISTER, b"\x01", 0), odd).signed
-    assert await store._hear(odd.peer, codec.encode(Push([entries[0].signed])))
-    forged = Signed(entries[1].signed.body, bytes(64))  # to a newcomer it would be news
+    links = Links()
+    await start_store(nursery, links, 1)
+    hear, chain, odd = links.listeners[signer(1).peer][TOPIC], Chain(2), signer(2).peer
+    older, newer, other = chain.put("k"), chain.put("k"), Chain(2, instance=2).put("n")
+    assert await hear(odd, news(newer))
+    forged = Signed(older.signed.body, bytes(64))  # to a newcomer it would be news
     with pytest.raises(BadMessage, match="signature"):
-        await store._hear(odd.peer, codec.encode(Push([other, forged])))
+        await hear(odd, codec.encode(News([other.signed, forged])))
 
 
 async def test_what_a_joiner_brings_goes_on_to_those_it_never_met(
@@ -223,51 +235,46 @@ async def test_a_liar_at_the_bound_is_overwritten_by_the_next_writer(
 ) -> None:
     links = Links()
     store, liar = await start_store(nursery, links, 1), signer(2)
-    hlc = stamp(EPOCH_MS + round(trio.current_time() * 1000) + 29_999)
-    entry = Entry(1, "runs", "k", liar.peer, hlc, REGISTER, codec.encode("lie"), 0)
-    await store.answer(liar.peer, codec.encode(Push([seal(entry, liar).signed])))
+    lie = Chain(2).put("k", "lie", ms=round(trio.current_time() * 1000) + 29_999)
+    await store.answer(liar.peer, push(lie))
     assert store.get("runs", "k") is not None
     await store.put("runs", "k", "truth")
     item = store.get("runs", "k")
     assert item is not None
     assert item.value == "truth"
     other = await store.put("runs", "other", 1)
-    assert other.hlc < hlc
+    assert other.hlc < lie.hlc
 
 
 async def test_forged_entries_and_garbage_change_nothing(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    store, mallory = await start_store(nursery, Links(), 1), signer(2)
-    entry = Entry(1, "runs", "k", signer(3).peer, stamp(EPOCH_MS), REGISTER, b"\x01", 0)
-    body = codec.encode(entry)
-    forged = [unseal(Signed(body, mallory.sign(TAG, body))).signed]
+    links, mallory = Links(), signer(2).peer
+    store = await start_store(nursery, links, 1)
+    hear = links.listeners[signer(1).peer][TOPIC]
+    forged = Chain(3).put("k")
+    forged.signed = Signed(forged.signed.body, Chain(2).put("k").signed.signature)
     with pytest.raises(BadMessage, match="signature"):
-        await store.answer(mallory.peer, codec.encode(Push(forged)))
-    good = [
-        seal(Entry(1, "runs", f"g/{i}", mallory.peer, 1, REGISTER, b"\x01", 0), mallory).signed
-        for i in range(50)
-    ]
+        await store.answer(mallory, push(forged))
+    good = [Chain(2, instance=number).put(f"g/{number}") for number in range(50)]
     with pytest.raises(BadMessage, match="signature"):  # many are checked off the loop
-        await store.answer(mallory.peer, codec.encode(Push([*good, *forged])))
+        await store.answer(mallory, push(*good, forged))
     for frame in (b"", b"\x00", b"\xff" * 100, codec.encode(["want", ["x"]])):
         with pytest.raises(BadMessage):
-            await store.answer(mallory.peer, frame)
+            await store.answer(mallory, frame)
         with pytest.raises(BadMessage):
-            await store._hear(mallory.peer, frame)
+            await hear(mallory, frame)
     assert store.stats().entries == 0
+    assert store.stats().refused["forged"] == 2
 
 
 async def test_values_that_are_not_msgpack_are_ignored_and_counted(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    store, odd = await start_store(nursery, Links(), 1), signer(2)
+    store, chain = await start_store(nursery, Links(), 1), Chain(2)
     values = [b"", b"\xc1", b"\x91" * 2000, b"\x01"]
-    entries = [
-        seal(Entry(1, "runs", f"k/{i}", odd.peer, stamp(EPOCH_MS), REGISTER, raw, 0), odd).signed
-        for i, raw in enumerate(values)
-    ]
-    await store.answer(odd.peer, codec.encode(Push(entries)))
+    records = [chain.write(REGISTER, f"k/{i}", value=raw) for i, raw in enumerate(values)]
+    await store.answer(signer(2).peer, push(*records))
     assert [item.value for item in store.scan("runs")] == [1]
     assert store.stats().malformed_values == 3
     assert store.stats().entries == 4
@@ -300,7 +307,7 @@ async def test_a_full_disk_fails_the_write_and_not_the_store(
         raise StoreFailed("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("crdt.storage.Storage.write", full)
+        patch.setattr("crdt.storage.Storage.commit", full)
         with pytest.raises(StoreFailed, match="disk full"):
             await store.put("runs", "k", 1)
     assert store.get("runs", "k") is None
@@ -350,7 +357,7 @@ async def test_a_peer_that_asks_much_at_a_time_is_told_that_we_are_busy(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     store, outcomes = await start_store(nursery, Links(), 1), list[str]()
-    frame = codec.encode(Compare([Ask("", bytes(16))]))
+    frame = codec.encode(Hello(bytes(8), EPOCH_MS))
 
     async def ask(number: int) -> None:
         try:
@@ -370,19 +377,22 @@ async def test_a_peer_that_asks_much_at_a_time_is_told_that_we_are_busy(
 async def test_what_is_over_a_quota_is_not_fetched_again_at_every_sync(
     autojump_clock: MockClock, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crdt.merge, "AUTHOR_KEYS_MAX", 3)
     links = Links()
     store = await start_store(nursery, links, 1, is_live=False, sync_interval_s=math.inf)
     other = await start_store(nursery, links, 2, is_live=False, sync_interval_s=math.inf)
-    odd = signer(3)
-    for index in range(10):
-        entry = Entry(1, "runs", f"k{index}", odd.peer, stamp(EPOCH_MS), REGISTER, b"\x01", 0)
-        for one in (store, other) if index < 3 else (other,):
-            one._replica.merge(seal(entry, odd))
-    assert (await store.sync_with(signer(2).peer)).entries_in == 7
-    assert store.stats().refused == {"author_full": 7}
+    for index in range(13):
+        await other.put("runs", f"k{index}", index)
+        if index < 3:
+            await store.put("runs", f"own{index}", index)
+    monkeypatch.setattr(spaces, "ENTRIES_MAX", 3)
+    await store.sync_with(signer(2).peer)
+    refused = store.stats().refused["full"]
+    assert refused == 13
+    assert store.stats().entries == 3
     assert (await store.sync_with(signer(2).peer)).entries_in == 0
     await other.sync_with(signer(1).peer)  # nor is it checked again when it is given
-    assert store.stats().refused == {"author_full": 7}
-    await trio.sleep(310)
-    assert (await store.sync_with(signer(2).peer)).entries_in == 7
+    assert store.stats().refused["full"] == refused
+    monkeypatch.undo()
+    await trio.sleep(REFUSED_S + 10)
+    await store.sync_with(signer(2).peer)
+    assert store.root("runs") == other.root("runs")

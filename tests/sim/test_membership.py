@@ -8,7 +8,8 @@ import trio
 from trio.testing import MockClock
 
 from crdt.clock import stamp
-from crdt.entry import REGISTER, Entry, Signed, seal
+from crdt.entry import LEASE, NO_LINK, Entry, Signed, seal
+from crdt.namespace import open_genesis
 from crdt.service import StoreService
 from crdt.wire import Push
 from node.kept import KEPT_MAX
@@ -16,8 +17,10 @@ from node.membership import LEASE_S, RENEW_S, MemberInfo, Membership
 from tests.sim.replicas import EPOCH_MS, Links, SimClock, signer, start_store
 from wire import codec
 from wire.errors import NotFound, UsageError
-from wire.ids import PeerId
+from wire.ids import PeerId, public_key_of
 from wire.ports import Store
+
+SWARM = open_genesis("swarm")
 
 
 @dataclass
@@ -207,10 +210,21 @@ async def test_connections_are_kept_to_a_limited_number_of_members(
     entries: list[Signed] = []
     for number in range(2, KEPT_MAX + 8):
         own, raw = signer(number), msgspec.msgpack.encode({**lease, "name": f"n{number}"})
-        stamps = stamp(EPOCH_MS), REGISTER, raw, EPOCH_MS + 600_000
-        entry = Entry(1, "swarm", f"member/@{own.peer}", own.peer, *stamps)
+        entry = Entry(
+            1,
+            SWARM.id,
+            public_key_of(own.peer),
+            bytes(8),
+            1,
+            NO_LINK,
+            stamp(EPOCH_MS),
+            LEASE,
+            f"member/@{own.peer}",
+            value=raw,
+            expires_ms=EPOCH_MS + 600_000,
+        )
         entries.append(seal(entry, own).signed)
-    await alice.store.answer(signer(2).peer, codec.encode(Push(entries)))
+    await alice.store.answer(signer(2).peer, codec.encode(Push(SWARM.id, entries)))
     await trio.sleep(60)
     assert len(alice.membership.members()) == KEPT_MAX + 7
     assert len(alice.host.kept) == KEPT_MAX

@@ -11,12 +11,17 @@ import statistics
 import time
 import tracemalloc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+from crdt.namespace import Genesis, Rules
+from crdt.proof import prove, verify
+from crdt.replica import Replica
 from crdt.tree import StateTree, root_by
+from tests.unit.crdt_making import NOW_MS, Chain, signer
 from wire import codec
 
 SLICE = 300  # keys per `settle`, about a millisecond
+LARGE = 3_000  # entries at one key, about what a document can carry
 SAMPLE = 2_000  # keys whose paths are measured
 
 
@@ -128,15 +133,79 @@ def tree_figures(count: int) -> TreeFigures:
     )
 
 
+@dataclass(frozen=True)
+class ProofFigures:
+    """What proofs of a namespace of `keys` registers cost, and that of a set of `LARGE` entries."""
+
+    keys: int
+    register_bytes: int
+    absence_bytes: int
+    root_after_put_ms: float
+    prove_ms: float
+    verify_ms: float
+    large_entries: int
+    large_bytes: int
+    large_prove_ms: float
+    large_verify_ms: float
+
+
+def filled(count: int) -> tuple[Replica, Chain]:
+    """Return a replica of `count` registers by one author, and its chain."""
+    rules = Rules(author_entries=1_000_000)
+    replica = Replica(Genesis(1, "soak", None, "open", b"", rules))
+    chain = Chain(namespace=replica.id, ms=-count - LARGE)
+    for number in range(count):
+        replica.merge(chain.put(f"run/{number:07d}", number), NOW_MS)
+    return replica, chain
+
+
+def proof_figures(count: int) -> ProofFigures:
+    """Measure documents."""
+    replica, chain = filled(count)
+    for number in range(LARGE):
+        replica.merge(chain.add("large", number), NOW_MS)
+    replica.root()
+    roots: list[float] = []
+    for number in range(20):
+        replica.merge(chain.put(f"run/{number * 31:07d}", number), NOW_MS)
+        roots.append(timed(replica.root))
+    prover = signer(9)
+    keys = [f"run/{number:07d}" for number in range(0, count, count // 100)]
+    documents: list[bytes] = []
+    prove_s = timed(lambda: documents.extend(prove(replica, key, prover, NOW_MS) for key in keys))
+    absent = [prove(replica, f"{key}/absent", prover, NOW_MS) for key in keys]
+    verify_s = timed(lambda: [verify(replica.id, document) for document in documents])
+    large: list[bytes] = []
+    large_prove_s = timed(lambda: large.append(prove(replica, "large", prover, NOW_MS)))
+    large_verify_s = timed(lambda: verify(replica.id, large[0]))
+    return ProofFigures(
+        count,
+        max(map(len, documents)),
+        max(map(len, absent)),
+        statistics.median(roots) * 1e3,
+        prove_s / len(keys) * 1e3,
+        verify_s / len(keys) * 1e3,
+        LARGE,
+        len(large[0]),
+        large_prove_s * 1e3,
+        large_verify_s * 1e3,
+    )
+
+
+def show(name: str, figures: TreeFigures | ProofFigures) -> None:
+    """Print them, a line each."""
+    for field in fields(figures)[1:]:
+        print(f"{name} {figures.keys:>9,}  {field.name:<18} {getattr(figures, field.name):>12,.2f}")
+
+
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--million", action="store_true", help="the tree at a million keys too")
     counts = (100_000, 1_000_000) if parser.parse_args().million else (100_000,)
     for count in counts:
-        figures = tree_figures(count)
-        for name in figures.__dataclass_fields__:
-            print(f"tree {count:>9,}  {name:<18} {getattr(figures, name):>12,.2f}")
+        show("tree ", tree_figures(count))
+    show("proof", proof_figures(counts[0]))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from crdt import proof
 from crdt.entry import (
     ADD,
-    MULTI,
     REGISTER,
     REVOKE,
     Record,
@@ -35,6 +34,7 @@ from tests.unit.proof_making import (
     decoder,
     forged,
     forked,
+    granted,
     refit,
     replica_of,
     shown_by,
@@ -64,6 +64,21 @@ def test_a_change_of_any_byte_of_a_listed_namespace_is_refused() -> None:
         changed[position] ^= 0x04
         with pytest.raises(BadMessage):
             verify(LISTED.id, bytes(changed))
+
+
+@pytest.mark.parametrize(
+    ("short", "long"),
+    [
+        (b"\xadshoal", b"\xd9\x0dshoal"),  # a text with a longer head than it needs
+        (b"\xc4\x20", b"\xc5\x00\x20"),  # and bytes, here of a hash
+    ],
+)
+def test_a_document_has_one_encoding(short: bytes, long: bytes) -> None:
+    changed = DOCUMENT.replace(short, long, 1)
+    assert changed != DOCUMENT
+    assert decoder.decode(changed) == decoder.decode(DOCUMENT)
+    with pytest.raises(BadMessage, match="canonical"):
+        verify(OPEN.id, changed)
 
 
 @given(st.integers(0, 5_000), st.binary(max_size=8), st.integers(0, 8))
@@ -183,7 +198,7 @@ def test_two_entries_at_one_place_are_no_state_of_any_replica() -> None:
     document = prove(replica_of(OPEN, old), "a", PROVER, NOW_MS)
     slot = decoder.decode(document).slots[0]
     both = tuple(one.signed for one in sorted((old, new), key=lambda record: record.id))
-    with pytest.raises(BadMessage, match="no replica holds together"):
+    with pytest.raises(BadMessage, match="at one place"):
         verify(OPEN.id, forged(document, slots=(msgspec.structs.replace(slot, entries=both),)))
 
 
@@ -257,6 +272,18 @@ def test_a_grant_that_matters_cannot_be_kept_back() -> None:
             verify(LISTED.id, forged(document, slots=(slots[0], kept, slots[2])))
 
 
+def test_what_is_named_only_is_named_in_order() -> None:
+    team = Team()
+    for prefix in ("x/", "y/"):
+        granted(team.owner, EVE, prefix=prefix)
+    document = prove(team.replica(), "run/a", PROVER, NOW_MS)
+    slots = decoder.decode(document).slots
+    assert len(slots[1].others) == 3
+    turned = msgspec.structs.replace(slots[1], others=slots[1].others[::-1])
+    with pytest.raises(BadMessage, match="not in order"):
+        verify(LISTED.id, refit(document, slots=(slots[0], turned, slots[2])))
+
+
 def test_an_entry_that_the_rules_forbid_is_refused() -> None:
     team = Team()
     team.ben.write(REGISTER, "other/a", 1)  # beyond the prefix of his grant
@@ -304,13 +331,11 @@ def test_a_fault_in_another_namespace_is_none_here() -> None:
     assert check(proven.fault).cut == 1
 
 
-def test_entries_that_contradict_each_other_need_their_proof_of_a_fault() -> None:
+def test_an_author_that_is_out_has_nothing_in_any_state() -> None:
     pen = Pen(ANN)
-    first, left = pen.write(REGISTER, "a", 1), pen.write(MULTI, "m", 1)
-    right = Pen(ANN, now_ms=pen.now_ms, last=first).write(ADD, "m", element=b"\x01")
-    replica = replica_of(OPEN, left)
-    slot = decoder.decode(prove(replica, "m", PROVER, NOW_MS)).slots[0]
-    both = tuple(one.signed for one in sorted((left, right), key=lambda record: record.id))
-    document = prove(replica, "m", PROVER, NOW_MS)
-    with pytest.raises(BadMessage, match="prove a fault"):
-        verify(OPEN.id, forged(document, slots=(msgspec.structs.replace(slot, entries=both),)))
+    left, right = pen.write(REGISTER, "a", 1), Pen(ANN).write(REGISTER, "a", 2)
+    document = prove(replica_of(OPEN, left), "a", PROVER, NOW_MS)
+    proven = next(iter(replica_of(OPEN, left, right).faults.values()))
+    cuts = (proof._cut_of(proven),)  # pyright: ignore[reportPrivateUsage]
+    with pytest.raises(BadMessage, match="of whom no replica holds any"):
+        verify(OPEN.id, forged(document, cuts=cuts, faults=(proven.fault,)))

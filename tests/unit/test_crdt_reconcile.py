@@ -1,237 +1,183 @@
-"""Anti-entropy by script: cost, both directions, hostile answers."""
+"""Syncs by script: any two sets converge, what it costs, what is refused, what gets lost."""
 
+import itertools
 import random
-import sys
-from types import FrameType
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from crdt.clock import stamp
-from crdt.digest import LEAF_MAX, Digest, Held
-from crdt.entry import REGISTER, Entry, Record, Signed, seal, unseal
-from crdt.merge import Replica
-from crdt.reconcile import Session, compare, supply
-from crdt.wire import (
-    FRAME_MAX,
-    Ask,
-    Compare,
-    Differ,
-    Entries,
-    Leaf,
-    LeafItem,
-    Push,
-    Split,
-    Taken,
-    Want,
-)
-from tests.sim.replicas import signer
-from wire import codec
-from wire.errors import BadMessage
+from crdt.entry import Record
+from crdt.replica import Replica
+from tests.sim.crdt_pairs import NOW_MS, Side, history, replica_of, sync, unsigned
 
-NOW_MS = 1_800_000_000_000
-OWN = signer(1)
+POOL = history(300, 7)
+N = 20_000
+FEW = history(N, 1)
+MANY = history(N, 700, seed=2)
 
 
-def record(key: str, hlc: int = 0, value: bytes = b"\x01") -> Record:
-    entry = Entry(1, "runs", key, OWN.peer, stamp(NOW_MS) + hlc, REGISTER, value, 0)
-    return seal(entry, OWN)
+def holds(side: Side) -> set[bytes]:
+    return set(side.replica.records)
 
 
-RECORDS = [record(f"key/{index}") for index in range(2000)]
+def without(records: list[Record], skipped: set[int]) -> Replica:
+    return replica_of(one for at, one in enumerate(records) if at not in skipped)
 
 
-def replica(records: list[Record]) -> Replica:
-    made = Replica()
-    for one in records:
-        made.merge(one)
-    return made
+def subset(rng: random.Random) -> list[Record]:
+    """Of the pool: any, with runs and holes."""
+    share = rng.choice((0.0, 0.02, 0.5, 0.98, 1.0))
+    low, high = sorted(rng.sample(range(len(POOL) + 1), 2))
+    return [one for at, one in enumerate(POOL) if low <= at < high or rng.random() < share]
 
 
-def merge(into: Replica, entries: list[Signed]) -> int:
-    return sum([into.merge(unseal(one)) for one in entries])
-
-
-def run(mine: Replica, theirs: Replica) -> tuple[Session, int]:
-    """Drive a session to its end; returns it and the bytes that it moved."""
-    session, moved = Session(mine), 0
-    while (request := session.next_request()) is not None:
-        answer: Differ | Entries | Taken
-        match request:
-            case Compare():
-                answer = compare(theirs, request)
-            case Want():
-                answer = supply(theirs, request)
-            case Push(entries):
-                answer = Taken(merge(theirs, entries))
-        frames = codec.encode(request), codec.encode(answer)
-        assert max(map(len, frames)) <= FRAME_MAX
-        moved += sum(map(len, frames))
-        merge(mine, session.receive(answer))
-    return session, moved
-
-
-def test_equal_replicas_are_done_after_one_round_trip_and_few_bytes() -> None:
-    session, moved = run(replica(RECORDS), replica(RECORDS[::-1]))
-    assert session.round_trips == 1
-    assert moved < 100
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_two_replicas_are_equal_afterwards(seed: int) -> None:
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32))
+def test_any_two_sets_become_their_union_in_one_session(seed: int) -> None:
     rng = random.Random(seed)
-    updates = [record(f"key/{rng.randrange(2000)}", hlc=1 + rng.randrange(3)) for _ in range(50)]
-    a = replica(rng.sample(RECORDS, rng.randrange(2000)) + rng.sample(updates, 25))
-    b = replica(rng.sample(RECORDS, rng.randrange(2000)) + rng.sample(updates, 25))
-    run(a, b)
-    assert a.root("runs") == b.root("runs")
-    assert a.records == b.records
+    mine, theirs = Side(replica_of(subset(rng))), Side(replica_of(subset(rng)))
+    union = holds(mine) | holds(theirs)
+    lacking = len(union) - len(holds(mine)), len(union) - len(holds(theirs))
+    report = sync(mine, theirs, nonce=rng.randbytes(8))
+    assert holds(mine) == holds(theirs) == union
+    assert (report.entries_in, report.entries_out) == lacking  # nothing travels in vain
 
 
-def test_cost_grows_with_the_difference_not_with_the_state() -> None:
-    a, b = replica(RECORDS), replica(RECORDS[:-10])
-    session, moved = run(a, b)
-    assert (session.entries_in, session.entries_out) == (0, 10)
-    assert session.round_trips <= 5
-    assert moved < 20_000
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32))
+def test_with_any_refusals_a_session_ends_and_nothing_refused_comes_again(seed: int) -> None:
+    rng = random.Random(seed)
+    shares = rng.choice((0.05, 0.9)), rng.choice((0.0, 0.5))
+    refused = [{one.stamp for one in POOL if rng.random() < share} for share in shares]
+    mine = Side(replica_of(subset(rng)), lambda one: one.stamp in refused[0])
+    theirs = Side(replica_of(subset(rng)), lambda one: one.stamp in refused[1])
+    before = holds(mine), holds(theirs)
+    sync(mine, theirs)
+    assert holds(mine) == before[0] | (before[1] - refused[0])
+    assert holds(theirs) == before[1] | (before[0] - refused[1])
+    again = sync(mine, theirs)
+    assert (again.entries_in, again.entries_out) == (0, 0)
+    back = sync(theirs, mine)
+    assert (back.entries_in, back.entries_out) == (0, 0)
 
 
-def test_an_empty_replica_gets_everything_and_nothing_twice() -> None:
-    session, _ = run(fresh := Replica(), replica(RECORDS))
-    assert session.entries_in == len(RECORDS)
-    assert session.entries_out == 0
-    assert fresh.root("runs") == replica(RECORDS).root("runs")
-    session, _ = run(replica(RECORDS), Replica())
-    assert (session.entries_in, session.entries_out) == (0, len(RECORDS))
+def test_what_was_refused_is_asked_for_again_after_a_while() -> None:
+    mine, theirs = Side(replica_of([]), lambda _: True), Side(replica_of(POOL))
+    assert sync(mine, theirs).entries_in == len(POOL)
+    assert sync(mine, theirs).entries_in == 0
+    mine.holding.refusals.expire(19.0)
+    assert sync(mine, theirs).entries_in == 0
+    for now, wait_s in ((20.0, 40.0), (60.0, 80.0), (140.0, 160.0)):  # twice as long each time
+        mine.now_ms = NOW_MS + round(now * 1000)
+        mine.holding.refusals.expire(now)
+        assert sync(mine, theirs).entries_in == len(POOL)
+        mine.holding.refusals.expire(now + wait_s - 1)
+        assert sync(mine, theirs).entries_in == 0
+    mine.refuses = lambda _: False
+    mine.holding.refusals.expire(1000.0)
+    assert sync(mine, theirs).entries_in == len(POOL)
+    assert holds(mine) == holds(theirs)
 
 
-def test_the_older_of_two_versions_is_not_sent() -> None:
-    a, b = replica([record("k", hlc=1)]), replica([record("k", hlc=2)])
-    session, _ = run(a, b)
-    assert (session.entries_in, session.entries_out) == (1, 0)
-    a, b = replica([record("k", hlc=2)]), replica([record("k", hlc=1)])
-    session, _ = run(a, b)
-    assert (session.entries_in, session.entries_out) == (0, 1)
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32))
+def test_sessions_that_are_cut_go_on_where_they_were(seed: int) -> None:
+    rng = random.Random(seed)
+    mine, theirs = Side(replica_of(subset(rng))), Side(replica_of(subset(rng)))
+    union = holds(mine) | holds(theirs)
+    for _ in range(40):
+        sides = rng.sample((mine, theirs), 2)
+        sync(*sides, nonce=rng.randbytes(8), is_lost=lambda: rng.random() < 0.3)
+    sync(mine, theirs)
+    assert holds(mine) == holds(theirs) == union
 
 
-def test_versions_of_one_stamp_are_settled_too() -> None:
-    values = [record("k", value=b"\x01")], [record("k", value=b"\x02")]
-    for mine, theirs in (values, values[::-1]):
-        a, b = replica(mine), replica(theirs)
-        run(a, b)
-        assert a.root("runs") == b.root("runs")
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32))
+def test_versions_of_the_same_keys_settle_to_the_latest(seed: int) -> None:
+    rng = random.Random(seed)
+    versions = [
+        unsigned(
+            author,
+            1,
+            stamp(NOW_MS - 90_000 + rng.randrange(80_000)),
+            key=f"k/{at % 20}",
+            instance=at,
+        )
+        for author, at in itertools.product(range(3), range(40))
+    ]
+    sides = [Side(replica_of(rng.sample(versions, rng.randrange(100)))) for _ in range(2)]
+    sync(*sides)
+    sync(*sides)  # what fell off meanwhile may have held a place
+    assert holds(sides[0]) == holds(sides[1])
 
 
-def test_an_answer_that_would_not_fit_is_cut_and_the_rest_asked_again() -> None:
-    many = [record(f"many/{index}") for index in range(6000)]
-    b = replica(many)
-    asks = [Ask(f"{prefix:02x}", bytes(16)) for prefix in range(128)]
-    answer = compare(b, Compare(asks))
-    assert 0 < answer.handled < 128
-    assert len(codec.encode(answer)) <= FRAME_MAX
-    session, _ = run(a := replica(many[:3]), b)
-    assert session.entries_in == 5997
-    assert a.root("runs") == b.root("runs")
+@pytest.mark.parametrize("records", [FEW, MANY], ids=["one author", "many"])
+def test_equal_replicas_are_done_after_one_round_trip(records: list[Record]) -> None:
+    report = sync(Side(replica_of(records)), Side(replica_of(reversed(records))))
+    assert report.round_trips == 1
+    assert report.overhead <= 400
 
 
-def test_large_entries_are_cut_into_frames() -> None:
-    large = [record(f"large/{index}", value=bytes(2000)) for index in range(100)]
-    a, b = replica(large[:50]), replica(large[50:])
-    run(a, b)
-    assert a.digest.count() == b.digest.count() == 100
+@pytest.mark.parametrize("records", [FEW, MANY], ids=["one author", "many"])
+@pytest.mark.parametrize(("count", "budget"), [(10, 2_000), (100, 4_000)])
+def test_recent_differences_cost_little(records: list[Record], count: int, budget: int) -> None:
+    last = set(range(N - count, N))
+    half = set(random.Random(count).sample(sorted(last), count // 2))
+    for lacking in ((last, set[int]()), (set[int](), last), (half, last - half)):
+        mine, theirs = (Side(without(records, skipped)) for skipped in lacking)
+        report = sync(mine, theirs)
+        assert holds(mine) == holds(theirs)
+        assert report.entries_in + report.entries_out == count
+        assert report.overhead <= budget
+        assert report.round_trips - report.kinds.count("Push") <= 3
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        Entries(1, []),
-        Taken(0),
-        Differ(0, [], []),
-        Differ(2, [], []),
-        Differ(1, [Split("a", [bytes(16)] * 16)], []),
-        Differ(1, [Split("", [bytes(16)] * 16)], [Leaf("", [])]),
-    ],
-)
-def test_an_answer_that_does_not_fit_the_request_is_the_peers_fault(answer: object) -> None:
-    session = Session(replica(RECORDS[:3]))
-    assert isinstance(session.next_request(), Compare)
-    with pytest.raises(BadMessage):
-        session.receive(answer)  # type: ignore[arg-type]
+@pytest.mark.parametrize("records", [FEW, MANY], ids=["one author", "many"])
+@pytest.mark.parametrize("seed", range(3))
+def test_scattered_differences_take_three_round_trips(records: list[Record], seed: int) -> None:
+    holes = set(random.Random(seed).sample(range(N), 100))
+    half = set(sorted(holes)[::2])
+    for lacking in ((holes, set[int]()), (set[int](), holes), (half, holes - half)):
+        mine, theirs = (Side(without(records, skipped)) for skipped in lacking)
+        report = sync(mine, theirs)
+        assert holds(mine) == holds(theirs)
+        assert report.overhead <= 60_000
+        assert report.round_trips - report.kinds.count("Push") <= 3
 
 
-def test_a_slot_outside_the_asked_prefix_is_the_peers_fault() -> None:
-    session = Session(replica(RECORDS))
-    session.next_request()
-    session.receive(Differ(1, [Split("", [bytes(16)] * 16)], []))
-    asks = session.next_request()
-    assert isinstance(asks, Compare)
-    wrong = LeafItem("0" * 32, 1, bytes(8))
-    prefix = next(ask.prefix for ask in asks.asks if ask.prefix != "0")
-    with pytest.raises(BadMessage, match="not below"):
-        session.receive(Differ(len(asks.asks), [], [Leaf(prefix, [wrong])]))
+def test_keys_overwritten_since_cost_like_what_is_new() -> None:
+    """The entries that the new ones replace are scattered holes, but are not looked at."""
+    over: list[Record] = []
+    last = FEW[-1]
+    for at in range(1, 101):
+        last = unsigned(0, N + at, last.hlc + 1, key=FEW[at * 99].key, prev=last.link)
+        over.append(last)
+    mine, theirs = Side(replica_of(FEW)), Side(replica_of([*FEW, *over]))
+    report = sync(mine, theirs)
+    assert (report.entries_in, report.entries_out) == (100, 0)
+    assert report.overhead <= 4_000
+    assert holds(mine) == holds(theirs)
 
 
-def test_a_peer_that_always_differs_is_given_up() -> None:
-    session = Session(replica(RECORDS))
-
-    def lead() -> None:
-        while (request := session.next_request()) is not None:
-            assert isinstance(request, Compare)
-            splits = [Split(ask.prefix, [bytes(16)] * 16) for ask in request.asks[:100]]
-            session.receive(Differ(len(splits), splits, []))
-
-    with pytest.raises(BadMessage, match="whole slot"):
-        lead()
-    assert len(session._asks) < 100_000
+@pytest.mark.parametrize("is_leader_cold", [True, False])
+def test_a_cold_sync_moves_chain_runs_and_little_else(is_leader_cold: bool) -> None:
+    full, empty = Side(replica_of(MANY[:6000])), Side(replica_of(MANY[:100]))
+    size = sum(one.size for one in MANY[:6000])
+    report = sync(empty, full) if is_leader_cold else sync(full, empty)
+    assert holds(full) == holds(empty)
+    assert report.overhead < 0.1 * size
+    assert report.entries_in + report.entries_out == 5900
+    assert ("Pull" in report.kinds) == is_leader_cold
 
 
-def test_a_peer_that_promises_and_does_not_deliver_ends_too() -> None:
-    session = Session(Replica())
-    items = [LeafItem(f"{index:032x}", 1, bytes(8)) for index in range(LEAF_MAX)]
-    session.next_request()
-    session.receive(Differ(1, [], [Leaf("", items)]))
-    assert isinstance(session.next_request(), Want)
-    session.receive(Entries(LEAF_MAX, []))
-    assert session.next_request() is None
-
-
-def ground(count: int) -> list[Held]:
-    """What a replica holds after somebody has ground slots into one prefix of three digits."""
-    rng = random.Random(7)
-    return [Held(f"abc{rng.getrandbits(116):029x}", n, rng.randbytes(32)) for n in range(count)]
-
-
-def test_slots_ground_into_one_prefix_make_no_answer_dear() -> None:
-    held = Replica()
-    for one in ground(5000):
-        held.digest.put(one)
-    prefixes = [f"abc{number:02x}" for number in range(256)]
-    steps = 0
-
-    def count(frame: FrameType, event: str, _: object) -> None:
-        nonlocal steps
-        steps += event == "call"
-
-    before = sys.getprofile()
-    sys.setprofile(count)
-    try:
-        compare(held, Compare([Ask(one, bytes(16)) for one in prefixes[:128]]))
-        handled = compare(held, Compare([Ask("abc", bytes(16))] * 128)).handled
-    finally:
-        sys.setprofile(before)
-    assert handled == 128
-    assert steps < 40_000  # of Python's calls; one is about 0.1 µs, and they were 1,400,000
-
-
-def test_the_tree_of_sums_does_not_depend_on_the_order_or_on_what_was_removed() -> None:
-    every = ground(300) + [Held(one.slot, one.entry.hlc, one.id) for one in RECORDS[:200]]
-    grown, shrunk = Digest(), Digest()
-    for one in every[:150]:
-        grown.put(one)
-    for one in reversed(every):
-        shrunk.put(one)
-    for one in every[150:]:
-        shrunk.remove(one.slot)
-    for prefix in ("", "a", "abc", "abc1", "abc12", every[0].slot, every[0].slot[:9]):
-        assert grown.items(prefix) == shrunk.items(prefix)
-        assert grown.count(prefix) == shrunk.count(prefix) == len(grown.items(prefix))
-        assert grown.children(prefix) == shrunk.children(prefix)
+def test_large_entries_are_cut_into_messages() -> None:
+    value = b"\xc5\x07\xd0" + bytes(2000)
+    large = [
+        unsigned(at, 1, stamp(NOW_MS - 9_000 + at), value=value, instance=at) for at in range(600)
+    ]
+    mine, theirs = Side(replica_of(large[::2])), Side(replica_of(large[1::2]))
+    sync(mine, theirs)
+    assert holds(mine) == holds(theirs) == {one.stamp for one in large}
