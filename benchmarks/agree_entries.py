@@ -13,6 +13,7 @@ from wire.ids import Signer, public_key_of
 
 AUTHORS = 20  # of a store of 100,000: half of what one author may have
 STEP_MS = 30  # between two writes of the swarm: 100,000 are 50 minutes
+AGE_MS = 120_000  # of the last of them: no news, which daemons spread at once, whoever brings them
 VALUE_BYTES = 22  # as in the figures of Loro and Yrs that these stand beside
 
 
@@ -68,7 +69,7 @@ def corpus(
     random_ = random.Random(count)
     writers = [author(namespace, f"{name} {number}") for number in range(authors)]
     for number in range(count):
-        at_ms = now_ms - (count - number) * STEP_MS
+        at_ms = now_ms - AGE_MS - (count - number) * STEP_MS
         value = random_.randbytes(VALUE_BYTES // 2).hex()
         yield writers[number % authors].write(f"bench/{number:06}", value, at_ms)
 

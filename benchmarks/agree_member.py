@@ -22,8 +22,9 @@ from benchmarks.orders import Answer, say
 from benchmarks.trio_orders import obey
 from crdt.namespace import open_genesis
 from crdt.service import StoreService
+from crdt.wire import FRAME_MAX
 from node.host.service import LibP2pHost
-from node.tickets import Ticket, parse_ticket
+from node.tickets import Ticket, parse_ticket, swarm_tag
 from protocols.rpc.service import RpcService
 from wire.clock import SystemClock
 from wire.ids import PeerId, Signer
@@ -33,7 +34,7 @@ PUSH_S = 20.0
 
 def built_in_id(name: str, ticket: Ticket) -> bytes:
     """Return the ID of a namespace that every swarm has."""
-    return open_genesis(name, ticket.swarm_name.encode()).id
+    return open_genesis(name, swarm_tag(ticket.key).encode()).id
 
 
 class Member:
@@ -43,7 +44,7 @@ class Member:
         seed = os.urandom(32)
         self.host, self.signer = LibP2pHost(seed, ticket.key, []), Signer(seed)
         self.rpc = RpcService(self.host)
-        self.network = self.rpc.network("crdt.sync")
+        self.network = self.rpc.network("crdt.sync", frame_max=FRAME_MAX)
         self.daemon, self.namespace = (
             PeerId(address.rpartition("/")[2]),
             built_in_id(NAMESPACE, ticket),
@@ -56,11 +57,11 @@ class Member:
             self.signer,
             folder / "store.db",
             peers=list,
-            salt=ticket.swarm_name.encode(),
+            salt=swarm_tag(ticket.key).encode(),
             sync_interval_s=math.inf,
         )
-        self.rpc.answer("crdt.sync", self.store.answer)
-        self.villain = Villain(self.ask, ticket.swarm_name)
+        self.rpc.answer("crdt.sync", self.store.answer, frame_max=FRAME_MAX)
+        self.villain = Villain(self.ask, swarm_tag(ticket.key).encode())
 
     async def ask(self, message: bytes) -> bytes:
         """Send the daemon one request of a sync. Raises what it answers with."""

@@ -35,10 +35,10 @@ def _sign(body: bytes, signer: Signer) -> Signed:
 class Villain:
     """Makes messages and throws them."""
 
-    def __init__(self, ask: Ask, swarm: str) -> None:
-        self._ask, self._salt, self._count = ask, swarm.encode(), 0
-        self.namespace = open_genesis("kv", self._salt).id
-        self.directory = open_genesis("namespaces", self._salt).id
+    def __init__(self, ask: Ask, salt: bytes) -> None:
+        self._ask = ask
+        self.namespace = open_genesis("kv", salt).id
+        self.directory = open_genesis("namespaces", salt).id
 
     async def attack(self, name: str, seconds: float) -> Answer:
         """Throw one kind of messages for so long, at least once; count the answers."""

@@ -21,6 +21,7 @@ from benchmarks.orders import Answer, Child, answer_orders, say
 
 LISTEN = "/ip4/127.0.0.1/tcp/0"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h: no daemon outlives its forge
+LAST_WORD = b"listen "  # of what a daemon prints once it is ready
 READY_S = 120.0  # for thirty daemons on a machine that has other work
 PEERS_MIN = 3  # a member of a swarm need not be connected to all of it
 
@@ -92,9 +93,11 @@ def _up(homes: list[str], args: list[str], fresh: bool) -> Answer:
         pipes[pid] = reader
     for pid, reader in pipes.items():
         with os.fdopen(reader, "rb") as said:
-            line = said.readline()
-        if not line.startswith(b"peer "):
-            raise RuntimeError(f"daemon {pid} did not start: {line!r}; see standard error")
+            lines = [said.readline()]
+            while lines[-1] and not lines[-1].startswith(LAST_WORD):  # or its next one fails
+                lines.append(said.readline())
+        if not lines[0].startswith(b"peer "):
+            raise RuntimeError(f"daemon {pid} did not start: {lines[0]!r}; see standard error")
     return {"pids": list(pipes)}
 
 

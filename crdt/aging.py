@@ -7,7 +7,7 @@ stays twice as long as what is hidden, so that nothing comes back from a replica
 import heapq
 from collections.abc import Callable, Iterator, Sequence
 
-from crdt.entry import MULTI, REGISTER, REMOVE, Record
+from crdt.entry import ADD, Record
 from crdt.fold import stand
 from crdt.namespace import Rules
 
@@ -47,11 +47,10 @@ class Agenda:
 
 def own_end(record: Record, rules: Rules) -> int:
     """Return when a record goes, in wall-clock milliseconds, whatever else there is."""
-    if record.expires_ms:
-        return record.expires_ms + 2 * rules.max_skew_ms
-    if record.kind == REMOVE or (record.is_tombstone and record.kind in (REGISTER, MULTI)):
-        return record.wall_ms + rules.gc_ms
-    return NEVER
+    if record.is_tombstone:
+        is_added = record.kind == ADD  # an element of a set has no value
+        return NEVER if is_added else record.wall_ms + rules.gc_ms
+    return record.expires_ms + 2 * rules.max_skew_ms if record.expires_ms else NEVER
 
 
 def loser_end(winner: Record, rules: Rules) -> int:

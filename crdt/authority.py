@@ -87,11 +87,16 @@ class Authority:
         return list(self.below(record))
 
     def remove(self, record: Record) -> list[Record]:
-        """Forget a record that is not retained any more; returns those that may count now."""
+        """Forget a record that is not retained any more; returns those that may count now, or of
+        a grant those that could not come in any more.
+        """
         if self.genesis.write != "list":
             return []
         touched = list(self.below(record))
         entry = record.entry
+        if record.kind == GRANT:
+            revocations = (one for one, _ in self._revoked.get(record.id, {}).values())
+            touched += [one for one in revocations if one.author != self.genesis.owner]
         if entry.grant is not None:
             _take(self._under, entry.grant, record.stamp)
         if record.kind == GRANT:

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import trio
+
 from crdt.clock import ClockError
 from crdt.entry import Record
 from crdt.fault import Proven
-from crdt.namespace import Genesis
+from crdt.own import Build
 from crdt.replica import Change
 from crdt.storage import StoreFailed
 from wire.errors import ShoalError
@@ -46,7 +48,6 @@ class Batch:
 
     records: Sequence[Record] = ()
     faults: Sequence[Proven] = ()
-    geneses: Sequence[Genesis] = ()
     source: str = ""
     news: list[Record] = field(default_factory=list[Record])  # those that were new, and are kept
     error: ShoalError | None = field(default_factory=closed)
@@ -69,3 +70,25 @@ class News:
             self.keys.add((namespace, key))
         if change.fault is not None:
             self.faults.append(change.fault)
+
+
+@dataclass
+class Write:
+    """One write of our own that waits."""
+
+    namespace: bytes
+    key: str
+    build: Build
+    record: Record | None = None
+    error: ShoalError | None = field(default_factory=closed)
+
+
+@dataclass
+class Group:
+    """What goes into one commit."""
+
+    writes: list[Write] = field(default_factory=list[Write])
+    batches: list[Batch] = field(default_factory=list[Batch])
+    records: int = 0
+    taken: trio.Event = field(default_factory=trio.Event)
+    done: trio.Event = field(default_factory=trio.Event)

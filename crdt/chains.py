@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from crdt.entry import GRANT, Record
-from crdt.fault import is_suspect
+from crdt.fault import is_suspect, prev_of
 
 EMPTY_CHAINS_MAX = 4096  # chains without a retained entry whose heads are remembered: 3 MB; whoever
 # starts a chain per entry pushes out the oldest, and costs others a longer sync, nothing else
@@ -104,7 +104,9 @@ class Chains:
         before, after, top = held.get(seq - 1), held.get(seq + 1), chain.top
         if chain.is_doubted:
             return [one for one in (before, after, held.get(seq)) if one is not None]
-        near = (held.get(seq), before, after, top if top is not before else None)
+        if before is top and not is_suspect(before, record):  # as nearly always
+            return []
+        near = (held.get(seq), before, after, top)
         return [one for one in near if one is not None and is_suspect(one, record)]
 
     def doubt(self, name: bytes) -> None:
@@ -121,7 +123,7 @@ class Chains:
         after = record.seq + 1
         twins = chain.twins.get(after, []) if chain.twins else []
         for other in (chain.held.get(after), *twins):
-            if other is not None and other.entry.prev == record.link:
+            if other is not None and prev_of(other) == record.link:
                 return other
         return None
 
@@ -209,9 +211,8 @@ class Quota:
     def add(self, record: Record) -> None:
         """Count a record."""
         self._held[record.author] = self._held.get(record.author, 0) + 1
-        heap = self._oldest.get(record.author)
-        if heap is not None:
-            heapq.heappush(heap, record.stamp)
+        if self._oldest and record.author in self._oldest:
+            heapq.heappush(self._oldest[record.author], record.stamp)
 
     def remove(self, record: Record) -> None:
         """Count a record no more."""
@@ -237,3 +238,7 @@ class Quota:
         while heap[0] not in records:
             heapq.heappop(heap)
         return heap[0]
+
+    def is_over(self, author: bytes) -> bool:
+        """True if an author has too much."""
+        return self._held[author] > self.limit

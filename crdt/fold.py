@@ -79,31 +79,33 @@ def stand(records: Iterable[Record]) -> Standing | None:
     if not ranked:
         return None
     latest = ranked[0]
-    kind = CLASSES[latest.kind]
-    if kind >= GRANT:
+    if latest.kind >= GRANT:
         return Standing(latest, [])  # under keys of their own, and not for readers
     standing = Standing(latest, [])
-    members: list[Record] = []
+    if len(ranked) == 1 and CLASSES[latest.kind] == CLASSES[REGISTER]:  # as most keys are
+        standing.shown = [] if latest.is_tombstone else [latest]
+        return standing
+    members: dict[int, list[Record]] = {CLASSES[kind]: [] for kind in (ADD, COUNTER, MULTI)}
     register: Record | None = None
     for record in ranked:
         if register is not None:
             standing.lost.append((record, register))
         elif CLASSES[record.kind] == CLASSES[REGISTER]:
             register = record
-        elif CLASSES[record.kind] == kind:
-            members.append(record)
         else:
-            standing.lost.append((record, latest))
-    if register is latest:
-        standing.shown = [] if latest.is_tombstone else [latest]
-        return standing
-    standing.hidden = register
-    if kind == COUNTER:
-        standing.shown = members
-    elif kind == MULTI:
-        _stand_siblings(members, standing)
-    else:
-        _stand_elements(members, standing)
+            members[CLASSES[record.kind]].append(record)
+    if register is not latest:
+        standing.hidden = register
+    elif not latest.is_tombstone:
+        standing.shown = [latest]
+    for kind, pick in _PICKS.items():  # also what another class hides may be covered
+        shown = pick(members[kind], standing)
+        if kind == CLASSES[latest.kind]:
+            standing.shown = shown
+        else:
+            lost = {loser.stamp for loser, _ in standing.lost} if members[kind] else set[bytes]()
+            hidden = (one for one in members[kind] if one.stamp not in lost)
+            standing.lost.extend((one, latest) for one in hidden)
     return standing
 
 
@@ -151,20 +153,21 @@ def _falling(dot: tuple[int, Record]) -> int:
     return -dot[0]
 
 
-def _stand_siblings(members: list[Record], standing: Standing) -> None:
-    seen = _Seen()
+def _pick_siblings(members: list[Record], standing: Standing) -> list[Record]:
+    seen, shown = _Seen(), list[Record]()
     for record in members:
         by = seen.cover(record)
         if by is not None:
             standing.lost.append((record, by))
         elif not record.is_tombstone:
-            standing.shown.append(record)
+            shown.append(record)
         seen.add(record)
+    return shown
 
 
-def _stand_elements(members: list[Record], standing: Standing) -> None:
+def _pick_elements(members: list[Record], standing: Standing) -> list[Record]:
     removed: dict[bytes, _Seen] = {}
-    live: set[bytes] = set()
+    live: dict[bytes, Record] = {}
     for record in members:
         seen = removed.get(record.element)
         if record.kind == REMOVE:
@@ -175,6 +178,17 @@ def _stand_elements(members: list[Record], standing: Standing) -> None:
         by = seen.cover(record) if seen is not None else None
         if by is not None:
             standing.lost.append((record, by))
-        elif record.element not in live:
-            live.add(record.element)
-            standing.shown.append(record)
+        else:
+            live.setdefault(record.element, record)
+    return list(live.values())
+
+
+def _pick_all(members: list[Record], _standing: Standing) -> list[Record]:
+    return members
+
+
+_PICKS = {
+    CLASSES[ADD]: _pick_elements,
+    CLASSES[COUNTER]: _pick_all,
+    CLASSES[MULTI]: _pick_siblings,
+}

@@ -9,10 +9,8 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-import msgspec
-
 from crdt.clock import HybridClock
-from crdt.entry import NO_LINK, BlobRef, Dot, Entry, Record, Signed, chain_of, seal, unseal
+from crdt.entry import NO_LINK, BlobRef, Dot, Entry, Record, Signed, chain_of, finish, unseal
 from crdt.namespace import Genesis
 from wire import codec
 from wire.errors import BadMessage, UsageError
@@ -20,6 +18,7 @@ from wire.ids import Signer, public_key_of
 
 INSTANCE_BYTES = 8
 _SOME_LINK = b"\xff" * 32  # stands for a predecessor whose link is not known yet
+_LINK_MIN = 70  # where to look for it: before there are version, namespace and author
 _NO_SIGNATURE = bytes(64)
 
 
@@ -59,12 +58,8 @@ class Chain:
 
 @dataclass
 class Pending:
-    """An entry of ours on its way: all but its predecessor's link and its signature.
+    """An entry of ours on its way: `shape` lacks its predecessor's link and its signature."""
 
-    shape: what it will be like, for the checks that come before.
-    """
-
-    entry: Entry
     chain: Chain
     shape: Record
 
@@ -127,21 +122,23 @@ class OwnChains:
             shape = unseal(Signed(codec.encode(entry), _NO_SIGNATURE))
         except BadMessage as error:
             raise UsageError(f"the store cannot take {key!r}: {error}") from error
-        return Pending(entry, chain, shape)
+        return Pending(chain, shape)
 
     def take(self, pending: Pending) -> None:
         """Give an entry its number: it will be signed, and the next one follows it."""
-        pending.chain.seq, pending.chain.hlc = pending.entry.seq, pending.entry.hlc
+        pending.chain.seq, pending.chain.hlc = pending.shape.seq, pending.shape.hlc
 
     def sign(self, pending: Sequence[Pending]) -> list[Record]:
-        """Sign what was taken, in its order. Blocking: 30 us each."""
-        records: list[Record] = []
+        """Sign what was taken, in its order: the shapes become records. Blocking: 25 us each."""
         for one in pending:
-            entry = msgspec.structs.replace(one.entry, prev=one.chain.link)
-            record = seal(entry, self.signer)
-            one.chain.link = record.link
-            records.append(record)
-        return records
+            record, chain = one.shape, one.chain
+            body = record.signed.body
+            if record.seq > 1:
+                at = body.index(_SOME_LINK, _LINK_MIN)
+                body = body[:at] + chain.link + body[at + len(_SOME_LINK) :]
+            finish(record, body, self.signer)
+            chain.link = record.link
+        return [one.shape for one in pending]
 
     def is_current(self, namespace: bytes, chain: bytes) -> bool:
         """True for a chain that we write now."""

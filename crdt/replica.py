@@ -17,7 +17,8 @@ from crdt.authority import Authority
 from crdt.chains import Chains, Head, Quota
 from crdt.entry import GRANT, Record, is_signed
 from crdt.fault import HIGHEST, WHOLE, Proofs, Proven, judge
-from crdt.fold import View, place_of, view_of
+from crdt.fold import View, view_of
+from crdt.keys import Keys
 from crdt.namespace import Genesis
 from crdt.timeline import Timeline
 from crdt.tree import StateTree, faults_digest, state_root
@@ -64,8 +65,8 @@ class Replica:
         self.version = 0
         self.size = 0  # bytes of entries
         self._room = room
-        self._keys: dict[str, Record | dict[bytes, Record]] = {}
-        self._in_order = Timeline()  # the keys, as ASCII
+        self._is_listed = genesis.write == "list"
+        self._keys = Keys()
         self._chains = Chains()
         self._quota = Quota(self.rules.author_entries, is_for_rules=False)
         self._rule_quota = Quota(self.rules.author_entries, is_for_rules=True)
@@ -90,7 +91,7 @@ class Replica:
         reason = self.authority.gate(record)
         if reason:
             return reason
-        old = self._at_place(record)
+        old = self._keys.at_place(record)
         if self._is_dead(record, old, now_ms):
             return "dead"
         if old is not None:
@@ -103,7 +104,7 @@ class Replica:
         """True if `merge` would retain a record, its quota aside."""
         if record.stamp in self.records:
             return False
-        old = self._at_place(record)
+        old = self._keys.at_place(record)
         return old is None or old.stamp < record.stamp
 
     def merge(self, record: Record, now_ms: int) -> Change:
@@ -117,7 +118,7 @@ class Replica:
         self._accuse(record, change)
         if change.fault is not None and self._proofs.is_out(record):
             return change
-        old = self._at_place(record)
+        old = self._keys.at_place(record)
         if old is not None:
             if old.stamp > record.stamp:
                 return change
@@ -126,7 +127,7 @@ class Replica:
             return change
         self._insert(record, change, old)
         quota = self._quota_of(record)
-        if quota.held_by(record.author) > quota.limit:
+        if quota.is_over(record.author):
             oldest = quota.oldest(record.author, self.records, self._chains)
             self._drop_all([self.records[oldest]], change)
         return change
@@ -172,20 +173,19 @@ class Replica:
         counts = self.authority.counts
         return view_of(
             key,
-            (one for one in self._records_at(key) if not is_expired(one, now_ms) and counts(one)),
+            (one for one in self._keys.at(key) if not is_expired(one, now_ms) and counts(one)),
         )
 
     def scan(self, prefix: str, now_ms: int, *, after: str = "") -> Iterator[View]:
         """Yield what keys with a prefix show, in order; those beyond `after`, if given."""
-        low = max(prefix.encode("ascii", "replace"), after.encode("ascii", "replace") + b"\0")
-        for key in self._in_order.between(low, prefix.encode("ascii", "replace") + b"\x7f"):
-            view = self.view(key.decode(), now_ms)
+        for key in self._keys.under(prefix, after):
+            view = self.view(key, now_ms)
             if view is not None:
                 yield view
 
     def at(self, key: str) -> tuple[Record, ...]:
         """Return all that is retained at a key, the oldest first."""
-        return tuple(sorted(self._records_at(key), key=_stamp))
+        return tuple(sorted(self._keys.at(key), key=_stamp))
 
     def latest(self) -> Iterator[Record]:
         """Yield all that is retained, the latest first."""
@@ -222,24 +222,8 @@ class Replica:
 
     # --- inside --------------------------------------------------------------------------------
 
-    def _records_at(self, key: str) -> Iterable[Record]:
-        held = self._keys.get(key)
-        if held is None:
-            return ()
-        return (held,) if isinstance(held, Record) else held.values()
-
-    def _ids_at(self, key: str) -> Iterable[bytes]:
-        return [record.id for record in self._records_at(key)]
-
-    def _at_place(self, record: Record) -> Record | None:
-        """Return what its author has at a record's place."""
-        held = self._keys.get(record.key)
-        if held is None:
-            return None
-        if isinstance(held, Record):
-            is_same = held.author == record.author and place_of(held) == place_of(record)
-            return held if is_same else None
-        return held.get(place_of(record))
+    def _ids_at(self, key: str) -> list[bytes]:
+        return [record.id for record in self._keys.at(key)]
 
     def _quota_of(self, record: Record) -> Quota:
         return self._rule_quota if record.kind >= GRANT else self._quota
@@ -260,7 +244,7 @@ class Replica:
             return True
         if loser_end(record, rules) > now_ms:
             return False
-        held = [one for one in self._records_at(record.key) if one is not old]
+        held = [one for one in self._keys.at(record.key) if one is not old]
         if len(held) > EXACT_MAX:
             return False
         found = ends([*held, record], self.authority.counts, rules, now_ms)
@@ -298,18 +282,8 @@ class Replica:
                 self._touch([record, *self.authority.below(record)], change)
 
     def _insert(self, record: Record, change: Change, old: Record | None) -> None:
-        key, held = record.key, self._keys.get(record.key)
-        count = 1
-        if held is None:
-            self._in_order.add(key.encode())
-            self._keys[key] = record
-        elif held is old:
-            self._keys[key] = record
-        else:
-            if isinstance(held, Record):
-                held = self._keys[key] = {place_of(held): held}
-            held[place_of(record)] = record
-            count = len(held)
+        key = record.key
+        count = self._keys.put(record, old)
         self.records[record.stamp] = record
         self.timeline.add(record.stamp)
         self._chains.add(record)
@@ -319,9 +293,11 @@ class Replica:
         self.tree.touch(key)
         change.is_added = True
         change.keys.add(key)
-        self._touch(self.authority.add(record), change)
-        may_not_count = record.chain in self.faults or self.genesis.write == "list"
-        self._schedule(record, count, may_lose=count > 1 or may_not_count)
+        if self._is_listed:
+            self._touch(self.authority.add(record), change)
+        may_not_count = self._is_listed or record.chain in self.faults
+        if count > 1 or may_not_count or record.expires_ms or record.is_tombstone:
+            self._schedule(record, count, may_lose=count > 1 or may_not_count)
         if old is not None and may_not_count:
             self._look_soon(key)
 
@@ -335,7 +311,7 @@ class Replica:
         self.size -= record.size
         self.version += 1
         self.tree.touch(record.key)
-        below = self.authority.remove(record)
+        below = self.authority.remove(record) if self._is_listed else []
         if record.kind == GRANT:  # what was written under it could not come in any more
             self._drop_all(below, change)
         else:
@@ -343,18 +319,10 @@ class Replica:
 
     def _drop(self, record: Record, change: Change) -> None:
         self._forget(record, change)
-        key = record.key
-        held = self._keys[key]
-        if isinstance(held, dict):
-            del held[place_of(record)]
-        if isinstance(held, Record) or not held:
-            del self._keys[key]
-            self._agenda.cancel(key)
-            self._in_order.remove(key.encode())
-            return
-        if len(held) == 1:
-            self._keys[key] = next(iter(held.values()))
-        self._look_soon(key)
+        if self._keys.remove(record):
+            self._look_soon(record.key)
+        else:
+            self._agenda.cancel(record.key)
 
     def _drop_all(self, records: list[Record], change: Change) -> None:
         for record in records:
@@ -370,9 +338,7 @@ class Replica:
 
     def _look_soon(self, key: str) -> None:
         """Have a key looked at where a record went or does not count: others may be due earlier."""
-        held = self._keys.get(key)
-        count = len(held) if isinstance(held, dict) else 1
-        self._agenda.put(key, self._looked_ms + count // LOOK_SHARE)
+        self._agenda.put(key, self._looked_ms + len(self._keys.at(key)) // LOOK_SHARE)
 
     def _schedule(self, record: Record, count: int, *, may_lose: bool) -> None:
         """Have a key looked at when a record of it may run out or go; `count` are there."""

@@ -22,8 +22,9 @@ RETRY_S = 1.0
 ANSWERS_MAX = 4  # requests of one peer at a time: it may lead three sessions with us (as it comes,
 # by chance, as it leaves), one request each. More are told that we are busy.
 YIELD_S = 0.5  # the peer with the larger ID lets the other lead; then usually nothing differs
+LED_S = 2.0  # since a request of a peer: its session with us goes on, and moves both ways
 JITTER = 0.25  # share of the interval, so that nodes that start together drift apart
-PEERS_MAX = 1024  # whose last session is remembered; when full, the oldest goes
+PEERS_MAX = 1024  # whose last session, or request, is remembered; when full, the oldest goes
 
 
 class Syncer:
@@ -48,6 +49,7 @@ class Syncer:
         self._answering: Counter[PeerId] = Counter()  # only peers that wait for us now
         self._turn = trio.Lock()  # one answer at a time, however many ask: bounds time and memory
         self._tried: dict[PeerId, float] = {}  # when a session with a peer began last
+        self._asked: dict[PeerId, float] = {}  # when a peer asked last
         self.totals = SyncReport()
         self.done = self.failed = 0
 
@@ -73,6 +75,7 @@ class Syncer:
         if self._answering[peer] >= ANSWERS_MAX:
             raise Busy(f"{ANSWERS_MAX} sync requests of yours are being answered")
         self._answering[peer] += 1
+        _note(self._asked, peer, self._clock.now())
         try:
             async with self._turn:
                 request = wire.decode_request(message)
@@ -86,7 +89,7 @@ class Syncer:
         """Lead one session. Raises PeerUnreachable, DeadlineExceeded, RemoteError, BadMessage,
         StoreFailed.
         """
-        self._note(peer)
+        _note(self._tried, peer, self._clock.now())
         report = SyncReport()
         try:
             is_whole = await self._exchange.lead(peer, report)
@@ -103,12 +106,6 @@ class Syncer:
             self._store.on_synced(peer)
         return report
 
-    def _note(self, peer: PeerId) -> None:
-        self._tried.pop(peer, None)
-        if len(self._tried) >= PEERS_MAX:
-            del self._tried[next(iter(self._tried))]
-        self._tried[peer] = self._clock.now()
-
     def _enqueue(self, peer: PeerId, tries: int) -> None:
         if peer in self._waiting:
             return
@@ -124,7 +121,8 @@ class Syncer:
             if tries > 1 and self._own > peer:
                 await trio.sleep(YIELD_S)
             for attempt in range(tries):
-                if peer not in self._peers() or await self._try(peer):
+                is_led = self._clock.now() < self._asked.get(peer, -math.inf) + LED_S
+                if is_led or peer not in self._peers() or await self._try(peer):
                     break
                 if attempt + 1 < tries:
                     await trio.sleep(RETRY_S * 2**attempt)
@@ -148,3 +146,10 @@ class Syncer:
         except ShoalError:
             return False
         return True
+
+
+def _note(times: dict[PeerId, float], peer: PeerId, now: float) -> None:
+    times.pop(peer, None)
+    if len(times) >= PEERS_MAX:
+        del times[next(iter(times))]
+    times[peer] = now

@@ -10,13 +10,12 @@ import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import trio
 
-from crdt.batch import Batch, News, closed, refusal
+from crdt.batch import Batch, Group, News, Write, refusal
 from crdt.entry import Record
 from crdt.fault import Proven
 from crdt.namespace import Genesis
@@ -41,28 +40,6 @@ SYNCED = "synced_ms"
 PROBE = "probe_ms"
 
 
-@dataclass
-class _Write:
-    """One write of our own that waits."""
-
-    namespace: bytes
-    key: str
-    build: Build
-    record: Record | None = None
-    error: ShoalError | None = field(default_factory=closed)
-
-
-@dataclass
-class _Group:
-    """What goes into one commit."""
-
-    writes: list[_Write] = field(default_factory=list[_Write])
-    batches: list[Batch] = field(default_factory=list[Batch])
-    records: int = 0
-    taken: trio.Event = field(default_factory=trio.Event)
-    done: trio.Event = field(default_factory=trio.Event)
-
-
 class Writer:
     """Owns the file; calls `on_news` after each commit, once per batch that changed something."""
 
@@ -82,10 +59,11 @@ class Writer:
         self._disk, self._on_news, self._on_refused = disk, on_news, on_refused
         self._own = OwnChains(signer)
         self._storage: Storage | None = None
-        self._group = _Group()
+        self._group = Group()
         self._wake = trio.lowlevel.ParkingLot()
         self._is_closed = False
         self._dead: list[int] = []
+        self._geneses: list[Genesis] = []
         self._fault_digests: dict[
             bytes, dict[bytes, bytes]
         ] = {}  # on the disk, by namespace, chain
@@ -104,7 +82,7 @@ class Writer:
         `build` raises. Cancelled, it may still be written.
         """
         group = await self._join(0)
-        write = _Write(namespace, key, build)
+        write = Write(namespace, key, build)
         group.writes.append(write)
         await group.done.wait()
         if write.error is not None:
@@ -129,7 +107,7 @@ class Writer:
 
     def keep(self, genesis: Genesis) -> None:
         """Put a namespace on the disk with the next commit, and so before its entries."""
-        self._group.batches.append(Batch(geneses=[genesis]))
+        self._geneses.append(genesis)
         self._wake.unpark()
 
     def settle(self, replica: Replica, change: Change) -> None:
@@ -196,14 +174,14 @@ class Writer:
         assert self._storage is not None, "opened first"
         while True:
             await self._gather()
-            group, self._group = self._group, _Group()
+            group, self._group = self._group, Group()
             group.taken.set()
             try:
                 await self._commit(self._storage, group)
             finally:  # also when we are cancelled: nobody waits for ever
                 group.done.set()
 
-    async def _join(self, records: int) -> _Group:
+    async def _join(self, records: int) -> Group:
         """Return the group that goes next, once it has room; the order of waiting is kept by it."""
         while True:
             if self._is_closed:
@@ -212,7 +190,8 @@ class Writer:
             has_room = group.records + records <= COMMIT_RECORDS_MAX or not group.records
             if has_room and len(group.writes) < WRITES_MAX:
                 group.records += records
-                self._wake.unpark()
+                if self._wake:  # else the writer is at work, and looks again
+                    self._wake.unpark()
                 return group
             await group.taken.wait()
 
@@ -229,14 +208,14 @@ class Writer:
 
     def _has_chores(self) -> bool:
         is_late = self._synced_ms >= self._synced_kept_ms + SYNCED_STEP_MS
-        return bool(self._dead or self._accused) or is_late
+        return bool(self._dead or self._accused or self._geneses) or is_late
 
-    async def _commit(self, storage: Storage, group: _Group) -> None:
+    async def _commit(self, storage: Storage, group: Group) -> None:
         now_ms = self._clock.wall_ms()
         news = [self._judge(batch) for batch in group.batches]
         fresh = self._admit(group.batches, now_ms)
         pending = self._draft(group.writes, now_ms)
-        changes = self._changes(group, [record for records in fresh for record in records], now_ms)
+        changes = self._changes([record for records in fresh for record in records], now_ms)
         is_probe = not self.is_writable and not pending and not changes.records
 
         def work() -> list[Record]:
@@ -277,13 +256,13 @@ class Writer:
                 news.note(replica.id, change)
         return news
 
-    def _changes(self, group: _Group, records: list[Record], now_ms: int) -> Changes:
+    def _changes(self, records: list[Record], now_ms: int) -> Changes:
         """Return what the next transaction does; the dead rows in it are its own from here on."""
         dead, self._dead = self._dead[:DEAD_MAX], self._dead[DEAD_MAX:]
         meta = {SYNCED: self._synced_ms} if self._synced_ms > self._synced_kept_ms else {}
         if not self.is_writable:
             meta[PROBE] = now_ms
-        geneses = [genesis for batch in group.batches for genesis in batch.geneses]
+        geneses, self._geneses = self._geneses, []
         return Changes(records, dead, self._new_faults(), geneses, meta)
 
     def _new_faults(self) -> list[tuple[bytes, bytes, bytes]]:
@@ -311,6 +290,7 @@ class Writer:
         self.is_writable = False
         self._probe_s = min(self._probe_s * 2, PROBE_MAX_S)
         self._dead.extend(changes.dead)
+        self._geneses.extend(changes.geneses)
         self._accused.update(namespace for namespace, _, _ in changes.faults)
 
     def _kept(self, changes: Changes) -> None:
@@ -341,11 +321,11 @@ class Writer:
             fresh.append(news)
         return fresh
 
-    def _draft(self, writes: list[_Write], now_ms: int) -> list[tuple[_Write, Pending]]:
+    def _draft(self, writes: list[Write], now_ms: int) -> list[tuple[Write, Pending]]:
         """Prepare our own writes; one that is refused fails alone. Several at one key see each
         other.
         """
-        pending: list[tuple[_Write, Pending]] = []
+        pending: list[tuple[Write, Pending]] = []
         before: dict[tuple[bytes, str], list[Record]] = {}
         for write in writes:
             place = write.namespace, write.key

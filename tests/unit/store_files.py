@@ -1,22 +1,25 @@
 """Entries, a clock and writers on real files, for the tests of the store's disk."""
 
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
 import trio
+from trio.testing import wait_all_tasks_blocked
 
-from crdt.batch import News
+from crdt.batch import Batch, News
 from crdt.clock import stamp
-from crdt.entry import NO_LINK, REGISTER, Entry, Record, chain_of, seal
+from crdt.entry import NO_LINK, REGISTER, Entry, Record, chain_of, is_signed, seal, unseal
 from crdt.namespace import Genesis, open_genesis
 from crdt.own import Build, Draft
 from crdt.replica import Replica
 from crdt.storage import Kept, Storage
 from crdt.writer import Writer
 from wire import codec
+from wire.errors import ShoalError
 from wire.ids import Signer, public_key_of
 
 T = TypeVar("T")
@@ -156,3 +159,51 @@ async def opened(
         nursery.start_soon(writer.run)
         yield Opened(writer, replica, clock, gate, kept, told, refused, nursery.cancel_scope)
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def one_commit(store: Opened) -> AsyncGenerator[trio.Nursery]:
+    """What is started in the block goes into one commit."""
+    async with trio.open_nursery() as nursery:
+        with store.gate.shut():
+            nursery.start_soon(store.writer.submit, Batch())
+            await wait_all_tasks_blocked()  # until the writer waits for the disk
+            yield nursery
+            await wait_all_tasks_blocked()
+
+
+Outcome = Record | ShoalError | None
+
+
+async def together(store: Opened, *writes: tuple[str, Build]) -> list[Outcome]:
+    """Make writes that go into one commit, in this order; returns what became of each."""
+    outcomes: dict[int, Outcome] = {}
+
+    async def one(index: int, key: str, build: Build) -> None:
+        try:
+            outcomes[index] = await store.writer.write(SPACE.id, key, build)
+        except ShoalError as error:
+            outcomes[index] = error
+
+    async with one_commit(store) as nursery:
+        for index, (key, build) in enumerate(writes):
+            nursery.start_soon(one, index, key, build)
+            await wait_all_tasks_blocked()
+    return [outcomes[index] for index in range(len(writes))]
+
+
+def records_of(outcomes: Sequence[Outcome]) -> list[Record]:
+    return [one for one in outcomes if isinstance(one, Record)]
+
+
+def assert_one_chain(records: Sequence[Record]) -> None:
+    """Records are a chain from its beginning: numbered, linked, later and later, signed."""
+    records = sorted(records, key=lambda one: one.seq)
+    assert [one.seq for one in records] == list(range(1, len(records) + 1))
+    assert [one.entry.prev for one in records] == [NO_LINK, *(one.link for one in records[:-1])]
+    assert all(a.hlc < b.hlc for a, b in pairwise(records))
+    assert len({(one.chain, one.author) for one in records}) == 1
+    for record in records:
+        assert unseal(record.signed).stamp == record.stamp
+        record.is_checked = False
+        assert is_signed(record)

@@ -1,10 +1,7 @@
 """The writer: durable before visible, one commit for all who wait, chains that never fork."""
 
 import shutil
-import sqlite3
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
-from itertools import pairwise
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,71 +11,30 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from crdt import drafts, writer
 from crdt.batch import Batch, News, NotAllowed, StoreFull
 from crdt.clock import ClockError, stamp
-from crdt.entry import NO_LINK, VALUE_MAX, Record, is_signed
+from crdt.entry import VALUE_MAX, Record
 from crdt.fault import counted_of, judge
 from crdt.namespace import open_genesis
-from crdt.own import Build, Draft
-from crdt.storage import Changes, Storage, StoreFailed
+from crdt.own import Draft
+from crdt.storage import StoreFailed
 from tests.unit.store_files import (
     EPOCH_MS,
     SPACE,
     US,
     Author,
     Opened,
+    assert_one_chain,
+    one_commit,
     opened,
     put,
+    records_of,
     rows_of,
+    together,
 )
 from wire import codec
-from wire.errors import ShoalError, UsageError
+from wire.errors import UsageError
 from wire.ids import public_key_of
 
 OWN = public_key_of(US.peer)
-Outcome = Record | ShoalError | None
-
-
-@asynccontextmanager
-async def one_commit(store: Opened) -> AsyncGenerator[trio.Nursery]:
-    """What is started in the block goes into one commit."""
-    async with trio.open_nursery() as nursery:
-        with store.gate.shut():
-            nursery.start_soon(store.writer.submit, Batch())
-            await wait_all_tasks_blocked()  # until the writer waits for the disk
-            yield nursery
-            await wait_all_tasks_blocked()
-
-
-async def together(store: Opened, *writes: tuple[str, Build]) -> list[Outcome]:
-    """Make writes that go into one commit, in this order; returns what became of each."""
-    outcomes: dict[int, Outcome] = {}
-
-    async def one(index: int, key: str, build: Build) -> None:
-        try:
-            outcomes[index] = await store.writer.write(SPACE.id, key, build)
-        except ShoalError as error:
-            outcomes[index] = error
-
-    async with one_commit(store) as nursery:
-        for index, (key, build) in enumerate(writes):
-            nursery.start_soon(one, index, key, build)
-            await wait_all_tasks_blocked()
-    return [outcomes[index] for index in range(len(writes))]
-
-
-def records_of(outcomes: Sequence[Outcome]) -> list[Record]:
-    return [one for one in outcomes if isinstance(one, Record)]
-
-
-def assert_one_chain(records: Sequence[Record]) -> None:
-    """Records are a chain from its beginning: numbered, linked, later and later, signed."""
-    records = sorted(records, key=lambda one: one.seq)
-    assert [one.seq for one in records] == list(range(1, len(records) + 1))
-    assert [one.entry.prev for one in records] == [NO_LINK, *(one.link for one in records[:-1])]
-    assert all(a.hlc < b.hlc for a, b in pairwise(records))
-    assert len({(one.chain, one.author) for one in records}) == 1
-    for record in records:
-        record.is_checked = False
-        assert is_signed(record)
 
 
 async def test_a_write_is_on_the_disk_before_anybody_hears_of_it(
@@ -332,140 +288,6 @@ async def test_what_is_refused_is_counted_and_named(
         assert dict(store.writer.refused) == {"future": 1, "unknown": 1}
 
 
-async def test_what_merging_drops_leaves_the_disk_within_a_second_or_so(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
-    path = tmp_path / "store.db"
-    async with opened(path) as store:
-        await store.put("a", 1)
-        last = await store.put("a", 2)
-        assert len(rows_of(path)) == 2
-        await trio.sleep(writer.DELETE_S + 0.1)
-        assert [record.stamp for record in rows_of(path)] == [last.stamp]
-
-
-async def test_what_a_crash_left_of_superseded_rows_is_healed(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
-    path, author = tmp_path / "store.db", Author()
-    old, new = author.write("a", 1), author.write("a", 2)
-    storage = Storage(path)
-    storage.commit(Changes([new, old]))
-    storage.commit(Changes([new]))  # and once more, as if a commit had come back
-    storage.close()
-    async with opened(path) as store:
-        assert [one.stamp for one in store.replica.at("a")] == [new.stamp]
-        await trio.sleep(2)
-        assert [record.stamp for record in rows_of(path)] == [new.stamp]
-
-
-async def test_damaged_rows_are_counted_and_go(tmp_path: Path, autojump_clock: MockClock) -> None:
-    path = tmp_path / "store.db"
-    async with opened(path) as store:
-        await together(store, ("a", put(1)), ("b", put(2)))
-    db = sqlite3.connect(path)
-    db.execute("UPDATE entry SET signature = zeroblob(64) WHERE row = 1")
-    db.commit()
-    db.close()
-    async with opened(path) as store:
-        assert store.writer.damaged == 1
-        assert store.replica.at("a") == ()
-        await trio.sleep(2)
-    async with opened(path) as store:
-        assert store.writer.damaged == 0
-        assert len(store.replica.at("b")) == 1
-
-
-async def test_entries_of_unknown_namespaces_stay_where_they_are(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
-    path, stranger = tmp_path / "store.db", Author(space=open_genesis("other")).write("a")
-    storage = Storage(path)
-    storage.commit(Changes([stranger]))
-    storage.close()
-    async with opened(path) as store:
-        await store.put("b")
-        await trio.sleep(2)
-        assert not store.replica.at("a")
-    assert [record.key for record in rows_of(path)] == ["a", "b"]
-
-
-async def test_proofs_are_kept_those_that_the_replica_keeps(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
-    path = tmp_path / "store.db"
-    one, other = Author(), Author()
-    one.write("a"), other.write("a")
-    third, fork = one.write("b"), other.write("c")
-    later = judge(third, fork)  # of seq 2
-    first = judge(Author().write("d"), Author(wall_ms=EPOCH_MS).write("e"))  # of seq 1
-    assert later is not None
-    assert first is not None
-
-    def on_disk() -> list[bytes]:
-        storage = Storage(path)
-        faults = [raw for _, raw in storage.kept().faults]
-        storage.close()
-        return faults
-
-    async with opened(path) as store:
-        await store.writer.submit(Batch(faults=[later], source="sync"))
-        assert store.news[-1].faults == [later]
-        assert on_disk() == [codec.encode(later.fault)]
-        await store.writer.submit(Batch(faults=[first]))
-        await store.writer.submit(Batch(faults=[later]))
-        assert on_disk() == [codec.encode(first.fault)]
-        del store.replica.faults[first.chain]  # as when an author has too many
-        store.writer.settle(store.replica, store.replica.merge_fault(later))
-        await trio.sleep(2)
-        assert on_disk() == [codec.encode(later.fault)]
-
-
-async def test_a_fork_found_while_merging_is_proven_on_the_disk(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
-    path = tmp_path / "store.db"
-    async with opened(path) as store:
-        await store.writer.submit(Batch([Author().write("a")]))
-        await store.writer.submit(Batch([Author(wall_ms=EPOCH_MS).write("b")]))
-        (proven,) = store.replica.faults.values()
-        assert [one.faults for one in store.news] == [[], [proven]]
-        await trio.sleep(2)
-    async with opened(path) as store:
-        assert store.kept.faults == [(SPACE.id, codec.encode(proven.fault))]
-        assert store.kept.digests == {SPACE.id: {proven.chain: proven.digest}}
-
-
-async def test_a_proof_found_here_is_kept_without_waiting(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
-    proven = judge(Author().write("a"), Author(wall_ms=EPOCH_MS).write("b"))
-    assert proven is not None
-    async with opened(tmp_path / "store.db") as store:
-        store.writer.found(proven)
-        await trio.sleep(1)
-        assert store.replica.faults == {proven.chain: proven}
-    async with opened(tmp_path / "store.db") as store:
-        assert len(store.kept.faults) == 1
-
-
-async def test_the_time_of_the_last_sync_is_known_to_the_minute(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
-    path, began = tmp_path / "store.db", EPOCH_MS
-    async with opened(path) as store:
-        store.writer.note_synced(began)
-        await trio.sleep(2)
-        store.writer.note_synced(began + 59_000)  # not alone
-        await trio.sleep(2)
-    async with opened(path) as store:
-        assert store.kept.meta == {writer.SYNCED: began}
-        store.writer.note_synced(began + 59_000)
-        await store.put("a")
-    async with opened(path) as store:
-        assert store.kept.meta == {writer.SYNCED: began + 59_000}
-
-
 async def test_more_than_a_commit_holds_waits(
     tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -507,32 +329,3 @@ async def test_those_who_wait_when_it_closes_are_told(
     with pytest.raises(StoreFailed, match="closed"):
         await store.put("c")
     assert errors == ["the store is closed"] * 2
-
-
-async def test_a_full_disk_refuses_writes_serves_reads_and_recovers_by_itself(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
-    path = tmp_path / "store.db"
-    async with opened(path) as store:
-        first = await store.put("a", 1)
-        last = await store.put("a", 2)
-        storage = store.writer._storage
-        assert storage is not None
-        pages = storage._db.execute("PRAGMA page_count").fetchone()[0]
-        storage._db.execute(f"PRAGMA max_page_count = {pages}")
-        author = Author()
-        for _ in range(3):
-            big = [author.write(f"big/{number}", "x" * 1000) for number in range(50)]
-            with pytest.raises(StoreFailed, match="the disk is full"):
-                await store.writer.submit(Batch(big))
-        assert not store.writer.is_writable
-        assert store.replica.at("a") == (last,)
-        await trio.sleep(30)  # a small write finds room: the rows of what was superseded are gone
-        assert [record.stamp for record in rows_of(path)] == [last.stamp]
-        assert store.writer.is_writable
-        with pytest.raises(StoreFailed, match="the disk is full"):
-            await store.writer.submit(Batch(big))
-        storage._db.execute("PRAGMA max_page_count = 100000")
-        assert len(await store.writer.submit(Batch(big))) == 50
-        again = await store.put("a", 3)
-    assert first.chain == last.chain != again.chain

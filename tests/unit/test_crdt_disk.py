@@ -1,0 +1,258 @@
+"""The writer and its disk: what goes from it, what is kept on it, when it fails or is full."""
+
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from crdt import writer
+from crdt.batch import Batch
+from crdt.fault import judge
+from crdt.namespace import open_genesis
+from crdt.storage import Changes, Storage, StoreFailed
+from tests.unit.store_files import (
+    EPOCH_MS,
+    SPACE,
+    Author,
+    opened,
+    put,
+    rows_of,
+    together,
+)
+from wire import codec
+
+
+async def test_what_merging_drops_leaves_the_disk_within_a_second_or_so(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "store.db"
+    async with opened(path) as store:
+        await store.put("a", 1)
+        last = await store.put("a", 2)
+        assert len(rows_of(path)) == 2
+        await trio.sleep(writer.DELETE_S + 0.1)
+        assert [record.stamp for record in rows_of(path)] == [last.stamp]
+
+
+async def test_what_a_crash_left_of_superseded_rows_is_healed(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path, author = tmp_path / "store.db", Author()
+    old, new = author.write("a", 1), author.write("a", 2)
+    storage = Storage(path)
+    storage.commit(Changes([new, old]))
+    storage.commit(Changes([new]))  # and once more, as if a commit had come back
+    storage.close()
+    async with opened(path) as store:
+        assert [one.stamp for one in store.replica.at("a")] == [new.stamp]
+        await trio.sleep(2)
+        assert [record.stamp for record in rows_of(path)] == [new.stamp]
+
+
+async def test_damaged_rows_are_counted_and_go(tmp_path: Path, autojump_clock: MockClock) -> None:
+    path = tmp_path / "store.db"
+    async with opened(path) as store:
+        await together(store, ("a", put(1)), ("b", put(2)))
+    db = sqlite3.connect(path)
+    db.execute("UPDATE entry SET signature = zeroblob(64) WHERE row = 1")
+    db.commit()
+    db.close()
+    async with opened(path) as store:
+        assert store.writer.damaged == 1
+        assert store.replica.at("a") == ()
+        await trio.sleep(2)
+    async with opened(path) as store:
+        assert store.writer.damaged == 0
+        assert len(store.replica.at("b")) == 1
+
+
+async def test_entries_of_unknown_namespaces_stay_where_they_are(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path, stranger = tmp_path / "store.db", Author(space=open_genesis("other")).write("a")
+    storage = Storage(path)
+    storage.commit(Changes([stranger]))
+    storage.close()
+    async with opened(path) as store:
+        await store.put("b")
+        await trio.sleep(2)
+        assert not store.replica.at("a")
+    assert [record.key for record in rows_of(path)] == ["a", "b"]
+
+
+async def test_proofs_are_kept_those_that_the_replica_keeps(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "store.db"
+    one, other = Author(), Author()
+    one.write("a"), other.write("a")
+    third, fork = one.write("b"), other.write("c")
+    later = judge(third, fork)  # of seq 2
+    first = judge(Author().write("d"), Author(wall_ms=EPOCH_MS).write("e"))  # of seq 1
+    assert later is not None
+    assert first is not None
+
+    def on_disk() -> list[bytes]:
+        storage = Storage(path)
+        faults = [raw for _, raw in storage.kept().faults]
+        storage.close()
+        return faults
+
+    async with opened(path) as store:
+        await store.writer.submit(Batch(faults=[later], source="sync"))
+        assert store.news[-1].faults == [later]
+        assert on_disk() == [codec.encode(later.fault)]
+        await store.writer.submit(Batch(faults=[first]))
+        await store.writer.submit(Batch(faults=[later]))
+        assert on_disk() == [codec.encode(first.fault)]
+        del store.replica.faults[first.chain]  # as when an author has too many
+        store.writer.settle(store.replica, store.replica.merge_fault(later))
+        await trio.sleep(2)
+        assert on_disk() == [codec.encode(later.fault)]
+
+
+async def test_a_fork_found_while_merging_is_proven_on_the_disk(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "store.db"
+    async with opened(path) as store:
+        await store.writer.submit(Batch([Author().write("a")]))
+        await store.writer.submit(Batch([Author(wall_ms=EPOCH_MS).write("b")]))
+        (proven,) = store.replica.faults.values()
+        assert [one.faults for one in store.news] == [[], [proven]]
+        await trio.sleep(2)
+    async with opened(path) as store:
+        assert store.kept.faults == [(SPACE.id, codec.encode(proven.fault))]
+        assert store.kept.digests == {SPACE.id: {proven.chain: proven.digest}}
+
+
+async def test_a_proof_found_here_is_kept_without_waiting(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    proven = judge(Author().write("a"), Author(wall_ms=EPOCH_MS).write("b"))
+    assert proven is not None
+    async with opened(tmp_path / "store.db") as store:
+        store.writer.found(proven)
+        await trio.sleep(1)
+        assert store.replica.faults == {proven.chain: proven}
+    async with opened(tmp_path / "store.db") as store:
+        assert len(store.kept.faults) == 1
+
+
+async def test_the_time_of_the_last_sync_is_known_to_the_minute(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path, began = tmp_path / "store.db", EPOCH_MS
+    async with opened(path) as store:
+        store.writer.note_synced(began)
+        await trio.sleep(2)
+        store.writer.note_synced(began + 59_000)  # not alone
+        await trio.sleep(2)
+    async with opened(path) as store:
+        assert store.kept.meta == {writer.SYNCED: began}
+        store.writer.note_synced(began + 59_000)
+        await store.put("a")
+    async with opened(path) as store:
+        assert store.kept.meta == {writer.SYNCED: began + 59_000}
+
+
+async def test_a_full_disk_refuses_writes_serves_reads_and_recovers_by_itself(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "store.db"
+    async with opened(path) as store:
+        first = await store.put("a", 1)
+        last = await store.put("a", 2)
+        storage = store.writer._storage
+        assert storage is not None
+        pages = storage._db.execute("PRAGMA page_count").fetchone()[0]
+        storage._db.execute(f"PRAGMA max_page_count = {pages}")
+        author = Author()
+        for _ in range(3):
+            big = [author.write(f"big/{number}", "x" * 1000) for number in range(50)]
+            with pytest.raises(StoreFailed, match="the disk is full"):
+                await store.writer.submit(Batch(big))
+        assert not store.writer.is_writable
+        assert store.replica.at("a") == (last,)
+        await trio.sleep(30)  # a small write finds room: the rows of what was superseded are gone
+        assert [record.stamp for record in rows_of(path)] == [last.stamp]
+        assert store.writer.is_writable
+        with pytest.raises(StoreFailed, match="the disk is full"):
+            await store.writer.submit(Batch(big))
+        storage._db.execute("PRAGMA max_page_count = 100000")
+        assert len(await store.writer.submit(Batch(big))) == 50
+        again = await store.put("a", 3)
+    assert first.chain == last.chain != again.chain
+
+
+async def test_a_namespace_is_on_the_disk_before_its_entries_whatever_fails(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "store.db"
+    async with opened(path) as store:
+        store.gate.error = StoreFailed("disk I/O error")
+        store.writer.keep(SPACE)
+        with pytest.raises(StoreFailed):
+            await store.put("a")
+        store.gate.error = None
+        await trio.sleep(writer.PROBE_MAX_S)
+        store.writer.keep(open_genesis("other"))
+        await store.put("b")
+        storage = Storage(path)
+        kept = storage.kept()
+        storage.close()
+        assert {genesis.name for genesis in kept.geneses} == {"kv", "other"}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 1 MB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = shutil.which("mount")
+    made = mount and subprocess.run(
+        [mount, "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)],
+        check=False,
+        capture_output=True,
+    )
+    if not made or made.returncode:
+        pytest.skip("needs leave to mount")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+async def test_a_disk_that_is_really_full(small_disk: Path, autojump_clock: MockClock) -> None:
+    path, ballast, author = small_disk / "store.db", small_disk / "ballast", Author()
+    async with opened(path) as store:
+        first = await store.put("a")
+        await store.writer.submit(Batch([author.write("b")]))
+        ballast.write_bytes(bytes(512 * 1024))
+
+        async def fill_with_theirs() -> None:
+            for number in range(100):
+                big = [author.write(f"{number}/{one}", "x" * 1000) for one in range(20)]
+                await store.writer.submit(Batch(big))
+
+        async def fill_with_ours() -> None:
+            for number in range(1000):
+                await store.put(f"own/{number}", "x" * 1000)
+
+        with pytest.raises(StoreFailed, match="the disk is full"):
+            await fill_with_theirs()
+        with pytest.raises(StoreFailed, match="the disk is full"):
+            await fill_with_ours()
+        assert store.replica.at("a") == (first,)
+        assert not store.writer.is_writable
+        ballast.unlink()
+        await trio.sleep(writer.PROBE_MAX_S)
+        assert store.writer.is_writable
+        await store.put("c")
+        held = {record.stamp for record in store.replica.records.values()}
+    async with opened(path) as store:
+        assert set(store.replica.records) == held
+        assert store.writer.damaged == 0
