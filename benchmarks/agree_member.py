@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -73,7 +74,8 @@ class Member:
 
     async def load(self, count: int) -> Answer:
         """Bring live entries of many authors."""
-        made = by_chain(corpus(self.namespace, count, SystemClock().wall_ms()))
+        make = partial(corpus, self.namespace, count, SystemClock().wall_ms())
+        made = await trio.to_thread.run_sync(lambda: by_chain(make()))
         left = iter(frames(made))
         began = time.perf_counter()
 
