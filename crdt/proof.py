@@ -14,6 +14,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from crdt.aging import is_expired
+from crdt.authority import Authority
 from crdt.entry import (
     BODY_MAX,
     GRANT,
@@ -30,8 +32,8 @@ from crdt.entry import (
     peer_of,
     unseal,
 )
-from crdt.fault import Fault, Proven, check
-from crdt.fold import View
+from crdt.fault import Fault, Proofs, Proven, check
+from crdt.fold import View, place_of, view_of
 from crdt.namespace import Genesis, revoke_decoder
 from crdt.replica import Replica
 from crdt.tree import Path, faults_digest, root_by, state_root
@@ -134,7 +136,8 @@ class Verdict:
         """What whoever trusts no one knows now, a sentence each."""
         what = "shows the given value" if self.is_present else "shows nothing"
         return (
-            f"in the state {self.root.hex()} of the namespace, {self.key!r} {what}",
+            f"in the state {self.root.hex()} of the namespace, {self.key!r} {what} "
+            f"(leases held to {self.at_ms} ms)",
             f"all {self.entries} entries behind this are signed by their authors and within the "
             "rules that the namespace's ID commits to",
             "no entry, grant, revocation or proof of a fault of that state was kept back",
@@ -228,12 +231,13 @@ def verify(
     state = state_root(namespace_id, tree_root, digest)
     _check_attest(proof, state, root, now_ms)
     attest = proof.attest
-    replica = _rebuild(proof, shown, faults)
+    authority = _authority(proof, shown, faults)
     at_ms = attest.wall_ms if now_ms is None else now_ms
+    counts = (one for one in shown[0] if authority.counts(one) and not is_expired(one, at_ms))
     return Verdict(
         proof.genesis,
         proof.key,
-        replica.view(proof.key, at_ms),
+        view_of(proof.key, counts),
         state,
         peer_of(attest.author),
         attest.wall_ms,
@@ -347,43 +351,45 @@ def _check_attest(proof: Proof, state: bytes, root: bytes | None, now_ms: int | 
         raise BadMessage(f"attested {(attest.wall_ms - now_ms) / 1000:.0f} s from now")
 
 
-def _rebuild(proof: Proof, shown: list[list[Record]], faults: dict[bytes, Proven]) -> Replica:
-    """Put together a replica of what is shown, each entry checked as if it came from a peer."""
-    replica = Replica(proof.genesis)
+def _authority(proof: Proof, shown: list[list[Record]], faults: dict[bytes, Proven]) -> Authority:
+    """Hold every entry to the namespace's rules; returns what says which of them count."""
+    proofs = Proofs()
     for proven in faults.values():
-        replica.merge_fault(proven)
-    records = sorted((one for part in shown for one in part), key=_stage_of)
+        proofs.put(proven)
+    records = [record for part in shown for record in part]
+    latest_ms = proof.attest.wall_ms + proof.genesis.rules.max_skew_ms
     for record in records:
         if not is_signed(record):
             raise BadMessage(f"a wrong signature under {record.key!r} of {record.peer}")
-    waiting = _merge(replica, records, proof.attest.wall_ms)
+        if record.wall_ms > latest_ms:
+            raise BadMessage(f"an entry under {record.key!r} is from the future of its attester")
+        if proofs.is_out(record):
+            raise BadMessage(f"an entry of {record.peer}, of whom no replica holds any")
+    authority = Authority(proof.genesis, proofs.is_cut)
     hidden = {one for slot in proof.slots for one in slot.others}
-    for record in waiting:
+    for record in _admit(authority, sorted(records, key=_stage_of)):
         if not hidden.isdisjoint(_named_grants(record)):
             raise BadMessage(f"the grant behind {record.key!r} of {record.peer} is kept back")
-        replica.merge(record, proof.attest.wall_ms)  # its grant is gone: it is held, not counted
-    if any(record.stamp not in replica.records for record in records):
-        raise BadMessage("entries that no replica holds together")
-    cuts = {chain: proven.cut for chain, proven in replica.faults.items()}
-    if cuts != {chain: proven.cut for chain, proven in faults.items()}:
-        raise BadMessage("the entries prove a fault that the state does not know")
-    return replica
+        # else its grant is gone from the state: it is retained, and does not count
+    if len({(record.key, place_of(record)) for record in records}) < len(records):
+        raise BadMessage("two entries of an author at one place, which no replica holds")
+    return authority
 
 
 def _stage_of(record: Record) -> tuple[int, bytes]:
-    """Grants, then revocations, then the rest: the order in which replicas can take them."""
+    """Grants, then revocations, then the rest: the order in which most can be taken at once."""
     return {GRANT: 0, REVOKE: 1}.get(record.kind, 2), record.stamp
 
 
-def _merge(replica: Replica, records: list[Record], now_ms: int) -> list[Record]:
-    """Merge what the rules allow, as grants become known; returns what has no grant."""
+def _admit(authority: Authority, records: list[Record]) -> list[Record]:
+    """Let in what the rules allow, as grants become known; returns what has no grant."""
     waiting: list[Record] = []
     for record in records:
-        reason = replica.refusal(record, now_ms)
+        reason = authority.gate(record)
         if reason == "no_grant":
             waiting.append(record)
-        elif reason not in ("", "dead"):  # a replica lets go of what is dead in its own time
+        elif reason:
             raise BadMessage(f"an entry under {record.key!r} of {record.peer}: {reason}")
         else:
-            replica.merge(record, now_ms)
-    return waiting if len(waiting) == len(records) else _merge(replica, waiting, now_ms)
+            authority.add(record)
+    return waiting if len(waiting) == len(records) else _admit(authority, waiting)

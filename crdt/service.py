@@ -116,7 +116,13 @@ class StoreService(StoreReader):
             raise UsageError("this node has no blobs")
         self._hall.spaces.find(namespace)
         cid = str(await self._blobs.put_bytes(data, name=key[:64], pin=True))
-        ref = BlobRef(cid, len(data))
+        return await self.put_blob(namespace, key, cid, len(data), ttl_s=ttl_s)
+
+    async def put_blob(
+        self, namespace: str, key: str, cid: str, size_bytes: int, *, ttl_s: float | None = None
+    ) -> Shown:
+        """Write a value that rests in a blob which is pinned here; it is let go with the entry."""
+        ref = BlobRef(cid, size_bytes)
         build = drafts.put(None, blob=ref, expires_ms=self._expiry(ttl_s))
         return self._shown(namespace, key, await self._write(namespace, key, build))
 

@@ -94,7 +94,7 @@ class StateTree:
     def settle(self, budget: float) -> bool:
         """Do some of the work that `root` would do; True if nothing is left.
 
-        budget: how many keys to place or hash, about 3 µs each; it ends within a bucket of it.
+        budget: how many keys to place or hash, about 5 µs each; it ends within a bucket of it.
         """
         while self._touched and budget > 0:
             count = int(min(len(self._touched), BATCH_MAX, budget + 1))

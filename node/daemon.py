@@ -23,6 +23,7 @@ import node.control.models as model_routes
 import node.control.openai as openai_routes
 import node.control.rpc as rpc_routes
 import node.control.runs as run_routes
+import node.control.store as store_routes
 from crdt.service import StoreService
 from crdt.wire import FRAME_MAX as SYNC_FRAME_MAX
 from dht.service import DhtService
@@ -196,6 +197,10 @@ class Daemon:
         channel_routes.routes(api, desk)
         self.blob_routes = blob_routes.BlobRoutes(self.blobs, core.resolve)
         blob_routes.routes(api, self.blob_routes)
+        handlers = store_routes.StoreRoutes(
+            self.store, self.blobs, core.resolve, self.membership.name_of
+        )
+        store_routes.routes(api, handlers)
         rpc_routes.routes(api, self.apps, core.resolve)
         run_routes.routes(api, self.runs)
         model_routes.routes(api, self.models)

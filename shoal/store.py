@@ -68,6 +68,17 @@ class Store:
         """
         return with_bytes(self._ask(asks.put(namespace, key, value, ttl_s, multi=multi)))
 
+    def put_file(
+        self,
+        key: str,
+        path: str | os.PathLike[str],
+        *,
+        ttl_s: float | None = None,
+        namespace: str = DEFAULT,
+    ) -> StoreItem:
+        """Write a file of the daemon's machine, of any size, as a blob."""
+        return with_bytes(self._ask(asks.put_file(namespace, key, path, ttl_s)))
+
     def delete(self, key: str, *, namespace: str = DEFAULT) -> None:
         """Delete a key."""
         self._client.call("DELETE", asks.key_path(namespace, key))
@@ -215,6 +226,17 @@ class AsyncStore:
         over 2 KiB goes as a blob: bytes as they are, text as UTF-8, the rest as JSON.
         """
         return with_bytes(await self._ask(asks.put(namespace, key, value, ttl_s, multi=multi)))
+
+    async def put_file(
+        self,
+        key: str,
+        path: str | os.PathLike[str],
+        *,
+        ttl_s: float | None = None,
+        namespace: str = DEFAULT,
+    ) -> StoreItem:
+        """Write a file of the daemon's machine, of any size, as a blob."""
+        return with_bytes(await self._ask(asks.put_file(namespace, key, path, ttl_s)))
 
     async def delete(self, key: str, *, namespace: str = DEFAULT) -> None:
         """Delete a key."""

@@ -31,6 +31,13 @@ class PutValue(_Shape, frozen=True):
     multi: bool = False
 
 
+class PutFile(_Shape, frozen=True):
+    """Write a file at an absolute path of the daemon's machine, of any size, as a blob."""
+
+    path: str
+    ttl_s: float | None = None
+
+
 class Increment(_Shape, frozen=True):
     """Add to a counter, or take from it."""
 

@@ -16,6 +16,7 @@ from shoal.store_api import (
     Namespace,
     NewGrant,
     NewNamespace,
+    PutFile,
     PutValue,
     Snapshot,
     StoreItem,
@@ -68,6 +69,14 @@ def put(
     """Ask to write a value."""
     body = PutValue(to_json(value), ttl_s, multi)
     return Ask("PUT", key_path(namespace, key), StoreItem, body, BLOB_TIMEOUT_S)
+
+
+def put_file(
+    namespace: str, key: str, path: str | os.PathLike[str], ttl_s: float | None
+) -> Ask[StoreItem]:
+    """Ask to write a file, as seen from the caller's folder."""
+    body = PutFile(os.path.abspath(path), ttl_s)
+    return Ask("PUT", key_path(namespace, key, "file"), StoreItem, body, BLOB_TIMEOUT_S)
 
 
 def increment(namespace: str, key: str, by: int) -> Ask[StoreTotal]:

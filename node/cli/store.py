@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import click
 
@@ -22,7 +23,8 @@ from shoal.errors import ClientError
 from shoal.rpc_api import from_json
 from shoal.store_api import BYTES_MAX, StoreChange, StoreItem, StoreLine, with_base64
 
-_FILE_HINT = "`shoal add FILE`, and put the CID that it prints"
+INLINE_MAX = 64 * 1024  # bytes of a file that go with the request; the daemon reads a larger one
+_FILE_HINT = "put it into a file, and `put KEY --file FILE`"
 
 
 @click.group()
@@ -127,9 +129,13 @@ def put(
       shoal store put train/config '{"lr": 0.003, "steps": 1000}'
       shoal store put lock/data mine --ttl 30s
     """
-    item = context.client().store.put(
-        key, _given(value, path, string=string), ttl_s=ttl, multi=multi, namespace=namespace
-    )
+    store, sent = context.client().store, _given(value, path, string=string)
+    if isinstance(sent, Path):
+        if multi:
+            raise click.UsageError("a large file cannot be one of several values")
+        item = store.put_file(key, sent, ttl_s=ttl, namespace=namespace)
+    else:
+        item = store.put(key, sent, ttl_s=ttl, multi=multi, namespace=namespace)
     if as_json:
         echo_json(with_base64(item))
     elif item.cid:
@@ -137,7 +143,7 @@ def put(
 
 
 def _given(value: str | None, path: str | None, *, string: bool) -> object:
-    """Return what was typed, or bytes of a file or of standard input."""
+    """Return what was typed, bytes of a file or of standard input, or the path of a large file."""
     if path is not None:
         if value is not None:
             raise click.UsageError("VALUE or --file, not both")
@@ -168,14 +174,20 @@ def _no_constant(text: str) -> None:
     raise ValueError(text)  # NaN and Infinity are Python's, not JSON's
 
 
-def _read_file(path: str) -> bytes:
+def _read_file(path: str) -> bytes | Path:
+    """Return what a file holds, or its path where that is for the daemon to read."""
     try:
         with open(path, "rb") as file:
-            data = file.read(BYTES_MAX + 1)
+            data = file.read(INLINE_MAX + 1)
+            if len(data) <= INLINE_MAX:
+                return data
+            if os.path.isfile(path):
+                return Path(path)
+            data += file.read(BYTES_MAX + 1 - len(data))  # a pipe
     except OSError as error:
         raise click.UsageError(f"cannot read {path}: {error.strerror}") from error
     if len(data) > BYTES_MAX:
-        raise ClientError(f"{path} is over the limit of {BYTES_MAX} B", hint=_FILE_HINT)
+        raise ClientError(f"{path} is over the limit of {BYTES_MAX} B of a pipe", hint=_FILE_HINT)
     return data
 
 

@@ -4,109 +4,42 @@ import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal
 
 import msgspec
 import trio
-from msgspec import Meta
 
 from crdt.entry import KINDS, VALUE_MAX
-from crdt.namespace import DAY_MS, GRANT_DEPTH_MAX, Name, Rules, Write
-from crdt.proof import PROOF_MAX
+from crdt.namespace import Rules
 from crdt.reader import LIST_MAX, LOG_MAX
 from crdt.service import StoreService
 from node.control.api import Api, Event, Events, Raw, Request
 from node.control.blobs import absolute
+from node.control.store_bodies import (
+    AddBody,
+    CheckBody,
+    FileBody,
+    GrantBody,
+    IncrementBody,
+    NamespaceBody,
+    PutBody,
+    RemoveBody,
+    SnapshotBody,
+    SyncBody,
+)
 from node.control.store_proofs import verdict
 from node.control.store_values import small, split
 from node.control.store_views import StoreViews
+from protocols.blobs.service import BlobService
 from shoal import store_api as shapes
 from wire.errors import BadMessage, NotFound, UsageError
 from wire.ids import PeerId
 
 PAGE_BYTES = 1024 * 1024  # of one answer with many keys: 3 ms of encoding on the event loop
 
-TTL_MAX_S = 365 * 86_400.0  # of a lease; what should stay longer is none
 ID_DIGITS = 64  # of a whole ID
 HEX = set("0123456789abcdef")
-COUNT_MAX = 2**53  # of one step of a counter: what any JSON can hold
 
-_Peer = Annotated[str, Meta(min_length=1, max_length=128)]
-_GrantKind = Literal["register", "add", "remove", "counter", "multi", "lease", "grant"]
-_Millis = Annotated[int, Meta(ge=0, le=2**53)]
 _NUMBER_OF = {name: number for number, name in KINDS.items()}
-
-
-def _null() -> msgspec.Raw:
-    return msgspec.Raw(b"null")
-
-
-class _PutBody(msgspec.Struct):
-    """`shoal.store_api.PutValue` with its bounds; the body's own limit bounds the value."""
-
-    value: msgspec.Raw
-    ttl_s: Annotated[float, Meta(gt=0, le=TTL_MAX_S)] | None = None
-    multi: bool = False
-
-
-class _IncrementBody(msgspec.Struct):
-    """`shoal.store_api.Increment` with its bounds."""
-
-    by: Annotated[int, Meta(ge=-COUNT_MAX, le=COUNT_MAX)] = 1
-
-
-class _AddBody(msgspec.Struct):
-    """`shoal.store_api.AddElement`; the store bounds both."""
-
-    element: msgspec.Raw
-    value: msgspec.Raw = msgspec.field(default_factory=_null)
-
-
-class _RemoveBody(msgspec.Struct):
-    """`shoal.store_api.RemoveElement`; the store bounds it."""
-
-    element: msgspec.Raw
-
-
-class _NamespaceBody(msgspec.Struct):
-    """`shoal.store_api.NewNamespace` with its bounds, those of `crdt.namespace.Rules`."""
-
-    name: Name
-    write: Write = "open"
-    clock_bound_s: Annotated[float, Meta(ge=1, le=600)] = 30.0
-    author_entries: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
-    keep_s: Annotated[float, Meta(ge=3600, le=365 * DAY_MS / 1000)] = 7 * DAY_MS / 1000
-
-
-class _GrantBody(msgspec.Struct):
-    """`shoal.store_api.NewGrant` with its bounds."""
-
-    peer: _Peer
-    prefix: Annotated[str, Meta(max_length=256)] = ""
-    kinds: Annotated[list[_GrantKind], Meta(max_length=16)] = []
-    from_ms: _Millis = 0
-    until_ms: _Millis = 0
-    depth: Annotated[int, Meta(ge=0, le=GRANT_DEPTH_MAX)] = 0
-
-
-class _SyncBody(msgspec.Struct):
-    """`shoal.store_api.SyncPeer` with its bounds."""
-
-    peer: Annotated[str, Meta(max_length=128)] = ""
-
-
-class _CheckBody(msgspec.Struct):
-    """`shoal.store_api.CheckProof` with its bounds."""
-
-    proof: Annotated[bytes, Meta(max_length=PROOF_MAX)]
-    namespace: Annotated[str, Meta(min_length=1, max_length=256)]
-    root: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
-
-
-class _SnapshotBody(msgspec.Struct):
-    """`shoal.store_api.TakeSnapshot` with its bounds."""
-
-    path: Annotated[str, Meta(min_length=1, max_length=4096)]
 
 
 class StoreRoutes:
@@ -115,10 +48,11 @@ class StoreRoutes:
     def __init__(
         self,
         store: StoreService,
+        blobs: BlobService,
         resolve: Callable[[str], PeerId],
         name_of: Callable[[PeerId], str],
     ) -> None:
-        self._store, self._resolve = store, resolve
+        self._store, self._blobs, self._resolve = store, blobs, resolve
         self._views = StoreViews(name_of)
 
     # --- values ---------------------------------------------------------------------------------
@@ -136,7 +70,7 @@ class StoreRoutes:
     async def put(self, request: Request) -> shapes.StoreItem:
         """Write a value; a large one goes as a blob."""
         namespace, key = self._place(request)
-        body = request.read(_PutBody)
+        body = request.read(PutBody)
         if body.multi and body.ttl_s is not None:
             raise UsageError("a lease cannot be one of several values")
         value, data = split(body.value)
@@ -153,6 +87,17 @@ class StoreRoutes:
             await self._store.put(namespace, key, value, ttl_s=body.ttl_s)
         return self._item_at(namespace, key)
 
+    async def put_file(self, request: Request) -> shapes.StoreItem:
+        """Write a file of this machine, of any size, as a blob."""
+        namespace, key = self._place(request)
+        body = request.read(FileBody)
+        path = absolute(body.path)
+        self._store.namespace(namespace)  # raises before the file is read
+        await trio.to_thread.run_sync(_check_file, path)
+        row = await self._blobs.add(path, name=key[:64], pin=True)
+        await self._store.put_blob(namespace, key, row.cid, row.size_bytes, ttl_s=body.ttl_s)
+        return self._item_at(namespace, key)
+
     async def delete(self, request: Request) -> None:
         """Delete a key that is there."""
         namespace, key = self._place(request)
@@ -162,13 +107,13 @@ class StoreRoutes:
 
     async def increment(self, request: Request) -> shapes.StoreTotal:
         """Count."""
-        by = request.read(_IncrementBody).by
+        by = request.read(IncrementBody).by
         return shapes.StoreTotal(await self._store.increment(*self._place(request), by))
 
     async def add(self, request: Request) -> shapes.StoreItem:
         """Put an element in."""
         namespace, key = self._place(request)
-        body = request.read(_AddBody)
+        body = request.read(AddBody)
         element, value = small(body.element, "element"), small(body.value, "value")
         await self._store.add(namespace, key, element, value)
         return self._item_at(namespace, key)
@@ -176,7 +121,7 @@ class StoreRoutes:
     async def remove(self, request: Request) -> None:
         """Take an element out that is there."""
         namespace, key = self._place(request)
-        element = small(request.read(_RemoveBody).element, "element")
+        element = small(request.read(RemoveBody).element, "element")
         if not await self._store.remove(namespace, key, element):
             raise NotFound(f"no such element at {key[:64]!r} in {namespace}")
 
@@ -216,7 +161,7 @@ class StoreRoutes:
 
     async def verify(self, request: Request) -> shapes.Verdict:
         """Check a proof, also of a namespace that is not here."""
-        body = request.read(_CheckBody)
+        body = request.read(CheckBody)
         if len(body.namespace) == ID_DIGITS and not set(body.namespace) - HEX:
             namespace_id = bytes.fromhex(body.namespace)
         else:
@@ -226,7 +171,7 @@ class StoreRoutes:
 
     async def sync(self, request: Request) -> list[shapes.Synced]:
         """Sync with one peer, or with all that are connected."""
-        name = request.read(_SyncBody).peer
+        name = request.read(SyncBody).peer
         if name:
             peer = self._resolve(name)
             return [self._views.synced(peer, await self._store.sync_with(peer))]
@@ -235,7 +180,7 @@ class StoreRoutes:
 
     async def snapshot(self, request: Request) -> shapes.Snapshot:
         """Write a copy of the store to a new file."""
-        path = absolute(request.read(_SnapshotBody).path)
+        path = absolute(request.read(SnapshotBody).path)
         await trio.to_thread.run_sync(_check_free, path)
         await self._store.snapshot(path)
         size_bytes = (await trio.Path(path).stat()).st_size
@@ -251,7 +196,7 @@ class StoreRoutes:
 
     async def create(self, request: Request) -> shapes.Namespace:
         """Make one of our own."""
-        body = request.read(_NamespaceBody)
+        body = request.read(NamespaceBody)
         rules = Rules(
             max_skew_ms=round(body.clock_bound_s * 1000),
             author_entries=body.author_entries,
@@ -266,7 +211,7 @@ class StoreRoutes:
 
     async def grant(self, request: Request) -> shapes.Named:
         """Let a peer write."""
-        body = request.read(_GrantBody)
+        body = request.read(GrantBody)
         mask = 0
         for kind in body.kinds:
             mask |= 1 << _NUMBER_OF[kind]
@@ -331,6 +276,11 @@ class StoreRoutes:
         return shapes.StorePage(items, items[-1].key if items and len(found) == limit else "")
 
 
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise UsageError(f"{path} is no file")
+
+
 def _check_free(path: Path) -> None:
     if os.path.lexists(path):
         raise UsageError(f"{path} is there already", hint="name a new file")
@@ -349,13 +299,15 @@ def _value_routes(api: Api, it: StoreRoutes) -> None:
         reply=shapes.StorePage)  # fmt: skip
     add("GET", key, it.show, summary="What a key shows", reply=shapes.StoreItem)
     add("PUT", key, it.put, summary="Write a value; over 2 KiB it goes as a blob",
-        body=_PutBody, reply=shapes.StoreItem)  # fmt: skip
+        body=PutBody, reply=shapes.StoreItem)  # fmt: skip
+    add("PUT", f"{key}/file", it.put_file, summary="Write a file of this machine, as a blob",
+        body=FileBody, reply=shapes.StoreItem)  # fmt: skip
     add("DELETE", key, it.delete, summary="Delete a key")
     add("POST", f"{key}/increment", it.increment, summary="Add to a counter",
-        body=_IncrementBody, reply=shapes.StoreTotal)  # fmt: skip
+        body=IncrementBody, reply=shapes.StoreTotal)  # fmt: skip
     add("POST", f"{key}/add", it.add, summary="Put an element into a set or map",
-        body=_AddBody, reply=shapes.StoreItem)  # fmt: skip
-    add("POST", f"{key}/remove", it.remove, summary="Take an element out", body=_RemoveBody)
+        body=AddBody, reply=shapes.StoreItem)  # fmt: skip
+    add("POST", f"{key}/remove", it.remove, summary="Take an element out", body=RemoveBody)
     add("GET", f"{key}/proof", it.prove, summary="A proof of what it holds, or of nothing",
         reply=Raw)  # fmt: skip
     add("GET", f"{space}/log", it.log, summary="Entries with ?prefix=, latest first, up to ?limit=",
@@ -369,18 +321,18 @@ def _space_routes(api: Api, it: StoreRoutes) -> None:
     root, add = "/v1/store", api.add
     space = f"{root}/{{namespace}}"
     add("GET", root, it.spaces, summary="Namespaces here", reply=list[shapes.Namespace])
-    add("POST", root, it.create, summary="Make a namespace", body=_NamespaceBody,
+    add("POST", root, it.create, summary="Make a namespace", body=NamespaceBody,
         reply=shapes.Namespace)  # fmt: skip
     add("GET", space, it.space, summary="A namespace, its size and its root",
         reply=shapes.Namespace)  # fmt: skip
     add("GET", f"{space}/grants", it.grants, summary="Who may write", reply=list[shapes.Grant])
-    add("POST", f"{space}/grants", it.grant, summary="Let a peer write", body=_GrantBody,
+    add("POST", f"{space}/grants", it.grant, summary="Let a peer write", body=GrantBody,
         reply=shapes.Named)  # fmt: skip
     add("DELETE", f"{space}/grants/{{grant}}", it.revoke, summary="Take a grant back",
         reply=shapes.Named)  # fmt: skip
     add("POST", f"{root}/verify", it.verify, summary="Check a proof by its namespace's ID or name",
-        body=_CheckBody, reply=shapes.Verdict)  # fmt: skip
+        body=CheckBody, reply=shapes.Verdict)  # fmt: skip
     add("POST", f"{root}/sync", it.sync, summary="Sync with a peer, or with all connected",
-        body=_SyncBody, reply=list[shapes.Synced])  # fmt: skip
+        body=SyncBody, reply=list[shapes.Synced])  # fmt: skip
     add("POST", f"{root}/snapshot", it.snapshot, summary="Copy the store to a path of this machine",
-        body=_SnapshotBody, reply=shapes.Snapshot)  # fmt: skip
+        body=SnapshotBody, reply=shapes.Snapshot)  # fmt: skip

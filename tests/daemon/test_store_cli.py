@@ -174,6 +174,31 @@ def test_a_large_value_travels_as_a_blob(two: list[Daemon], tmp_path: Path) -> N
     assert bob.client.read(item.cid) == data
 
 
+def test_a_file_of_any_size_is_read_by_the_daemon(two: list[Daemon], tmp_path: Path) -> None:
+    ann, bob = two
+    data = os.urandom(1024) * 7000  # more than a request takes
+    (tmp_path / "model").write_bytes(data)
+    done(ann, "put", "huge/model", "--file", str(tmp_path / "model"))
+    until(lambda: [item.key for item in bob.client.store.ls("huge/")] == ["huge/model"])
+    done(bob, "get", "huge/model", "--out", str(tmp_path / "copy"))
+    assert (tmp_path / "copy").read_bytes() == data
+    item = ann.client.store.put_file("huge/again", tmp_path / "model", ttl_s=60)
+    assert (item.kind, item.blob_bytes, item.cid) == (
+        "lease", len(data), bob.client.store.get("huge/model").cid,
+    )  # fmt: skip
+    for path, words in ((tmp_path, "is no file"), (tmp_path / "nothing", "is no file")):
+        with pytest.raises(ApiError, match=words):
+            ann.client.store.put_file("huge/x", path)
+    too_much = subprocess.run(
+        [*SHOAL, "store", "put", "huge/piped", "-"],
+        input=data,
+        env=clean_environment(SHOAL_HOME=str(ann.home)),
+        capture_output=True,
+    )
+    assert too_much.returncode == 1
+    assert b"put KEY --file FILE" in too_much.stderr
+
+
 def test_watch_prints_what_is_there_then_each_change_and_ends_cleanly(two: list[Daemon]) -> None:
     ann, bob = two
     done(ann, "put", "watched/a", "1")

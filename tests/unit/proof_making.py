@@ -1,6 +1,5 @@
 """Authors who write chains, replicas of what they wrote, and documents changed by forgers."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -8,23 +7,15 @@ import msgspec
 from crdt import proof
 from crdt.clock import stamp
 from crdt.entry import (
-    ADD,
-    COUNTER,
     GRANT,
-    LEASE,
-    MULTI,
     NO_LINK,
     REGISTER,
-    REMOVE,
-    REVOKE,
-    Counted,
-    Dot,
     Entry,
     Record,
     seal,
     unseal,
 )
-from crdt.namespace import Genesis, Grant, Revoke, Rules, open_genesis
+from crdt.namespace import Genesis, Grant, Rules, open_genesis
 from crdt.proof import Attest, Proof, Root, Verdict, prove, verify
 from crdt.replica import Replica
 from crdt.tree import faults_digest, root_by, state_root
@@ -167,68 +158,3 @@ def busy() -> Replica:
 def refit(document: bytes, **fields: object) -> bytes:
     """Change fields, and leave the attestation as it is."""
     return codec.encode(msgspec.structs.replace(decoder.decode(document), **fields))
-
-
-KEYS = ("a", "run/b", "run/c", "d")
-
-
-class History:
-    """Plays random steps: three authors with grants write every kind, fork, revoke."""
-
-    def __init__(self, genesis: Genesis) -> None:
-        self.genesis = genesis
-        self.owner = Pen(OWNER, genesis)
-        self.pens = [Pen(signer, genesis) for signer in (ANN, BEN, EVE)]
-        if genesis.write == "list":
-            self.pens[0].grant = granted(self.owner, ANN, depth=2)
-            self.pens[1].grant = granted(self.pens[0], BEN)
-            self.pens[2].grant = granted(self.owner, EVE, prefix="run/")
-        self.counts: dict[tuple[bytes, str], int] = {}
-
-    def play(self, who: int, what: int, where: int, count: int) -> None:
-        """Let an author write one entry."""
-        pen, key = self.pens[who], KEYS[where]
-        deeds: list[Callable[[], object]] = [
-            lambda: pen.write(REGISTER, key, count),
-            lambda: pen.write(REGISTER, key),
-            lambda: pen.write(MULTI, key, count, seen=self._dots(count)),
-            lambda: pen.write(ADD, key, count % 2 or None, element=bytes([count % 3 + 1])),
-            lambda: pen.write(
-                REMOVE,
-                key,
-                element=bytes([count % 3 + 1]),
-                seen=self._dots(count) or (Dot(bytes(16), 1),),
-            ),
-            lambda: pen.write(COUNTER, key, Counted(self._grown(pen, key, count), 0)),
-            lambda: pen.write(LEASE, key, count, expires_ms=NOW_MS - 3_000 + 1_000 * count),
-            lambda: self._fork(pen, key),
-            lambda: self._revoke(pen, count),
-        ]
-        deeds[what]()
-
-    @property
-    def records(self) -> list[Record]:
-        """Everything that was written, grants first."""
-        return [*self.owner.written, *(one for pen in self.pens for one in pen.written)]
-
-    def _dots(self, count: int) -> tuple[Dot, ...]:
-        heads = [pen.last for pen in self.pens[: count % 4] if pen.last is not None]
-        return tuple(Dot(head.chain, head.seq) for head in heads)
-
-    def _grown(self, pen: Pen, key: str, count: int) -> int:
-        grown = self.counts.get((pen.instance, key), 0) + count
-        self.counts[pen.instance, key] = grown
-        return grown
-
-    def _fork(self, pen: Pen, key: str) -> None:
-        last = pen.last
-        pen.write(REGISTER, key, "left")
-        pen.last = last
-        pen.write(REGISTER, key, "right")
-
-    def _revoke(self, pen: Pen, count: int) -> None:
-        if self.genesis.write == "list" and pen.grant is not None:
-            kept = self._dots(count)
-            by = self.pens[0] if pen is self.pens[1] and count % 2 else self.owner
-            by.now_ms = max(by.now_ms, pen.now_ms)
-            by.write(REVOKE, "revoke", Revoke(pen.grant, kept))

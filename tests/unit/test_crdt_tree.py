@@ -266,7 +266,11 @@ def test_paths_are_short_and_grow_by_what_an_attacker_ground(
     sizes = [len(codec.encode(one.path(f"k/{number}"))) for number in range(5_000)]
     assert max(sizes) < 26 * 34 + 70  # 12 bits name 4,000 keys; the closest pair shares about 24
     ground = {f"x{number}": bytes(24) + number.to_bytes(8) for number in range(500)}
-    monkeypatch.setattr(tree, "place_of", lambda key: ground.get(key) or place_of(key))
+
+    def ground_place(key: str) -> bytes:
+        return ground.get(key) or place_of(key)
+
+    monkeypatch.setattr(tree, "place_of", ground_place)
     for key in ground:
         held[key] = (an_id(1),)
         one.touch(key)
