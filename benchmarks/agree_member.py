@@ -19,6 +19,7 @@ import trio
 from benchmarks.agree_entries import by_chain, corpus, size_of
 from benchmarks.agree_store import IN_FLIGHT, NAMESPACE, Quiet, frames, write
 from benchmarks.agree_villain import Villain
+from benchmarks.agree_villain_sync import Liar
 from benchmarks.orders import Answer, say
 from benchmarks.trio_orders import obey
 from crdt.namespace import open_genesis
@@ -61,7 +62,8 @@ class Member:
             salt=swarm_tag(ticket.key).encode(),
             sync_interval_s=math.inf,
         )
-        self.rpc.answer("crdt.sync", self.store.answer, frame_max=FRAME_MAX)
+        self.liar: Liar | None = None
+        self.rpc.answer("crdt.sync", self._answer, frame_max=FRAME_MAX)
         self.villain = Villain(self.ask, swarm_tag(ticket.key).encode())
 
     async def ask(self, message: bytes) -> bytes:
@@ -95,6 +97,16 @@ class Member:
         began = time.perf_counter()
         report = await self.store.sync_with(self.daemon)
         return {"seconds": time.perf_counter() - began, "out": report.entries_out}
+
+    async def lie(self, about: str) -> Answer:
+        """Answer whoever leads a sync with us with lies from now on."""
+        self.liar = Liar(about)
+        return {"peer": self.host.peer}
+
+    async def _answer(self, peer: PeerId, message: bytes) -> bytes:
+        if self.liar is not None:
+            return await self.liar.answer(peer, message)
+        return await self.store.answer(peer, message)
 
     async def attack(self, name: str, seconds: float) -> Answer:
         """Attack for so long; says what the daemon answered, and how often."""

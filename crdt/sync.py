@@ -11,7 +11,7 @@ from crdt import wire
 from crdt.exchange import Exchange, Store
 from crdt.shown import SyncReport
 from wire import codec
-from wire.errors import Busy, ShoalError
+from wire.errors import BadMessage, Busy, ShoalError
 from wire.ids import PeerId
 from wire.ports import Clock, Network, OffLoop
 
@@ -53,6 +53,7 @@ class Syncer:
         self._asked: dict[PeerId, float] = {}  # when a peer asked last
         self.totals = SyncReport()
         self.done = self.failed = 0
+        self.refused: Counter[str] = Counter()  # requests that are no such
 
     @property
     def clock_skew_ms(self) -> int:
@@ -79,7 +80,11 @@ class Syncer:
         _note(self._asked, peer, self._clock.now())
         try:
             async with self._turn:
-                request = wire.decode_request(message)
+                try:
+                    request = wire.decode_request(message)
+                except BadMessage:
+                    self.refused["malformed"] += 1
+                    raise
                 return codec.encode(await self._exchange.answer(peer, request))
         finally:
             self._answering[peer] -= 1
