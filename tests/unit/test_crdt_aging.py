@@ -54,6 +54,15 @@ def test_behind_an_expired_lease_another_author_shows_again() -> None:
     goes(replica, at_ms=1001, dropped=[], keys=("k",))
 
 
+def test_nothing_is_lost_to_a_lease_that_has_expired() -> None:
+    register = chain(2).put("k", ms=0)
+    lease = chain(1).lease("k", GC_MS // 2 - 1000, ms=1)
+    replica = merged(register, lease)
+    goes(replica, at_ms=GC_MS // 2 - 999, dropped=[], keys=("k",))
+    goes(replica, at_ms=GC_MS // 2 - 999 + 60_000, dropped=[lease])
+    assert replica.at("k") == (register,)
+
+
 def test_a_loser_goes_half_a_gc_after_what_it_lost_to() -> None:
     old, new = chain(1).put("k", ms=0), chain(2).put("k", ms=1000)
     replica = merged(old, new)
