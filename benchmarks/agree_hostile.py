@@ -22,6 +22,7 @@ FUZZ_S = 600.0
 ATTACK_ROUNDS = 1 if QUICK else ROUNDS
 ATTACK_S = 0.3 if QUICK else 2.0  # of each attack, in each round
 SYNC_ENTRIES = 200  # that the honest member brings, each time
+ALONE = 3  # syncs without an attack, in each round
 GROWTH_MB = 20.0
 SYNC_RATIO = 5.0
 LIE_GOAL_S = 120.0  # what a session may take at all (crdt/exchange.py)
@@ -69,10 +70,11 @@ def _attack(daemon: Forged, honest: Child, attacker: Child) -> None:
         new = {reason for reason, count in after.items() if count > before.get(reason, 0)}
         counted[name] = REASONS[name] <= new
         progress(f"  {name}: {answer['answers']}, counted as {', '.join(sorted(new)) or 'nothing'}")
+    honest.ask("sync", count=SYNC_ENTRIES)  # it gets what the attacks have left there, once
     before_mb, pid = daemon.rss_mb, daemon.pid
     for number in range(ATTACK_ROUNDS):
         progress(f"attacks, round {number + 1}; the daemon has {daemon.rss_mb:.0f} MB")
-        alone.append(honest.ask("sync", count=SYNC_ENTRIES)["seconds"])
+        alone += [honest.ask("sync", count=SYNC_ENTRIES)["seconds"] for _ in range(ALONE)]
         for name in ATTACKS:
             attacker.tell("attack", name=name, seconds=ATTACK_S)
             beside[name].append(honest.ask("sync", count=SYNC_ENTRIES)["seconds"])

@@ -100,7 +100,7 @@ class Member:
 
     async def lie(self, about: str) -> Answer:
         """Answer whoever leads a sync with us with lies from now on."""
-        self.liar = Liar(about)
+        self.liar = Liar(about, self.namespace)
         return {"peer": self.host.peer}
 
     async def _answer(self, peer: PeerId, message: bytes) -> bytes:

@@ -120,8 +120,8 @@ class Liar:
     rest it has nothing.
     """
 
-    def __init__(self, about: str) -> None:
-        self.asked, self._about = 0, about
+    def __init__(self, about: str, namespace: bytes) -> None:
+        self.asked, self._about, self._prefix = 0, about, namespace[:8]
 
     async def answer(self, _peer: PeerId, message: bytes) -> bytes:
         """Lie."""
@@ -133,8 +133,9 @@ class Liar:
         match decode_request(message):
             case Hello(now_ms=now_ms, spaces=spaces):
                 cut = Range(0, MANY, _bounds(PARTS_MAX)[1:-1], _print(PARTS_MAX))
-                all_differ = [Standing(one.prefix, _print(1), cut) for one in spaces]
-                return Welcome(now_ms, all_differ)
+                if not spaces:
+                    return Welcome(now_ms, [], [Space(self._prefix, _print(1))])
+                return Welcome(now_ms, [Standing(one.prefix, _print(1), cut) for one in spaces])
             case Compare(asks=asks):
                 count = sum(max(1, len(ask.bounds) - 1) for ask in asks) * (about == "ranges")
                 return Differences(len(asks), b"", [Range(at, MANY) for at in range(count)])
