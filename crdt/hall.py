@@ -179,7 +179,7 @@ class Hall:
             faults=sum(len(replica.faults) for replica in self.spaces),
             clock_skew_ms=syncer.clock_skew_ms,
             is_writable=self.writer.is_writable,
-            refused=dict(self.writer.refused + self._bad),
+            refused=dict(self.writer.refused + self._bad + syncer.refused),
         )
 
     # --- inside --------------------------------------------------------------------------------
@@ -196,6 +196,7 @@ class Hall:
             self._bad["forged"] += 1
             raise
         if any(record.namespace not in namespaces for record in records):
+            self._bad["namespace"] += 1
             raise BadMessage("an entry of another namespace")
         return await self.writer.submit(Batch(records, source=source))
 
