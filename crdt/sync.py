@@ -99,7 +99,7 @@ class Syncer:
         report = SyncReport()
         self._leading[peer] += 1
         try:
-            is_whole = await self._exchange.lead(peer, report)
+            await self._exchange.lead(peer, report)
         except ShoalError:
             self.failed += 1
             raise
@@ -110,8 +110,6 @@ class Syncer:
             self.totals.entries_out += report.entries_out
             self.totals.overhead_bytes += report.overhead_bytes
         self.done += 1
-        if is_whole:
-            self._store.on_synced(peer)
         return report
 
     def _enqueue(self, peer: PeerId, tries: int) -> None:
