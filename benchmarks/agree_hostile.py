@@ -5,22 +5,27 @@ lowest priority: a real one has a machine of its own.
 """
 
 import sys
+import time
 from contextlib import ExitStack
 
 from benchmarks.agree_sync import figures
 from benchmarks.agree_villain import ATTACKS, REASONS
+from benchmarks.agree_villain_sync import LIES
 from benchmarks.forge import Forged, daemons
 from benchmarks.fuzz_store import TARGETS
 from benchmarks.orders import Child, Failed
 from benchmarks.report import QUICK, ROUNDS, progress, report
+from shoal.errors import ClientError
 
 FRAMES = 3_000 if QUICK else 1_000_000  # of each type of message
 FUZZ_S = 600.0
 ATTACK_ROUNDS = 1 if QUICK else ROUNDS
 ATTACK_S = 0.3 if QUICK else 2.0  # of each attack, in each round
 SYNC_ENTRIES = 200  # that the honest member brings, each time
+ALONE = 3  # syncs without an attack, in each round
 GROWTH_MB = 20.0
 SYNC_RATIO = 5.0
+LIE_GOAL_S = 120.0  # what a session may take at all (crdt/exchange.py)
 
 
 def _fuzz() -> None:
@@ -44,12 +49,13 @@ def _fuzz() -> None:
 
 
 def refused(daemon: Forged) -> dict[str, float]:
-    """Read what a daemon's store has refused, by reason."""
-    return {
-        name.partition('reason="')[2].partition('"')[0]: value
-        for name, value in figures(daemon).items()
-        if name.startswith("shoal_store_refused_total{")
-    }
+    """Read what a daemon's store has refused, by reason, and the proofs against authors it has."""
+    counted = figures(daemon)
+    found = {"fault": counted["shoal_store_faults"]}
+    for name, value in counted.items():
+        if name.startswith("shoal_store_refused_total{"):
+            found[name.partition('reason="')[2].partition('"')[0]] = value
+    return found
 
 
 def _attack(daemon: Forged, honest: Child, attacker: Child) -> None:
@@ -64,14 +70,16 @@ def _attack(daemon: Forged, honest: Child, attacker: Child) -> None:
         new = {reason for reason, count in after.items() if count > before.get(reason, 0)}
         counted[name] = REASONS[name] <= new
         progress(f"  {name}: {answer['answers']}, counted as {', '.join(sorted(new)) or 'nothing'}")
+    honest.ask("sync", count=SYNC_ENTRIES)  # it gets what the attacks have left there, once
     before_mb, pid = daemon.rss_mb, daemon.pid
     for number in range(ATTACK_ROUNDS):
         progress(f"attacks, round {number + 1}; the daemon has {daemon.rss_mb:.0f} MB")
-        alone.append(honest.ask("sync", count=SYNC_ENTRIES)["seconds"])
+        alone += [honest.ask("sync", count=SYNC_ENTRIES)["seconds"] for _ in range(ALONE)]
         for name in ATTACKS:
             attacker.tell("attack", name=name, seconds=ATTACK_S)
             beside[name].append(honest.ask("sync", count=SYNC_ENTRIES)["seconds"])
             attacker.wait()
+    _lies(daemon, honest, attacker, beside)
     for name, seconds in beside.items():
         report(
             *(f"agree.hostile_sync_{name}", seconds, "s"),
@@ -85,6 +93,23 @@ def _attack(daemon: Forged, honest: Child, attacker: Child) -> None:
     report("agree.hostile_growth", [daemon.rss_mb - before_mb], "MB", goal=GROWTH_MB)
     survives = daemon.client.status().pid == pid
     report("agree.hostile_crashes", [0 if survives else 1], "crashes", goal=0)
+
+
+def _lies(daemon: Forged, honest: Child, attacker: Child, beside: dict[str, list[float]]) -> None:
+    """Have the daemon lead syncs with one who answers with lies, beside honest syncs."""
+    longest = 0.0
+    for about in LIES:
+        peer = attacker.ask("lie", about=about)["peer"]
+        honest.tell("sync", count=SYNC_ENTRIES)
+        began = time.perf_counter()
+        try:
+            said = f"{daemon.client.store.sync(peer)[0].round_trips} round trips"
+        except ClientError as error:
+            said = str(error)
+        longest = max(longest, time.perf_counter() - began)
+        progress(f"  lies about {about}: {said}, {time.perf_counter() - began:.1f} s")
+        beside[f"liar_{about}"] = [honest.wait()["seconds"]]
+    report("agree.hostile_liar_longest", [longest], "s", goal=LIE_GOAL_S)
 
 
 def main() -> None:

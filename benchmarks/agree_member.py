@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -18,6 +19,7 @@ import trio
 from benchmarks.agree_entries import by_chain, corpus, size_of
 from benchmarks.agree_store import IN_FLIGHT, NAMESPACE, Quiet, frames, write
 from benchmarks.agree_villain import Villain
+from benchmarks.agree_villain_sync import Liar
 from benchmarks.orders import Answer, say
 from benchmarks.trio_orders import obey
 from crdt.namespace import open_genesis
@@ -60,7 +62,8 @@ class Member:
             salt=swarm_tag(ticket.key).encode(),
             sync_interval_s=math.inf,
         )
-        self.rpc.answer("crdt.sync", self.store.answer, frame_max=FRAME_MAX)
+        self.liar: Liar | None = None
+        self.rpc.answer("crdt.sync", self._answer, frame_max=FRAME_MAX)
         self.villain = Villain(self.ask, swarm_tag(ticket.key).encode())
 
     async def ask(self, message: bytes) -> bytes:
@@ -73,7 +76,8 @@ class Member:
 
     async def load(self, count: int) -> Answer:
         """Bring live entries of many authors."""
-        made = by_chain(corpus(self.namespace, count, SystemClock().wall_ms()))
+        make = partial(corpus, self.namespace, count, SystemClock().wall_ms())
+        made = await trio.to_thread.run_sync(lambda: by_chain(make()))
         left = iter(frames(made))
         began = time.perf_counter()
 
@@ -93,6 +97,16 @@ class Member:
         began = time.perf_counter()
         report = await self.store.sync_with(self.daemon)
         return {"seconds": time.perf_counter() - began, "out": report.entries_out}
+
+    async def lie(self, about: str) -> Answer:
+        """Answer whoever leads a sync with us with lies from now on."""
+        self.liar = Liar(about, self.namespace)
+        return {"peer": self.host.peer}
+
+    async def _answer(self, peer: PeerId, message: bytes) -> bytes:
+        if self.liar is not None:
+            return await self.liar.answer(peer, message)
+        return await self.store.answer(peer, message)
 
     async def attack(self, name: str, seconds: float) -> Answer:
         """Attack for so long; says what the daemon answered, and how often."""

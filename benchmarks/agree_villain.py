@@ -100,7 +100,10 @@ class Villain:
         writer, counter = self.author(), self.author()
         chain = [writer.write(f"back/{number}", 1, _now() - number * 1000) for number in range(3)]
         values = [codec.encode(Counted(number, 0)) for number in (9, 3)]
-        fell = [counter.write("count", 0, _now(), kind=COUNTER, value=one) for one in values]
+        fell = [
+            counter.write("count", 0, _now() + number, kind=COUNTER, value=one)
+            for number, one in enumerate(values)
+        ]
         return [push_frame(self.namespace, [record.signed]) for record in (*chain, *fell)]
 
     def far_future(self) -> list[bytes]:
@@ -178,4 +181,26 @@ ATTACKS: dict[str, Callable[[Villain], list[bytes]]] = {
     "authors": Villain.authors,
     "namespaces": Villain.namespaces,
     **{name: _request(make) for name, make in REQUESTS.items()},
+}
+
+# How the daemon counts each: reasons of shoal_store_refused_total, "fault" of shoal_store_faults.
+# No reason: that is a request like any other, answered within its bounds.
+REASONS: dict[str, set[str]] = {
+    "forged": {"forged"},
+    "not_canonical": {"forged"},
+    "oversized": {"forged", "malformed"},
+    "replayed": {"known"},
+    "misordered": {"fault"},
+    "far_future": {"future"},
+    "forked": {"fault"},
+    "foreign_key": {"forged"},
+    "foreign_namespace": {"namespace"},
+    "self_granted": {"policy", "no_grant"},
+    "authors": set(),
+    "namespaces": {"namespaces_full"},
+    "overlapping": {"malformed"},
+    "endless": set(),
+    "wants": set(),
+    "lawless": set(),
+    "garbage": {"malformed"},
 }

@@ -8,7 +8,6 @@ import random
 from collections.abc import Callable
 
 from benchmarks.fuzz_messages import mutate
-from crdt.entry import NO_LINK, Signed
 from crdt.timeline import END, START
 from crdt.wire import (
     ASKS_MAX,
@@ -113,40 +112,42 @@ def garbage(namespace: bytes) -> list[bytes]:
     return bombs + [mutate(random_, random_.choice(good)) for _ in range(GARBAGE)]
 
 
+LIES = ("law", "heads", "pull", "ranges")
+
+
 class Liar:
-    """Answers syncs that others lead: always with something, never with an end."""
+    """Answers syncs that others lead. About one thing there is always more, never an end; of the
+    rest it has nothing.
+    """
 
-    def __init__(self) -> None:
-        self.asked = 0
+    def __init__(self, about: str, namespace: bytes) -> None:
+        self.asked, self._about, self._prefix = 0, about, namespace[:8]
 
-    async def answer(self, peer: PeerId, message: bytes) -> bytes:
+    async def answer(self, _peer: PeerId, message: bytes) -> bytes:
         """Lie."""
         self.asked += 1
         return codec.encode(self._lie(message))
 
     def _lie(self, message: bytes) -> Answer:
+        about = self._about
         match decode_request(message):
             case Hello(now_ms=now_ms, spaces=spaces):
-                differing = [
-                    Standing(
-                        one.prefix,
-                        _print(1),
-                        Range(0, MANY, _bounds(PARTS_MAX)[1:-1], _print(PARTS_MAX)),
-                    )
-                    for one in spaces
-                ]
-                return Welcome(now_ms, differing)
+                cut = Range(0, MANY, _bounds(PARTS_MAX)[1:-1], _print(PARTS_MAX))
+                if not spaces:
+                    return Welcome(now_ms, [], [Space(self._prefix, _print(1))])
+                return Welcome(now_ms, [Standing(one.prefix, _print(1), cut) for one in spaces])
             case Compare(asks=asks):
-                count = sum(max(1, len(ask.bounds) - 1) for ask in asks)
+                count = sum(max(1, len(ask.bounds) - 1) for ask in asks) * (about == "ranges")
                 return Differences(len(asks), b"", [Range(at, MANY) for at in range(count)])
             case Law(high=high):
-                return LawFound(high, [], [os.urandom(16)], _print(4))
+                is_lie = about == "law"
+                return LawFound(high, [], [], _print(4)) if is_lie else LawFound(high)
             case Heads(after=after):
                 first = int.from_bytes(after[:8].ljust(8, b"\0")) + 1
                 heads = [Run((first + at).to_bytes(8) + bytes(8), MANY) for at in range(RUNS_MAX)]
-                return HeadsFound(heads)
+                return HeadsFound(heads if about in ("heads", "pull") else [])
             case Pull(runs=runs):
-                return Entries(0, runs[0].seq + 1, [Signed(NO_LINK, bytes(64))])
+                return Entries(0, runs[0].seq + 1) if about == "pull" else Entries(len(runs), 0)
             case Push():
                 return Taken(0)
 

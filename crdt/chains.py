@@ -104,7 +104,9 @@ class Chains:
         before, after, top = held.get(seq - 1), held.get(seq + 1), chain.top
         if chain.is_doubted:
             return [one for one in (before, after, held.get(seq)) if one is not None]
-        if before is top and not is_suspect(before, record):  # as nearly always
+        if (
+            before is not None and before is top and not is_suspect(before, record)
+        ):  # as nearly always
             return []
         near = (held.get(seq), before, after, top)
         return [one for one in near if one is not None and is_suspect(one, record)]

@@ -108,7 +108,7 @@ class OwnChains:
             chain.instance,
             seq,
             _SOME_LINK if chain.seq else NO_LINK,
-            clock.tick(now_ms, after=max(latest, chain.hlc)),
+            clock.tick(now_ms, after=latest),
             draft.kind,
             key,
             draft.element,

@@ -11,7 +11,7 @@ from crdt import wire
 from crdt.exchange import Exchange, Store
 from crdt.shown import SyncReport
 from wire import codec
-from wire.errors import Busy, ShoalError
+from wire.errors import BadMessage, Busy, ShoalError
 from wire.ids import PeerId
 from wire.ports import Clock, Network, OffLoop
 
@@ -49,9 +49,11 @@ class Syncer:
         self._answering: Counter[PeerId] = Counter()  # only peers that wait for us now
         self._turn = trio.Lock()  # one answer at a time, however many ask: bounds time and memory
         self._tried: dict[PeerId, float] = {}  # when a session with a peer began last
+        self._leading: Counter[PeerId] = Counter()  # sessions with a peer that go on
         self._asked: dict[PeerId, float] = {}  # when a peer asked last
         self.totals = SyncReport()
         self.done = self.failed = 0
+        self.refused: Counter[str] = Counter()  # requests that are no such
 
     @property
     def clock_skew_ms(self) -> int:
@@ -78,7 +80,11 @@ class Syncer:
         _note(self._asked, peer, self._clock.now())
         try:
             async with self._turn:
-                request = wire.decode_request(message)
+                try:
+                    request = wire.decode_request(message)
+                except BadMessage:
+                    self.refused["malformed"] += 1
+                    raise
                 return codec.encode(await self._exchange.answer(peer, request))
         finally:
             self._answering[peer] -= 1
@@ -91,12 +97,14 @@ class Syncer:
         """
         _note(self._tried, peer, self._clock.now())
         report = SyncReport()
+        self._leading[peer] += 1
         try:
             is_whole = await self._exchange.lead(peer, report)
         except ShoalError:
             self.failed += 1
             raise
         finally:
+            self._leading -= Counter([peer])
             self.totals.round_trips += report.round_trips
             self.totals.entries_in += report.entries_in
             self.totals.entries_out += report.entries_out
@@ -121,11 +129,15 @@ class Syncer:
             if tries > 1 and self._own > peer:
                 await trio.sleep(YIELD_S)
             for attempt in range(tries):
-                is_led = self._clock.now() < self._asked.get(peer, -math.inf) + LED_S
-                if is_led or peer not in self._peers() or await self._try(peer):
+                if self._is_at_it(peer) or peer not in self._peers() or await self._try(peer):
                     break
                 if attempt + 1 < tries:
                     await trio.sleep(RETRY_S * 2**attempt)
+
+    def _is_at_it(self, peer: PeerId) -> bool:
+        """True if a session with a peer goes on, whoever leads it: it moves what both lack."""
+        is_led = self._clock.now() < self._asked.get(peer, -math.inf) + LED_S
+        return is_led or peer in self._leading
 
     async def _wander(self) -> None:
         """One peer by chance, so that news spreads fast; and the one that was not asked longest, so

@@ -313,7 +313,9 @@ class Writer:
                 if reason:
                     self.refused[reason] += 1
                     self._on_refused(record, reason)
-                elif replica and replica.is_news(record) and record.stamp not in taken:
+                elif replica and (record.stamp in taken or not replica.is_news(record)):
+                    self.refused["known"] += 1  # held, or no longer the latest at its place
+                else:
                     taken.add(record.stamp)
                     news.append(record)
                     if self._own.is_current(record.namespace, record.chain):

@@ -54,6 +54,15 @@ def test_behind_an_expired_lease_another_author_shows_again() -> None:
     goes(replica, at_ms=1001, dropped=[], keys=("k",))
 
 
+def test_nothing_is_lost_to_a_lease_that_has_expired() -> None:
+    register = chain(2).put("k", ms=0)
+    lease = chain(1).lease("k", GC_MS // 2 - 1000, ms=1)
+    replica = merged(register, lease)
+    goes(replica, at_ms=GC_MS // 2 - 999, dropped=[], keys=("k",))
+    goes(replica, at_ms=GC_MS // 2 - 999 + 60_000, dropped=[lease])
+    assert replica.at("k") == (register,)
+
+
 def test_a_loser_goes_half_a_gc_after_what_it_lost_to() -> None:
     old, new = chain(1).put("k", ms=0), chain(2).put("k", ms=1000)
     replica = merged(old, new)
@@ -102,6 +111,22 @@ def test_what_a_proof_cuts_off_goes_half_a_gc_after_itself() -> None:
     replica = merged(one, chain(2).put("k", ms=-3))
     replica.merge_fault(proof(one, fork.put("y", ms=1)))
     goes(replica, at_ms=GC_MS // 2, dropped=[one])
+
+
+def test_what_hid_a_loser_may_give_way_to_what_does_not_count() -> None:
+    mine = chain(1)
+    hides = mine.put("k", ms=2000)
+    mine.put("x", ms=2001)
+    fork = mine.fork()
+    cut = mine.put("k", ms=3000)
+    added = chain(2).add("k", 1, ms=0)
+    remove = chain(3).remove("k", 1, [dot(added)], ms=1000)
+    replica = merged(added, remove, hides)
+    replica.merge_fault(proof(cut, fork.put("y", ms=3001)))
+    late_ms = NOW_MS + 1000 + GC_MS // 2
+    assert replica.pop_due(late_ms).dropped == []  # it has lost to the register, which is younger
+    replica.merge(cut, late_ms)
+    assert replica.pop_due(late_ms + 1).dropped == [added]
 
 
 def test_what_is_dead_on_arrival_is_refused() -> None:

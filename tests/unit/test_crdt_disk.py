@@ -190,12 +190,15 @@ async def test_a_full_disk_refuses_writes_serves_reads_and_recovers_by_itself(
     assert first.chain == last.chain != again.chain
 
 
-async def test_a_namespace_is_on_the_disk_before_its_entries_whatever_fails(
+async def test_namespaces_and_proofs_reach_the_disk_whatever_fails_before(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     path = tmp_path / "store.db"
     async with opened(path) as store:
         store.gate.error = StoreFailed("disk I/O error")
+        proven = judge(Author().write("a"), Author(wall_ms=EPOCH_MS).write("b"))
+        assert proven is not None
+        store.writer.found(proven)
         store.writer.keep(SPACE)
         with pytest.raises(StoreFailed):
             await store.put("a")
@@ -207,6 +210,7 @@ async def test_a_namespace_is_on_the_disk_before_its_entries_whatever_fails(
         kept = storage.kept()
         storage.close()
         assert {genesis.name for genesis in kept.geneses} == {"kv", "other"}
+        assert kept.faults == [(SPACE.id, codec.encode(proven.fault))]
 
 
 @pytest.fixture
@@ -224,6 +228,25 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("needs leave to mount")
     yield place
     subprocess.run(["umount", str(place)], check=True)
+
+
+async def test_a_disk_that_our_own_log_has_filled_is_freed_of_it(
+    small_disk: Path, autojump_clock: MockClock
+) -> None:
+    async with opened(small_disk / "store.db") as store:
+        for number in range(10):
+            await store.put("a", number)
+    async with opened(small_disk / "store.db") as store:  # closing has put the log into the file
+        (small_disk / "ballast").write_bytes(bytes(512 * 1024))
+        failed = 0
+        for number in range(1000):
+            try:
+                await store.put("a", number)
+            except StoreFailed:
+                failed += 1
+                await trio.sleep(writer.PROBE_MAX_S)
+                assert store.writer.is_writable
+        assert 0 < failed < 100
 
 
 async def test_a_disk_that_is_really_full(small_disk: Path, autojump_clock: MockClock) -> None:

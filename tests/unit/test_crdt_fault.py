@@ -102,7 +102,9 @@ def test_a_wrong_signature_that_the_author_did_not_go_on_from_proves_nothing() -
     second = chain.put("b")
     no_proof(missigned(first), second)
     no_proof(first, missigned(second))
-    no_proof(missigned(second), fork.put("b", 2))
+    other = fork.put("b", 2)
+    no_proof(missigned(second), other)
+    no_proof(second, missigned(other))
 
 
 def test_what_is_in_order_proves_nothing() -> None:

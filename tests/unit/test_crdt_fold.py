@@ -77,6 +77,18 @@ def test_the_class_of_the_latest_hides_the_others() -> None:
     assert stand([register, added]) is not None
 
 
+def test_what_another_class_hides_may_have_lost_before() -> None:
+    added, other = A.add("k", 1, ms=150), A.add("k", 2, ms=151)
+    remove = B.remove("k", 1, [type(dot(added))(A.id, added.seq)], ms=152)
+    seen = A.multi("k", 1, ms=153)
+    sees = B.multi("k", 2, [dot(seen)], ms=154)
+    counted = C.count("k", 1, ms=160)
+    assert shows(added, other, remove, seen, sees, counted) == [counted]
+    assert lost(added, other, remove, seen, sees, counted) == {
+        added.id: remove, other.id: counted, remove.id: counted, seen.id: sees, sees.id: counted,
+    }  # fmt: skip
+
+
 def test_siblings_show_until_one_has_seen_them() -> None:
     one, two = A.multi("k", 1, ms=200), B.multi("k", 2, ms=201)
     assert shows(one, two) == [two, one]

@@ -175,13 +175,32 @@ def test_what_a_grant_allowed_goes_with_it() -> None:
     first = owner.grant(Grant(key_of(1), depth=1))
     second = anna.grant(Grant(key_of(2)), under=first.id)
     entries = [anna.put("a", grant=first.id), bert.put("b", grant=second.id)]
+    entries.append(anna.revoke(second.id, [dot(entries[1])], under=first.id))
     replica = merged(first, second, *entries, genesis=genesis)
-    assert replica.merge(owner.put("c"), NOW_MS).dropped == []
+    assert replica.merge(c := owner.put("c"), NOW_MS).dropped == []
     assert replica.merge(owner.put("d"), NOW_MS).dropped == []  # data and grants count apart
+    assert replica.merge(owner.put("e"), NOW_MS).dropped == [c]
     replica.merge(owner.grant(Grant(key_of(3))), NOW_MS)
     change = replica.merge(owner.grant(Grant(key_of(4))), NOW_MS)
     assert set(change.dropped) == {first, second, *entries}
     assert change.keys >= {"a", "b"}
+    is_consistent(replica)
+
+
+def test_a_revocation_by_a_delegate_goes_with_the_grant_it_revokes() -> None:
+    genesis = listed(0, Rules(gc_ms=GC_MS, author_entries=2))
+    owner, anna = Chain(0, genesis.id), Chain(1, genesis.id)
+    first = owner.grant(Grant(key_of(1), depth=1))
+    second = anna.grant(Grant(key_of(2)), under=first.id)
+    by_anna, by_owner = anna.revoke(second.id, under=first.id), owner.revoke(second.id)
+    replica = merged(first, second, by_anna, genesis=genesis)
+    change = replica.merge(anna.grant(Grant(key_of(3)), under=first.id), NOW_MS)
+    assert set(change.dropped) == {
+        second,
+        by_anna,
+    }  # the oldest of three rules, and what hangs on it
+    assert replica.refusal(by_anna, NOW_MS) == "no_grant"
+    assert replica.refusal(by_owner, NOW_MS) == ""
     is_consistent(replica)
 
 

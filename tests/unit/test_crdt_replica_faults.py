@@ -5,8 +5,9 @@ import pytest
 from crdt import replica as replica_module
 from crdt.entry import REGISTER, Record, is_signed
 from crdt.fault import AUTHOR_FAULTS_MAX, Proven, judge
+from crdt.namespace import Grant
 from crdt.replica import Change, Replica
-from tests.unit.crdt_making import NOW_MS, OPEN, missigned, unsigned
+from tests.unit.crdt_making import NOW_MS, OPEN, Chain, key_of, listed, missigned, unsigned
 from tests.unit.crdt_replicas import SHORT, chain, is_consistent, merged, proof
 
 
@@ -43,6 +44,19 @@ def test_a_value_from_before_the_fork_shows_again_if_another_place_holds_it() ->
     assert not replica.authority.counts(second)
 
 
+def test_a_fork_of_whoever_granted_is_told_of_all_keys_under_the_grant() -> None:
+    genesis = listed(0)
+    owner, anna, bert = (Chain(author, genesis.id) for author in range(3))
+    first = owner.grant(Grant(key_of(1), depth=1))
+    anna.put("x", grant=first.id)
+    fork = anna.fork()
+    second = anna.grant(Grant(key_of(2)), under=first.id)
+    replica = merged(first, second, bert.put("b", grant=second.id), genesis=genesis)
+    change = replica.merge(fork.put("y", grant=first.id), NOW_MS)
+    assert change.keys == {"grant", "b", "y"}
+    assert replica.view("b", NOW_MS) is None
+
+
 def test_links_clocks_and_counters_that_lie_are_found_on_merging() -> None:
     mine = chain(1)
     first = mine.put("a", ms=10)
@@ -55,6 +69,7 @@ def test_links_clocks_and_counters_that_lie_are_found_on_merging() -> None:
     two = broken.put("b")
     assert merged(one).merge(two, NOW_MS).fault is not None
     assert merged(two).merge(one, NOW_MS).fault is not None
+    assert merged(two, broken.put("c")).merge(one, NOW_MS).fault is not None
     counter = chain(3)
     many, few = counter.count("k", 5), counter.count("k", 4)
     assert merged(many).merge(few, NOW_MS).fault is not None
@@ -153,13 +168,15 @@ def test_thousands_of_twins_cost_no_more_than_their_signatures(
 
     monkeypatch.setattr(replica_module, "judge", count)
     mine = chain()
+    first = mine.put("first")
     fork = mine.fork()
-    replica = merged(*(mine.put(f"a{number}") for number in range(300)))
+    replica = merged(first, *(mine.put(f"a{number}") for number in range(300)))
     for number in range(300):
         replica.merge(fork.put(f"b{number}"), NOW_MS)
     assert judged == 1  # once cut, only what cuts earlier is of interest
-    assert replica.faults[mine.id].cut == 1 or replica.faults[mine.id].cut == 2
-    assert replica.view("a0", NOW_MS) is None or replica.faults[mine.id].cut == 2
+    assert replica.faults[mine.id].cut == 2
+    assert replica.view("first", NOW_MS) is not None
+    assert replica.view("a0", NOW_MS) is None
 
 
 def test_a_record_by_a_head_that_is_gone_still_tells_a_fork() -> None:

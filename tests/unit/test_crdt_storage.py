@@ -100,11 +100,11 @@ def test_heads_beyond_the_limit_rest_in_their_rows(
 
 def test_heads_that_nothing_needs_go_when_the_file_is_opened(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
-    (kept,) = filled(path, 1)
-    gone = Author(Signer(bytes(32))).write("b")
+    (gone,) = filled(path, 1)
+    kept = Author(Signer(bytes(32))).write("b")
     storage = Storage(path)
-    storage.commit(Changes([gone]))
-    storage.commit(Changes(dead=[gone.row]))
+    storage.commit(Changes([kept]))
+    storage.commit(Changes(dead=[1]))
     storage.close()
     storage = Storage(path)
     assert list(storage._heads.values()) == [kept.signed.body[: module.HEAD_BYTES]]
@@ -214,6 +214,18 @@ def test_a_flipped_bit_anywhere_serves_nothing_wrong(tmp_path: Path) -> None:
     assert 0 < opened < 400  # most hit a row, some the tree
 
 
+def test_a_row_that_the_tree_has_lost_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    filled(path, 300)
+    raw = bytearray(path.read_bytes())
+    at = raw.index(b"key/150") // 4096 * 4096  # the page of some entries
+    assert raw[at] == 0x0D
+    raw[at + 4] -= 1  # says that it has a row less
+    path.write_bytes(raw)
+    with pytest.raises(StoreCorrupt, match="damaged"):
+        Storage(path)
+
+
 def test_a_file_of_another_version_is_not_touched(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     db = sqlite3.connect(path)
@@ -246,6 +258,21 @@ def test_a_write_that_fails_keeps_nothing_and_the_next_one_works(tmp_path: Path)
     storage.commit(Changes([last]))
     storage.close()
     assert bodies(rows_of(path)) == bodies([first, last])
+
+
+def test_a_write_that_fails_half_way_is_rolled_back(tmp_path: Path) -> None:
+    path, author = tmp_path / "store.db", Author()
+    storage = Storage(path)
+    storage._db.execute(
+        "CREATE TEMP TRIGGER stop BEFORE DELETE ON main.entry BEGIN SELECT RAISE(ABORT, 'x'); END"
+    )
+    first, second = author.write("a"), author.write("b")
+    storage.commit(Changes([first]))
+    with pytest.raises(StoreFailed):
+        storage.commit(Changes([author.write("c")], dead=[first.row]))
+    storage.commit(Changes([second]))
+    storage.close()
+    assert bodies(rows_of(path)) == bodies([first, second])
 
 
 def test_the_file_shrinks_when_most_of_it_is_deleted(tmp_path: Path) -> None:
@@ -288,6 +315,17 @@ def test_a_snapshot_is_the_store_of_one_moment(tmp_path: Path) -> None:
     assert restored._db.execute("PRAGMA journal_mode").fetchone() == (b"wal",)
     restored.close()
     assert sorted(one.name for one in tmp_path.iterdir()) == ["copy.db", "store.db"]
+
+
+def test_a_snapshot_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, copy = tmp_path / "store.db", tmp_path / "copy.db"
+    filled(path)
+    synced: list[tuple[str, bool]] = []
+    monkeypatch.setattr(module, "_sync", lambda one: synced.append((one.name, copy.exists())))
+    snapshot(path, copy)
+    assert synced == [("copy.db.part", False), (tmp_path.name, True)]
 
 
 def test_a_snapshot_restored_over_a_killed_store_is_not_mixed_with_its_log(tmp_path: Path) -> None:
