@@ -34,8 +34,11 @@ SESSION_S = 120.0  # for a session: a slow peer holds one of our workers no long
 SESSION_BYTES_MAX = 64 * 1024 * 1024  # both ways
 ROUND_TRIPS_MAX = 2_000  # of one session. Where it is cut, the next one goes on
 PEERS_MAX = 1024  # whose clocks are remembered; when full, the oldest goes
-WORK_S = 3.0  # seconds of our event loop that a peer may use at once: to compare 100k entries takes
-# 20 ms, to supply them 0.5 s. A peer that compares without end would take a whole core otherwise
+WORK_S = (
+    10.0  # seconds of our event loop that a peer may use at once: to compare 100k entries takes
+)
+# 20 ms, to supply them 0.5 s, on a busy machine five times that. A peer that compares without end
+# would take a whole core otherwise
 WORK_SHARE = 0.1  # of the time that passes is given back
 CLOCKS_MIN = 3  # peers whose clocks have a median worth telling
 CLOCK_S = 3600.0  # how long the clock of a peer counts
