@@ -273,7 +273,7 @@ class Writer:
     def _new_faults(self) -> list[tuple[bytes, bytes, bytes]]:
         """Return in what the proofs on the disk differ from those of the replicas."""
         found: list[tuple[bytes, bytes, bytes]] = []
-        accused, self._accused = self._accused, set()
+        accused, self._accused = self._accused, set[bytes]()
         for namespace in accused:
             on_disk, faults = (
                 self._fault_digests.get(namespace, {}),
