@@ -13,10 +13,11 @@ import trio
 
 from crdt import storage
 from crdt.batch import Batch, News
-from crdt.entry import GRANT, Record, Signed
+from crdt.entry import GRANT, Record, Signed, is_signed
 from crdt.fault import FAULT_MAX, Fault, Proven, check, fault_decoder
 from crdt.intake import LATER, Deferred, proven
 from crdt.live import Channel, Live, topic_of
+from crdt.proof import shown_records
 from crdt.replica import Replica
 from crdt.shown import StoreStats
 from crdt.spaces import Spaces
@@ -32,7 +33,9 @@ from wire.threads import Threads
 
 HOUSEKEEPING_S = 1.0  # between looks for leases that died: how late a watcher hears of it
 INLINE_MAX = 4  # entries checked on the loop, 60 us each; more go to a thread
-HASHES = 2000  # keys that the state tree hashes per second ahead of need: 6 ms
+HASHES = 300  # keys that a state tree hashes in one turn of the loop, ahead of need: 2 ms
+HASH_TURNS = 100  # of them a second at most, so that leases are looked at in time
+HASH_PAUSE_S = 0.005  # between two, for others
 OWN, SYNC, CHANNEL, DEFERRED = "own", "sync", "channel", "deferred"  # sources of a batch
 
 
@@ -141,6 +144,16 @@ class Hall:
     async def snapshot(self, path: Path) -> None:
         """Copy the file while writes go on. Raises StoreFailed."""
         await self._slow_disk(lambda: storage.snapshot(self._path, path))
+
+    async def check_shown(self, replica: Replica, key: str) -> None:
+        """Check the signatures of all that a proof of a key shows; wrong ones go."""
+        while True:
+            shown = [record for part in shown_records(replica, key) for record in part]
+            wrong = await self._cpu(lambda: [one for one in shown if not is_signed(one)])
+            if not wrong:
+                return
+            for record in wrong:
+                self.on_bad(replica.id, record)
 
     def holds_blob(self, author: bytes, cid: str) -> bool:
         """True if an entry of this author refers to a blob."""
@@ -257,7 +270,10 @@ class Hall:
                 self.writer.settle(replica, change)
                 if change.dropped:
                     self._on_dropped(change.dropped)
-                replica.tree.settle(HASHES)
+                for _ in range(HASH_TURNS):
+                    if replica.tree.settle(HASHES):
+                        break
+                    await trio.sleep(HASH_PAUSE_S)
             due, self._again = (
                 [*self._again, *self._deferred.due(now_ms, self.spaces.max_skew_ms)],
                 [],

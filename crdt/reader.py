@@ -93,11 +93,12 @@ class StoreReader:
 
     state_root = root
 
-    def prove(self, namespace: str, key: str) -> bytes:
+    async def prove(self, namespace: str, key: str) -> bytes:
         """Return a document that shows a third party what `key` holds here, or that it holds
         nothing; `crdt.proof.verify` checks it by the namespace's ID alone.
         """
         replica = self._hall.spaces.find(namespace)
+        await self._hall.check_shown(replica, key)
         return prove(replica, key, self._signer, self._clock.wall_ms())
 
     def namespaces(self) -> list[NamespaceInfo]:

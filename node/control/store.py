@@ -156,7 +156,7 @@ class StoreRoutes:
 
     async def prove(self, request: Request) -> Raw:
         """Prove what a key holds, or that it holds nothing."""
-        proof = self._store.prove(*self._place(request))
+        proof = await self._store.prove(*self._place(request))
         return Raw(proof, "application/octet-stream")
 
     async def verify(self, request: Request) -> shapes.Verdict:

@@ -10,7 +10,7 @@ from trio.testing import MockClock
 
 from crdt import spaces
 from crdt.entry import REGISTER, Record, Signed
-from crdt.holding import REFUSED_S
+from crdt.holding import REFUSED_FIRST_S
 from crdt.live import News
 from crdt.service import StoreService
 from crdt.storage import StoreCorrupt, StoreFailed
@@ -393,6 +393,6 @@ async def test_what_is_over_a_quota_is_not_fetched_again_at_every_sync(
     await other.sync_with(signer(1).peer)  # nor is it checked again when it is given
     assert store.stats().refused["full"] == refused
     monkeypatch.undo()
-    await trio.sleep(REFUSED_S + 10)
+    await trio.sleep(REFUSED_FIRST_S + 10)
     await store.sync_with(signer(2).peer)
     assert store.root("runs") == other.root("runs")

@@ -113,6 +113,22 @@ def test_what_a_proof_cuts_off_goes_half_a_gc_after_itself() -> None:
     goes(replica, at_ms=GC_MS // 2, dropped=[one])
 
 
+def test_what_hid_a_loser_may_give_way_to_what_does_not_count() -> None:
+    mine = chain(1)
+    hides = mine.put("k", ms=2000)
+    mine.put("x", ms=2001)
+    fork = mine.fork()
+    cut = mine.put("k", ms=3000)
+    added = chain(2).add("k", 1, ms=0)
+    remove = chain(3).remove("k", 1, [dot(added)], ms=1000)
+    replica = merged(added, remove, hides)
+    replica.merge_fault(proof(cut, fork.put("y", ms=3001)))
+    late_ms = NOW_MS + 1000 + GC_MS // 2
+    assert replica.pop_due(late_ms).dropped == []  # it has lost to the register, which is younger
+    replica.merge(cut, late_ms)
+    assert replica.pop_due(late_ms + 1).dropped == [added]
+
+
 def test_what_is_dead_on_arrival_is_refused() -> None:
     late_ms = NOW_MS + GC_MS
     assert merged().refusal(chain().delete("k", ms=0), late_ms - 1) == ""

@@ -177,8 +177,9 @@ def test_what_a_grant_allowed_goes_with_it() -> None:
     entries = [anna.put("a", grant=first.id), bert.put("b", grant=second.id)]
     entries.append(anna.revoke(second.id, [dot(entries[1])], under=first.id))
     replica = merged(first, second, *entries, genesis=genesis)
-    assert replica.merge(owner.put("c"), NOW_MS).dropped == []
+    assert replica.merge(c := owner.put("c"), NOW_MS).dropped == []
     assert replica.merge(owner.put("d"), NOW_MS).dropped == []  # data and grants count apart
+    assert replica.merge(owner.put("e"), NOW_MS).dropped == [c]
     replica.merge(owner.grant(Grant(key_of(3))), NOW_MS)
     change = replica.merge(owner.grant(Grant(key_of(4))), NOW_MS)
     assert set(change.dropped) == {first, second, *entries}

@@ -5,8 +5,9 @@ import pytest
 from crdt import replica as replica_module
 from crdt.entry import REGISTER, Record, is_signed
 from crdt.fault import AUTHOR_FAULTS_MAX, Proven, judge
+from crdt.namespace import Grant
 from crdt.replica import Change, Replica
-from tests.unit.crdt_making import NOW_MS, OPEN, missigned, unsigned
+from tests.unit.crdt_making import NOW_MS, OPEN, Chain, key_of, listed, missigned, unsigned
 from tests.unit.crdt_replicas import SHORT, chain, is_consistent, merged, proof
 
 
@@ -41,6 +42,19 @@ def test_a_value_from_before_the_fork_shows_again_if_another_place_holds_it() ->
     assert view is not None
     assert view.latest is first
     assert not replica.authority.counts(second)
+
+
+def test_a_fork_of_whoever_granted_is_told_of_all_keys_under_the_grant() -> None:
+    genesis = listed(0)
+    owner, anna, bert = (Chain(author, genesis.id) for author in range(3))
+    first = owner.grant(Grant(key_of(1), depth=1))
+    anna.put("x", grant=first.id)
+    fork = anna.fork()
+    second = anna.grant(Grant(key_of(2)), under=first.id)
+    replica = merged(first, second, bert.put("b", grant=second.id), genesis=genesis)
+    change = replica.merge(fork.put("y", grant=first.id), NOW_MS)
+    assert change.keys == {"grant", "b", "y"}
+    assert replica.view("b", NOW_MS) is None
 
 
 def test_links_clocks_and_counters_that_lie_are_found_on_merging() -> None:
