@@ -64,7 +64,7 @@ bench-talk: env ## measure how peers talk, beside Lattica and plain sockets
 bench-agree: env ## measure how replicas agree: writes, syncs, convergence, crashes, hostile peers
 	@$(BIN)/python -m benchmarks.agree
 
-soak-agree: env ## all generated histories, simulations and kills that the goals name (an hour or more)
+soak-agree: env ## all generated histories, simulations and kills that the goals name (a quarter of an hour)
 	@LONG=1 $(BIN)/python -m benchmarks.agree_converge
 
 results: env ## measure everything and write docs/results.md
