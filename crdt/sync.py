@@ -24,6 +24,7 @@ ANSWERS_MAX = 4  # requests of one peer at a time: it may lead three sessions wi
 YIELD_S = 0.5  # the peer with the larger ID lets the other lead; then usually nothing differs
 LED_S = 2.0  # since a request of a peer: its session with us goes on, and moves both ways
 JITTER = 0.25  # share of the interval, so that nodes that start together drift apart
+HURRY = 0.5  # share of the interval after a round that found a difference: there may be more
 PEERS_MAX = 1024  # whose last session, or request, is remembered; when full, the oldest goes
 
 
@@ -143,8 +144,12 @@ class Syncer:
         """One peer by chance, so that news spreads fast; and the one that was not asked longest, so
         that nobody is left out.
         """
+        before = 0
         while True:
-            await trio.sleep(self._interval_s * self._rng.uniform(1 - JITTER, 1 + JITTER))
+            moved = self.totals.entries_in + self.totals.entries_out
+            interval_s = self._interval_s * (HURRY if moved > before else 1.0)
+            before = moved
+            await trio.sleep(interval_s * self._rng.uniform(1 - JITTER, 1 + JITTER))
             peers = self._peers()
             if peers:
                 longest = min(peers, key=lambda peer: self._tried.get(peer, -math.inf))
