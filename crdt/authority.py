@@ -201,7 +201,7 @@ class Authority:
         if isinstance(rule, Grant):
             return _is_within(rule, grant)
         if isinstance(rule, Revoke):
-            return grant.depth > 0 and self._is_above(granted.record.id, rule.grant)
+            return self._is_above(granted.record.id, rule.grant)
         return key.startswith(grant.prefix) and bool(_kinds(grant) >> kind & 1)
 
     def _is_above(self, upper: bytes, lower: bytes) -> bool:

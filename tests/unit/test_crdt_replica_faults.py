@@ -90,7 +90,6 @@ def test_an_honest_chain_in_any_order_and_with_holes_is_no_fault() -> None:
 
 def test_a_wrong_signature_inside_a_run_is_proven_once_it_matters() -> None:
     mine = chain()
-    fork = mine.fork()
     bad = missigned(mine.put("a"))
     mine.prev = bad.link
     after, later = mine.put("b"), mine.put("c")
@@ -105,12 +104,20 @@ def test_a_wrong_signature_inside_a_run_is_proven_once_it_matters() -> None:
         assert replica.refusal(later, NOW_MS) == "fault"
         assert replica.merge(later, NOW_MS) == Change()
         is_consistent(replica)
-    twin = fork.put("x")
-    for order in ((bad, after, twin), (twin, bad, after), (bad, twin, after)):
-        replica = Replica(SHORT)
+
+
+def test_a_wrong_signature_is_found_when_a_fork_has_it_looked_at() -> None:
+    mine = chain()
+    first = mine.put("first")
+    fork = mine.fork()
+    bad = missigned(mine.put("a"))
+    mine.prev = bad.link
+    after, twin = mine.put("b"), fork.put("x")
+    for order in ((bad, after, twin), (after, twin, bad), (bad, twin, after), (after, bad, twin)):
+        replica = merged(first)
         for record in order:
-            replica.merge(record, NOW_MS)
-        assert replica.faults[mine.id].cut == 1
+            replica.merge(unsigned(record), NOW_MS)
+        assert replica.faults[mine.id].cut == 1  # the fork alone would cut at 2
         assert replica.records == {}
 
 
