@@ -11,10 +11,13 @@ import msgspec
 import trio
 
 from crdt import answers, wire
+from crdt.absence import Absence
+from crdt.clock import wall_of
 from crdt.entry import Record, Signed, is_signed
 from crdt.fault import Fault
 from crdt.holding import Holding
 from crdt.intake import follows
+from crdt.namespace import Rules
 from crdt.ranges import Give, Settle, Take, TakeProofs
 from crdt.reconcile import lead
 from crdt.replica import Replica
@@ -31,8 +34,11 @@ SESSION_S = 120.0  # for a session: a slow peer holds one of our workers no long
 SESSION_BYTES_MAX = 64 * 1024 * 1024  # both ways
 ROUND_TRIPS_MAX = 2_000  # of one session. Where it is cut, the next one goes on
 PEERS_MAX = 1024  # whose clocks are remembered; when full, the oldest goes
-WORK_S = 3.0  # seconds of our event loop that a peer may use at once: to compare 100k entries takes
-# 20 ms, to supply them 0.5 s. A peer that compares without end would take a whole core otherwise
+WORK_S = (
+    10.0  # seconds of our event loop that a peer may use at once: to compare 100k entries takes
+)
+# 20 ms, to supply them 0.5 s, on a busy machine five times that. A peer that compares without end
+# would take a whole core otherwise
 WORK_SHARE = 0.1  # of the time that passes is given back
 CLOCKS_MIN = 3  # peers whose clocks have a median worth telling
 CLOCK_S = 3600.0  # how long the clock of a peer counts
@@ -57,6 +63,14 @@ class Store(Protocol):
 
     def on_synced(self, peer: PeerId) -> None:
         """A session with a peer has come to its end."""
+        ...
+
+    def quiet_ms(self) -> int:
+        """How long ago that was last, in milliseconds; NEVER_SYNCED_MS if it never was."""
+        ...
+
+    def forget(self, namespace: bytes, records: list[Record]) -> None:
+        """Let go of what was deleted elsewhere while we were away."""
         ...
 
     def on_bad(self, namespace: bytes, record: Record) -> None:
@@ -128,10 +142,14 @@ class Exchange:
         """Lead one session; False if it was cut. Raises PeerUnreachable, DeadlineExceeded,
         RemoteError, BadMessage, StoreFailed. `report` grows as it goes.
         """
-        session = _Session(self, peer, report)
+        absence = Absence(self.clock.wall_ms(), self.store.quiet_ms())
+        session = _Session(self, peer, report, absence)
+        is_whole = False
         with trio.move_on_after(SESSION_S):
-            return await session.run()
-        return False
+            is_whole = await session.run()
+        if is_whole and absence.is_ended:
+            self.store.on_synced(peer)
+        return is_whole
 
     async def answer(self, peer: PeerId, request: wire.Request) -> wire.Answer:
         """Answer one request. Raises BadMessage, NotFound, Busy, StoreFailed."""
@@ -148,7 +166,9 @@ class Exchange:
         answer, records = answers.respond(holdings, request, self.clock.wall_ms())
         now = self.clock.now()
         self.shares.charge(peer, now - started, now)
-        if not records or isinstance(request, wire.Hello):
+        if isinstance(request, wire.Hello):
+            return msgspec.structs.replace(answer, quiet_ms=self.store.quiet_ms())
+        if not records:
             return answer
         entries = await self.fit_to_send(request.namespace, records)
         return msgspec.structs.replace(answer, entries=entries)
@@ -218,6 +238,7 @@ class _Session:
     exchange: Exchange
     peer: PeerId
     report: SyncReport
+    absence: Absence
     moved: int = 0
     pending: Take | None = None
 
@@ -237,12 +258,13 @@ class _Session:
             match effect:
                 case Take():
                     await self._take_pending()
-                    self.pending = effect
+                    self.pending = self._recent(effect)
                 case TakeProofs(namespace, proofs):
                     await exchange.store.take_faults(namespace, proofs)
                 case Settle():
                     await self._take_pending()
                 case Give(namespace, records, proofs):
+                    records = self._not_gone(namespace, records)
                     entries = await exchange.fit_to_send(namespace, records)
                     if not entries and not proofs:
                         continue
@@ -288,12 +310,32 @@ class _Session:
         if isinstance(answer, wire.Welcome):
             ahead_ms = answer.now_ms - (sent_ms + clock.wall_ms()) // 2
             exchange.clocks.note(self.peer, ahead_ms, clock.now())
+            self.absence.theirs_ms = answer.quiet_ms
         self.moved += len(frame) + len(reply)
         self.report.round_trips += 1
         self.report.overhead_bytes += len(frame) + len(reply)
         self.report.overhead_bytes -= wire.net_size(wire.entries_of(request))
         self.report.overhead_bytes -= wire.net_size(wire.entries_of(answer))
         return answer
+
+    def _recent(self, take: Take) -> Take:
+        """Leave out what may have been deleted while the other was away."""
+        until_ms = self.absence.old_until_ms(self._rules(take.namespace))
+        if not until_ms:
+            return take
+        entries = [one for one in take.entries if wall_of(wire.glance(one).hlc) > until_ms]
+        return Take(take.namespace, entries)
+
+    def _not_gone(self, namespace: bytes, records: list[Record]) -> list[Record]:
+        """Forget what was deleted while we were away; return the rest."""
+        until_ms = self.absence.gone_until_ms(self._rules(namespace))
+        gone = [record for record in records if record.wall_ms <= until_ms]
+        if gone:
+            self.exchange.store.forget(namespace, gone)
+        return [record for record in records if record.wall_ms > until_ms] if gone else records
+
+    def _rules(self, namespace: bytes) -> Rules:
+        return self.exchange.holdings()[namespace].replica.genesis.rules
 
     async def _take_pending(self) -> None:
         if self.pending is not None:

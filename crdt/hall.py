@@ -7,18 +7,20 @@ Everything that changes a replica goes through the writer; everything that a cha
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from crdt import storage
+from crdt.absence import NEVER_SYNCED_MS, is_away
 from crdt.batch import Batch, News
 from crdt.entry import GRANT, Record, Signed, is_signed
 from crdt.fault import FAULT_MAX, Fault, Proven, check, fault_decoder
 from crdt.intake import LATER, Deferred, proven
 from crdt.live import Channel, Live, topic_of
 from crdt.proof import shown_records
-from crdt.replica import Replica
+from crdt.replica import Change, Replica
 from crdt.shown import StoreStats
 from crdt.spaces import Spaces
 from crdt.storage import StoreFailed
@@ -91,6 +93,7 @@ class Hall:
             for genesis in kept.geneses:
                 self.spaces.restore(genesis)
             self._restore_faults(await self._cpu(lambda: _checked_faults(kept.faults)))
+            self._pause()
             await self.writer.load()
             self._is_loaded = True
             nursery.start_soon(self.writer.run)
@@ -133,11 +136,23 @@ class Hall:
         """
         self._bad["signature"] += 1
         replica = self.spaces.replicas[namespace]
-        self.writer.settle(replica, replica.drop(record))
+        self._settle(replica, replica.drop(record))
 
     def on_synced(self, peer: PeerId) -> None:
         """A sync was completed."""
         self.writer.note_synced(self._clock.wall_ms())
+
+    def quiet_ms(self) -> int:
+        """How long ago that was; NEVER_SYNCED_MS if it never was."""
+        synced_ms = self.writer.synced_ms
+        return max(0, self._clock.wall_ms() - synced_ms) if synced_ms else NEVER_SYNCED_MS
+
+    def forget(self, namespace: bytes, records: list[Record]) -> None:
+        """Let go of what was deleted elsewhere while we were away."""
+        replica = self.spaces.replicas[namespace]
+        change = replica.forget(records)
+        self._bad["gone"] += len(change.dropped)
+        self._settle(replica, change)
 
     # --- for the service -----------------------------------------------------------------------
 
@@ -149,7 +164,7 @@ class Hall:
         """Check the signatures of all that a proof of a key shows; wrong ones go."""
         while True:
             shown = [record for part in shown_records(replica, key) for record in part]
-            wrong = await self._cpu(lambda: [one for one in shown if not is_signed(one)])
+            wrong = await self._cpu(partial(_unsigned, shown))
             if not wrong:
                 return
             for record in wrong:
@@ -259,17 +274,26 @@ class Hall:
             if replica is not None:
                 replica.merge_fault(found)
 
+    def _settle(self, replica: Replica, change: Change) -> None:
+        """Tell of what a replica did without the writer."""
+        for key in change.keys:
+            self.watchers.touch(replica.id, key)
+        self.writer.settle(replica, change)
+        if change.dropped:
+            self._on_dropped(change.dropped)
+
+    def _pause(self) -> None:
+        quiet_ms = self.quiet_ms()
+        for replica in self.spaces:
+            replica.pause(is_paused=is_away(quiet_ms, replica.rules))
+
     async def _keep_house(self) -> None:
         while True:
             await trio.sleep(HOUSEKEEPING_S)
             now_ms = self._clock.wall_ms()
+            self._pause()
             for replica in list(self.spaces):
-                change = replica.pop_due(now_ms)
-                for key in change.keys:
-                    self.watchers.touch(replica.id, key)
-                self.writer.settle(replica, change)
-                if change.dropped:
-                    self._on_dropped(change.dropped)
+                self._settle(replica, replica.pop_due(now_ms))
                 for _ in range(HASH_TURNS):
                     if replica.tree.settle(HASHES):
                         break
@@ -283,6 +307,10 @@ class Hall:
                     await self.writer.submit(Batch(due, source=DEFERRED))
                 except ShoalError:
                     continue  # the disk is full: syncs bring them again
+
+
+def _unsigned(records: list[Record]) -> list[Record]:
+    return [record for record in records if not is_signed(record)]
 
 
 def _refers(record: Record, cid: str) -> bool:

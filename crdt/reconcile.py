@@ -141,8 +141,10 @@ class _Leader:
                 Known(chain, faults[chain].cut, faults[chain].digest[:8])
                 for chain in chains[:KNOWN_MAX]
             ]
-            rules = self.holding.rules()[-GRANTS_MAX:] if low == START else None
-            ids = shorts(self.nonce, (one.stamp for one in rules)) if rules is not None else None
+            rules = self.holding.rules() if low == START else []
+            ids = None
+            if low == START and len(rules) <= GRANTS_MAX:  # of more, none: they come like others
+                ids = shorts(self.nonce, (one.stamp for one in rules))
             request = Law(self.id, self.nonce, low, high, known, ids)
             answer = expect((yield request), LawFound)
             if not low < answer.upto <= high or not {*answer.wanted} <= {*chains}:
@@ -153,7 +155,7 @@ class _Leader:
                 raise BadMessage("neither a grant nor a revocation")
             if answer.entries:
                 yield Take(self.id, answer.entries)
-            yield from self._give_law(answer, rules or [])
+            yield from self._give_law(answer, rules if ids else [])
             low = answer.upto
 
     def _give_law(self, answer: LawFound, rules: list[Record]) -> Steps[None]:

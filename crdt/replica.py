@@ -63,6 +63,7 @@ class Replica:
         self.faults = self._proofs.by_chain
         self.authority = Authority(genesis, self._proofs.is_cut)
         self.version = 0
+        self.is_paused = False
         self.size = 0  # bytes of entries
         self._room = room
         self._is_listed = genesis.write == "list"
@@ -154,6 +155,21 @@ class Replica:
             self._drop_all([record], change)
         return change
 
+    def forget(self, records: Iterable[Record]) -> Change:
+        """Let go of records that were deleted elsewhere while this node was away."""
+        change = Change()
+        for record in records:
+            if record.stamp in self.records:
+                self._drop(record, change)
+        return change
+
+    def pause(self, *, is_paused: bool) -> None:
+        """Remember deletions, and what they hide, for as long as this node is away from others."""
+        if self.is_paused and not is_paused:
+            for record in self.records.values():
+                self._agenda.put(record.key, self._looked_ms)
+        self.is_paused = is_paused
+
     def pop_due(self, now_ms: int) -> Change:
         """Let go of what is dead; `keys` has those where a lease has just run out, too."""
         change = Change()
@@ -240,6 +256,8 @@ class Replica:
         it goes when the key is next looked at.
         """
         rules = self.rules
+        if self.is_paused and not record.expires_ms:
+            return False
         if own_end(record, rules) <= now_ms:
             return True
         if loser_end(record, rules) > now_ms:
@@ -352,6 +370,8 @@ class Replica:
         """Drop what is dead at a key, and see when to look again; returns how many were there."""
         records = self.at(key)
         times = ends(records, self.authority.counts, self.rules, now_ms)
+        if self.is_paused:
+            times |= {record.stamp: NEVER for record in records if not record.expires_ms}
         dead = [record for record in records if times[record.stamp] <= now_ms]
         dying = {record.stamp for record in dead}
         for record in records:

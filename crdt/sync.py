@@ -102,7 +102,7 @@ class Syncer:
         report = SyncReport()
         self._leading[peer] += 1
         try:
-            is_whole = await self._exchange.lead(peer, report)
+            await self._exchange.lead(peer, report)
         except ShoalError:
             self.failed += 1
             raise
@@ -115,8 +115,6 @@ class Syncer:
         self.done += 1
         if report.entries_in or report.entries_out:
             self._moved.set()
-        if is_whole:
-            self._store.on_synced(peer)
         return report
 
     def _enqueue(self, peer: PeerId, tries: int) -> None:

@@ -26,7 +26,9 @@ class Timeline:
 
     def __init__(self, stamps: Iterable[bytes] = ()) -> None:
         ordered = sorted(set(stamps))
-        self._chunks: list[list[bytes]] = [ordered[at : at + CHUNK] for at in range(0, len(ordered), CHUNK)]
+        self._chunks: list[list[bytes]] = [
+            ordered[at : at + CHUNK] for at in range(0, len(ordered), CHUNK)
+        ]
         self._firsts = [chunk[0] for chunk in self._chunks]
         self._starts: list[int] | None = None  # positions of the firsts; None after a change
         self._count = len(ordered)

@@ -113,13 +113,16 @@ class Hello(Message, frozen=True, tag="hello"):
 
 
 class Welcome(Message, frozen=True, tag="welcome"):
-    """Where we differ of what you named; or my list, if the fingerprint of yours is another."""
+    """Where we differ of what you named; or my list, if the fingerprint of yours is another.
+    `quiet_ms`: how long ago I have finished a sync (crdt/absence.py).
+    """
 
     now_ms: Stamp
     differing: Annotated[list[Standing], Meta(max_length=SPACES_MAX)] = field(
         default_factory=list[Standing]
     )
     spaces: Annotated[list[Space], Meta(max_length=LISTED_MAX)] = field(default_factory=list[Space])
+    quiet_ms: Stamp = 0
 
 
 class Compare(Message, frozen=True, tag="compare"):

@@ -121,6 +121,11 @@ class Writer:
             if self._own.is_current(replica.id, change.fault.chain):
                 self._own.restart()
 
+    @property
+    def synced_ms(self) -> int:
+        """When the last sync ended, by the wall clock; 0 if none has yet."""
+        return self._synced_ms
+
     def note_synced(self, wall_ms: int) -> None:
         """Remember when the last sync ended, to the minute."""
         self._synced_ms = max(self._synced_ms, wall_ms)
@@ -268,7 +273,7 @@ class Writer:
     def _new_faults(self) -> list[tuple[bytes, bytes, bytes]]:
         """Return in what the proofs on the disk differ from those of the replicas."""
         found: list[tuple[bytes, bytes, bytes]] = []
-        accused, self._accused = self._accused, set()
+        accused, self._accused = self._accused, set[bytes]()
         for namespace in accused:
             on_disk, faults = (
                 self._fault_digests.get(namespace, {}),

@@ -124,6 +124,12 @@ class Node:
             self.spaces[namespace].merge_fault(check(fault))
             self.faults_taken += 1
 
+    def quiet_ms(self) -> int:
+        return 0
+
+    def forget(self, namespace: bytes, records: list[Record]) -> None:
+        raise AssertionError("nobody was away")
+
     def on_synced(self, peer: PeerId) -> None:
         self.synced.append(peer)
 

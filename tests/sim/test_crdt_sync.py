@@ -242,7 +242,7 @@ def test_a_peer_has_a_share_of_the_loop() -> None:
     shares.check(other, 0.0)
     with pytest.raises(Busy):
         shares.check(peer, 5.0)
-    shares.check(peer, 15.0)
+    shares.check(peer, 10.1)
 
 
 async def test_requests_beyond_a_few_of_one_peer_are_told_that_we_are_busy(

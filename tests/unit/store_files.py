@@ -48,12 +48,14 @@ class Gate:
 
     def __init__(self) -> None:
         self.error: Exception | None = None
+        self.count = 0
         self._open = trio.Event()
         self._open.set()
 
     async def __call__(self, work: Callable[[], T], /) -> T:
         await trio.lowlevel.checkpoint()
         await self._open.wait()
+        self.count += 1
         if self.error is not None:
             raise self.error
         return work()

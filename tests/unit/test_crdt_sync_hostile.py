@@ -42,7 +42,7 @@ from crdt.wire import (
     Taken,
     Welcome,
 )
-from tests.sim.crdt_pairs import GENESIS, NOW_MS, Side, history, replica_of, unsigned
+from tests.sim.crdt_pairs import GENESIS, NOW_MS, Side, history, replica_of, sync, unsigned
 from wire import codec
 from wire.errors import BadMessage, NotFound
 
@@ -328,6 +328,47 @@ def test_answers_fit_whatever_is_asked() -> None:
         answer = wire.decode_answer(frame)
         assert isinstance(answer, Differences)
         assert answer.handled
+
+
+def test_a_want_of_everything_is_cut_and_goes_on() -> None:
+    mine, low, got = {ID: holding(6000)}, START, list[bytes]()
+    while True:
+        answer, records = answers.respond(mine, Compare(ID, NONCE, [Ask([low, END])]), 5)
+        assert isinstance(answer, Differences)
+        assert len(records) <= wire.ENTRIES_MAX
+        assert sum(one.size for one in records) <= wire.ENTRIES_BUDGET
+        got += [one.stamp for one in records]
+        if answer.handled:
+            break
+        assert low < answer.cut < END
+        low = answer.cut
+    assert sorted(got) == [one.stamp for one in POOL]
+
+
+def test_a_leader_asks_on_where_an_answer_was_cut() -> None:
+    mine, theirs = Side(replica_of(POOL[::3])), Side(replica_of(POOL))
+    whole = theirs.answer
+
+    def cut_short(request: wire.Request) -> wire.Answer:
+        """One entry of one leaf at a time."""
+        answer = whole(request)
+        if not isinstance(answer, Differences) or not isinstance(request, Compare):
+            return answer
+        leaf = next((at for at, ask in enumerate(request.asks) if not ask.prints), None)
+        if leaf != 0 or len(answer.entries) < 2:
+            return answer
+        low, high = request.asks[0].bounds
+        stamps = sorted(map(wire.stamp_of, answer.entries))
+        inside = [stamp for stamp in stamps if low <= stamp < high]
+        if len(inside) < 2:
+            return answer
+        entries = [one for one in answer.entries if wire.stamp_of(one) == inside[0]]
+        return Differences(0, inside[1], [], b"", entries)
+
+    theirs.answer = cut_short  # type: ignore[method-assign]
+    report = sync(mine, theirs)
+    assert mine.replica.fingerprint() == theirs.replica.fingerprint()
+    assert report.round_trips > 50  # and not 5
 
 
 def test_refusals_are_bounded_and_the_oldest_go() -> None:

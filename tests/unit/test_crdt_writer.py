@@ -296,9 +296,11 @@ async def test_more_than_a_commit_holds_waits(
     author = Author()
     batches = [Batch([author.write(f"{number}/{n}") for n in range(7)]) for number in range(4)]
     async with opened(tmp_path / "store.db") as store:
+        before = store.gate.count
         async with one_commit(store) as nursery:
             for batch in batches:
                 nursery.start_soon(store.writer.submit, batch)
+        assert store.gate.count == before + 1 + len(batches)  # two of them do not fit together
         assert [len(news.added) for news in store.news] == [7, 7, 7, 7]
         store.news.clear()
         outcomes = await together(store, *((f"key/{number}", put(1)) for number in range(12)))
