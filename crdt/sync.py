@@ -52,7 +52,6 @@ class Syncer:
         self._turn = trio.Lock()  # one answer at a time, however many ask: bounds time and memory
         self._tried: dict[PeerId, float] = {}  # when a session with a peer began last
         self._leading: Counter[PeerId] = Counter()  # sessions with a peer that go on
-        self._moved = trio.Event()  # since the last round, in a session of ours
         self._asked: dict[PeerId, float] = {}  # when a peer asked last
         self.totals = SyncReport()
         self.done = self.failed = 0
