@@ -92,9 +92,10 @@ class Hall:
         async with self.writer.open() as kept, trio.open_nursery() as nursery:
             for genesis in kept.geneses:
                 self.spaces.restore(genesis)
-            self._restore_faults(await self._cpu(lambda: _checked_faults(kept.faults)))
+            faults = await self._cpu(lambda: _checked_faults(kept.faults))
+            self._restore_faults(faults)
             self._pause()
-            await self.writer.load()
+            await self.writer.load(has_proofs=len(faults) == len(kept.faults))
             self._is_loaded = True
             nursery.start_soon(self.writer.run)
             nursery.start_soon(self._live.run)

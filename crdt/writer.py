@@ -32,6 +32,8 @@ COMMIT_RECORDS_MAX = 1000  # of peers in one transaction: 5 ms. When so many wai
 WRITES_MAX = 128  # of our own, which are signed as well: 4 ms
 MERGE_SLICE = 200  # records between turns of the event loop: 2 ms
 LOAD_SLICE = 1000  # rows read at a time: 7 ms
+UNJUDGED_MAX = 8192  # last rows that are held against their chains again when a file is opened:
+# more than one commit has. What merging one finds is a proof on the disk with the next
 DELETE_S = 1.0  # dead rows wait so long for a commit to go with
 PROBE_MIN_S, PROBE_MAX_S = 0.25, 5.0  # between attempts to write to a full disk
 SYNCED_STEP_MS = 60_000  # how exactly the file knows when the last sync ended
@@ -152,12 +154,13 @@ class Writer:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_S):
                 await self._disk(storage.close)
 
-    async def load(self) -> None:
-        """Merge all entries of the file into the replicas; those of unknown namespaces stay where
-        they are. Raises StoreCorrupt.
+    async def load(self, *, has_proofs: bool) -> None:
+        """Give the replicas all entries of the file; those of unknown namespaces stay where they
+        are. has_proofs: the replicas have every proof of the file. Raises StoreCorrupt.
         """
         storage, now_ms, row = self._storage, self._clock.wall_ms(), 0
         assert storage is not None, "opened first"
+        judged = await self._disk(partial(storage.last_rows, UNJUDGED_MAX)) if has_proofs else 0
         while True:
             records, damaged, row = await self._disk(partial(storage.read, row, LOAD_SLICE))
             if not row:
@@ -167,7 +170,8 @@ class Writer:
             known = [record for record in records if record.namespace in self._replicas]
             for record in known:
                 replica = self._replicas[record.namespace]
-                change = replica.merge(record, now_ms)
+                is_judged = record.row <= judged
+                change = replica.restore(record) if is_judged else replica.merge(record, now_ms)
                 if not change.is_added:
                     self._dead.append(record.row)
                 if change.dropped or change.fault is not None:
@@ -369,7 +373,8 @@ class Writer:
         for record in records:
             replica = self._replicas[record.namespace]
             change = replica.merge(record, now_ms)
-            self.settle(replica, change)
+            if change.dropped or change.fault is not None:
+                self.settle(replica, change)
             if change.is_added:
                 news.added.append(record)
             else:

@@ -207,6 +207,17 @@ def shown(replica: Replica, now_ms: int) -> object:
     return views, replica.fingerprint(), replica.root()
 
 
+def restarted(replica: Replica, rng: random.Random) -> Replica:
+    """Return a replica that was given back all that one retained."""
+    fresh, records = Replica(replica.genesis), list(replica.records.values())
+    for proven in replica.faults.values():
+        fresh.merge_fault(proven)
+    rng.shuffle(records)
+    for record in records:
+        fresh.restore(record)
+    return fresh
+
+
 def converge(history: History, *, author_faults_max: int = AUTHOR_FAULTS_MAX) -> str:
     """Let replicas live through a history in parts and orders of their own, with doubles, and at
     different times; returns what is wrong at the end, or "".
@@ -236,6 +247,7 @@ def _converge(history: History) -> str:
         if not exchange(replicas, now_ms + wait_ms):
             return f"different for ever, {wait_ms} ms later"
         then_ms = now_ms + wait_ms + 1000
+        replicas[0] = restarted(replicas[0], rng)
         if any(shown(one, then_ms) != shown(whole, then_ms) for one in replicas):
             return f"one set, but two states, {wait_ms} ms later"
         for one in replicas:

@@ -143,6 +143,7 @@ async def opened(
     signer: Signer = US,
     on_news: Callable[[News], None] = lambda news: None,
     room: Callable[[Record, int], bool] = lambda record, now_ms: True,
+    has_proofs: bool = True,
 ) -> AsyncGenerator[Opened]:
     replica, clock = Replica(SPACE, room=room), WallClock()
     gate = Gate()
@@ -157,7 +158,7 @@ async def opened(
 
     writer = Writer(path, {replica.id: replica}, clock, signer, gate, tell, on_refused=refuse)
     async with writer.open() as kept, trio.open_nursery() as nursery:
-        await writer.load()
+        await writer.load(has_proofs=has_proofs)
         nursery.start_soon(writer.run)
         yield Opened(writer, replica, clock, gate, kept, told, refused, nursery.cancel_scope)
         nursery.cancel_scope.cancel()
