@@ -191,7 +191,7 @@ class Exchange:
         """
         news = await self.store.take(peer, namespace, entries)
         holding = self.holdings().get(namespace)
-        if holding is not None:
+        if holding is not None and news < len(entries):
             now = self.clock.now()
             for stamp in map(wire.stamp_of, entries):
                 if stamp not in holding.replica.records:

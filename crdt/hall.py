@@ -38,6 +38,7 @@ INLINE_MAX = 4  # entries checked on the loop, 60 us each; more go to a thread
 HASHES = 300  # keys that a state tree hashes in one turn of the loop, ahead of need: 2 ms
 HASH_TURNS = 100  # of them a second at most, so that leases are looked at in time
 HASH_PAUSE_S = 0.005  # between two, for others
+CALM_CHANGES = 1000  # a second: of more, hashing waits, as a large batch is cheaper for each key
 OWN, SYNC, CHANNEL, DEFERRED = "own", "sync", "channel", "deferred"  # sources of a batch
 
 
@@ -289,16 +290,16 @@ class Hall:
             replica.pause(is_paused=is_away(quiet_ms, replica.rules))
 
     async def _keep_house(self) -> None:
+        versions: dict[bytes, int] = {}
         while True:
             await trio.sleep(HOUSEKEEPING_S)
             now_ms = self._clock.wall_ms()
             self._pause()
             for replica in list(self.spaces):
                 self._settle(replica, replica.pop_due(now_ms))
-                for _ in range(HASH_TURNS):
-                    if replica.tree.settle(HASHES):
-                        break
-                    await trio.sleep(HASH_PAUSE_S)
+                before, versions[replica.id] = versions.get(replica.id, 0), replica.version
+                if replica.version <= before + CALM_CHANGES:
+                    await self._hash_ahead(replica)
             due, self._again = (
                 [*self._again, *self._deferred.due(now_ms, self.spaces.max_skew_ms)],
                 [],
@@ -308,6 +309,12 @@ class Hall:
                     await self.writer.submit(Batch(due, source=DEFERRED))
                 except ShoalError:
                     continue  # the disk is full: syncs bring them again
+
+    async def _hash_ahead(self, replica: Replica) -> None:
+        for _ in range(HASH_TURNS):
+            if replica.tree.settle(HASHES):
+                return
+            await trio.sleep(HASH_PAUSE_S)
 
 
 def _unsigned(records: list[Record]) -> list[Record]:

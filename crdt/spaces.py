@@ -37,6 +37,7 @@ class Spaces:
     replicas: dict[bytes, Replica] = field(default_factory=dict[bytes, Replica])
     on_new: Callable[[Replica], None] = lambda replica: None
     _built_in: dict[str, Replica] = field(default_factory=dict[str, Replica])
+    _spare: int = 0  # how many more there is room for at least: counting costs 0.1 µs a namespace
 
     def __post_init__(self) -> None:
         for name in BUILT_IN:
@@ -114,9 +115,13 @@ class Spaces:
 
     def room(self, record: Record, now_ms: int) -> bool:
         """True if one more key of this author may be held (a limit of this node, not a rule)."""
+        self._spare -= 1
+        if self._spare >= 0:  # as many were asked for since all were counted, at most
+            return True
         is_short = 0 < record.expires_ms <= now_ms + RESERVE_LEASE_MS
         held = self.entries
         if held < ENTRIES_MAX:
+            self._spare = ENTRIES_MAX - held - 1
             return True
         replica = self.replicas[record.namespace]
         is_small = replica.held_by(record.author) < RESERVE_AUTHOR_ENTRIES
