@@ -11,14 +11,14 @@ import msgspec
 import trio
 
 from crdt import answers, wire
-from crdt.absence import Absence
+from crdt.absence import NEVER_SYNCED_MS, Absence
 from crdt.clock import wall_of
 from crdt.entry import Record, Signed, is_signed
 from crdt.fault import Fault
 from crdt.holding import Holding
 from crdt.intake import follows
 from crdt.namespace import Rules
-from crdt.ranges import Give, Settle, Take, TakeProofs
+from crdt.ranges import Give, Settle, Take, TakeProofs, Turn
 from crdt.reconcile import lead
 from crdt.replica import Replica
 from crdt.shown import SyncReport
@@ -31,6 +31,8 @@ T = TypeVar("T")
 
 REQUEST_S = 15.0  # for one answer; the other side may be checking 1,000 signatures and syncing disk
 SESSION_S = 120.0  # for a session: a slow peer holds one of our workers no longer
+TURN_S = 10.0  # to wait until another session has pulled what we lack: what it brings need not come
+# twice, but one that is slow, or drags, does not keep others from bringing it
 SESSION_BYTES_MAX = 64 * 1024 * 1024  # both ways
 ROUND_TRIPS_MAX = 2_000  # of one session. Where it is cut, the next one goes on
 PEERS_MAX = 1024  # whose clocks are remembered; when full, the oldest goes
@@ -136,6 +138,7 @@ class Exchange:
     off_loop: OffLoop
     clocks: Clocks = field(default_factory=Clocks)
     shares: Shares = field(default_factory=Shares)
+    turn: trio.Lock = field(default_factory=trio.Lock)  # of the session that pulls chains
     _holdings: dict[bytes, Holding] = field(default_factory=dict[bytes, Holding])
 
     async def lead(self, peer: PeerId, report: SyncReport) -> bool:
@@ -145,8 +148,12 @@ class Exchange:
         absence = Absence(self.clock.wall_ms(), self.store.quiet_ms())
         session = _Session(self, peer, report, absence)
         is_whole = False
-        with trio.move_on_after(SESSION_S):
-            is_whole = await session.run()
+        try:
+            with trio.move_on_after(SESSION_S):
+                is_whole = await session.run()
+        finally:
+            if session.has_turn:
+                self.turn.release()
         if is_whole and absence.is_ended:
             self.store.on_synced(peer)
         return is_whole
@@ -167,7 +174,9 @@ class Exchange:
         now = self.clock.now()
         self.shares.charge(peer, now - started, now)
         if isinstance(request, wire.Hello):
-            return msgspec.structs.replace(answer, quiet_ms=self.store.quiet_ms())
+            is_whole = not self.turn.locked()  # what we pull now, nobody else need push
+            quiet_ms = self.store.quiet_ms() if is_whole else NEVER_SYNCED_MS
+            return msgspec.structs.replace(answer, quiet_ms=quiet_ms)
         if not records:
             return answer
         entries = await self.fit_to_send(request.namespace, records)
@@ -241,6 +250,7 @@ class _Session:
     absence: Absence
     moved: int = 0
     pending: Take | None = None
+    has_turn: bool = False
 
     async def run(self) -> bool:
         """Return True at the end of the session, False where it is cut."""
@@ -263,6 +273,9 @@ class _Session:
                     await exchange.store.take_faults(namespace, proofs)
                 case Settle():
                     await self._take_pending()
+                case Turn():
+                    await self._take_pending()
+                    await self._wait_for_turn()
                 case Give(namespace, records, proofs):
                     records = self._not_gone(namespace, records)
                     entries = await exchange.fit_to_send(namespace, records)
@@ -277,6 +290,12 @@ class _Session:
             if self.moved > SESSION_BYTES_MAX or self.report.round_trips >= ROUND_TRIPS_MAX:
                 await self._take_pending()
                 return False
+
+    async def _wait_for_turn(self) -> None:
+        if not self.has_turn:
+            with trio.move_on_after(TURN_S):
+                await self.exchange.turn.acquire()
+                self.has_turn = True
 
     async def _ask(self, request: wire.Request) -> wire.Answer:
         """Send a request while what is pending is taken."""

@@ -1,5 +1,8 @@
-"""Who leads when two stores meet: one of them, once, however long it takes."""
+"""Who leads when stores meet: of two one, once, however long it takes; of more one at a time."""
 
+import math
+
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -24,4 +27,27 @@ async def test_a_newcomer_is_sent_everything_once_though_both_would_lead(
         store.peer_up(signer(number).peer)
     await trio.sleep(30)
     assert new.root("kv") == old.root("kv")
+    assert links.bytes_moved - before < 1.1 * size_of(made)
+
+
+@pytest.mark.parametrize("numbers", [(1, 2, 3, 4), (4, 3, 2, 1), (3, 1, 4, 2)])
+async def test_a_newcomer_in_a_swarm_is_sent_everything_once(
+    numbers: tuple[int, ...], autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    links = Links(latency_s=0.1)
+    *olds, new_number = numbers
+    stores = [await start_store(nursery, links, one, sync_interval_s=math.inf) for one in olds]
+    made = by_chain(corpus(stores[0].namespace("kv").id, COUNT, EPOCH_MS))
+    for store in stores:
+        for frame in frames(made):
+            await store.answer(STRANGER, frame)
+    for store, other in zip(stores, (olds[1], olds[0], olds[0]), strict=True):
+        await store.sync_with(signer(other).peer)
+    new = await start_store(nursery, links, new_number, sync_interval_s=math.inf)
+    before = links.bytes_moved
+    for number, store in zip(olds, stores, strict=True):
+        store.peer_up(signer(new_number).peer)
+        new.peer_up(signer(number).peer)
+    await trio.sleep(30)
+    assert new.root("kv") == stores[0].root("kv")
     assert links.bytes_moved - before < 1.1 * size_of(made)
