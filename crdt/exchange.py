@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 REQUEST_S = 15.0  # for one answer; the other side may be checking 1,000 signatures and syncing disk
 SESSION_S = 120.0  # for a session: a slow peer holds one of our workers no longer
-TURN_S = 10.0  # to wait until another session has pulled what we lack: what it brings need not come
+TURN_S = 30.0  # to wait until another session has pulled what we lack: what it brings need not come
 # twice, but one that is slow, or drags, does not keep others from bringing it
 SESSION_BYTES_MAX = 64 * 1024 * 1024  # both ways
 ROUND_TRIPS_MAX = 2_000  # of one session. Where it is cut, the next one goes on

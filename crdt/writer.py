@@ -168,14 +168,13 @@ class Writer:
             self.damaged += len(damaged)
             self._dead.extend(damaged)
             known = [record for record in records if record.namespace in self._replicas]
-            for record in known:
-                replica = self._replicas[record.namespace]
-                is_judged = record.row <= judged
-                change = replica.restore(record) if is_judged else replica.merge(record, now_ms)
-                if not change.is_added:
-                    self._dead.append(record.row)
-                if change.dropped or change.fault is not None:
-                    self.settle(replica, change)
+            if row > judged:
+                self._merge(known, News("file"), now_ms)
+                continue
+            for namespace in {record.namespace for record in known}:
+                replica = self._replicas[namespace]
+                some = (record for record in known if record.namespace == namespace)
+                self.settle(replica, replica.restore(some))
             self._observe(known, now_ms)
 
     async def run(self) -> None:

@@ -213,8 +213,7 @@ def restarted(replica: Replica, rng: random.Random) -> Replica:
     for proven in replica.faults.values():
         fresh.merge_fault(proven)
     rng.shuffle(records)
-    for record in records:
-        fresh.restore(record)
+    fresh.restore(records)
     return fresh
 
 

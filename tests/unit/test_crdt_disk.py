@@ -150,6 +150,7 @@ async def test_a_fork_of_which_a_crash_took_the_proof_is_found_again(
 ) -> None:
     path = tmp_path / "store.db"
     monkeypatch.setattr(writer, "UNJUDGED_MAX", 1)
+    monkeypatch.setattr(writer, "LOAD_SLICE", 1)
     storage = Storage(path)
     storage.commit(Changes([Author().write("a"), Author(wall_ms=EPOCH_MS).write("b")]))
     storage.close()
