@@ -41,12 +41,16 @@ def delete() -> Build:
     return build
 
 
-def put_multi(value: bytes) -> Build:
-    """Set a multi-value register: replaces all values seen here, and none that is not."""
+def put_multi(value: bytes, author: bytes) -> Build:
+    """Set a multi-value register: replaces all values seen here, and none that is not.
+
+    It says what our value before it said too, as it takes its place.
+    """
 
     def build(held: Sequence[Record], chain: bytes) -> Draft | None:
         siblings = [record for record in held if record.kind == MULTI]
-        return Draft(MULTI, seen=_dots(siblings), value=value)
+        mine = [record for record in siblings if record.author == author]
+        return Draft(MULTI, seen=_dots(siblings, _seen_by(mine)), value=value)
 
     return build
 
@@ -97,7 +101,7 @@ def increment(by: int) -> Build:
 def _seen_by(records: Sequence[Record]) -> dict[bytes, int]:
     seen: dict[bytes, int] = {}
     for record in records:
-        if record.kind == REMOVE:
+        if record.kind in (REMOVE, MULTI):
             for dot in record.entry.seen:
                 seen[dot.chain] = max(seen.get(dot.chain, 0), dot.seq)
     return seen

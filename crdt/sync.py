@@ -23,9 +23,9 @@ ANSWERS_MAX = 4  # requests of one peer at a time: it may lead three sessions wi
 # by chance, as it leaves), one request each. More are told that we are busy.
 YIELD_S = 0.5  # the peer with the larger ID lets the other lead; then usually nothing differs
 LED_S = 2.0  # since a request of a peer: its session with us goes on, and moves both ways
-SOONER = 4  # times, after a session that moved something: a swarm that was in two pieces is whole
-# again in log(n) of these steps
 JITTER = 0.25  # share of the interval, so that nodes that start together drift apart
+HURRY = 0.25  # share of the interval after a session that moved something: a swarm that was in two
+# pieces is whole again in log(n) of these steps
 PEERS_MAX = 1024  # whose last session, or request, is remembered; when full, the oldest goes
 
 
@@ -52,7 +52,6 @@ class Syncer:
         self._turn = trio.Lock()  # one answer at a time, however many ask: bounds time and memory
         self._tried: dict[PeerId, float] = {}  # when a session with a peer began last
         self._leading: Counter[PeerId] = Counter()  # sessions with a peer that go on
-        self._moved = trio.Event()  # since the last round, in a session of ours
         self._asked: dict[PeerId, float] = {}  # when a peer asked last
         self.totals = SyncReport()
         self.done = self.failed = 0
@@ -113,8 +112,6 @@ class Syncer:
             self.totals.entries_out += report.entries_out
             self.totals.overhead_bytes += report.overhead_bytes
         self.done += 1
-        if report.entries_in or report.entries_out:
-            self._moved.set()
         return report
 
     def _enqueue(self, peer: PeerId, tries: int) -> None:
@@ -146,12 +143,12 @@ class Syncer:
         """One peer by chance, so that news spreads fast; and the one that was not asked longest, so
         that nobody is left out.
         """
+        before = 0
         while True:
-            wait_s = self._interval_s * self._rng.uniform(1 - JITTER, 1 + JITTER)
-            with trio.move_on_after(wait_s):
-                await self._moved.wait()
-                await trio.sleep(wait_s / SOONER)
-            self._moved = trio.Event()
+            moved = self.totals.entries_in + self.totals.entries_out
+            interval_s = self._interval_s * (HURRY if moved > before else 1.0)
+            before = moved
+            await trio.sleep(interval_s * self._rng.uniform(1 - JITTER, 1 + JITTER))
             peers = self._peers()
             if peers:
                 longest = min(peers, key=lambda peer: self._tried.get(peer, -math.inf))

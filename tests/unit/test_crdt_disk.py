@@ -39,6 +39,19 @@ async def test_what_merging_drops_leaves_the_disk_within_a_second_or_so(
         assert [record.stamp for record in rows_of(path)] == [last.stamp]
 
 
+async def test_chores_are_not_put_off_by_those_that_come_after(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "store.db"
+    async with opened(path) as store:
+        await store.put("a", 1)
+        last = await store.put("a", 2)
+        for number in range(5):
+            await trio.sleep(writer.DELETE_S / 2)
+            store.writer.note_synced(EPOCH_MS + number)
+        assert [record.stamp for record in rows_of(path)] == [last.stamp]
+
+
 async def test_what_a_crash_left_of_superseded_rows_is_healed(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:

@@ -32,7 +32,7 @@ from tests.unit.store_files import (
 )
 from wire import codec
 from wire.errors import UsageError
-from wire.ids import public_key_of
+from wire.ids import Signer, public_key_of
 
 OWN = public_key_of(US.peer)
 
@@ -133,16 +133,16 @@ async def test_a_member_without_a_grant_is_told_so(
             await store.put("a")
 
 
-async def test_a_write_is_later_than_what_its_key_holds(
+async def test_a_write_is_later_than_what_was_seen_and_than_what_its_key_holds(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     ahead = Author(wall_ms=EPOCH_MS + 5_000).write("a")
+    further = Author(Signer(bytes(32)), wall_ms=EPOCH_MS + 20_000).write("a")
     async with opened(tmp_path / "store.db") as store:
         await store.writer.submit(Batch([ahead]))
-        assert (await store.put("a")).stamp > ahead.stamp
-        assert (
-            await store.put("b")
-        ).stamp > ahead.stamp  # our clock follows others', within reason
+        assert (await store.put("b")).stamp > ahead.stamp  # our clock follows others' so far
+        await store.writer.submit(Batch([further]))
+        assert (await store.put("a")).stamp > further.stamp
 
 
 async def test_a_stamp_far_ahead_does_not_carry_our_other_writes_along(
