@@ -15,8 +15,8 @@ from crdt.entry import (
     Counted,
     Dot,
     Record,
+    counted_of,
 )
-from crdt.fault import counted_of
 from crdt.own import Build, Draft
 from wire import codec
 from wire.errors import UsageError

@@ -9,16 +9,7 @@ from bisect import insort
 
 import msgspec
 
-from crdt.entry import (
-    COUNTER,
-    VALUE_MAX,
-    Counted,
-    Record,
-    Signed,
-    counted_decoder,
-    is_signed,
-    unseal,
-)
+from crdt.entry import Record, Signed, is_signed, unseal
 from wire import codec
 from wire.codec import Message
 from wire.errors import BadMessage
@@ -166,15 +157,4 @@ def _cut(a: Record, b: Record) -> int:
         return a.seq
     if b.seq == a.seq + 1 and prev_of(b) != a.link:
         return a.seq
-    if a.stamp[:8] >= b.stamp[:8]:
-        return b.seq
-    if a.kind == b.kind == COUNTER and a.key == b.key:
-        before, after = counted_of(a), counted_of(b)
-        if after.plus < before.plus or after.minus < before.minus:
-            return b.seq
-    return 0
-
-
-def counted_of(record: Record) -> Counted:
-    """Return what a counter entry has counted."""
-    return codec.decode(record.entry.value or b"", counted_decoder, VALUE_MAX)
+    return a.seq if a.stamp[:8] >= b.stamp[:8] else 0
