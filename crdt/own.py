@@ -39,9 +39,9 @@ class Draft:
         return replace(self, grant=grant)
 
 
-# Given what is held at the key and counts, and the name of the chain that the entry will be in; None
-# if there is nothing to write. Among what is held may be entries of ours that are not signed yet:
-# all but their id and link is right. Raises ShoalError to refuse.
+# Given what is held at the key and counts, and the name of the chain that the entry will be in;
+# None if there is nothing to write. Among what is held may be entries of ours that are not signed
+# yet: all but their id and link is right. Raises ShoalError to refuse.
 Build = Callable[[Sequence[Record], bytes], Draft | None]
 
 

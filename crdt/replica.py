@@ -296,8 +296,14 @@ class Replica:
         elif proven.cut == WHOLE:
             self._drop_all(self._chains.between(proven.chain, WHOLE, HIGHEST), change)
         else:
-            for record in self._chains.between(proven.chain, proven.cut, before):
-                self._touch([record, *self.authority.below(record)], change)
+            self._touch_cut(proven, before, change)
+        gone = self._proofs.trim()
+        if gone is not None:
+            self._touch_cut(gone, HIGHEST, change)
+
+    def _touch_cut(self, proven: Proven, before: int, change: Change) -> None:
+        for record in self._chains.between(proven.chain, proven.cut, before):
+            self._touch([record, *self.authority.below(record)], change)
 
     def _insert(self, record: Record, change: Change, old: Record | None) -> None:
         key = record.key

@@ -2,6 +2,7 @@
 
 import pytest
 
+from crdt import fault
 from crdt import replica as replica_module
 from crdt.entry import REGISTER, Record, is_signed
 from crdt.fault import AUTHOR_FAULTS_MAX, Proven, judge
@@ -157,6 +158,23 @@ def test_an_author_who_forks_again_and_again_loses_everything_and_is_refused() -
     assert list(replica.records.values()) == [kept[2]]
     assert len(replica.faults) == AUTHOR_FAULTS_MAX
     assert replica.refusal(innocent.put("k"), NOW_MS) == "fault"
+    is_consistent(replica)
+
+
+def test_what_a_forgotten_proof_cut_off_shows_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fault, "FAULTS_MAX", 1)
+    chains = sorted((chain(author) for author in range(2)), key=lambda one: one.id, reverse=True)
+    for one in chains:
+        one.put("before")
+    replica = Replica(SHORT)
+    for number, line in enumerate(chains):
+        fork = line.fork()
+        replica.merge(line.put(f"k{number}"), NOW_MS)
+        change = replica.merge(fork.put(f"other{number}"), NOW_MS)
+    assert list(replica.faults) == [chains[1].id]
+    assert change.keys >= {"k0", "other0", "k1", "other1"}
+    assert replica.view("k0", NOW_MS) is not None
+    assert replica.view("k1", NOW_MS) is None
     is_consistent(replica)
 
 
