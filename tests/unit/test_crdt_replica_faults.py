@@ -201,6 +201,19 @@ def test_thousands_of_twins_cost_no_more_than_their_signatures(
     assert replica.view("a0", NOW_MS) is None
 
 
+@pytest.mark.parametrize("step", [1, -1, 7])
+def test_twins_of_one_number_go_one_by_one(step: int) -> None:
+    mine = chain()
+    replica = merged(mine.put("first"))
+    twins = [mine.fork().put(f"k{number}") for number in range(20)]
+    for twin in twins:
+        replica.merge(twin, NOW_MS)
+    for index in range(20):
+        replica.drop(twins[index * step % 20])
+        is_consistent(replica)
+    assert len(replica.records) == 1
+
+
 def test_a_record_by_a_head_that_is_gone_still_tells_a_fork() -> None:
     mine = chain()
     first = mine.put("k")
