@@ -56,12 +56,13 @@ def elements(replica: Replica, key: str) -> list[bytes]:
     ),
 )
 def test_what_was_asked_for_shows(seed: int, steps: Sequence[tuple[str, int, int]]) -> None:
-    history = draw(seed, is_young=seed % 2 == 0)
+    listed = seed % 3 == 0  # then we are the owner
+    history = draw(seed, is_young=seed % 2 == 0, is_honest=listed, listed=listed)
     replica = Replica(history.genesis)
     deliver(replica, history.records, LATER_MS)
-    own = OwnChains(signer(ME))
+    own = OwnChains(signer(0 if listed else ME))
     for number, (key, operation, element) in enumerate(steps):
-        if number < history.genesis.rules.author_entries:  # else our own oldest entry goes
+        if replica.held_by(own.author) < replica.rules.author_entries:  # else our oldest goes
             _step(replica, own, key, operation, codec.encode(element), codec.encode(number))
 
 
