@@ -155,12 +155,10 @@ class Replica:
             self._drop_all([record], change)
         return change
 
-    def forget(self, records: Iterable[Record]) -> Change:
+    def forget(self, records: list[Record]) -> Change:
         """Let go of records that were deleted elsewhere while this node was away."""
         change = Change()
-        for record in records:
-            if record.stamp in self.records:
-                self._drop(record, change)
+        self._drop_all(records, change)
         return change
 
     def pause(self, *, is_paused: bool) -> None:
