@@ -6,7 +6,7 @@ Everything that changes a replica goes through the writer; everything that a cha
 
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from crdt.entry import GRANT, Record, Signed, is_signed
 from crdt.fault import FAULT_MAX, Fault, Proven, check, fault_decoder
 from crdt.intake import LATER, Deferred, proven
 from crdt.live import Channel, Live, topic_of
+from crdt.pins import Pins
 from crdt.proof import shown_records
 from crdt.replica import Change, Replica
 from crdt.shown import StoreStats
@@ -57,9 +58,9 @@ class Hall:
         interval_s: float,
         off_loop: OffLoop | None,
         rng: random.Random,
-        on_dropped: Callable[[list[Record]], None],
+        pins: Pins,
     ) -> None:
-        self._clock, self._path, self._on_dropped = clock, Path(path), on_dropped
+        self._clock, self._path, self._pins = clock, Path(path), pins
         self.spaces = Spaces(salt)
         self.watchers = Watchers()
         self._cpu = off_loop or Threads()
@@ -82,23 +83,18 @@ class Hall:
         self._again: list[Record] = []  # deferred entries whose grant has come
         self._bad: Counter[str] = Counter()
 
-    async def run(
-        self,
-        chore: Callable[[], Awaitable[None]],
-        *,
-        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-    ) -> None:
-        """Open the file, merge what it holds, then work until cancelled, `chore` as well."""
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Open the file, merge what it holds, then work until cancelled."""
         async with self.writer.open() as kept, trio.open_nursery() as nursery:
             for genesis in kept.geneses:
                 self.spaces.restore(genesis)
             self._restore_faults(await self._cpu(lambda: _checked_faults(kept.faults)))
             self._pause()
-            await self.writer.load()
+            self._pins.note([], await self.writer.load())
             self._is_loaded = True
             nursery.start_soon(self.writer.run)
             nursery.start_soon(self._live.run)
-            nursery.start_soon(chore)
+            nursery.start_soon(self._pins.run, list(self.spaces))
             self.spaces.on_new = self._welcome
             for replica in list(self.spaces):
                 self._follow(replica)
@@ -170,14 +166,6 @@ class Hall:
             for record in wrong:
                 self.on_bad(replica.id, record)
 
-    def holds_blob(self, author: bytes, cid: str) -> bool:
-        """True if an entry of this author refers to a blob."""
-        return any(
-            record.author == author and not record.is_tombstone and _refers(record, cid)
-            for replica in self.spaces
-            for record in replica.records.values()
-        )
-
     def stats(self, *, malformed_values: int) -> StoreStats:
         """Count what happened."""
         totals, syncer = self.syncer.totals, self.syncer
@@ -246,8 +234,7 @@ class Hall:
             self.watchers.touch(namespace, key)
         directory = self.spaces.directory.id
         self._adopt({key for namespace, key in news.keys if namespace == directory})
-        if news.dropped:
-            self._on_dropped(news.dropped)
+        self._pins.note(news.added, news.dropped)
         if news.source != CHANNEL:  # the channel passes on what came by it
             self._spread(news.added)
         granted = {record.namespace for record in news.added if record.kind == GRANT}
@@ -279,8 +266,7 @@ class Hall:
         for key in change.keys:
             self.watchers.touch(replica.id, key)
         self.writer.settle(replica, change)
-        if change.dropped:
-            self._on_dropped(change.dropped)
+        self._pins.note([], change.dropped)
 
     def _pause(self) -> None:
         quiet_ms = self.quiet_ms()
@@ -311,11 +297,6 @@ class Hall:
 
 def _unsigned(records: list[Record]) -> list[Record]:
     return [record for record in records if not is_signed(record)]
-
-
-def _refers(record: Record, cid: str) -> bool:
-    ref = record.entry.blob
-    return ref is not None and ref.cid == cid
 
 
 def _checked_faults(kept: list[tuple[bytes, bytes]]) -> list[Proven]:

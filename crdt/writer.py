@@ -152,16 +152,17 @@ class Writer:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_S):
                 await self._disk(storage.close)
 
-    async def load(self) -> None:
+    async def load(self) -> list[Record]:
         """Merge all entries of the file into the replicas; those of unknown namespaces stay where
-        they are. Raises StoreCorrupt.
+        they are. Returns those that a crash left behind, superseded. Raises StoreCorrupt.
         """
         storage, now_ms, row = self._storage, self._clock.wall_ms(), 0
+        superseded: list[Record] = []
         assert storage is not None, "opened first"
         while True:
             records, damaged, row = await self._disk(partial(storage.read, row, LOAD_SLICE))
             if not row:
-                return
+                return superseded
             self.damaged += len(damaged)
             self._dead.extend(damaged)
             known = [record for record in records if record.namespace in self._replicas]
@@ -170,8 +171,10 @@ class Writer:
                 change = replica.merge(record, now_ms)
                 if not change.is_added:
                     self._dead.append(record.row)
+                    superseded.append(record)
                 if change.dropped or change.fault is not None:
                     self.settle(replica, change)
+                    superseded += change.dropped
             self._observe(known, now_ms)
 
     async def run(self) -> None:
@@ -237,8 +240,9 @@ class Writer:
             self._failed(changes)
             for write, _ in pending:
                 write.error = error
-            for batch in group.batches:
+            for batch, told in zip(group.batches, news, strict=True):
                 batch.error = error
+                self._tell(told)
             return
         self._kept(changes)
         for (write, _), record in zip(pending, own, strict=True):
@@ -362,6 +366,9 @@ class Writer:
             if start:
                 await trio.lowlevel.checkpoint()
             self._merge(records[start : start + MERGE_SLICE], news, now_ms)
+        self._tell(news)
+
+    def _tell(self, news: News) -> None:
         if news.added or news.faults or news.keys:
             self._on_news(news)
 
