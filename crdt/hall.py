@@ -6,7 +6,7 @@ Everything that changes a replica goes through the writer; everything that a cha
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -37,8 +37,9 @@ from wire.threads import Threads
 HOUSEKEEPING_S = 1.0  # between looks for leases that died: how late a watcher hears of it
 INLINE_MAX = 4  # entries checked on the loop, 60 us each; more go to a thread
 HASHES = 300  # keys that a state tree hashes in one turn of the loop, ahead of need: 2 ms
-HASH_TURNS = 100  # of them a second at most, so that leases are looked at in time
-HASH_PAUSE_S = 0.005  # between two, for others
+TURNS_MAX = 50  # of looking or hashing for one namespace, then it is the next one's time
+PAUSE_S = 0.005  # between two, for others
+ADOPT_SLICE = 100  # keys of the directory between turns of the event loop: 3 ms
 OWN, SYNC, CHANNEL, DEFERRED = "own", "sync", "channel", "deferred"  # sources of a batch
 
 
@@ -98,9 +99,10 @@ class Hall:
             self.spaces.on_new = self._welcome
             for replica in list(self.spaces):
                 self._follow(replica)
-            self._adopt(
-                {view.key for view in self.spaces.directory.scan("", self._clock.wall_ms())}
-            )
+            keys = self.spaces.directory.keys("")
+            for start in range(0, len(keys), ADOPT_SLICE):
+                self._adopt(keys[start : start + ADOPT_SLICE])
+                await trio.lowlevel.checkpoint()
             nursery.start_soon(self._keep_house)
             nursery.start_soon(self.syncer.run)
             task_status.started()
@@ -155,6 +157,13 @@ class Hall:
     async def snapshot(self, path: Path) -> None:
         """Copy the file while writes go on. Raises StoreFailed."""
         await self._slow_disk(lambda: storage.snapshot(self._path, path))
+
+    async def hash_ahead(self, replica: Replica, turns: int) -> None:
+        """Hash what the state root needs, in some turns of the event loop instead of one."""
+        for _ in range(turns):
+            if replica.tree.settle(HASHES):
+                return
+            await trio.sleep(PAUSE_S)
 
     async def check_shown(self, replica: Replica, key: str) -> None:
         """Check the signatures of all that a proof of a key shows; wrong ones go."""
@@ -249,7 +258,7 @@ class Hall:
         for topic, found in topics.items():
             self._live.offer(topic, found, self._clock.wall_ms())
 
-    def _adopt(self, keys: set[str]) -> None:
+    def _adopt(self, keys: Iterable[str]) -> None:
         for key in keys:
             reason = self.spaces.adopt(key, self._clock.wall_ms())
             if reason:
@@ -280,10 +289,12 @@ class Hall:
             self._pause()
             for replica in list(self.spaces):
                 self._settle(replica, replica.pop_due(now_ms))
-                for _ in range(HASH_TURNS):
-                    if replica.tree.settle(HASHES):
+                for _ in range(TURNS_MAX):
+                    if not replica.is_due(now_ms):
                         break
-                    await trio.sleep(HASH_PAUSE_S)
+                    await trio.sleep(PAUSE_S)
+                    self._settle(replica, replica.pop_due(now_ms))
+                await self.hash_ahead(replica, TURNS_MAX)
             due, self._again = (
                 [*self._again, *self._deferred.due(now_ms, self.spaces.max_skew_ms)],
                 [],

@@ -28,7 +28,7 @@ LOOK_SHARE = (
     8  # records per millisecond of pause: a key of 8,000 is looked at once a second, 2 % of
 )
 # a core, however its author spread the times at which they end
-LOOK_MAX = 50_000  # records looked at in one call, 0.1 s; the rest waits for the next
+LOOK_MAX = 1_000  # records looked at in one call, 15 ms if all go; the rest waits for the next
 _stamp = attrgetter("stamp")
 
 
@@ -182,6 +182,10 @@ class Replica:
         self._chains.forget(now_ms)
         return change
 
+    def is_due(self, now_ms: int) -> bool:
+        """True if `pop_due` has something left to do."""
+        return self._agenda.is_due(now_ms)
+
     # --- what it shows -------------------------------------------------------------------------
 
     def view(self, key: str, now_ms: int) -> View | None:
@@ -198,6 +202,12 @@ class Replica:
             view = self.view(key, now_ms)
             if view is not None:
                 yield view
+
+    def keys(self, prefix: str, after: str = "") -> list[str]:
+        """Return the keys with a prefix, in order, beyond `after` if given: also of those that show
+        nothing. Cost: 60 ns a key.
+        """
+        return self._keys.under(prefix, after)
 
     def at(self, key: str) -> tuple[Record, ...]:
         """Return all that is retained at a key, the oldest first."""
