@@ -4,6 +4,7 @@ Everything that changes a replica goes through the writer; everything that a cha
 (watchers, the channel, the directory, deferred entries) starts in `_on_news`.
 """
 
+import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,6 +41,7 @@ HASHES = 300  # keys that a state tree hashes in one turn of the loop, ahead of 
 TURNS_MAX = 50  # of looking or hashing for one namespace, then it is the next one's time
 PAUSE_S = 0.005  # between two, for others
 ADOPT_SLICE = 100  # keys of the directory between turns of the event loop: 3 ms
+log = logging.getLogger(__name__)
 OWN, SYNC, CHANNEL, DEFERRED = "own", "sync", "channel", "deferred"  # sources of a batch
 
 
@@ -80,7 +82,7 @@ class Hall:
         )
         self._live = Live(channel)
         self._deferred = Deferred()
-        self._is_loaded = False
+        self._is_off = False  # our clock, by those of peers
         self._again: list[Record] = []  # deferred entries whose grant has come
         self._bad: Counter[str] = Counter()
 
@@ -92,7 +94,8 @@ class Hall:
             self._restore_faults(await self._cpu(lambda: _checked_faults(kept.faults)))
             self._pause()
             self._pins.note([], await self.writer.load())
-            self._is_loaded = True
+            if self.writer.damaged:
+                log.warning("store.damaged rows=%d, deleted", self.writer.damaged)
             nursery.start_soon(self.writer.run)
             nursery.start_soon(self._live.run)
             nursery.start_soon(self._pins.run, list(self.spaces))
@@ -191,6 +194,7 @@ class Hall:
             faults=sum(len(replica.faults) for replica in self.spaces),
             clock_skew_ms=syncer.clock_skew_ms,
             is_writable=self.writer.is_writable,
+            damaged=self.writer.damaged,
             refused=dict(self.writer.refused + self._bad + syncer.refused),
         )
 
@@ -282,11 +286,19 @@ class Hall:
         for replica in self.spaces:
             replica.pause(is_paused=is_away(quiet_ms, replica.rules))
 
+    def _look_at_clock(self) -> None:
+        skew_ms = self.syncer.clock_skew_ms
+        is_off = abs(skew_ms) > self.spaces.directory.rules.max_skew_ms // 2
+        if is_off and not self._is_off:
+            log.warning("store.clock_is_off ahead_ms=%d of the median of peers", skew_ms)
+        self._is_off = is_off
+
     async def _keep_house(self) -> None:
         while True:
             await trio.sleep(HOUSEKEEPING_S)
             now_ms = self._clock.wall_ms()
             self._pause()
+            self._look_at_clock()
             for replica in list(self.spaces):
                 self._settle(replica, replica.pop_due(now_ms))
                 for _ in range(TURNS_MAX):

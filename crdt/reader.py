@@ -155,6 +155,11 @@ class StoreReader:
             for record, grant in replica.authority.grants()
         ]
 
+    @property
+    def clock_skew_ms(self) -> int:
+        """How far this clock is ahead of the median of the peers'; 0 if fewer than 3 are known."""
+        return self._hall.syncer.clock_skew_ms
+
     def stats(self) -> StoreStats:
         """Count what happened."""
         return self._hall.stats(malformed_values=self._malformed_values)
