@@ -36,6 +36,8 @@ from wire.ports import Clock, Network, OffLoop
 from wire.threads import Threads
 
 HOUSEKEEPING_S = 1.0  # between looks for leases that died: how late a watcher hears of it
+FAULTS_MAX = 10_000  # proofs of faults of all namespaces, 1 to 8 kB each: whoever invents authors
+# and proves their faults must not fill the disk
 INLINE_MAX = 4  # entries checked on the loop, 60 us each; more go to a thread
 HASHES = 300  # keys that a state tree hashes in one turn of the loop, ahead of need: 2 ms
 TURNS_MAX = 50  # of looking or hashing for one namespace, then it is the next one's time
@@ -124,10 +126,18 @@ class Hall:
         return len(await self._take(list(signed), [namespace], SYNC))
 
     async def take_faults(self, namespace: bytes, faults: Sequence[Fault]) -> None:
-        """Check proofs and keep them. Raises BadMessage, StoreFailed."""
+        """Check proofs and keep them. Of very many only those of authors of whom something is held:
+        the others hide nothing here. Raises BadMessage, StoreFailed.
+        """
         found = await self._cpu(lambda: [check(fault) for fault in faults])
         if any(one.namespace != namespace for one in found):
             raise BadMessage("a proof of another namespace")
+        if self.spaces.faults >= FAULTS_MAX:
+            replica, before = self.spaces.replicas[namespace], len(found)
+            found = [
+                one for one in found if one.chain in replica.faults or replica.held_by(one.author)
+            ]
+            self._bad["faults_full"] += before - len(found)
         await self.writer.submit(Batch(faults=found, source=SYNC))
 
     def on_bad(self, namespace: bytes, record: Record) -> None:
@@ -158,7 +168,7 @@ class Hall:
     # --- for the service -----------------------------------------------------------------------
 
     async def snapshot(self, path: Path) -> None:
-        """Copy the file while writes go on. Raises StoreFailed."""
+        """Copy the file while writes go on; one copy at a time. Raises StoreFailed."""
         await self._slow_disk(lambda: storage.snapshot(self._path, path))
 
     async def hash_ahead(self, replica: Replica, turns: int) -> None:

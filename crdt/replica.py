@@ -32,7 +32,10 @@ LOOK_MAX = 1_000  # records looked at in one call, 15 ms if all go; the rest wai
 _stamp = attrgetter("stamp")
 
 
-def always(_record: Record, _now_ms: int) -> bool:
+Room = Callable[[Record, Record | None, int], bool]  # for a record, in the place of another?
+
+
+def always(_record: Record, _old: Record | None, _now_ms: int) -> bool:
     """Return that there is room: no limit but the namespace's own."""
     return True
 
@@ -51,10 +54,10 @@ class Change(msgspec.Struct):
 class Replica:
     """All that is held of a namespace.
 
-    room: this node's own limit, asked before a key or place more is taken; not a rule.
+    room: this node's own limit, asked before a place more is taken, or more for one; not a rule.
     """
 
-    def __init__(self, genesis: Genesis, *, room: Callable[[Record, int], bool] = always) -> None:
+    def __init__(self, genesis: Genesis, *, room: Room = always) -> None:
         self.genesis, self.id, self.rules = genesis, genesis.id, genesis.rules
         self.records: dict[bytes, Record] = {}
         self.timeline = Timeline()
@@ -95,11 +98,11 @@ class Replica:
         old = self._keys.at_place(record)
         if self._is_dead(record, old, now_ms):
             return "dead"
-        if old is not None:
+        if old is not None and old.size >= record.size:
             return ""
-        if self._is_overflow(record):
+        if old is None and self._is_overflow(record):
             return "author_full"
-        return "" if self._room(record, now_ms) else "full"
+        return "" if self._room(record, old, now_ms) else "full"
 
     def is_news(self, record: Record) -> bool:
         """True if `merge` would retain a record, its quota aside."""
@@ -204,9 +207,7 @@ class Replica:
                 yield view
 
     def keys(self, prefix: str, after: str = "") -> list[str]:
-        """Return the keys with a prefix, in order, beyond `after` if given: also of those that show
-        nothing. Cost: 60 ns a key.
-        """
+        """Return the keys with a prefix and beyond `after`, in order. Cost: 60 ns a key."""
         return self._keys.under(prefix, after)
 
     def at(self, key: str) -> tuple[Record, ...]:

@@ -14,6 +14,7 @@ import trio
 
 from crdt import drafts
 from crdt.authority import RULE_KEYS
+from crdt.batch import StoreFull
 from crdt.clock import HLC_MAX
 from crdt.entry import ELEMENT_MAX, GRANT, REVOKE, VALUE_MAX, BlobRef, Record
 from crdt.hall import Hall
@@ -24,7 +25,7 @@ from crdt.pins import Blobs, Pins
 from crdt.reader import StoreReader
 from crdt.replica import Replica
 from crdt.shown import NamespaceInfo, Shown, SyncReport
-from crdt.spaces import DIRECTORY, OWNER_SPACES_MAX, directory_key
+from crdt.spaces import DIRECTORY, OWNER_SPACES_MAX, SPACES_MAX, directory_key
 from wire import codec
 from wire.errors import NotFound, ShoalError, UsageError
 from wire.ids import PeerId, Signer, public_key_of
@@ -160,6 +161,8 @@ class StoreService(StoreReader):
             raise UsageError(f"you have a namespace {name!r} already")
         if len(owned) >= OWNER_SPACES_MAX:
             raise UsageError(f"a member has at most {OWNER_SPACES_MAX} namespaces")
+        if len(self._hall.spaces.replicas) >= SPACES_MAX:
+            raise StoreFull(f"this node replicates {SPACES_MAX} namespaces, and no more")
         genesis = _checked(
             Genesis(1, name, self._author, write, self._rng.randbytes(SALT_BYTES), rules or Rules())
         )
