@@ -4,20 +4,22 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from crdt import exchange, hall, service, spaces, watch
+from crdt import exchange, hall, live, service, spaces, watch
 from crdt.batch import StoreFull
 from crdt.entry import NO_LINK, Record
 from crdt.exchange import PUSH_S, WORK_S
 from crdt.fault import Fault
+from crdt.live import ChannelHandler
 from crdt.namespace import open_genesis
+from crdt.service import StoreService
 from crdt.spaces import Spaces
 from crdt.wire import Push
 from tests.sim.crdt_syncers import Links as SyncLinks
 from tests.sim.crdt_syncers import Node
-from tests.sim.replicas import Links, signer, start_store
+from tests.sim.replicas import Links, Silence, SimClock, Wire, in_place, signer, start_store
 from tests.unit.crdt_making import NOW_MS, OPEN, Chain
 from wire import codec
-from wire.errors import Busy
+from wire.errors import Busy, UsageError
 
 
 def write_all(held: Spaces, chain: Chain, most: int = 1000) -> int:
@@ -153,3 +155,42 @@ async def test_a_namespace_that_nobody_would_replicate_is_not_made(
     with pytest.raises(StoreFull):
         await store.create_namespace("two")
     assert len(store.scan("namespaces")) == 1
+
+
+class FewTopics(Silence):
+    """A channel whose topics are taken."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.topics: list[str] = []
+
+    def subscribe(self, topic: str, handler: ChannelHandler) -> None:
+        if len(self.topics) >= self.most:
+            raise UsageError("more than 256 subscriptions")
+        self.topics.append(topic)
+
+
+@pytest.mark.parametrize(("taken", "topics_max"), [(2, 128), (100, 2)])
+async def test_a_namespace_without_a_topic_is_synced(
+    autojump_clock: MockClock,
+    nursery: trio.Nursery,
+    monkeypatch: pytest.MonkeyPatch,
+    taken: int,
+    topics_max: int,
+) -> None:
+    monkeypatch.setattr(live, "TOPICS_MAX", topics_max)
+    links, own = Links(), signer(1)
+    other = await start_store(nursery, links, 2)
+    channel = FewTopics(taken)
+    store = StoreService(
+        Wire(links, own.peer), channel, SimClock(), own, ":memory:", peers=list, off_loop=in_place
+    )
+    await nursery.start(store.run)
+    links.answers[own.peer] = store.answer
+    for number in range(3):
+        await other.create_namespace(f"n{number}")
+        await other.put(f"n{number}", "key", number)
+    for _ in range(2):
+        await store.sync_with(signer(2).peer)
+    assert [item.value for number in range(3) for item in store.scan(f"n{number}")] == [0, 1, 2]
+    assert len(channel.topics) == 2
