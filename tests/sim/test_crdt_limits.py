@@ -194,3 +194,14 @@ async def test_a_namespace_without_a_topic_is_synced(
         await store.sync_with(signer(2).peer)
     assert [item.value for number in range(3) for item in store.scan(f"n{number}")] == [0, 1, 2]
     assert len(channel.topics) == 2
+
+
+async def test_a_key_that_is_no_text_is_the_callers_fault_alone(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    store = await start_store(nursery, Links(), 1)
+    with pytest.raises(UsageError):
+        await store.put("kv", "bad\udc80", 1)
+    with pytest.raises(UsageError):
+        await store.put_blob("kv", "key", "bafy", 2**70)
+    await store.put("kv", "good", 1)
