@@ -7,23 +7,25 @@ What is readable here is on the disk here.
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import msgspec
 import trio
 
 from crdt import drafts
 from crdt.authority import RULE_KEYS
+from crdt.batch import StoreFull
 from crdt.clock import HLC_MAX
 from crdt.entry import ELEMENT_MAX, GRANT, REVOKE, VALUE_MAX, BlobRef, Record
 from crdt.hall import Hall
 from crdt.live import Channel
 from crdt.namespace import Genesis, Grant, Revoke, Rules, Write
 from crdt.own import Build, Draft
+from crdt.pins import Blobs, Pins
 from crdt.reader import StoreReader
 from crdt.replica import Replica
 from crdt.shown import NamespaceInfo, Shown, SyncReport
-from crdt.spaces import DIRECTORY, OWNER_SPACES_MAX, directory_key
+from crdt.spaces import DIRECTORY, OWNER_SPACES_MAX, SPACES_MAX, directory_key
 from wire import codec
 from wire.errors import NotFound, ShoalError, UsageError
 from wire.ids import PeerId, Signer, public_key_of
@@ -32,20 +34,7 @@ from wire.ports import Clock, Item, Network, OffLoop
 T = TypeVar("T", Genesis, Grant)
 SYNC_INTERVAL_S = 30.0  # between syncs with a random peer; 1 round trip when nothing differs
 SYNC_ALL_AT_ONCE = 8  # syncs that `sync_all` leads at a time
-UNPIN_MAX = 1000  # blobs waiting to be let go; beyond it they stay pinned
 SALT_BYTES = 16
-
-
-class Blobs(Protocol):
-    """Where large values rest: `protocols.blobs` provides it, node/ passes it in."""
-
-    async def put_bytes(self, data: bytes, *, name: str = "", pin: bool = False) -> object:
-        """Store a blob; returns its CID, whose `str` is what is kept here."""
-        ...
-
-    async def pin(self, cid: str, *, is_pinned: bool = True) -> object:
-        """Keep a blob, or let it go. Raises NotFound."""
-        ...
 
 
 class StoreService(StoreReader):
@@ -71,6 +60,7 @@ class StoreService(StoreReader):
         """
         self._blobs, self._peers, self._rng = blobs, peers, rng or random.Random()
         self._author = public_key_of(signer.peer)
+        self._pins = Pins(self._author, blobs)
         hall = Hall(
             network,
             channel,
@@ -82,17 +72,16 @@ class StoreService(StoreReader):
             interval_s=sync_interval_s,
             off_loop=off_loop,
             rng=self._rng,
-            on_dropped=self._let_go,
+            pins=self._pins,
         )
         super().__init__(hall, clock, signer)
-        self._unpinned, self._to_unpin = trio.open_memory_channel[str](UNPIN_MAX)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Open the file, start to sync; ready (`started`) when reads and writes work.
 
         Raises StoreCorrupt or StoreFailed if the file cannot be opened.
         """
-        await self._hall.run(self._unpin, task_status=task_status)
+        await self._hall.run(task_status=task_status)
 
     # --- writing -------------------------------------------------------------------------------
     # All raise UsageError (a limit, or somebody else's key), NotAllowed, StoreFull, StoreFailed,
@@ -121,10 +110,14 @@ class StoreService(StoreReader):
     async def put_blob(
         self, namespace: str, key: str, cid: str, size_bytes: int, *, ttl_s: float | None = None
     ) -> Shown:
-        """Write a value that rests in a blob which is pinned here; it is let go with the entry."""
-        ref = BlobRef(cid, size_bytes)
-        build = drafts.put(None, blob=ref, expires_ms=self._expiry(ttl_s))
-        return self._shown(namespace, key, await self._write(namespace, key, build))
+        """Write a value that rests in a blob which is pinned here; it is let go with the entry, or
+        at once if there is none.
+        """
+        with self._pins.writing(cid):
+            ref = BlobRef(cid, size_bytes)
+            build = drafts.put(None, blob=ref, expires_ms=self._expiry(ttl_s))
+            record = await self._write(namespace, key, build)
+        return self._shown(namespace, key, record)
 
     async def put_multi(self, namespace: str, key: str, value: object) -> Shown:
         """Write a multi-value register: it replaces the values seen here, and no others."""
@@ -170,6 +163,8 @@ class StoreService(StoreReader):
             raise UsageError(f"you have a namespace {name!r} already")
         if len(owned) >= OWNER_SPACES_MAX:
             raise UsageError(f"a member has at most {OWNER_SPACES_MAX} namespaces")
+        if len(self._hall.spaces.replicas) >= SPACES_MAX:
+            raise StoreFull(f"this node replicates {SPACES_MAX} namespaces, and no more")
         genesis = _checked(
             Genesis(1, name, self._author, write, self._rng.randbytes(SALT_BYTES), rules or Rules())
         )
@@ -329,24 +324,6 @@ class StoreService(StoreReader):
         if found is None or record is None:  # somebody deleted it meanwhile
             raise NotFound(f"{key!r} was deleted meanwhile")
         return found
-
-    def _let_go(self, records: list[Record]) -> None:
-        """Unpin the blobs of our own entries that are held no more."""
-        for record in records:
-            if record.author == self._author and (ref := record.entry.blob) is not None:
-                try:
-                    self._unpinned.send_nowait(ref.cid)
-                except trio.WouldBlock:
-                    return  # it stays pinned: `shoal blob ls` shows it
-
-    async def _unpin(self) -> None:
-        async for cid in self._to_unpin:
-            if self._blobs is None or self._hall.holds_blob(self._author, cid):
-                continue
-            try:
-                await self._blobs.pin(cid, is_pinned=False)
-            except ShoalError:
-                continue  # it is gone, or a person unpinned it
 
 
 def _checked(message: T) -> T:

@@ -108,4 +108,5 @@ class StoreStats:
     faults: int
     clock_skew_ms: int  # of this clock against the median of those of peers; 0 if fewer than 3
     is_writable: bool  # False while the disk is full
+    damaged: int  # rows of the file that were no entries any more when it was opened
     refused: dict[str, int] = field(default_factory=dict[str, int])
