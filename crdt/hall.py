@@ -29,7 +29,7 @@ from crdt.watch import Watchers
 from crdt.writer import Writer
 from wire import codec
 from wire.errors import BadMessage, ShoalError
-from wire.ids import PeerId, Signer
+from wire.ids import PeerId, Signer, public_key_of
 from wire.ports import Clock, Network, OffLoop
 from wire.threads import Threads
 
@@ -60,7 +60,7 @@ class Hall:
         on_dropped: Callable[[list[Record]], None],
     ) -> None:
         self._clock, self._path, self._on_dropped = clock, Path(path), on_dropped
-        self.spaces = Spaces(salt)
+        self.spaces = Spaces(salt, public_key_of(signer.peer))
         self.watchers = Watchers()
         self._cpu = off_loop or Threads()
         self._slow_disk = off_loop or Threads()
