@@ -225,6 +225,7 @@ class Hall:
         """A namespace that the directory lists since now."""
         self.writer.keep(replica.genesis)
         self._follow(replica)
+        self.syncer.fill()
 
     def _follow(self, replica: Replica) -> None:
         """Listen to a namespace's channel; the built-in ones share one."""

@@ -181,6 +181,20 @@ async def test_a_namespace_of_anothers_with_our_name_is_in_nobodys_way(
         assert one.id[:16] in str(caught.value)
 
 
+async def test_a_namespace_that_a_sync_brings_is_filled_within_seconds(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    links = Links()
+    one = await start_store(nursery, links, 1)
+    await one.create_namespace("ns")
+    await one.put("ns", "k", 1)
+    two = await start_store(nursery, links, 2)
+    two.peer_up(signer(1).peer)
+    one.peer_up(signer(2).peer)
+    await trio.sleep(4)
+    assert two.get("ns", "k") is not None
+
+
 async def test_what_was_granted_is_handed_on_with_its_bounds_and_refusals_say_why(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
