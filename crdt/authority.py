@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import msgspec
+
 from crdt.entry import GRANT, REVOKE, VALUE_MAX, Dot, Entry, Record
 from crdt.namespace import (
     GRANT_CHAINS_MAX,
@@ -118,9 +120,9 @@ class Authority:
         return [(one.record, one.grant) for one in held]
 
     def dots_under(self, grant_id: bytes) -> tuple[Dot, ...]:
-        """Name what is held of what a grant's subject wrote under it: of many chains the latest."""
+        """Name what counts of what a grant's subject wrote under it: of many chains the latest."""
         last: dict[bytes, Record] = {}
-        for record in self._under.get(grant_id, {}).values():
+        for record in filter(self.counts, self._under.get(grant_id, {}).values()):
             if record.chain not in last or last[record.chain].seq < record.seq:
                 last[record.chain] = record
         latest = sorted(last.values(), key=lambda one: one.stamp)[-GRANT_CHAINS_MAX:]
@@ -145,6 +147,18 @@ class Authority:
             if is_allowed and self.counts(granted.record) and not self.is_revoked(grant_id):
                 return grant_id
         return None
+
+    def narrowed(self, author: bytes, wanted: Grant, now_ms: int) -> Grant:
+        """Return what an author wants to hand on, with what it leaves open (prefix, kinds, times)
+        as in the grant above it that allows this; as it is if none does.
+        """
+        for granted in self._grants.values():
+            if granted.grant.subject != author:
+                continue
+            fits = _narrowed(wanted, granted.grant)
+            if self.grant_for(author, GRANT, RULE_KEYS[GRANT], now_ms, grant=fits) is not None:
+                return fits
+        return wanted
 
     def is_revoked(self, grant_id: bytes) -> bool:
         """True if a revocation of a grant, or of one above it, counts."""
@@ -223,7 +237,8 @@ class Authority:
         if granted is None or not self.counts(granted.record):
             return False
         return all(
-            kept.get(record.chain, 0) >= record.seq or not self.counts(revocation)
+            (kept.get(record.chain, 0) >= record.seq and record.stamp < revocation.stamp)
+            or not self.counts(revocation)
             for revocation, kept in self._revoked.get(granted.record.id, {}).values()
         )
 
@@ -249,6 +264,16 @@ def _is_within(lower: Grant, upper: Grant) -> bool:
         and not _kinds(lower) & ~_kinds(upper)
         and lower.not_before_ms >= upper.not_before_ms
         and (not ends_ms or 0 < lower.not_after_ms <= ends_ms)
+    )
+
+
+def _narrowed(lower: Grant, upper: Grant) -> Grant:
+    return msgspec.structs.replace(
+        lower,
+        prefix=lower.prefix or upper.prefix,
+        kinds=lower.kinds or upper.kinds,
+        not_before_ms=max(lower.not_before_ms, upper.not_before_ms),
+        not_after_ms=lower.not_after_ms or upper.not_after_ms,
     )
 
 

@@ -17,6 +17,7 @@ from crdt.entry import Record, Signed, is_signed
 from crdt.fault import Fault
 from crdt.holding import Holding
 from crdt.intake import follows
+from crdt.lane import Lane
 from crdt.namespace import Rules
 from crdt.ranges import Give, Settle, Take, TakeProofs, Turn
 from crdt.reconcile import lead
@@ -42,6 +43,9 @@ WORK_S = (
 # 20 ms, to supply them 0.5 s, on a busy machine five times that. A peer that compares without end
 # would take a whole core otherwise
 WORK_SHARE = 0.1  # of the time that passes is given back
+PUSH_S, ENTRY_S, PROOF_S = 0.5e-3, 25e-6, 0.2e-3  # what a push costs, and each thing in it: what a
+# full store holds can be pushed at once, then 4,000 entries a second, whether they are news or not
+REFUSED_ALL_MAX = 16_384  # refused entries that are remembered, of all namespaces: 2 MB
 CLOCKS_MIN = 3  # peers whose clocks have a median worth telling
 CLOCK_S = 3600.0  # how long the clock of a peer counts
 
@@ -139,6 +143,7 @@ class Exchange:
     clocks: Clocks = field(default_factory=Clocks)
     shares: Shares = field(default_factory=Shares)
     turn: trio.Lock = field(default_factory=trio.Lock)  # of the session that pulls chains
+    lane: Lane = field(default_factory=Lane)
     _holdings: dict[bytes, Holding] = field(default_factory=dict[bytes, Holding])
 
     async def lead(self, peer: PeerId, report: SyncReport) -> bool:
@@ -161,15 +166,17 @@ class Exchange:
     async def answer(self, peer: PeerId, request: wire.Request) -> wire.Answer:
         """Answer one request. Raises BadMessage, NotFound, Busy, StoreFailed."""
         holdings = self.holdings()
+        self.shares.check(peer, self.clock.now())
         if isinstance(request, wire.Push):
             if request.namespace not in holdings:
                 raise NotFound("the namespace is not replicated here")
+            cost_s = PUSH_S + ENTRY_S * len(request.entries) + PROOF_S * len(request.proofs)
+            self.shares.charge(peer, cost_s, self.clock.now())
             if request.proofs:
                 await self.store.take_faults(request.namespace, request.proofs)
             entries = request.entries
             return wire.Taken(await self.take(peer, request.namespace, entries) if entries else 0)
         started = self.clock.now()
-        self.shares.check(peer, started)
         answer, records = answers.respond(holdings, request, self.clock.wall_ms())
         now = self.clock.now()
         self.shares.charge(peer, now - started, now)
@@ -197,15 +204,26 @@ class Exchange:
     async def take(self, peer: PeerId, namespace: bytes, entries: list[Signed]) -> int:
         """Hand entries to the store, and remember those it did not keep. One with a wrong signature
         is not remembered: the store raises BadMessage, and another peer may have the right one.
+        Raises Busy, too.
         """
+        self.lane.enter(peer, entries, self.clock.now())
         news = await self.store.take(peer, namespace, entries)
+        if news:
+            self.lane.renew(peer, self.clock.now())
         holding = self.holdings().get(namespace)
         if holding is not None and news < len(entries):
             now = self.clock.now()
             for stamp in map(wire.stamp_of, entries):
                 if stamp not in holding.replica.records:
                     holding.refusals.note(stamp, now)
+            self._bound_refusals()
         return news
+
+    def _bound_refusals(self) -> None:
+        """Many namespaces must not remember as much each as one alone may."""
+        every = [one.refusals for one in self._holdings.values()]
+        for _ in range(sum(map(len, every)) - REFUSED_ALL_MAX):
+            max(every, key=len).forget_oldest()
 
     async def fit_to_send(self, namespace: bytes, records: list[Record]) -> list[Signed]:
         """Leave out what the receiver would find wrong: entries whose signature nothing that goes

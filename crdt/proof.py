@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from crdt.aging import is_expired
 from crdt.authority import Authority
+from crdt.clock import utc
 from crdt.entry import (
     BODY_MAX,
     GRANT,
@@ -32,7 +33,7 @@ from crdt.entry import (
     peer_of,
     unseal,
 )
-from crdt.fault import Fault, Proofs, Proven, check
+from crdt.fault import FAULTS_MAX, Fault, Proofs, Proven, check
 from crdt.fold import View, place_of, view_of
 from crdt.namespace import Genesis, revoke_decoder
 from crdt.replica import Replica
@@ -43,8 +44,8 @@ from wire.errors import BadMessage, ShoalError, UsageError
 from wire.ids import PeerId, Signer, public_key_of
 
 PROOF_MAX = 1024 * 1024  # bytes; a plain key takes 2 kB. Checking the largest takes 0.5 s
-SHOWN_MAX = 4096  # entries, and proofs of faults, in a document: as many signatures to check
-NAMED_MAX = PROOF_MAX // 32  # ids, and rows of 26 bytes and more: what fits anyway
+SHOWN_MAX = 4096  # entries in a document: as many signatures to check
+NAMED_MAX = PROOF_MAX // 32  # ids: what fits anyway
 GRANT_KEY, REVOKE_KEY = "grant", "revoke"  # where a namespace with listed writers keeps its rules
 TAG = "crdt/root/1"
 
@@ -99,8 +100,8 @@ class Proof(Message, frozen=True, tag="shoal-proof-1"):
     genesis: Genesis
     key: KeyText
     slots: Annotated[tuple[Slot, ...], Meta(min_length=1, max_length=3)]
-    cuts: Annotated[tuple[Cut, ...], Meta(max_length=NAMED_MAX)]
-    faults: Annotated[tuple[Fault, ...], Meta(max_length=SHOWN_MAX)]
+    cuts: Annotated[tuple[Cut, ...], Meta(max_length=FAULTS_MAX)]
+    faults: Annotated[tuple[Fault, ...], Meta(max_length=FAULTS_MAX)]
     attest: Attest
 
 
@@ -137,9 +138,9 @@ class Verdict:
         what = "shows the given value" if self.is_present else "shows nothing"
         return (
             f"in the state {self.root.hex()} of the namespace, {self.key!r} {what} "
-            f"(leases held to {self.at_ms} ms)",
-            f"all {self.entries} entries behind this are signed by their authors and within the "
-            "rules that the namespace's ID commits to",
+            f"(leases held to {utc(self.at_ms)})",
+            f"each entry behind this, {self.entries} in all, is signed by its author and within "
+            "the rules that the namespace's ID commits to",
             "no entry, grant, revocation or proof of a fault of that state was kept back",
         )
 
@@ -149,7 +150,7 @@ class Verdict:
         return (
             "that what was written is true",
             f"that this is the newest state: {self.attester} says that it was its own at "
-            f"{self.attested_ms} ms, and may not have seen, or may have left out, later entries",
+            f"{utc(self.attested_ms)}, and may not have seen, or may have left out, later entries",
             *(() if self.is_root_given else ("that any other replica has had this state",)),
         )
 

@@ -7,14 +7,13 @@ docs/protocols/store.md, Merge and Faults.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from operator import attrgetter
-
-import msgspec
 
 from crdt.aging import NEVER, Agenda, ends, is_expired, loser_end, own_end
 from crdt.authority import Authority
 from crdt.chains import Chains, Head, Quota
+from crdt.change import Change, Room, always
 from crdt.entry import GRANT, Record, is_signed
 from crdt.fault import HIGHEST, WHOLE, Proofs, Proven, judge
 from crdt.fold import View, view_of
@@ -26,33 +25,17 @@ from crdt.tree import StateTree, faults_digest, state_root
 EXACT_MAX = 64  # records at a key up to which an old arrival is held to all of them at once
 LOOK_SHARE = 8  # records per millisecond of pause: a key of 8,000 is looked at once a second, 2 %
 # of a core, however its author spread the times at which they end
-LOOK_MAX = 50_000  # records looked at in one call, 0.1 s; the rest waits for the next
+LOOK_MAX = 1_000  # records looked at in one call, 15 ms if all go; the rest waits for the next
 _stamp = attrgetter("stamp")
-
-
-def always(_record: Record, _now_ms: int) -> bool:
-    """Return that there is room: no limit but the namespace's own."""
-    return True
-
-
-class Change(msgspec.Struct):
-    """What a call has changed. keys: those that may show something else now. fault: a proof that
-    was new here; it is to be kept and spread.
-    """
-
-    is_added: bool = False
-    dropped: list[Record] = []
-    keys: set[str] = set()
-    fault: Proven | None = None
 
 
 class Replica:
     """All that is held of a namespace.
 
-    room: this node's own limit, asked before a key or place more is taken; not a rule.
+    room: this node's own limit, asked before a place more is taken, or more for one; not a rule.
     """
 
-    def __init__(self, genesis: Genesis, *, room: Callable[[Record, int], bool] = always) -> None:
+    def __init__(self, genesis: Genesis, *, room: Room = always) -> None:
         self.genesis, self.id, self.rules = genesis, genesis.id, genesis.rules
         self.records: dict[bytes, Record] = {}
         self.timeline = Timeline()
@@ -93,11 +76,11 @@ class Replica:
         old = self._keys.at_place(record)
         if self._is_dead(record, old, now_ms):
             return "dead"
-        if old is not None:
+        if old is not None and old.size >= record.size:
             return ""
-        if self._is_overflow(record):
+        if old is None and self._is_overflow(record):
             return "author_full"
-        return "" if self._room(record, now_ms) else "full"
+        return "" if self._room(record, old, now_ms) else "full"
 
     def is_news(self, record: Record) -> bool:
         """True if `merge` would retain a record, its quota aside."""
@@ -112,21 +95,17 @@ class Replica:
         Blocking: about 6 µs; 100 more per signature where a contradiction shows, at most four.
         """
         change = Change()
-        if record.stamp in self.records or self._proofs.is_out(record):
-            return change
-        self._accuse(record, change)
-        if change.fault is None or not self._proofs.is_out(record):
-            self._retain(record, change)
+        self._take(record, change, is_judged=False)
         return change
 
-    def restore(self, records: Iterable[Record]) -> Change:
-        """Take back records that were retained before: what `merge` does, but nobody is accused, as
-        the proofs are here already (2 µs each). What is not retained after all is `dropped`.
+    def restore(self, records: Iterable[Record], *, is_judged: bool) -> Change:
+        """Take back records that were retained before; what is not any more is `dropped` (3 µs).
+
+        is_judged: the proofs of their contradictions are here already, so none is looked for.
         """
         change = Change()
         for record in records:
-            may_stay = record.stamp not in self.records and not self._proofs.is_out(record)
-            if not (may_stay and self._retain(record, change)):
+            if not self._take(record, change, is_judged=is_judged):
                 change.dropped.append(record)
         return change
 
@@ -152,12 +131,10 @@ class Replica:
             self._drop_all([record], change)
         return change
 
-    def forget(self, records: Iterable[Record]) -> Change:
+    def forget(self, records: list[Record]) -> Change:
         """Let go of records that were deleted elsewhere while this node was away."""
         change = Change()
-        for record in records:
-            if record.stamp in self.records:
-                self._drop(record, change)
+        self._drop_all(records, change)
         return change
 
     def pause(self, *, is_paused: bool) -> None:
@@ -179,15 +156,19 @@ class Replica:
         self._chains.forget(now_ms)
         return change
 
+    def is_due(self, now_ms: int) -> bool:
+        """True if `pop_due` has something left to do."""
+        return self._agenda.is_due(now_ms)
+
     # --- what it shows -------------------------------------------------------------------------
+
+    def counts(self, record: Record, now_ms: int) -> bool:
+        """True if a record has a say in what its key shows."""
+        return not is_expired(record, now_ms) and self.authority.counts(record)
 
     def view(self, key: str, now_ms: int) -> View | None:
         """Return what a reader sees; None if that is nothing. Cost: 2 µs a record there."""
-        counts = self.authority.counts
-        return view_of(
-            key,
-            (one for one in self._keys.at(key) if not is_expired(one, now_ms) and counts(one)),
-        )
+        return view_of(key, (one for one in self._keys.at(key) if self.counts(one, now_ms)))
 
     def scan(self, prefix: str, now_ms: int, *, after: str = "") -> Iterator[View]:
         """Yield what keys with a prefix show, in order; those beyond `after`, if given."""
@@ -195,6 +176,10 @@ class Replica:
             view = self.view(key, now_ms)
             if view is not None:
                 yield view
+
+    def keys(self, prefix: str, after: str = "") -> list[str]:
+        """Return the keys with a prefix and beyond `after`, in order. Cost: 60 ns a key."""
+        return self._keys.under(prefix, after)
 
     def at(self, key: str) -> tuple[Record, ...]:
         """Return all that is retained at a key, the oldest first."""
@@ -235,8 +220,14 @@ class Replica:
 
     # --- inside --------------------------------------------------------------------------------
 
-    def _retain(self, record: Record, change: Change) -> bool:
-        """Put a record in if it is the latest at its place and its author has room for it."""
+    def _take(self, record: Record, change: Change, *, is_judged: bool) -> bool:
+        """Retain a record if it is the latest at its place and its author has room for it."""
+        if record.stamp in self.records or self._proofs.is_out(record):
+            return False
+        if not is_judged:
+            self._accuse(record, change)
+            if self._proofs.is_out(record):
+                return False
         old = self._keys.at_place(record)
         if old is not None:
             if old.stamp > record.stamp:
@@ -308,8 +299,14 @@ class Replica:
         elif proven.cut == WHOLE:
             self._drop_all(self._chains.between(proven.chain, WHOLE, HIGHEST), change)
         else:
-            for record in self._chains.between(proven.chain, proven.cut, before):
-                self._touch([record, *self.authority.below(record)], change)
+            self._touch_cut(proven, before, change)
+        gone = self._proofs.trim()
+        if gone is not None:
+            self._touch_cut(gone, HIGHEST, change)
+
+    def _touch_cut(self, proven: Proven, before: int, change: Change) -> None:
+        for record in self._chains.between(proven.chain, proven.cut, before):
+            self._touch([record, *self.authority.below(record)], change)
 
     def _insert(self, record: Record, change: Change, old: Record | None) -> None:
         key = record.key

@@ -5,7 +5,6 @@ lone write never waits for company and many share one sync of the disk. What mer
 deleted with a later commit: a crash between the two is healed when the file is loaded.
 """
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -16,13 +15,14 @@ from pathlib import Path
 import trio
 
 from crdt.batch import Batch, Group, News, Write, refusal
+from crdt.change import Change
 from crdt.entry import Record
 from crdt.fault import Proven
+from crdt.kept_proofs import KeptProofs
 from crdt.namespace import Genesis
 from crdt.own import Build, OwnChains, Pending
-from crdt.replica import Change, Replica
+from crdt.replica import Replica
 from crdt.storage import Changes, Kept, Storage, StoreFailed
-from wire import codec
 from wire.errors import ShoalError
 from wire.ids import Signer
 from wire.ports import Clock, OffLoop
@@ -31,6 +31,7 @@ DEAD_MAX = 2000  # rows deleted in one transaction: 6 ms
 COMMIT_RECORDS_MAX = 1000  # of peers in one transaction: 5 ms. When so many wait, others wait
 WRITES_MAX = 128  # of our own, which are signed as well: 4 ms
 MERGE_SLICE = 200  # records between turns of the event loop: 2 ms
+ADMIT_SLICE = 100  # the same for what may be refused: 1 ms, 15 if each is held to a key of 64
 LOAD_SLICE = 1000  # rows read at a time: 7 ms
 UNJUDGED_MAX = 8192  # last rows that are held against their chains again when a file is opened:
 # more than one commit has. What merging one finds is a proof on the disk with the next
@@ -66,10 +67,7 @@ class Writer:
         self._is_closed = False
         self._dead: list[int] = []
         self._geneses: list[Genesis] = []
-        self._fault_digests: dict[
-            bytes, dict[bytes, bytes]
-        ] = {}  # on the disk, by namespace, chain
-        self._accused = set[bytes]()  # namespaces whose proofs may differ from those on the disk
+        self._proofs = KeptProofs()
         self._synced_ms = self._synced_kept_ms = 0
         self._probe_s = PROBE_MIN_S
         self.is_writable = True
@@ -119,7 +117,7 @@ class Writer:
         self._forget(change.dropped)
         self._wake.unpark()
         if change.fault is not None:
-            self._accused.add(replica.id)
+            self._proofs.accused.add(replica.id)
             if self._own.is_current(replica.id, change.fault.chain):
                 self._own.restart()
 
@@ -145,7 +143,7 @@ class Writer:
         try:
             kept = await self._disk(storage.kept)
             self._synced_ms = self._synced_kept_ms = kept.meta.get(SYNCED, 0)
-            self._fault_digests = kept.digests
+            self._proofs.digests = kept.digests
             yield kept
         finally:
             self._is_closed = True
@@ -154,27 +152,28 @@ class Writer:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_S):
                 await self._disk(storage.close)
 
-    async def load(self, *, has_proofs: bool) -> None:
+    async def load(self, *, has_proofs: bool) -> list[Record]:
         """Give the replicas all entries of the file; those of unknown namespaces stay where they
-        are. has_proofs: the replicas have every proof of the file. Raises StoreCorrupt.
+        are. Returns those that a crash left behind, superseded. has_proofs: the replicas have every
+        proof of the file. Raises StoreCorrupt.
         """
         storage, now_ms, row = self._storage, self._clock.wall_ms(), 0
+        superseded: list[Record] = []
         assert storage is not None, "opened first"
         judged = await self._disk(partial(storage.last_rows, UNJUDGED_MAX)) if has_proofs else 0
         while True:
             records, damaged, row = await self._disk(partial(storage.read, row, LOAD_SLICE))
             if not row:
-                return
+                return superseded
             self.damaged += len(damaged)
             self._dead.extend(damaged)
             known = [record for record in records if record.namespace in self._replicas]
-            if row > judged:
-                self._merge(known, News("file"), now_ms)
-                continue
             for namespace in {record.namespace for record in known}:
                 replica = self._replicas[namespace]
-                some = (record for record in known if record.namespace == namespace)
-                self.settle(replica, replica.restore(some))
+                some = [record for record in known if record.namespace == namespace]
+                change = replica.restore(some, is_judged=row <= judged)
+                self.settle(replica, change)
+                superseded += change.dropped
             self._observe(known, now_ms)
 
     async def run(self) -> None:
@@ -216,12 +215,12 @@ class Writer:
 
     def _has_chores(self) -> bool:
         is_late = self._synced_ms >= self._synced_kept_ms + SYNCED_STEP_MS
-        return bool(self._dead or self._accused or self._geneses) or is_late
+        return bool(self._dead or self._proofs.accused or self._geneses) or is_late
 
     async def _commit(self, storage: Storage, group: Group) -> None:
         now_ms = self._clock.wall_ms()
         news = [self._judge(batch) for batch in group.batches]
-        fresh = self._admit(group.batches, now_ms)
+        fresh = await self._admit(group.batches, now_ms)
         pending = self._draft(group.writes, now_ms)
         changes = self._changes([record for records in fresh for record in records], now_ms)
         is_probe = not self.is_writable and not pending and not changes.records
@@ -240,8 +239,9 @@ class Writer:
             self._failed(changes)
             for write, _ in pending:
                 write.error = error
-            for batch in group.batches:
+            for batch, told in zip(group.batches, news, strict=True):
                 batch.error = error
+                self._tell(told)
             return
         self._kept(changes)
         for (write, _), record in zip(pending, own, strict=True):
@@ -271,26 +271,8 @@ class Writer:
         if not self.is_writable:
             meta[PROBE] = now_ms
         geneses, self._geneses = self._geneses, []
-        return Changes(records, dead, self._new_faults(), geneses, meta)
-
-    def _new_faults(self) -> list[tuple[bytes, bytes, bytes]]:
-        """Return in what the proofs on the disk differ from those of the replicas."""
-        found: list[tuple[bytes, bytes, bytes]] = []
-        accused, self._accused = self._accused, set[bytes]()
-        for namespace in accused:
-            on_disk, faults = (
-                self._fault_digests.get(namespace, {}),
-                self._replicas[namespace].faults,
-            )
-            for chain, proven in faults.items():
-                if on_disk.get(chain) != proven.digest:
-                    found.append((namespace, chain, codec.encode(proven.fault)))
-            found += [
-                (namespace, chain, b"")
-                for chain, digest in on_disk.items()
-                if digest and chain not in faults
-            ]
-        return found
+        proofs = self._proofs.pop_changes(self._replicas)
+        return Changes(records, dead, proofs, geneses, meta)
 
     def _failed(self, changes: Changes) -> None:
         """The disk did not take it, or did and failed to say so: our chains end here."""
@@ -299,23 +281,23 @@ class Writer:
         self._probe_s = min(self._probe_s * 2, PROBE_MAX_S)
         self._dead.extend(changes.dead)
         self._geneses.extend(changes.geneses)
-        self._accused.update(namespace for namespace, _, _ in changes.faults)
+        self._proofs.retry(changes.faults)
 
     def _kept(self, changes: Changes) -> None:
         """The disk took it."""
         self.is_writable, self._probe_s = True, PROBE_MIN_S
         self._synced_kept_ms = changes.meta.get(SYNCED, self._synced_kept_ms)
-        for namespace, chain, proof in changes.faults:
-            on_disk = self._fault_digests.setdefault(namespace, {})
-            on_disk[chain] = hashlib.sha256(proof).digest() if proof else b""
+        self._proofs.note(changes.faults)
 
-    def _admit(self, batches: list[Batch], now_ms: int) -> list[list[Record]]:
+    async def _admit(self, batches: list[Batch], now_ms: int) -> list[list[Record]]:
         """Return what of each batch is new and allowed, each entry once."""
         taken = set[bytes]()
         fresh: list[list[Record]] = []
         for batch in batches:
             news = list[Record]()
-            for record in batch.records:
+            for at, record in enumerate(batch.records, 1):
+                if at % ADMIT_SLICE == 0:
+                    await trio.lowlevel.checkpoint()
                 replica = self._replicas.get(record.namespace)
                 reason = replica.refusal(record, now_ms) if replica is not None else "unknown"
                 if reason:
@@ -342,8 +324,9 @@ class Writer:
             replica = self._replicas[write.namespace]
             held = [*replica.at(write.key), *before.get(place, ())]
             try:
+                counts = partial(replica.counts, now_ms=now_ms)
                 made = self._own.draft(
-                    replica.genesis, replica.id, write.key, write.build, held, now_ms
+                    replica.genesis, replica.id, write.key, write.build, held, now_ms, counts
                 )
                 if made is None:
                     write.error = None
@@ -351,7 +334,7 @@ class Writer:
                 reason = replica.refusal(made.shape, now_ms)
                 if reason:
                     self.refused[reason] += 1
-                    raise refusal(reason, write.key)
+                    raise refusal(reason, write.key, replica.genesis.write)
             except ShoalError as error:
                 write.error = error
                 continue
@@ -365,6 +348,9 @@ class Writer:
             if start:
                 await trio.lowlevel.checkpoint()
             self._merge(records[start : start + MERGE_SLICE], news, now_ms)
+        self._tell(news)
+
+    def _tell(self, news: News) -> None:
         if news.added or news.faults or news.keys:
             self._on_news(news)
 

@@ -382,9 +382,9 @@ async def test_what_is_over_a_quota_is_not_fetched_again_at_every_sync(
     other = await start_store(nursery, links, 2, is_live=False, sync_interval_s=math.inf)
     for index in range(13):
         await other.put("runs", f"k{index}", index)
+        if index < 3:
+            await store.put("runs", f"own{index}", index)
     monkeypatch.setattr(spaces, "ENTRIES_MAX", 3)
-    for index in range(3):
-        await store.put("runs", f"own{index}", index)
     await store.sync_with(signer(2).peer)
     refused = store.stats().refused["full"]
     assert refused == 13

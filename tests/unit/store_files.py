@@ -11,6 +11,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from crdt.batch import Batch, News
+from crdt.change import Room, always
 from crdt.clock import stamp
 from crdt.entry import NO_LINK, REGISTER, Entry, Record, chain_of, is_signed, seal, unseal
 from crdt.namespace import Genesis, open_genesis
@@ -142,7 +143,7 @@ async def opened(
     *,
     signer: Signer = US,
     on_news: Callable[[News], None] = lambda news: None,
-    room: Callable[[Record, int], bool] = lambda record, now_ms: True,
+    room: Room = always,
     has_proofs: bool = True,
 ) -> AsyncGenerator[Opened]:
     replica, clock = Replica(SPACE, room=room), WallClock()

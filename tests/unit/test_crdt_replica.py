@@ -3,10 +3,11 @@
 import pytest
 
 from crdt.chains import EMPTY_CHAINS_MAX
+from crdt.change import Change
 from crdt.entry import Record
 from crdt.fault import check
 from crdt.namespace import Grant, Rules
-from crdt.replica import Change, Replica
+from crdt.replica import Replica
 from tests.unit.crdt_making import NOW_MS, OPEN, Chain, dot, key_of, listed
 from tests.unit.crdt_replicas import GC_MS, SHORT, chain, is_consistent, merged, proof, small
 
@@ -239,11 +240,23 @@ def test_a_quota_with_much_overwriting_stays_exact() -> None:
     is_consistent(replica)
 
 
+def test_what_was_deleted_elsewhere_is_told_of() -> None:
+    mine = chain()
+    gone, kept = mine.put("a"), mine.put("b")
+    replica = merged(gone, kept)
+    change = replica.forget([gone])
+    assert (change.dropped, change.keys) == ([gone], {"a"})
+    assert replica.forget([gone]).dropped == []
+    assert list(replica.records.values()) == [kept]
+    is_consistent(replica)
+
+
 def test_a_node_without_room_refuses_what_is_new_only() -> None:
     mine = chain()
     one = mine.put("a")
-    replica = Replica(SHORT, room=lambda record, now_ms: False)
+    replica = Replica(SHORT, room=lambda record, old, now_ms: False)
     assert replica.refusal(one, NOW_MS) == "full"
     replica.merge(one, NOW_MS)
     assert replica.refusal(mine.put("a"), NOW_MS) == ""
+    assert replica.refusal(mine.put("a", "more of it"), NOW_MS) == "full"
     assert replica.refusal(mine.put("b"), NOW_MS) == "full"
