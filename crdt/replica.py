@@ -13,7 +13,7 @@ from operator import attrgetter
 import msgspec
 
 from crdt.aging import NEVER, Agenda, ends, is_expired, loser_end, own_end
-from crdt.authority import Authority
+from crdt.authority import Authority, revoked_by
 from crdt.chains import Chains, Head, Quota
 from crdt.entry import GRANT, Record, is_signed
 from crdt.fault import HIGHEST, WHOLE, Proofs, Proven, judge
@@ -24,11 +24,10 @@ from crdt.timeline import Timeline
 from crdt.tree import StateTree, faults_digest, state_root
 
 EXACT_MAX = 64  # records at a key up to which an old arrival is held to all of them at once
-LOOK_SHARE = (
-    8  # records per millisecond of pause: a key of 8,000 is looked at once a second, 2 % of
-)
-# a core, however its author spread the times at which they end
+LOOK_SHARE = 8  # records per millisecond of pause: a key of 8,000 is looked at once a second, 2 %
+# of a core, however its author spread the times at which they end
 LOOK_MAX = 50_000  # records looked at in one call, 0.1 s; the rest waits for the next
+BELOW_MAX = 1000  # records of a namespace up to which what hangs on a grant is noted at once, 1 ms
 _stamp = attrgetter("stamp")
 
 
@@ -72,6 +71,7 @@ class Replica:
         self._quota = Quota(self.rules.author_entries, is_for_rules=False)
         self._rule_quota = Quota(self.rules.author_entries, is_for_rules=True)
         self._agenda = Agenda()
+        self._rule_agenda = Agenda()  # grants, in hex, under which others may count now
         self._looked_ms = 0  # when `pop_due` was last called
         self._fingerprint: tuple[int, bytes] = (-1, b"")
 
@@ -117,12 +117,10 @@ class Replica:
         if record.stamp in self.records or self._proofs.is_out(record):
             return change
         self._accuse(record, change)
-        if change.fault is not None and self._proofs.is_out(record):
-            return change
         old = self._keys.at_place(record)
+        if self._proofs.is_out(record) or (old is not None and old.stamp > record.stamp):
+            return change
         if old is not None:
-            if old.stamp > record.stamp:
-                return change
             self._forget(old, change)
         elif self._is_overflow(record):
             return change
@@ -173,6 +171,8 @@ class Replica:
         change = Change()
         looked = 0
         self._looked_ms = now_ms
+        for grant_id, _ in self._rule_agenda.pop_due(now_ms):
+            self._touch(self.authority.under(bytes.fromhex(grant_id)), change)
         for key, due_ms in self._agenda.pop_due(now_ms):
             looked += self._look(key, due_ms, now_ms, change)
             if looked > LOOK_MAX:
@@ -191,11 +191,9 @@ class Replica:
         return view_of(key, (one for one in self._keys.at(key) if self.counts(one, now_ms)))
 
     def scan(self, prefix: str, now_ms: int, *, after: str = "") -> Iterator[View]:
-        """Yield what keys with a prefix show, in order; those beyond `after`, if given."""
-        for key in self._keys.under(prefix, after):
-            view = self.view(key, now_ms)
-            if view is not None:
-                yield view
+        """Return what keys with a prefix show, in order; those beyond `after`, if given."""
+        views = (self.view(key, now_ms) for key in self._keys.under(prefix, after))
+        return (view for view in views if view is not None)
 
     def at(self, key: str) -> tuple[Record, ...]:
         """Return all that is retained at a key, the oldest first."""
@@ -300,8 +298,10 @@ class Replica:
             self._touch_cut(gone, HIGHEST, change)
 
     def _touch_cut(self, proven: Proven, before: int, change: Change) -> None:
-        for record in self._chains.between(proven.chain, proven.cut, before):
-            self._touch([record, *self.authority.below(record)], change)
+        cut_off = self._chains.between(proven.chain, proven.cut, before)
+        self._touch(cut_off, change)
+        for record in cut_off:
+            self._touch_below(record, change)
 
     def _insert(self, record: Record, change: Change, old: Record | None) -> None:
         key = record.key
@@ -315,8 +315,8 @@ class Replica:
         self.tree.touch(key)
         change.is_added = True
         change.keys.add(key)
-        if self._is_listed:
-            self._touch(self.authority.add(record), change)
+        self.authority.add(record)
+        self._touch_below(record, change)
         may_not_count = self._is_listed or record.chain in self.faults
         if count > 1 or may_not_count or record.expires_ms or record.is_tombstone:
             self._schedule(record, count, may_lose=count > 1 or may_not_count)
@@ -333,11 +333,8 @@ class Replica:
         self.size -= record.size
         self.version += 1
         self.tree.touch(record.key)
-        below = self.authority.remove(record) if self._is_listed else []
-        if record.kind == GRANT:  # what was written under it could not come in any more
-            self._drop_all(below, change)
-        else:
-            self._touch(below, change)
+        self._drop_all(self.authority.remove(record), change)
+        self._touch_below(record, change)
 
     def _drop(self, record: Record, change: Change) -> None:
         self._forget(record, change)
@@ -357,6 +354,17 @@ class Replica:
         for record in records:
             change.keys.add(record.key)
             self._look_soon(record.key)
+
+    def _touch_below(self, record: Record, change: Change) -> None:
+        """Note what hangs on a grant or revocation; of much seldom, however often it is revoked."""
+        if record.kind < GRANT:
+            return
+        grant_id = record.id if record.kind == GRANT else revoked_by(record)
+        if len(self.records) > BELOW_MAX:
+            due_ms = self._looked_ms + len(self.records) // LOOK_SHARE
+            self._rule_agenda.put(grant_id.hex(), due_ms)
+        else:
+            self._touch(self.authority.under(grant_id), change)
 
     def _look_soon(self, key: str) -> None:
         """Have a key looked at where a record went or does not count: others may be due earlier."""

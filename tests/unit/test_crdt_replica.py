@@ -2,6 +2,7 @@
 
 import pytest
 
+from crdt import replica as replica_module
 from crdt.chains import EMPTY_CHAINS_MAX
 from crdt.entry import Record
 from crdt.fault import check
@@ -167,6 +168,26 @@ def test_a_new_revocation_by_one_author_takes_the_place_of_its_last() -> None:
     assert "k" in change.keys
     assert replica.view("k", NOW_MS) is not None
     assert len(replica.at("revoke")) == 1
+
+
+def test_who_revokes_again_and_again_does_not_have_all_walked_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replica_module, "BELOW_MAX", 50)
+    genesis = listed(0, Rules(gc_ms=GC_MS))
+    owner, anna = Chain(0, genesis.id), Chain(1, genesis.id)
+    grant = owner.grant(Grant(key_of(1)), ms=0)
+    entries = [anna.put(f"k{number}", grant=grant.id) for number in range(100)]
+    replica = merged(grant, *entries, genesis=genesis)
+    for number in range(5):
+        change = replica.merge(owner.revoke(grant.id, ms=200 + number), NOW_MS)
+        assert change.keys == {"revoke"}
+    assert replica.view("k7", NOW_MS) is None
+    assert replica.pop_due(NOW_MS + 300).keys >= {f"k{number}" for number in range(100)}
+    assert replica.pop_due(NOW_MS + 600).keys == set()
+    replica.pop_due(NOW_MS + GC_MS // 2 + 300)
+    assert {one.key for one in replica.records.values()} == {"grant", "revoke"}
+    is_consistent(replica)
 
 
 def test_what_a_grant_allowed_goes_with_it() -> None:
