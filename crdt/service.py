@@ -200,7 +200,8 @@ class StoreService(StoreReader):
         return record.id
 
     async def revoke(self, namespace: str, grant_id: bytes) -> bytes:
-        """Take a grant back, from now on: what is held here that was written under it still counts.
+        """Take a grant back, from now on: what is held here that was written under it still counts,
+        of its subject's latest 64 chains (`GRANT_CHAINS_MAX`).
 
         Raises NotFound.
         """
