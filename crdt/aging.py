@@ -36,6 +36,10 @@ class Agenda:
         """Have a key not looked at."""
         self._due.pop(key, None)
 
+    def is_due(self, now_ms: int) -> bool:
+        """True if a key may have to be looked at now."""
+        return bool(self._alarms) and self._alarms[0][0] <= now_ms
+
     def pop_due(self, now_ms: int) -> Iterator[tuple[str, int]]:
         """Take out keys whose time has come, with that time."""
         while self._alarms and self._alarms[0][0] <= now_ms:

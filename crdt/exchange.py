@@ -33,6 +33,9 @@ REQUEST_S = 15.0  # for one answer; the other side may be checking 1,000 signatu
 SESSION_S = 120.0  # for a session: a slow peer holds one of our workers no longer
 SESSION_BYTES_MAX = 64 * 1024 * 1024  # both ways
 ROUND_TRIPS_MAX = 2_000  # of one session. Where it is cut, the next one goes on
+LANE_BYTES = 128 * 1024  # of entries in one message: more will follow
+LANE_S = 2.0  # without news from the peer in the lane: another may have it
+LANE_MAX_S = 60.0  # then another may have it anyway, whatever its holder brings
 PEERS_MAX = 1024  # whose clocks are remembered; when full, the oldest goes
 WORK_S = (
     10.0  # seconds of our event loop that a peer may use at once: to compare 100k entries takes
@@ -40,6 +43,9 @@ WORK_S = (
 # 20 ms, to supply them 0.5 s, on a busy machine five times that. A peer that compares without end
 # would take a whole core otherwise
 WORK_SHARE = 0.1  # of the time that passes is given back
+PUSH_S, ENTRY_S, PROOF_S = 0.5e-3, 25e-6, 0.2e-3  # what a push costs, and each thing in it: what a
+# full store holds can be pushed at once, then 4,000 entries a second, whether they are news or not
+REFUSED_ALL_MAX = 16_384  # refused entries that are remembered, of all namespaces: 2 MB
 CLOCKS_MIN = 3  # peers whose clocks have a median worth telling
 CLOCK_S = 3600.0  # how long the clock of a peer counts
 
@@ -127,6 +133,30 @@ class Shares:
 
 
 @dataclass
+class Lane:
+    """Which peer brings much now. What several have for a newcomer is mostly the same, so the
+    others are told to come again; with little they come in at any time.
+    """
+
+    _peer: PeerId | None = None
+    _since: float = 0.0
+    _until: float = 0.0
+
+    def enter(self, peer: PeerId, entries: list[Signed], now: float) -> None:
+        """Raise Busy if a peer brings much while another does."""
+        if wire.net_size(entries) < LANE_BYTES or peer == self._peer:
+            return
+        if now < min(self._until, self._since + LANE_MAX_S):
+            raise Busy("another peer brings much at the moment")
+        self._peer, self._since, self._until = peer, now, now + LANE_S
+
+    def renew(self, peer: PeerId, now: float) -> None:
+        """Note that a peer has brought news: it keeps the lane a little longer."""
+        if peer == self._peer:
+            self._until = now + LANE_S
+
+
+@dataclass
 class Exchange:
     """Leads sessions and answers requests. Keeps what the replicas refused lately, and clocks."""
 
@@ -136,6 +166,7 @@ class Exchange:
     off_loop: OffLoop
     clocks: Clocks = field(default_factory=Clocks)
     shares: Shares = field(default_factory=Shares)
+    lane: Lane = field(default_factory=Lane)
     _holdings: dict[bytes, Holding] = field(default_factory=dict[bytes, Holding])
 
     async def lead(self, peer: PeerId, report: SyncReport) -> bool:
@@ -154,15 +185,17 @@ class Exchange:
     async def answer(self, peer: PeerId, request: wire.Request) -> wire.Answer:
         """Answer one request. Raises BadMessage, NotFound, Busy, StoreFailed."""
         holdings = self.holdings()
+        self.shares.check(peer, self.clock.now())
         if isinstance(request, wire.Push):
             if request.namespace not in holdings:
                 raise NotFound("the namespace is not replicated here")
+            cost_s = PUSH_S + ENTRY_S * len(request.entries) + PROOF_S * len(request.proofs)
+            self.shares.charge(peer, cost_s, self.clock.now())
             if request.proofs:
                 await self.store.take_faults(request.namespace, request.proofs)
             entries = request.entries
             return wire.Taken(await self.take(peer, request.namespace, entries) if entries else 0)
         started = self.clock.now()
-        self.shares.check(peer, started)
         answer, records = answers.respond(holdings, request, self.clock.wall_ms())
         now = self.clock.now()
         self.shares.charge(peer, now - started, now)
@@ -188,15 +221,26 @@ class Exchange:
     async def take(self, peer: PeerId, namespace: bytes, entries: list[Signed]) -> int:
         """Hand entries to the store, and remember those it did not keep. One with a wrong signature
         is not remembered: the store raises BadMessage, and another peer may have the right one.
+        Raises Busy, too.
         """
+        self.lane.enter(peer, entries, self.clock.now())
         news = await self.store.take(peer, namespace, entries)
+        if news:
+            self.lane.renew(peer, self.clock.now())
         holding = self.holdings().get(namespace)
         if holding is not None:
             now = self.clock.now()
             for stamp in map(wire.stamp_of, entries):
                 if stamp not in holding.replica.records:
                     holding.refusals.note(stamp, now)
+            self._bound_refusals()
         return news
+
+    def _bound_refusals(self) -> None:
+        """Many namespaces must not remember as much each as one alone may."""
+        every = [one.refusals for one in self._holdings.values()]
+        for _ in range(sum(map(len, every)) - REFUSED_ALL_MAX):
+            max(every, key=len).forget_oldest()
 
     async def fit_to_send(self, namespace: bytes, records: list[Record]) -> list[Signed]:
         """Leave out what the receiver would find wrong: entries whose signature nothing that goes

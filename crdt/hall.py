@@ -4,9 +4,10 @@ Everything that changes a replica goes through the writer; everything that a cha
 (watchers, the channel, the directory, deferred entries) starts in `_on_news`.
 """
 
+import logging
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from crdt.entry import GRANT, Record, Signed, is_signed
 from crdt.fault import FAULT_MAX, Fault, Proven, check, fault_decoder
 from crdt.intake import LATER, Deferred, proven
 from crdt.live import Channel, Live, topic_of
+from crdt.pins import Pins
 from crdt.proof import shown_records
 from crdt.replica import Change, Replica
 from crdt.shown import StoreStats
@@ -29,15 +31,19 @@ from crdt.watch import Watchers
 from crdt.writer import Writer
 from wire import codec
 from wire.errors import BadMessage, ShoalError
-from wire.ids import PeerId, Signer
+from wire.ids import PeerId, Signer, public_key_of
 from wire.ports import Clock, Network, OffLoop
 from wire.threads import Threads
 
 HOUSEKEEPING_S = 1.0  # between looks for leases that died: how late a watcher hears of it
+FAULTS_MAX = 10_000  # proofs of faults of all namespaces, 1 to 8 kB each: whoever invents authors
+# and proves their faults must not fill the disk
 INLINE_MAX = 4  # entries checked on the loop, 60 us each; more go to a thread
 HASHES = 300  # keys that a state tree hashes in one turn of the loop, ahead of need: 2 ms
-HASH_TURNS = 100  # of them a second at most, so that leases are looked at in time
-HASH_PAUSE_S = 0.005  # between two, for others
+TURNS_MAX = 50  # of looking or hashing for one namespace, then it is the next one's time
+PAUSE_S = 0.005  # between two, for others
+ADOPT_SLICE = 100  # keys of the directory between turns of the event loop: 3 ms
+log = logging.getLogger(__name__)
 OWN, SYNC, CHANNEL, DEFERRED = "own", "sync", "channel", "deferred"  # sources of a batch
 
 
@@ -57,10 +63,10 @@ class Hall:
         interval_s: float,
         off_loop: OffLoop | None,
         rng: random.Random,
-        on_dropped: Callable[[list[Record]], None],
+        pins: Pins,
     ) -> None:
-        self._clock, self._path, self._on_dropped = clock, Path(path), on_dropped
-        self.spaces = Spaces(salt)
+        self._clock, self._path, self._pins = clock, Path(path), pins
+        self.spaces = Spaces(salt, public_key_of(signer.peer))
         self.watchers = Watchers()
         self._cpu = off_loop or Threads()
         self._slow_disk = off_loop or Threads()
@@ -78,33 +84,30 @@ class Hall:
         )
         self._live = Live(channel)
         self._deferred = Deferred()
-        self._is_loaded = False
+        self._is_off = False  # our clock, by those of peers
         self._again: list[Record] = []  # deferred entries whose grant has come
         self._bad: Counter[str] = Counter()
 
-    async def run(
-        self,
-        chore: Callable[[], Awaitable[None]],
-        *,
-        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-    ) -> None:
-        """Open the file, merge what it holds, then work until cancelled, `chore` as well."""
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Open the file, merge what it holds, then work until cancelled."""
         async with self.writer.open() as kept, trio.open_nursery() as nursery:
             for genesis in kept.geneses:
                 self.spaces.restore(genesis)
             self._restore_faults(await self._cpu(lambda: _checked_faults(kept.faults)))
             self._pause()
-            await self.writer.load()
-            self._is_loaded = True
+            self._pins.note([], await self.writer.load())
+            if self.writer.damaged:
+                log.warning("store.damaged rows=%d, deleted", self.writer.damaged)
             nursery.start_soon(self.writer.run)
             nursery.start_soon(self._live.run)
-            nursery.start_soon(chore)
+            nursery.start_soon(self._pins.run, list(self.spaces))
             self.spaces.on_new = self._welcome
             for replica in list(self.spaces):
                 self._follow(replica)
-            self._adopt(
-                {view.key for view in self.spaces.directory.scan("", self._clock.wall_ms())}
-            )
+            keys = self.spaces.directory.keys("")
+            for start in range(0, len(keys), ADOPT_SLICE):
+                self._adopt(keys[start : start + ADOPT_SLICE])
+                await trio.lowlevel.checkpoint()
             nursery.start_soon(self._keep_house)
             nursery.start_soon(self.syncer.run)
             task_status.started()
@@ -123,10 +126,18 @@ class Hall:
         return len(await self._take(list(signed), [namespace], SYNC))
 
     async def take_faults(self, namespace: bytes, faults: Sequence[Fault]) -> None:
-        """Check proofs and keep them. Raises BadMessage, StoreFailed."""
+        """Check proofs and keep them. Of very many only those of authors of whom something is held:
+        the others hide nothing here. Raises BadMessage, StoreFailed.
+        """
         found = await self._cpu(lambda: [check(fault) for fault in faults])
         if any(one.namespace != namespace for one in found):
             raise BadMessage("a proof of another namespace")
+        if self.spaces.faults >= FAULTS_MAX:
+            replica, before = self.spaces.replicas[namespace], len(found)
+            found = [
+                one for one in found if one.chain in replica.faults or replica.held_by(one.author)
+            ]
+            self._bad["faults_full"] += before - len(found)
         await self.writer.submit(Batch(faults=found, source=SYNC))
 
     def on_bad(self, namespace: bytes, record: Record) -> None:
@@ -157,8 +168,15 @@ class Hall:
     # --- for the service -----------------------------------------------------------------------
 
     async def snapshot(self, path: Path) -> None:
-        """Copy the file while writes go on. Raises StoreFailed."""
+        """Copy the file while writes go on; one copy at a time. Raises StoreFailed."""
         await self._slow_disk(lambda: storage.snapshot(self._path, path))
+
+    async def hash_ahead(self, replica: Replica, turns: int) -> None:
+        """Hash what the state root needs, in some turns of the event loop instead of one."""
+        for _ in range(turns):
+            if replica.tree.settle(HASHES):
+                return
+            await trio.sleep(PAUSE_S)
 
     async def check_shown(self, replica: Replica, key: str) -> None:
         """Check the signatures of all that a proof of a key shows; wrong ones go."""
@@ -169,14 +187,6 @@ class Hall:
                 return
             for record in wrong:
                 self.on_bad(replica.id, record)
-
-    def holds_blob(self, author: bytes, cid: str) -> bool:
-        """True if an entry of this author refers to a blob."""
-        return any(
-            record.author == author and not record.is_tombstone and _refers(record, cid)
-            for replica in self.spaces
-            for record in replica.records.values()
-        )
 
     def stats(self, *, malformed_values: int) -> StoreStats:
         """Count what happened."""
@@ -194,6 +204,7 @@ class Hall:
             faults=sum(len(replica.faults) for replica in self.spaces),
             clock_skew_ms=syncer.clock_skew_ms,
             is_writable=self.writer.is_writable,
+            damaged=self.writer.damaged,
             refused=dict(self.writer.refused + self._bad + syncer.refused),
         )
 
@@ -225,6 +236,7 @@ class Hall:
         """A namespace that the directory lists since now."""
         self.writer.keep(replica.genesis)
         self._follow(replica)
+        self.syncer.fill()
 
     def _follow(self, replica: Replica) -> None:
         """Listen to a namespace's channel; the built-in ones share one."""
@@ -246,8 +258,7 @@ class Hall:
             self.watchers.touch(namespace, key)
         directory = self.spaces.directory.id
         self._adopt({key for namespace, key in news.keys if namespace == directory})
-        if news.dropped:
-            self._on_dropped(news.dropped)
+        self._pins.note(news.added, news.dropped)
         if news.source != CHANNEL:  # the channel passes on what came by it
             self._spread(news.added)
         granted = {record.namespace for record in news.added if record.kind == GRANT}
@@ -262,7 +273,7 @@ class Hall:
         for topic, found in topics.items():
             self._live.offer(topic, found, self._clock.wall_ms())
 
-    def _adopt(self, keys: set[str]) -> None:
+    def _adopt(self, keys: Iterable[str]) -> None:
         for key in keys:
             reason = self.spaces.adopt(key, self._clock.wall_ms())
             if reason:
@@ -279,25 +290,34 @@ class Hall:
         for key in change.keys:
             self.watchers.touch(replica.id, key)
         self.writer.settle(replica, change)
-        if change.dropped:
-            self._on_dropped(change.dropped)
+        self._pins.note([], change.dropped)
 
     def _pause(self) -> None:
         quiet_ms = self.quiet_ms()
         for replica in self.spaces:
             replica.pause(is_paused=is_away(quiet_ms, replica.rules))
 
+    def _look_at_clock(self) -> None:
+        skew_ms = self.syncer.clock_skew_ms
+        is_off = abs(skew_ms) > self.spaces.directory.rules.max_skew_ms // 2
+        if is_off and not self._is_off:
+            log.warning("store.clock_is_off ahead_ms=%d of the median of peers", skew_ms)
+        self._is_off = is_off
+
     async def _keep_house(self) -> None:
         while True:
             await trio.sleep(HOUSEKEEPING_S)
             now_ms = self._clock.wall_ms()
             self._pause()
+            self._look_at_clock()
             for replica in list(self.spaces):
                 self._settle(replica, replica.pop_due(now_ms))
-                for _ in range(HASH_TURNS):
-                    if replica.tree.settle(HASHES):
+                for _ in range(TURNS_MAX):
+                    if not replica.is_due(now_ms):
                         break
-                    await trio.sleep(HASH_PAUSE_S)
+                    await trio.sleep(PAUSE_S)
+                    self._settle(replica, replica.pop_due(now_ms))
+                await self.hash_ahead(replica, TURNS_MAX)
             due, self._again = (
                 [*self._again, *self._deferred.due(now_ms, self.spaces.max_skew_ms)],
                 [],
@@ -311,11 +331,6 @@ class Hall:
 
 def _unsigned(records: list[Record]) -> list[Record]:
     return [record for record in records if not is_signed(record)]
-
-
-def _refers(record: Record, cid: str) -> bool:
-    ref = record.entry.blob
-    return ref is not None and ref.cid == cid
 
 
 def _checked_faults(kept: list[tuple[bytes, bytes]]) -> list[Proven]:

@@ -1,6 +1,7 @@
 """What a side of a sync sees of a namespace: what is held, and what is not wanted."""
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -22,6 +23,7 @@ REFUSED_MAX = 4096  # entries that are remembered as not wanted: 0.5 MB a namesp
 REFUSED_FIRST_S = 20.0  # then a sync may bring one again: what hid it may have gone, there may be
 # room, or a grant. Each time it is refused again it waits twice as long,
 REFUSED_LAST_S = 640.0  # up to this
+REFUSED_LOOK_S = 1.0  # between looks at all that are remembered, 1 ms for 4,096
 RULE_KEYS = ("grant", "revoke")  # where grants and revocations stand
 LEAF_MAX = 32  # entries of a range that are named one by one; of more, parts are compared
 PART_ENTRIES = 10  # of a part, at the least: naming that many costs as much as 6 fingerprints
@@ -40,6 +42,10 @@ class Refusals:
     _waits: dict[bytes, tuple[float, float]] = field(
         default_factory=dict[bytes, tuple[float, float]]
     )  # until when, and how long that was
+    _looked: float = -math.inf
+
+    def __len__(self) -> int:
+        return len(self._waits)
 
     def note(self, stamp: bytes, now: float) -> None:
         """Remember one."""
@@ -47,18 +53,25 @@ class Refusals:
         if stamp in self.stamps and now < until:
             return
         if stamp not in self._waits and len(self._waits) >= REFUSED_MAX:
-            self._forget(next(iter(self._waits)))
+            self.forget_oldest()
         wait_s = min(2 * wait_s, REFUSED_LAST_S)
         self._waits[stamp] = now + wait_s, wait_s
         self.stamps.add(stamp)
 
     def expire(self, now: float) -> None:
         """Let those come again whose time is over; how often they came is known a while longer."""
+        if now < self._looked + REFUSED_LOOK_S:
+            return
+        self._looked = now
         for stamp, (until, _) in list(self._waits.items()):
             if until + REFUSED_LAST_S <= now:
                 self._forget(stamp)
             elif until <= now and stamp in self.stamps:
                 self.stamps.remove(stamp)
+
+    def forget_oldest(self) -> None:
+        """Let one come again: others need its room."""
+        self._forget(next(iter(self._waits)))
 
     def _forget(self, stamp: bytes) -> None:
         del self._waits[stamp]

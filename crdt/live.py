@@ -3,6 +3,7 @@
 What gets lost here (a full queue, a node that was away) is found by the next sync.
 """
 
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Protocol
 
@@ -18,6 +19,8 @@ from wire.errors import ShoalError
 from wire.ids import PeerId
 
 TOPIC = "shoal/crdt"  # of all built-in namespaces together: the swarm's own state
+TOPICS_MAX = 128  # that a store listens to, half of what a node may have: whoever lists namespaces
+# must not leave the programs here without channels
 OUTBOX_MAX = 64  # batches of news waiting for the channel; when full, news wait for the next sync
 PUBLISH_S = 10.0  # for one message on the channel
 NEWS_MAX_AGE_MS = 60_000  # older entries that a sync brings are not news to the others
@@ -25,6 +28,7 @@ NEWS_BYTES = 56 * 1024  # of entries in one message: it fits a control frame wit
 NEWS_MAX = 512  # entries in one message, however small
 SIGNED_OVERHEAD = 8  # bytes around body and signature
 
+log = logging.getLogger(__name__)
 ChannelHandler = Callable[[PeerId, bytes], Awaitable[bool]]
 assert BODY_MAX + 64 + SIGNED_OVERHEAD < NEWS_BYTES
 
@@ -63,18 +67,27 @@ class Live:
         self._outbox, self._outgoing = trio.open_memory_channel[tuple[str, list[Record]]](
             OUTBOX_MAX
         )
+        self._topics = 0  # that we listen to
         self.dropped = 0  # entries that did not go out
 
     def listen(self, topic: str, take: Callable[[PeerId, list[Signed]], Awaitable[bool]]) -> None:
         """Hand the news of a topic to `take`, which says whether they were any here.
 
-        Nothing else goes on: an old entry in ever new messages ends here.
+        Nothing else goes on: an old entry in ever new messages ends here. Of too many topics the
+        later ones are not listened to: syncs bring what is new there.
         """
+        if self._topics >= TOPICS_MAX:
+            return
 
         async def hear(peer: PeerId, data: bytes) -> bool:
             return await take(peer, codec.decode(data, _decoder, CONTROL_FRAME_MAX).entries)
 
-        self._channel.subscribe(topic, hear)
+        try:
+            self._channel.subscribe(topic, hear)
+        except ShoalError as error:  # programs of this machine have taken the channel's topics
+            log.warning("store.not_listening topic=%s %s", topic, error)
+        else:
+            self._topics += 1
 
     def offer(self, topic: str, records: list[Record], now_ms: int) -> None:
         """Queue news for a topic; never waits."""

@@ -122,7 +122,7 @@ class OwnChains:
         )
         try:
             shape = unseal(Signed(codec.encode(entry), _NO_SIGNATURE))
-        except BadMessage as error:
+        except (BadMessage, UnicodeEncodeError, OverflowError) as error:
             raise UsageError(f"the store cannot take {key!r}: {error}") from error
         return Pending(chain, shape)
 

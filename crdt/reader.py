@@ -3,6 +3,8 @@
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
+import trio
+
 from crdt import reading
 from crdt.entry import peer_of
 from crdt.hall import Hall
@@ -15,6 +17,9 @@ from wire.ports import Clock, Item
 
 LIST_MAX = 1000  # keys in one answer of `listing`: 2 MB of the largest values
 LOG_MAX = 1000
+LOOK_SLICE = 500  # keys looked at between turns of the event loop: 3 ms
+ROOT_TURNS_MAX = 2000  # of 300 keys each: then the root is made, whatever is written meanwhile
+LOG_SLICE = 2000  # entries: 1 ms
 
 
 class StoreReader:
@@ -55,13 +60,18 @@ class StoreReader:
         view = self._hall.spaces.find(namespace).view(key, self._clock.wall_ms())
         return reading.shown(namespace, view) if view is not None else None
 
-    def listing(
+    async def listing(
         self, namespace: str, prefix: str = "", *, after: str = "", limit: int = LIST_MAX
     ) -> list[Shown]:
         """Read up to `limit` keys that start with `prefix`, from the one behind `after`."""
         found: list[Shown] = []
         replica, now_ms = self._hall.spaces.find(namespace), self._clock.wall_ms()
-        for view in replica.scan(prefix, now_ms, after=after):
+        for at, key in enumerate(replica.keys(prefix, after), 1):
+            if at % LOOK_SLICE == 0:
+                await trio.lowlevel.checkpoint()
+            view = replica.view(key, now_ms)
+            if view is None:
+                continue
             if len(found) >= min(limit, LIST_MAX):
                 break
             try:
@@ -70,11 +80,14 @@ class StoreReader:
                 self._malformed_values += 1
         return found
 
-    def log(self, namespace: str, prefix: str = "", *, limit: int = 100) -> list[LogLine]:
+    async def log(self, namespace: str, prefix: str = "", *, limit: int = 100) -> list[LogLine]:
         """Return retained entries whose key starts with `prefix`, the latest first."""
         replica, lines = self._hall.spaces.find(namespace), list[LogLine]()
-        for record in replica.latest():
-            if record.key.startswith(prefix):
+        for at, stamp in enumerate(list(reversed(replica.timeline)), 1):
+            if at % LOG_SLICE == 0:
+                await trio.lowlevel.checkpoint()
+            record = replica.records.get(stamp)  # it may be gone meanwhile
+            if record is not None and record.key.startswith(prefix):
                 lines.append(reading.log_line(record, counts=replica.authority.counts(record)))
                 if len(lines) >= min(limit, LOG_MAX):
                     break
@@ -87,9 +100,21 @@ class StoreReader:
         with self._hall.watchers.open(replica.id, prefix) as watcher:
             yield watcher
 
+    def id_of(self, namespace: str) -> bytes:
+        """Return the ID of a namespace."""
+        return self._hall.spaces.find(namespace).id
+
     def root(self, namespace: str) -> bytes:
-        """32 bytes; equal on two replicas if they hold the same entries."""
+        """32 bytes; equal on two replicas if they hold the same entries. Cost: 10 µs for each key
+        that has changed lately, 1 s for 100,000: `hash_ahead` spreads it.
+        """
         return self._hall.spaces.find(namespace).root()
+
+    async def hash_ahead(self, namespace: str = "") -> None:
+        """Prepare the root of a namespace, or of all, without keeping others waiting."""
+        spaces = self._hall.spaces
+        for replica in [spaces.find(namespace)] if namespace else list(spaces):
+            await self._hall.hash_ahead(replica, ROOT_TURNS_MAX)
 
     state_root = root
 
@@ -99,6 +124,7 @@ class StoreReader:
         """
         replica = self._hall.spaces.find(namespace)
         await self._hall.check_shown(replica, key)
+        await self.hash_ahead(namespace)
         return prove(replica, key, self._signer, self._clock.wall_ms())
 
     def namespaces(self) -> list[NamespaceInfo]:
@@ -128,6 +154,11 @@ class StoreReader:
             )
             for record, grant in replica.authority.grants()
         ]
+
+    @property
+    def clock_skew_ms(self) -> int:
+        """How far this clock is ahead of the median of the peers'; 0 if fewer than 3 are known."""
+        return self._hall.syncer.clock_skew_ms
 
     def stats(self) -> StoreStats:
         """Count what happened."""

@@ -7,23 +7,33 @@ What is readable here is on the disk here.
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import msgspec
 import trio
 
 from crdt import drafts
 from crdt.authority import RULE_KEYS
+from crdt.batch import NotAllowed, StoreFull
 from crdt.clock import HLC_MAX
-from crdt.entry import ELEMENT_MAX, GRANT, REVOKE, VALUE_MAX, BlobRef, Record
+from crdt.entry import (
+    ELEMENT_MAX,
+    GRANT,
+    REVOKE,
+    VALUE_MAX,
+    BlobRef,
+    Record,
+    foreign_owner,
+)
 from crdt.hall import Hall
 from crdt.live import Channel
 from crdt.namespace import Genesis, Grant, Revoke, Rules, Write
 from crdt.own import Build, Draft
+from crdt.pins import Blobs, Pins
 from crdt.reader import StoreReader
 from crdt.replica import Replica
 from crdt.shown import NamespaceInfo, Shown, SyncReport
-from crdt.spaces import DIRECTORY, OWNER_SPACES_MAX, directory_key
+from crdt.spaces import DIRECTORY, OWNER_SPACES_MAX, SPACES_MAX, directory_key
 from wire import codec
 from wire.errors import NotFound, ShoalError, UsageError
 from wire.ids import PeerId, Signer, public_key_of
@@ -32,20 +42,11 @@ from wire.ports import Clock, Item, Network, OffLoop
 T = TypeVar("T", Genesis, Grant)
 SYNC_INTERVAL_S = 30.0  # between syncs with a random peer; 1 round trip when nothing differs
 SYNC_ALL_AT_ONCE = 8  # syncs that `sync_all` leads at a time
-UNPIN_MAX = 1000  # blobs waiting to be let go; beyond it they stay pinned
+_REFUSED = {
+    GRANT: "no grant lets this node hand that on: no more than it has, with a smaller depth",
+    REVOKE: "a grant is revoked by the namespace's owner, or by who has the one it is under",
+}
 SALT_BYTES = 16
-
-
-class Blobs(Protocol):
-    """Where large values rest: `protocols.blobs` provides it, node/ passes it in."""
-
-    async def put_bytes(self, data: bytes, *, name: str = "", pin: bool = False) -> object:
-        """Store a blob; returns its CID, whose `str` is what is kept here."""
-        ...
-
-    async def pin(self, cid: str, *, is_pinned: bool = True) -> object:
-        """Keep a blob, or let it go. Raises NotFound."""
-        ...
 
 
 class StoreService(StoreReader):
@@ -71,6 +72,7 @@ class StoreService(StoreReader):
         """
         self._blobs, self._peers, self._rng = blobs, peers, rng or random.Random()
         self._author = public_key_of(signer.peer)
+        self._pins = Pins(self._author, blobs)
         hall = Hall(
             network,
             channel,
@@ -82,17 +84,16 @@ class StoreService(StoreReader):
             interval_s=sync_interval_s,
             off_loop=off_loop,
             rng=self._rng,
-            on_dropped=self._let_go,
+            pins=self._pins,
         )
         super().__init__(hall, clock, signer)
-        self._unpinned, self._to_unpin = trio.open_memory_channel[str](UNPIN_MAX)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Open the file, start to sync; ready (`started`) when reads and writes work.
 
         Raises StoreCorrupt or StoreFailed if the file cannot be opened.
         """
-        await self._hall.run(self._unpin, task_status=task_status)
+        await self._hall.run(task_status=task_status)
 
     # --- writing -------------------------------------------------------------------------------
     # All raise UsageError (a limit, or somebody else's key), NotAllowed, StoreFull, StoreFailed,
@@ -121,10 +122,14 @@ class StoreService(StoreReader):
     async def put_blob(
         self, namespace: str, key: str, cid: str, size_bytes: int, *, ttl_s: float | None = None
     ) -> Shown:
-        """Write a value that rests in a blob which is pinned here; it is let go with the entry."""
-        ref = BlobRef(cid, size_bytes)
-        build = drafts.put(None, blob=ref, expires_ms=self._expiry(ttl_s))
-        return self._shown(namespace, key, await self._write(namespace, key, build))
+        """Write a value that rests in a blob which is pinned here; it is let go with the entry, or
+        at once if there is none.
+        """
+        with self._pins.writing(cid):
+            ref = BlobRef(cid, size_bytes)
+            build = drafts.put(None, blob=ref, expires_ms=self._expiry(ttl_s))
+            record = await self._write(namespace, key, build)
+        return self._shown(namespace, key, record)
 
     async def put_multi(self, namespace: str, key: str, value: object) -> Shown:
         """Write a multi-value register: it replaces the values seen here, and no others."""
@@ -145,7 +150,7 @@ class StoreService(StoreReader):
         self, namespace: str, key: str, element: object, value: object | None = None
     ) -> Shown:
         """Add an element to a set; with a value, set a sub-key of a map."""
-        raw = self._encoded(key, element, ELEMENT_MAX)
+        raw = self._encoded(key, element, ELEMENT_MAX, "element")
         mapped = self._encoded(key, value, VALUE_MAX) if value is not None else None
         return self._shown(
             namespace, key, await self._write(namespace, key, drafts.add(raw, mapped))
@@ -153,7 +158,7 @@ class StoreService(StoreReader):
 
     async def remove(self, namespace: str, key: str, element: object) -> bool:
         """Take an element out, as far as its adds are known here; false if there is none."""
-        raw = self._encoded(key, element, ELEMENT_MAX)
+        raw = self._encoded(key, element, ELEMENT_MAX, "element")
         build = drafts.remove(raw, self._author)
         return await self._write(namespace, key, build) is not None
 
@@ -170,6 +175,8 @@ class StoreService(StoreReader):
             raise UsageError(f"you have a namespace {name!r} already")
         if len(owned) >= OWNER_SPACES_MAX:
             raise UsageError(f"a member has at most {OWNER_SPACES_MAX} namespaces")
+        if len(self._hall.spaces.replicas) >= SPACES_MAX:
+            raise StoreFull(f"this node replicates {SPACES_MAX} namespaces, and no more")
         genesis = _checked(
             Genesis(1, name, self._author, write, self._rng.randbytes(SALT_BYTES), rules or Rules())
         )
@@ -189,11 +196,16 @@ class StoreService(StoreReader):
         not_after_ms: int = 0,
         depth: int = 0,
     ) -> bytes:
-        """Let a peer write in a namespace whose writers are listed; returns the grant's ID."""
-        self._listed(namespace)
+        """Let a peer write in a namespace whose writers are listed; returns the grant's ID.
+
+        Who hands on what was granted leaves open what is to be as in that.
+        """
+        replica = self._listed(namespace)
         grant = _checked(
             Grant(public_key_of(subject), prefix, kinds, not_before_ms, not_after_ms, depth)
         )
+        if replica.genesis.owner != self._author:
+            grant = replica.authority.narrowed(self._author, grant, self._clock.wall_ms())
         build = self._rule(GRANT, codec.encode(grant))
         record = await self._write(namespace, RULE_KEYS[GRANT], build, for_grant=grant)
         assert record is not None, "a rule always writes"
@@ -262,6 +274,11 @@ class StoreService(StoreReader):
         for_revoked: bytes | None = None,
     ) -> Record | None:
         replica = self._hall.spaces.find(namespace)
+        if stranger := foreign_owner(key, self._author):
+            raise UsageError(
+                f"{key!r} belongs to {stranger!r}: this node may not write it",
+                hint="a key with a segment @PEER is written by that peer only",
+            )
         if replica.genesis.write == "list" and replica.genesis.owner != self._author:
             build = self._granted(replica, key, build, for_grant, for_revoked)
         return await self._hall.writer.write(replica.id, key, build)
@@ -274,7 +291,7 @@ class StoreService(StoreReader):
         for_grant: Grant | None,
         for_revoked: bytes | None,
     ) -> Build:
-        """Name the grant that allows an entry; without one the writer says that it may not be."""
+        """Name the grant that allows an entry. The draft raises NotAllowed if there is none."""
 
         def with_grant(held: Sequence[Record], chain: bytes) -> Draft | None:
             draft = build(held, chain)
@@ -289,6 +306,8 @@ class StoreService(StoreReader):
                 grant=for_grant,
                 revoked=for_revoked,
             )
+            if grant is None:
+                raise NotAllowed(_REFUSED.get(draft.kind, f"no grant lets this node write {key!r}"))
             return draft.under(grant)
 
         return with_grant
@@ -306,14 +325,14 @@ class StoreService(StoreReader):
             )
         return replica
 
-    def _encoded(self, key: str, value: object, limit: int) -> bytes:
+    def _encoded(self, key: str, value: object, limit: int, what: str = "value") -> bytes:
         try:
             raw = codec.encode(value)
         except (TypeError, ValueError, OverflowError) as error:
-            raise UsageError(f"the store cannot take the value of {key!r}: {error}") from error
+            raise UsageError(f"the store cannot take the {what} of {key!r}: {error}") from error
         if len(raw) > limit:
             raise UsageError(
-                f"the value of {key!r} takes {len(raw)} bytes, the limit is {limit}",
+                f"the {what} of {key!r} takes {len(raw)} bytes, the limit is {limit}",
                 hint="put it into a blob and store its CID",
             )
         return raw
@@ -330,24 +349,6 @@ class StoreService(StoreReader):
         if found is None or record is None:  # somebody deleted it meanwhile
             raise NotFound(f"{key!r} was deleted meanwhile")
         return found
-
-    def _let_go(self, records: list[Record]) -> None:
-        """Unpin the blobs of our own entries that are held no more."""
-        for record in records:
-            if record.author == self._author and (ref := record.entry.blob) is not None:
-                try:
-                    self._unpinned.send_nowait(ref.cid)
-                except trio.WouldBlock:
-                    return  # it stays pinned: `shoal blob ls` shows it
-
-    async def _unpin(self) -> None:
-        async for cid in self._to_unpin:
-            if self._blobs is None or self._hall.holds_blob(self._author, cid):
-                continue
-            try:
-                await self._blobs.pin(cid, is_pinned=False)
-            except ShoalError:
-                continue  # it is gone, or a person unpinned it
 
 
 def _checked(message: T) -> T:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from crdt.entry import Record, peer_of
+from crdt.entry import BODY_MAX, Record, peer_of
 from crdt.namespace import GENESIS_MAX, Genesis, genesis_decoder, open_genesis
 from crdt.replica import Replica
 from wire import codec
@@ -21,12 +21,15 @@ BUILT_IN = ("swarm", "runs", "models", "kv", DIRECTORY)
 OWNER_SPACES_MAX = 16  # namespaces of one owner: each costs every member memory and a topic
 SPACES_MAX = 256  # namespaces in all; their roots fit one message of a sync
 ENTRIES_MAX = 250_000  # of all namespaces together; at 900 B about 225 MB of memory
+BYTES_MAX = 256 * 1024 * 1024  # of the same, on the disk and in memory, if they are large
 RESERVE_MAX = 40_000  # on top of these, only for short leases of authors who hold little: whoever
 # fills the rest cannot keep newcomers from saying that they are here. It holds against some tens
 # of identities, and by itself it empties; thousands of invented ones that renew can fill it too.
+RESERVE_BYTES_MAX = 32 * 1024 * 1024
 RESERVE_AUTHOR_ENTRIES = 16  # leases are few: a member, and what it serves and trains
 RESERVE_LEASE_MS = 300_000  # from now to the end of a lease that may use the reserve
 ID_DIGITS_MIN = 8  # hex digits of an ID that may stand for it
+ENTRY_MAX = BODY_MAX + 64  # bytes of an entry with its signature, at most
 
 
 @dataclass
@@ -34,8 +37,11 @@ class Spaces:
     """All replicas of this node, by ID and by name."""
 
     salt: bytes = b""
+    own: bytes = b""  # who we are: of namespaces with one name, ours comes first
     replicas: dict[bytes, Replica] = field(default_factory=dict[bytes, Replica])
     on_new: Callable[[Replica], None] = lambda replica: None
+    _entries_at_most: int = ENTRIES_MAX  # held, and all for which there was room since the count
+    _size_at_most: int = BYTES_MAX
     _built_in: dict[str, Replica] = field(default_factory=dict[str, Replica])
 
     def __post_init__(self) -> None:
@@ -72,7 +78,8 @@ class Spaces:
         return self._open(genesis)
 
     def find(self, name: str) -> Replica:
-        """Return whom a person means: a name, NAME@PEER, or hex digits of an ID.
+        """Return what a person means: a name, NAME@PEER, or hex digits of an ID. Of several with
+        one name, ours: so nobody gets in our way with a namespace of the same name.
 
         Raises NotFound, UsageError if several fit.
         """
@@ -88,11 +95,18 @@ class Spaces:
         is_id = len(name) >= ID_DIGITS_MIN and not set(name) - set("0123456789abcdef")
         if not fits and is_id:
             fits = [one for one in self.replicas.values() if one.id.hex().startswith(name)]
+        fits = [one for one in fits if one.genesis.owner == self.own] or fits
         if not fits:
             raise NotFound(f"no namespace is called {name!r}", hint="see `shoal store ns ls`")
         if len(fits) > 1:
-            names = ", ".join(f"{one.genesis.name}@{owner_of(one.genesis)}" for one in fits[:3])
-            raise UsageError(f"{name!r} fits {len(fits)} namespaces: {names}")
+            names = ", ".join(
+                f"{one.genesis.name}@{owner_of(one.genesis)} ({one.id.hex()[:16]})"
+                for one in fits[:3]
+            )
+            raise UsageError(
+                f"{name!r} fits {len(fits)} namespaces: {names}",
+                hint="say NAME@OWNER, or digits of the ID",
+            )
         return fits[0]
 
     def adopt(self, key: str, now_ms: int) -> str:
@@ -112,15 +126,43 @@ class Spaces:
         self.on_new(self._open(genesis))
         return ""
 
-    def room(self, record: Record, now_ms: int) -> bool:
-        """True if one more key of this author may be held (a limit of this node, not a rule)."""
-        is_short = 0 < record.expires_ms <= now_ms + RESERVE_LEASE_MS
-        held = self.entries
-        if held < ENTRIES_MAX:
+    @property
+    def size(self) -> int:
+        """Bytes of all entries."""
+        return sum(replica.size for replica in self.replicas.values())
+
+    @property
+    def faults(self) -> int:
+        """How many proofs of faults are held in all."""
+        return sum(len(replica.faults) for replica in self.replicas.values())
+
+    def room(self, record: Record, old: Record | None, now_ms: int) -> bool:
+        """True if an entry may be held as well, or in the place of a smaller one of its author (a
+        limit of this node, not a rule).
+
+        Nobody may hold more than is still free: one author alone takes half, also where a
+        namespace's rules would let him have all.
+        """
+        self._entries_at_most += 1
+        self._size_at_most += record.size
+        if _free(self._entries_at_most, self._size_at_most) >= self._entries_at_most:
+            return True  # without a count over all namespaces, for each entry that comes
+        size, held = self.size, self.entries
+        self._entries_at_most, self._size_at_most = held, size
+        if old is not None:
+            return size + record.size - old.size <= BYTES_MAX
+        free = _free(held, size)
+        if free >= held:
             return True
-        replica = self.replicas[record.namespace]
-        is_small = replica.held_by(record.author) < RESERVE_AUTHOR_ENTRIES
-        return is_short and is_small and held < ENTRIES_MAX + RESERVE_MAX
+        if free > 0 and free >= self._held_by(record.author):
+            return True
+        is_short = 0 < record.expires_ms <= now_ms + RESERVE_LEASE_MS
+        is_small = self.replicas[record.namespace].held_by(record.author) < RESERVE_AUTHOR_ENTRIES
+        has_reserve = held < ENTRIES_MAX + RESERVE_MAX and size < BYTES_MAX + RESERVE_BYTES_MAX
+        return is_short and is_small and has_reserve
+
+    def _held_by(self, author: bytes) -> int:
+        return sum(replica.held_by(author) for replica in self.replicas.values())
 
     def __iter__(self) -> Iterator[Replica]:
         return iter(self.replicas.values())
@@ -149,3 +191,8 @@ def read_genesis(record: Record) -> Genesis | None:
         return None
     is_canonical = codec.encode(genesis) == raw
     return genesis if is_canonical and genesis.owner == record.author else None
+
+
+def _free(entries: int, size: int) -> int:
+    """How many entries more there is room for, if they are as large as they may be."""
+    return min(ENTRIES_MAX - entries, (BYTES_MAX - size) // ENTRY_MAX)

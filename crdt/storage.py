@@ -11,6 +11,7 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -107,7 +108,7 @@ class Storage:
             (last,) = self._db.execute("SELECT max(row) FROM entry").fetchone()
         except sqlite3.OperationalError as error:
             self._db.close()
-            raise StoreFailed(f"cannot open {path}: {error}") from error
+            raise self._failed(error) from error
         except sqlite3.DatabaseError as error:
             self._db.close()
             raise StoreCorrupt(f"{path} is damaged: {error}") from error
@@ -247,7 +248,8 @@ class Storage:
         if faults != [(b"ok",)]:
             raise StoreCorrupt(f"{self.path} is damaged: {faults[0][0].decode()}")
         # Only here: while the daemon runs the table of heads is bounded, but not tidy.
-        db.execute("DELETE FROM head WHERE head NOT IN (SELECT head FROM entry)")
+        with suppress(sqlite3.OperationalError):  # of a full disk: it is as well served so
+            db.execute("DELETE FROM head WHERE head NOT IN (SELECT head FROM entry)")
 
     def _shrink(self) -> None:
         """Give pages back to the disk, some at a time, once a quarter of the file is free."""
@@ -266,7 +268,7 @@ class Storage:
                 f"the disk is full: {self.path} takes no writes",
                 hint="free some space; reads go on, and writes by themselves then",
             )
-        return StoreFailed(f"cannot write to {self.path}: {error}")
+        return StoreFailed(f"cannot use {self.path}: {error}")
 
     def _roll_back(self) -> None:
         if self._db.in_transaction:

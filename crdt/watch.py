@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 
 import trio
 
+CHANGED_MAX = 300_000  # keys that a watcher may have before it: more than a store holds at a time,
+# but keys that come and go are never at an end
+
 
 @dataclass(eq=False)
 class Watcher:
     """Iterate over the keys that changed; a key that changed twice before it is read comes once.
 
-    Bounded by the number of keys in the store.
+    Who reads nothing while `CHANGED_MAX` keys change loses the oldest of them.
     """
 
     namespace: bytes
@@ -21,6 +24,8 @@ class Watcher:
 
     def touch(self, key: str) -> None:
         """Note a change."""
+        if len(self._changed) >= CHANGED_MAX and key not in self._changed:
+            del self._changed[next(iter(self._changed))]
         self._changed[key] = None
         self._wake.set()
 

@@ -5,7 +5,6 @@ lone write never waits for company and many share one sync of the disk. What mer
 deleted with a later commit: a crash between the two is healed when the file is loaded.
 """
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -18,11 +17,11 @@ import trio
 from crdt.batch import Batch, Group, News, Write, refusal
 from crdt.entry import Record
 from crdt.fault import Proven
+from crdt.kept_proofs import KeptProofs
 from crdt.namespace import Genesis
 from crdt.own import Build, OwnChains, Pending
 from crdt.replica import Change, Replica
 from crdt.storage import Changes, Kept, Storage, StoreFailed
-from wire import codec
 from wire.errors import ShoalError
 from wire.ids import Signer
 from wire.ports import Clock, OffLoop
@@ -31,6 +30,7 @@ DEAD_MAX = 2000  # rows deleted in one transaction: 6 ms
 COMMIT_RECORDS_MAX = 1000  # of peers in one transaction: 5 ms. When so many wait, others wait
 WRITES_MAX = 128  # of our own, which are signed as well: 4 ms
 MERGE_SLICE = 200  # records between turns of the event loop: 2 ms
+ADMIT_SLICE = 100  # the same for what may be refused: 1 ms, 15 if each is held to a key of 64
 LOAD_SLICE = 1000  # rows read at a time: 7 ms
 DELETE_S = 1.0  # dead rows wait so long for a commit to go with
 PROBE_MIN_S, PROBE_MAX_S = 0.25, 5.0  # between attempts to write to a full disk
@@ -64,10 +64,7 @@ class Writer:
         self._is_closed = False
         self._dead: list[int] = []
         self._geneses: list[Genesis] = []
-        self._fault_digests: dict[
-            bytes, dict[bytes, bytes]
-        ] = {}  # on the disk, by namespace, chain
-        self._accused = set[bytes]()  # namespaces whose proofs may differ from those on the disk
+        self._proofs = KeptProofs()
         self._synced_ms = self._synced_kept_ms = 0
         self._probe_s = PROBE_MIN_S
         self.is_writable = True
@@ -117,7 +114,7 @@ class Writer:
         self._forget(change.dropped)
         self._wake.unpark()
         if change.fault is not None:
-            self._accused.add(replica.id)
+            self._proofs.accused.add(replica.id)
             if self._own.is_current(replica.id, change.fault.chain):
                 self._own.restart()
 
@@ -143,7 +140,7 @@ class Writer:
         try:
             kept = await self._disk(storage.kept)
             self._synced_ms = self._synced_kept_ms = kept.meta.get(SYNCED, 0)
-            self._fault_digests = kept.digests
+            self._proofs.digests = kept.digests
             yield kept
         finally:
             self._is_closed = True
@@ -152,16 +149,17 @@ class Writer:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_S):
                 await self._disk(storage.close)
 
-    async def load(self) -> None:
+    async def load(self) -> list[Record]:
         """Merge all entries of the file into the replicas; those of unknown namespaces stay where
-        they are. Raises StoreCorrupt.
+        they are. Returns those that a crash left behind, superseded. Raises StoreCorrupt.
         """
         storage, now_ms, row = self._storage, self._clock.wall_ms(), 0
+        superseded: list[Record] = []
         assert storage is not None, "opened first"
         while True:
             records, damaged, row = await self._disk(partial(storage.read, row, LOAD_SLICE))
             if not row:
-                return
+                return superseded
             self.damaged += len(damaged)
             self._dead.extend(damaged)
             known = [record for record in records if record.namespace in self._replicas]
@@ -170,8 +168,10 @@ class Writer:
                 change = replica.merge(record, now_ms)
                 if not change.is_added:
                     self._dead.append(record.row)
+                    superseded.append(record)
                 if change.dropped or change.fault is not None:
                     self.settle(replica, change)
+                    superseded += change.dropped
             self._observe(known, now_ms)
 
     async def run(self) -> None:
@@ -213,12 +213,12 @@ class Writer:
 
     def _has_chores(self) -> bool:
         is_late = self._synced_ms >= self._synced_kept_ms + SYNCED_STEP_MS
-        return bool(self._dead or self._accused or self._geneses) or is_late
+        return bool(self._dead or self._proofs.accused or self._geneses) or is_late
 
     async def _commit(self, storage: Storage, group: Group) -> None:
         now_ms = self._clock.wall_ms()
         news = [self._judge(batch) for batch in group.batches]
-        fresh = self._admit(group.batches, now_ms)
+        fresh = await self._admit(group.batches, now_ms)
         pending = self._draft(group.writes, now_ms)
         changes = self._changes([record for records in fresh for record in records], now_ms)
         is_probe = not self.is_writable and not pending and not changes.records
@@ -237,8 +237,9 @@ class Writer:
             self._failed(changes)
             for write, _ in pending:
                 write.error = error
-            for batch in group.batches:
+            for batch, told in zip(group.batches, news, strict=True):
                 batch.error = error
+                self._tell(told)
             return
         self._kept(changes)
         for (write, _), record in zip(pending, own, strict=True):
@@ -268,26 +269,8 @@ class Writer:
         if not self.is_writable:
             meta[PROBE] = now_ms
         geneses, self._geneses = self._geneses, []
-        return Changes(records, dead, self._new_faults(), geneses, meta)
-
-    def _new_faults(self) -> list[tuple[bytes, bytes, bytes]]:
-        """Return in what the proofs on the disk differ from those of the replicas."""
-        found: list[tuple[bytes, bytes, bytes]] = []
-        accused, self._accused = self._accused, set[bytes]()
-        for namespace in accused:
-            on_disk, faults = (
-                self._fault_digests.get(namespace, {}),
-                self._replicas[namespace].faults,
-            )
-            for chain, proven in faults.items():
-                if on_disk.get(chain) != proven.digest:
-                    found.append((namespace, chain, codec.encode(proven.fault)))
-            found += [
-                (namespace, chain, b"")
-                for chain, digest in on_disk.items()
-                if digest and chain not in faults
-            ]
-        return found
+        proofs = self._proofs.pop_changes(self._replicas)
+        return Changes(records, dead, proofs, geneses, meta)
 
     def _failed(self, changes: Changes) -> None:
         """The disk did not take it, or did and failed to say so: our chains end here."""
@@ -296,23 +279,23 @@ class Writer:
         self._probe_s = min(self._probe_s * 2, PROBE_MAX_S)
         self._dead.extend(changes.dead)
         self._geneses.extend(changes.geneses)
-        self._accused.update(namespace for namespace, _, _ in changes.faults)
+        self._proofs.retry(changes.faults)
 
     def _kept(self, changes: Changes) -> None:
         """The disk took it."""
         self.is_writable, self._probe_s = True, PROBE_MIN_S
         self._synced_kept_ms = changes.meta.get(SYNCED, self._synced_kept_ms)
-        for namespace, chain, proof in changes.faults:
-            on_disk = self._fault_digests.setdefault(namespace, {})
-            on_disk[chain] = hashlib.sha256(proof).digest() if proof else b""
+        self._proofs.note(changes.faults)
 
-    def _admit(self, batches: list[Batch], now_ms: int) -> list[list[Record]]:
+    async def _admit(self, batches: list[Batch], now_ms: int) -> list[list[Record]]:
         """Return what of each batch is new and allowed, each entry once."""
         taken = set[bytes]()
         fresh: list[list[Record]] = []
         for batch in batches:
             news = list[Record]()
-            for record in batch.records:
+            for at, record in enumerate(batch.records, 1):
+                if at % ADMIT_SLICE == 0:
+                    await trio.lowlevel.checkpoint()
                 replica = self._replicas.get(record.namespace)
                 reason = replica.refusal(record, now_ms) if replica is not None else "unknown"
                 if reason:
@@ -349,7 +332,7 @@ class Writer:
                 reason = replica.refusal(made.shape, now_ms)
                 if reason:
                     self.refused[reason] += 1
-                    raise refusal(reason, write.key)
+                    raise refusal(reason, write.key, replica.genesis.write)
             except ShoalError as error:
                 write.error = error
                 continue
@@ -363,6 +346,9 @@ class Writer:
             if start:
                 await trio.lowlevel.checkpoint()
             self._merge(records[start : start + MERGE_SLICE], news, now_ms)
+        self._tell(news)
+
+    def _tell(self, news: News) -> None:
         if news.added or news.faults or news.keys:
             self._on_news(news)
 

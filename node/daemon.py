@@ -185,6 +185,7 @@ class Daemon:
             run_names=self.runs.names,
             model_names=self.models.names,
             loop_lag_ms=self.lag.worst_ms,
+            clock_skew_ms=lambda: self.store.clock_skew_ms,
         )
         metrics = Metrics()
         metrics.add(*core_figures(node), *rpc_figures(self.rpc.counters))

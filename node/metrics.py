@@ -216,6 +216,7 @@ def store_figures(stats: Callable[[], StoreStats]) -> list[Figure]:
         total("entries_out", "Entries given to peers."),
         total("malformed_values", "Values that are none, left out."),
         total("news_dropped", "News that wait for the next sync."),
+        total("damaged", "Rows of the file that were no entries any more."),
         Figure(
             "shoal_store_refused",
             "Entries of peers not taken, by reason.",

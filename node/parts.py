@@ -127,3 +127,4 @@ class Node:
     run_names: Callable[[], list[str]] = field(default=_none)
     model_names: Callable[[], list[str]] = field(default=_none)
     loop_lag_ms: Callable[[], float] = field(default=_no_lag)
+    clock_skew_ms: Callable[[], int] = field(default=lambda: 0)

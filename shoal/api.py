@@ -13,7 +13,9 @@ class _Reply(msgspec.Struct, frozen=True):
 
 
 class Status(_Reply, frozen=True):
-    """The daemon at a glance. `state`: starting, joining, ready, draining or stopped."""
+    """The daemon at a glance. `state`: starting, joining, ready, draining or stopped.
+    `clock_skew_ms`: how far its clock is ahead of its peers', as far as it knows.
+    """
 
     state: str
     peer: str
@@ -28,6 +30,7 @@ class Status(_Reply, frozen=True):
     members: int
     runs: list[str]
     models: list[str]
+    clock_skew_ms: int
 
 
 class Identity(_Reply, frozen=True):

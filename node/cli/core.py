@@ -9,6 +9,7 @@ from node.cli.daemon import config, down, init, up
 from shoal.api import LogLine, Peer, Status
 from shoal.errors import ClientError
 
+SKEW_SHOWN_MS = 1000  # of this clock against the peers': less says nothing, as links differ
 _LEVELS = click.Choice(["debug", "info", "warning", "error"])
 
 
@@ -34,6 +35,9 @@ def _status_lines(found: Status) -> list[tuple[str, str]]:
         ("peers", f"{found.peers} connected, {found.members} members"),
         ("home", f"{found.home} (pid {found.pid}, version {found.version})"),
     ]
+    if abs(found.clock_skew_ms) >= SKEW_SHOWN_MS:
+        side = "ahead of" if found.clock_skew_ms > 0 else "behind"
+        lines.append(("clock", f"{abs(found.clock_skew_ms) / 1000:.1f} s {side} the peers'"))
     lines += [("listen", address) for address in found.addresses]
     lines += [("run", name) for name in found.runs]
     lines += [("model", name) for name in found.models]

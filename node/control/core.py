@@ -61,6 +61,7 @@ class Core:
             members=sum(member.alive for member in node.membership.members()),
             runs=node.run_names(),
             models=node.model_names(),
+            clock_skew_ms=node.clock_skew_ms(),
         )
 
     async def id(self, _: Request) -> shapes.Identity:

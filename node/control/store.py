@@ -65,7 +65,7 @@ class StoreRoutes:
         """List keys: as many as fit one answer."""
         limit = int(request.number("limit", LIST_MAX, least=1, most=LIST_MAX))
         prefix, after = request.query.get("prefix", ""), request.query.get("after", "")
-        return self._page(self._space(request), prefix, after, limit)
+        return await self._page(self._space(request), prefix, after, limit)
 
     async def put(self, request: Request) -> shapes.StoreItem:
         """Write a value; a large one goes as a blob."""
@@ -92,7 +92,7 @@ class StoreRoutes:
         namespace, key = self._place(request)
         body = request.read(FileBody)
         path = absolute(body.path)
-        self._store.namespace(namespace)  # raises before the file is read
+        self._store.id_of(namespace)  # raises before the file is read
         await trio.to_thread.run_sync(_check_file, path)
         row = await self._blobs.add(path, name=key[:64], pin=True)
         await self._store.put_blob(namespace, key, row.cid, row.size_bytes, ttl_s=body.ttl_s)
@@ -128,13 +128,14 @@ class StoreRoutes:
     async def log(self, request: Request) -> list[shapes.StoreLine]:
         """List entries, the latest first."""
         limit = int(request.number("limit", 100, least=1, most=LOG_MAX))
-        lines = self._store.log(self._space(request), request.query.get("prefix", ""), limit=limit)
+        prefix = request.query.get("prefix", "")
+        lines = await self._store.log(self._space(request), prefix, limit=limit)
         return [self._views.line(line) for line in lines]
 
     async def watch(self, request: Request) -> Events:
         """Tell what changes; a namespace that is not there is said before the stream begins."""
         namespace = self._space(request)
-        self._store.namespace(namespace)
+        self._store.id_of(namespace)
         prefix, now = request.query.get("prefix", ""), request.number("now", 0, most=1) > 0
         return Events(self._changes(namespace, prefix, now=now))
 
@@ -145,7 +146,7 @@ class StoreRoutes:
             yield Event(None, name="ready")
             after: str | None = "" if now else None
             while after is not None:
-                page = self._page(namespace, prefix, after, LIST_MAX)
+                page = await self._page(namespace, prefix, after, LIST_MAX)
                 if page.items:
                     yield [Event(shapes.StoreChange(item.key, item)) for item in page.items]
                 after = page.next or None
@@ -165,7 +166,7 @@ class StoreRoutes:
         if len(body.namespace) == ID_DIGITS and not set(body.namespace) - HEX:
             namespace_id = bytes.fromhex(body.namespace)
         else:
-            namespace_id = self._store.namespace(self._named(body.namespace)).id
+            namespace_id = self._store.id_of(self._named(body.namespace))
         known = bytes.fromhex(body.root) or None
         return await trio.to_thread.run_sync(verdict, body.proof, namespace_id, known)
 
@@ -188,11 +189,14 @@ class StoreRoutes:
 
     async def spaces(self, _: Request) -> list[shapes.Namespace]:
         """List the namespaces that are replicated here."""
+        await self._store.hash_ahead()
         return [self._views.namespace(info) for info in self._store.namespaces()]
 
     async def space(self, request: Request) -> shapes.Namespace:
         """Show one of them."""
-        return self._views.namespace(self._store.namespace(self._space(request)))
+        namespace = self._space(request)
+        await self._store.hash_ahead(namespace)
+        return self._views.namespace(self._store.namespace(namespace))
 
     async def create(self, request: Request) -> shapes.Namespace:
         """Make one of our own."""
@@ -264,9 +268,9 @@ class StoreRoutes:
         except (NotFound, BadMessage):
             return None
 
-    def _page(self, namespace: str, prefix: str, after: str, limit: int) -> shapes.StorePage:
+    async def _page(self, namespace: str, prefix: str, after: str, limit: int) -> shapes.StorePage:
         items, size = list[shapes.StoreItem](), 0
-        found = self._store.listing(namespace, prefix, after=after, limit=limit)
+        found = await self._store.listing(namespace, prefix, after=after, limit=limit)
         for shown in found:
             item = self._views.item(shown)
             size += len(msgspec.json.encode(item))
@@ -284,6 +288,8 @@ def _check_file(path: Path) -> None:
 def _check_free(path: Path) -> None:
     if os.path.lexists(path):
         raise UsageError(f"{path} is there already", hint="name a new file")
+    if not path.parent.is_dir():
+        raise UsageError(f"there is no folder {path.parent}")
 
 
 def routes(api: Api, handlers: StoreRoutes) -> None:

@@ -28,7 +28,7 @@ async def test_what_was_deleted_while_a_replica_was_away_does_not_come_back(
     for _ in range(8):  # b and c stay in touch
         await sleep(1, autojump_clock)
     await a.put("kv", "late", 1)
-    assert not any(record.key == "deleted" for record in b.log("kv"))  # the tombstone is gone
+    assert not any(record.key == "deleted" for record in await b.log("kv"))  # the tombstone is gone
     assert a.get("kv", "deleted") is not None
     links.cut.clear()
     a.peer_up(two)
@@ -60,7 +60,7 @@ async def test_a_swarm_that_was_off_for_weeks_keeps_its_state_and_its_deletions(
         assert "gone" not in store.stats().refused
     await sleep(8, autojump_clock)  # in touch again, they forget the deletion
     await trio.sleep(100)
-    assert [line.key for line in a.log("kv")] == ["kept"]
+    assert [line.key for line in await a.log("kv")] == ["kept"]
 
 
 async def test_a_replica_that_was_away_keeps_its_state_before_an_empty_newcomer(

@@ -15,7 +15,7 @@ from crdt.clock import stamp
 from crdt.entry import NO_LINK, REGISTER, Entry, Record, chain_of, is_signed, seal, unseal
 from crdt.namespace import Genesis, open_genesis
 from crdt.own import Build, Draft
-from crdt.replica import Replica
+from crdt.replica import Replica, Room, always
 from crdt.storage import Kept, Storage
 from crdt.writer import Writer
 from wire import codec
@@ -142,7 +142,7 @@ async def opened(
     *,
     signer: Signer = US,
     on_news: Callable[[News], None] = lambda news: None,
-    room: Callable[[Record, int], bool] = lambda record, now_ms: True,
+    room: Room = always,
 ) -> AsyncGenerator[Opened]:
     replica, clock = Replica(SPACE, room=room), WallClock()
     gate = Gate()

@@ -20,8 +20,11 @@ async def test_status_says_it_all_and_json_is_the_declared_struct(tmp_path: Path
         found = msgspec.convert(await it.json("status"), shapes.Status)
         assert (found.state, found.peer, found.name, found.swarm) == ("ready", ME, "me", "reef")
         assert (found.peers, found.members, found.pid) == (1, 2, os.getpid())
+        assert found.clock_skew_ms == 0
+        it.node.clock_skew_ms = lambda: -2_500
         text = (await it.shoal("status")).stdout.decode()
         assert "state    ready, up " in text
+        assert "clock    2.5 s behind the peers'" in text
         assert ME in text
 
 

@@ -292,3 +292,37 @@ async def test_a_disk_that_is_really_full(small_disk: Path, autojump_clock: Mock
     async with opened(path) as store:
         assert set(store.replica.records) == held
         assert store.writer.damaged == 0
+
+
+@pytest.mark.parametrize("is_crashed", [False, True])
+async def test_a_store_on_a_full_disk_opens_serves_and_recovers(
+    small_disk: Path, autojump_clock: MockClock, *, is_crashed: bool
+) -> None:
+    path, ballast = small_disk / "store.db", small_disk / "ballast"
+    async with opened(path) as store:
+        first = await store.put("a")
+        await store.writer.submit(Batch([Author().write("gone")]))
+        if is_crashed:
+            for name in ("store.db", "store.db-wal"):
+                shutil.copy(small_disk / name, small_disk / f"{name}.was")
+    if is_crashed:
+        for name in ("store.db", "store.db-wal"):
+            (small_disk / f"{name}.was").replace(small_disk / name)
+    with sqlite3.connect(path) as db:  # a head that nothing needs, to be tidied at the start
+        db.execute("DELETE FROM entry WHERE row = 2")
+    db.close()
+    with pytest.raises(OSError, match="space"), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    with pytest.raises(StoreFailed, match="the disk is full"):
+        Storage(path)  # there is no room for what SQLite shares with readers
+    with ballast.open("r+b") as file:
+        file.truncate(ballast.stat().st_size - 40 * 1024)
+    async with opened(path) as store:
+        assert [record.stamp for record in store.replica.at("a")] == [first.stamp]
+        with pytest.raises(StoreFailed, match="the disk is full"):
+            await store.put("b", "x" * 1000)
+        ballast.unlink()
+        await trio.sleep(writer.PROBE_MAX_S)
+        assert store.writer.is_writable
+        await store.put("c")

@@ -274,8 +274,9 @@ def test_what_was_deleted_elsewhere_is_told_of() -> None:
 def test_a_node_without_room_refuses_what_is_new_only() -> None:
     mine = chain()
     one = mine.put("a")
-    replica = Replica(SHORT, room=lambda record, now_ms: False)
+    replica = Replica(SHORT, room=lambda record, old, now_ms: False)
     assert replica.refusal(one, NOW_MS) == "full"
     replica.merge(one, NOW_MS)
     assert replica.refusal(mine.put("a"), NOW_MS) == ""
+    assert replica.refusal(mine.put("a", "more of it"), NOW_MS) == "full"
     assert replica.refusal(mine.put("b"), NOW_MS) == "full"

@@ -124,7 +124,7 @@ async def test_one_that_is_refused_fails_alone_and_leaves_no_gap(
     def bad(held: Sequence[Record], chain: bytes) -> Draft:
         raise UsageError("no")
 
-    def room(record: Record, now_ms: int) -> bool:
+    def room(record: Record, old: Record | None, now_ms: int) -> bool:
         return record.key != "full"
 
     async with opened(tmp_path / "store.db", room=room) as store:
