@@ -174,6 +174,19 @@ async def test_the_time_of_the_last_sync_is_known_to_the_minute(
         assert store.kept.meta == {writer.SYNCED: began + 59_000}
 
 
+async def test_a_sync_by_a_clock_that_was_ahead_is_not_the_last_for_ever(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "store.db"
+    async with opened(path) as store:
+        store.writer.note_synced(EPOCH_MS + 10**12)
+        await trio.sleep(2)
+        store.writer.note_synced(EPOCH_MS)
+        await trio.sleep(2)
+    async with opened(path) as store:
+        assert store.kept.meta == {writer.SYNCED: EPOCH_MS}
+
+
 async def test_a_full_disk_refuses_writes_serves_reads_and_recovers_by_itself(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
