@@ -67,6 +67,7 @@ def _cold() -> None:
     with forged() as forge:
         first = forge.up("first", fresh=True)
         ticket, address = first.client.ticket(), first.client.id().addresses[0]
+        forge.up("warm", "--join", ticket)  # the forge loads the program for it
         for number in range(COLD_ROUNDS):  # there is nothing to sync yet
             began = time.perf_counter()
             forge.up(f"alone{number}", "--join", ticket).client.wait(peers=1, timeout_s=READY_S)

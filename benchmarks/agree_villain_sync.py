@@ -8,14 +8,13 @@ import random
 from collections.abc import Callable
 
 from benchmarks.fuzz_messages import mutate
-from crdt.timeline import END, START
+from crdt.timeline import END, PRINT_BYTES, START
 from crdt.wire import (
     ASKS_MAX,
     GRANTS_MAX,
     KNOWN_MAX,
     LEAF_IDS_MAX,
     PARTS_MAX,
-    PRINT_BYTES,
     RUNS_MAX,
     SPACES_MAX,
     Answer,

@@ -118,9 +118,9 @@ class Authority:
         return [(one.record, one.grant) for one in held]
 
     def dots_under(self, grant_id: bytes) -> tuple[Dot, ...]:
-        """Name what is held of what a grant's subject wrote under it: of many chains the latest."""
+        """Name what counts of what a grant's subject wrote under it: of many chains the latest."""
         last: dict[bytes, Record] = {}
-        for record in self._under.get(grant_id, {}).values():
+        for record in filter(self.counts, self._under.get(grant_id, {}).values()):
             if record.chain not in last or last[record.chain].seq < record.seq:
                 last[record.chain] = record
         latest = sorted(last.values(), key=lambda one: one.stamp)[-GRANT_CHAINS_MAX:]
@@ -223,7 +223,8 @@ class Authority:
         if granted is None or not self.counts(granted.record):
             return False
         return all(
-            kept.get(record.chain, 0) >= record.seq or not self.counts(revocation)
+            (kept.get(record.chain, 0) >= record.seq and record.stamp < revocation.stamp)
+            or not self.counts(revocation)
             for revocation, kept in self._revoked.get(granted.record.id, {}).values()
         )
 

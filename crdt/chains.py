@@ -6,12 +6,14 @@ import heapq
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from crdt.entry import GRANT, Record
 from crdt.fault import is_suspect, prev_of
 
 EMPTY_CHAINS_MAX = 4096  # chains without a retained entry whose heads are remembered: 3 MB; whoever
 # starts a chain per entry pushes out the oldest, and costs others a longer sync, nothing else
+TWINS_MAX = 64  # of one number that are asked whether they name an entry: who forks is found anyway
 SLACK = 1000  # dead items that an index may carry, besides as many as there are live ones
 
 
@@ -26,14 +28,14 @@ class Head:
 
 
 class _Chain:
-    """Retained records by seq; `twins` are more of one seq. `order` is made when
+    """Retained records by seq; `twins` are more of one seq, by stamp. `order` is made when
     needed, and may name some that are gone."""
 
     __slots__ = ("held", "is_doubted", "order", "top", "top_head", "twins")
 
     def __init__(self, top: Record) -> None:
         self.held: dict[int, Record] = {}
-        self.twins: dict[int, list[Record]] | None = None
+        self.twins: dict[int, dict[bytes, Record]] | None = None
         self.order: list[int] | None = None
         self.top = top
         self.top_head: Head | None = None
@@ -67,7 +69,7 @@ class Chains:
         if record.seq in chain.held:
             if chain.twins is None:
                 chain.twins = {}
-            chain.twins.setdefault(record.seq, []).append(record)
+            chain.twins.setdefault(record.seq, {})[record.stamp] = record
             return
         chain.held[record.seq] = record
         if chain.order is not None:
@@ -82,11 +84,11 @@ class Chains:
         twins = chain.twins.get(record.seq) if chain.twins else None
         if chain.held.get(record.seq) is record:
             if twins:
-                chain.held[record.seq] = twins.pop()
+                _, chain.held[record.seq] = twins.popitem()
             else:
                 del chain.held[record.seq]
         elif twins:
-            twins.remove(record)
+            del twins[record.stamp]
         if chain.twins and twins is not None and not twins:
             del chain.twins[record.seq]
         if not chain.held:
@@ -123,8 +125,8 @@ class Chains:
         if chain is None:
             return None
         after = record.seq + 1
-        twins = chain.twins.get(after, []) if chain.twins else []
-        for other in (chain.held.get(after), *twins):
+        twins = chain.twins.get(after, {}) if chain.twins else {}
+        for other in (chain.held.get(after), *islice(twins.values(), TWINS_MAX)):
             if other is not None and prev_of(other) == record.link:
                 return other
         return None
@@ -147,7 +149,7 @@ class Chains:
             record = chain.held.get(chain.order[index])
             if record is not None:
                 found.append(record)
-                found.extend((chain.twins or {}).get(record.seq, ()))
+                found.extend((chain.twins or {}).get(record.seq, {}).values())
         return found[:limit]
 
     def between(self, name: bytes, low: int, high: int) -> list[Record]:
@@ -161,7 +163,7 @@ class Chains:
         for seq in seqs:
             if low <= seq < high and seq in chain.held:
                 found.append(chain.held[seq])
-                found.extend((chain.twins or {}).get(seq, ()))
+                found.extend((chain.twins or {}).get(seq, {}).values())
         return found
 
     def of_author(self, author: bytes) -> Iterator[Record]:
@@ -170,7 +172,7 @@ class Chains:
             chain = self._chains[name]
             yield from chain.held.values()
             for twins in (chain.twins or {}).values():
-                yield from twins
+                yield from twins.values()
 
     def authors(self) -> int:
         """Count the authors with something retained."""

@@ -15,8 +15,9 @@ from crdt.entry import (
     Counted,
     Dot,
     Record,
+    counted_of,
 )
-from crdt.fault import counted_of
+from crdt.fold import stand
 from crdt.own import Build, Draft
 from wire import codec
 from wire.errors import UsageError
@@ -41,12 +42,12 @@ def delete() -> Build:
     return build
 
 
-def put_multi(value: bytes) -> Build:
+def put_multi(value: bytes, author: bytes) -> Build:
     """Set a multi-value register: replaces all values seen here, and none that is not."""
 
     def build(held: Sequence[Record], chain: bytes) -> Draft | None:
         siblings = [record for record in held if record.kind == MULTI]
-        return Draft(MULTI, seen=_dots(siblings), value=value)
+        return Draft(MULTI, seen=_to_see(siblings, MULTI, author), value=value)
 
     return build
 
@@ -60,17 +61,21 @@ def add(element: bytes, value: bytes | None) -> Build:
 def remove(element: bytes, author: bytes) -> Build:
     """Remove an element: all adds of it seen here, so that one that is not seen wins.
 
-    Our next remove says what our earlier ones said too, as it takes their place.
+    Raises UsageError, when it is called, if more chains have added it than one entry can name.
     """
 
     def build(held: Sequence[Record], chain: bytes) -> Draft | None:
-        here = [record for record in held if record.element == element]
-        adds = [record for record in here if record.kind == ADD]
-        before = [one for one in here if one.kind == REMOVE and one.author == author]
-        covered = _seen_by(here)
-        if all(covered.get(record.chain, 0) >= record.seq for record in adds):
+        kinds = (ADD, REMOVE)
+        here = [one for one in held if one.kind in kinds and one.element == element]
+        if not _uncovered(here, ADD):
             return None
-        return Draft(REMOVE, element=element, seen=_dots(adds, _seen_by(before)))
+        seen = _to_see(here, REMOVE, author)
+        named = {dot.chain for dot in seen}
+        if any(record.chain not in named for record in _uncovered(here, ADD)):
+            raise UsageError(
+                f"more than {SEEN_MAX} chains have added it", hint="delete the whole key"
+            )
+        return Draft(REMOVE, element=element, seen=seen)
 
     return build
 
@@ -94,21 +99,26 @@ def increment(by: int) -> Build:
     return build
 
 
-def _seen_by(records: Sequence[Record]) -> dict[bytes, int]:
-    seen: dict[bytes, int] = {}
-    for record in records:
-        if record.kind == REMOVE:
-            for dot in record.entry.seen:
-                seen[dot.chain] = max(seen.get(dot.chain, 0), dot.seq)
-    return seen
+def _uncovered(records: Sequence[Record], kind: int) -> list[Record]:
+    """Return the records of a kind that no other has seen, the latest first."""
+    standing = stand(records)
+    if standing is None:
+        return []
+    lost = {loser.stamp for loser, _ in standing.lost}
+    found = [one for one in records if one.kind == kind and one.stamp not in lost]
+    return sorted(found, key=lambda one: one.stamp, reverse=True)
 
 
-def _dots(records: Sequence[Record], before: dict[bytes, int] | None = None) -> tuple[Dot, ...]:
-    """Name what was seen; of too many chains those that we see now, the latest first."""
+def _to_see(records: Sequence[Record], kind: int, author: bytes) -> tuple[Dot, ...]:
+    """Name what an entry of ours has seen that takes the place of our last one: all that no entry
+    of another author hides, and what our last one named; of too many chains the latest.
+    """
+    last = [one for one in records if one.kind == kind and one.author == author]
+    others = [one for one in records if one.kind != kind or one.author != author]
     seen: dict[bytes, int] = {}
-    for record in sorted(records, key=lambda one: one.stamp, reverse=True):
-        seen.setdefault(record.chain, record.seq)
-        seen[record.chain] = max(seen[record.chain], record.seq)
-    for chain, seq in (before or {}).items():
-        seen[chain] = max(seen.get(chain, 0), seq)
+    for record in _uncovered(others, MULTI if kind == MULTI else ADD):
+        seen[record.chain] = max(seen.get(record.chain, 0), record.seq)
+    for record in last:
+        for dot in record.entry.seen:
+            seen[dot.chain] = max(seen.get(dot.chain, 0), dot.seq)
     return tuple(Dot(chain, seq) for chain, seq in sorted(list(seen.items())[:SEEN_MAX]))

@@ -245,6 +245,11 @@ def _record(signed: Signed, entry: Entry) -> Record:
     )
 
 
+def counted_of(record: Record) -> Counted:
+    """Return what a counter entry has counted."""
+    return codec.decode(record.entry.value or b"", counted_decoder, VALUE_MAX)
+
+
 def is_signed(record: Record) -> bool:
     """Check the author's own signature (about 45 µs) unless that was done."""
     if not record.is_checked:

@@ -33,6 +33,9 @@ REQUEST_S = 15.0  # for one answer; the other side may be checking 1,000 signatu
 SESSION_S = 120.0  # for a session: a slow peer holds one of our workers no longer
 SESSION_BYTES_MAX = 64 * 1024 * 1024  # both ways
 ROUND_TRIPS_MAX = 2_000  # of one session. Where it is cut, the next one goes on
+LANE_BYTES = 128 * 1024  # of entries in one message: more will follow
+LANE_S = 2.0  # without news from the peer in the lane: another may have it
+LANE_MAX_S = 60.0  # then another may have it anyway, whatever its holder brings
 PEERS_MAX = 1024  # whose clocks are remembered; when full, the oldest goes
 WORK_S = (
     10.0  # seconds of our event loop that a peer may use at once: to compare 100k entries takes
@@ -130,6 +133,30 @@ class Shares:
 
 
 @dataclass
+class Lane:
+    """Which peer brings much now. What several have for a newcomer is mostly the same, so the
+    others are told to come again; with little they come in at any time.
+    """
+
+    _peer: PeerId | None = None
+    _since: float = 0.0
+    _until: float = 0.0
+
+    def enter(self, peer: PeerId, entries: list[Signed], now: float) -> None:
+        """Raise Busy if a peer brings much while another does."""
+        if wire.net_size(entries) < LANE_BYTES or peer == self._peer:
+            return
+        if now < min(self._until, self._since + LANE_MAX_S):
+            raise Busy("another peer brings much at the moment")
+        self._peer, self._since, self._until = peer, now, now + LANE_S
+
+    def renew(self, peer: PeerId, now: float) -> None:
+        """Note that a peer has brought news: it keeps the lane a little longer."""
+        if peer == self._peer:
+            self._until = now + LANE_S
+
+
+@dataclass
 class Exchange:
     """Leads sessions and answers requests. Keeps what the replicas refused lately, and clocks."""
 
@@ -139,6 +166,7 @@ class Exchange:
     off_loop: OffLoop
     clocks: Clocks = field(default_factory=Clocks)
     shares: Shares = field(default_factory=Shares)
+    lane: Lane = field(default_factory=Lane)
     _holdings: dict[bytes, Holding] = field(default_factory=dict[bytes, Holding])
 
     async def lead(self, peer: PeerId, report: SyncReport) -> bool:
@@ -193,8 +221,12 @@ class Exchange:
     async def take(self, peer: PeerId, namespace: bytes, entries: list[Signed]) -> int:
         """Hand entries to the store, and remember those it did not keep. One with a wrong signature
         is not remembered: the store raises BadMessage, and another peer may have the right one.
+        Raises Busy, too.
         """
+        self.lane.enter(peer, entries, self.clock.now())
         news = await self.store.take(peer, namespace, entries)
+        if news:
+            self.lane.renew(peer, self.clock.now())
         holding = self.holdings().get(namespace)
         if holding is not None:
             now = self.clock.now()

@@ -9,16 +9,7 @@ from bisect import insort
 
 import msgspec
 
-from crdt.entry import (
-    COUNTER,
-    VALUE_MAX,
-    Counted,
-    Record,
-    Signed,
-    counted_decoder,
-    is_signed,
-    unseal,
-)
+from crdt.entry import Record, Signed, is_signed, unseal
 from wire import codec
 from wire.codec import Message
 from wire.errors import BadMessage
@@ -28,6 +19,7 @@ WHOLE = 1  # the cut of a chain of which nothing counts
 HIGHEST = 2**63  # above every seq: the cut of a chain without fault
 AUTHOR_FAULTS_MAX = 8  # proven chains of one author: then nothing of it counts, and no more proofs
 # are kept; else whoever forks a thousand chains has a thousand proofs kept for ever
+FAULTS_MAX = 1024  # proofs of a namespace, 8.6 MB at most: identities cost nothing to invent
 
 
 class Fault(Message, frozen=True):
@@ -94,8 +86,8 @@ def check(fault: Fault) -> Proven:
 
 
 class Proofs:
-    """The proofs of a namespace: of a chain the one of the smallest rank, of an author the chains
-    of the smallest names. So what is kept depends on what was put, not on its order.
+    """The proofs of a namespace: of a chain the one of the smallest rank, of an author, and in all,
+    the chains of the smallest names. So what is kept depends on what was put, not on its order.
     """
 
     def __init__(self) -> None:
@@ -110,6 +102,8 @@ class Proofs:
                 return 0
             self.by_chain[proven.chain] = proven
             return known.cut
+        if len(self.by_chain) >= FAULTS_MAX and proven.chain > max(self.by_chain):
+            return 0
         chains = self._chains_of.setdefault(proven.author, [])
         if len(chains) >= AUTHOR_FAULTS_MAX and proven.chain > chains[-1]:
             return 0
@@ -118,6 +112,17 @@ class Proofs:
         if len(chains) > AUTHOR_FAULTS_MAX:
             del self.by_chain[chains.pop()]
         return HIGHEST
+
+    def trim(self) -> Proven | None:
+        """Let go of the proof that is one too many; call it after each `put`."""
+        if len(self.by_chain) <= FAULTS_MAX:
+            return None
+        gone = self.by_chain.pop(max(self.by_chain))
+        chains = self._chains_of[gone.author]
+        chains.remove(gone.chain)
+        if not chains:
+            del self._chains_of[gone.author]
+        return gone
 
     def cut_of(self, chain: bytes) -> int:
         """Return from where on a chain does not count."""
@@ -166,15 +171,4 @@ def _cut(a: Record, b: Record) -> int:
         return a.seq
     if b.seq == a.seq + 1 and prev_of(b) != a.link:
         return a.seq
-    if a.stamp[:8] >= b.stamp[:8]:
-        return b.seq
-    if a.kind == b.kind == COUNTER and a.key == b.key:
-        before, after = counted_of(a), counted_of(b)
-        if after.plus < before.plus or after.minus < before.minus:
-            return b.seq
-    return 0
-
-
-def counted_of(record: Record) -> Counted:
-    """Return what a counter entry has counted."""
-    return codec.decode(record.entry.value or b"", counted_decoder, VALUE_MAX)
+    return a.seq if a.stamp[:8] >= b.stamp[:8] else 0

@@ -10,8 +10,18 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 
 from crdt.authority import revoked_by
-from crdt.entry import ADD, COUNTER, GRANT, LEASE, MULTI, REGISTER, REMOVE, REVOKE, Record
-from crdt.fault import counted_of
+from crdt.entry import (
+    ADD,
+    COUNTER,
+    GRANT,
+    LEASE,
+    MULTI,
+    REGISTER,
+    REMOVE,
+    REVOKE,
+    Record,
+    counted_of,
+)
 
 SIBLINGS_MAX = 16  # of a multi-value register that are shown; all are held
 CLASSES = {  # the latest hides the others

@@ -77,8 +77,9 @@ class Grant(Message, frozen=True):
 class Revoke(Message, frozen=True):
     """The value of a revocation: a grant, and what was written under it that still counts.
 
-    A revoked author cannot date back: what its chains hold beyond these dots does not count,
-    whatever its stamps say.
+    What its chains hold beyond these dots does not count, whatever its stamps say, nor does what
+    is later than the revocation, whatever its number. An author may have left numbers out: these
+    it can still fill in, dated before the revocation.
     """
 
     grant: Hash

@@ -39,9 +39,9 @@ class Draft:
         return replace(self, grant=grant)
 
 
-# Given all that is held at the key, and the name of the chain that the entry will be in; None if
-# there is nothing to write. Among what is held may be entries of ours that are not signed yet:
-# all but their id and link is right. Raises ShoalError to refuse.
+# Given what is held at the key and counts, and the name of the chain that the entry will be in;
+# None if there is nothing to write. Among what is held may be entries of ours that are not signed
+# yet: all but their id and link is right. Raises ShoalError to refuse.
 Build = Callable[[Sequence[Record], bytes], Draft | None]
 
 
@@ -88,15 +88,17 @@ class OwnChains:
         build: Build,
         held: Sequence[Record],
         now_ms: int,
+        counts: Callable[[Record], bool],
     ) -> Pending | None:
-        """Prepare the next entry of a namespace, later than all that is held at its key.
+        """Prepare the next entry of a namespace, later than all that is held at its key; what it
+        says depends on what of that counts.
 
         It has its number only once `take` is called. Raises ClockError, UsageError and what
         `build` raises.
         """
         clock = self._clock(genesis, namespace)
         chain = self._chain(namespace, clock)
-        draft = build(held, chain.id)
+        draft = build([record for record in held if counts(record)], chain.id)
         if draft is None:
             return None
         latest = max((record.hlc for record in held), default=0)

@@ -32,7 +32,7 @@ from crdt.entry import (
     peer_of,
     unseal,
 )
-from crdt.fault import Fault, Proofs, Proven, check
+from crdt.fault import FAULTS_MAX, Fault, Proofs, Proven, check
 from crdt.fold import View, place_of, view_of
 from crdt.namespace import Genesis, revoke_decoder
 from crdt.replica import Replica
@@ -43,8 +43,8 @@ from wire.errors import BadMessage, ShoalError, UsageError
 from wire.ids import PeerId, Signer, public_key_of
 
 PROOF_MAX = 1024 * 1024  # bytes; a plain key takes 2 kB. Checking the largest takes 0.5 s
-SHOWN_MAX = 4096  # entries, and proofs of faults, in a document: as many signatures to check
-NAMED_MAX = PROOF_MAX // 32  # ids, and rows of 26 bytes and more: what fits anyway
+SHOWN_MAX = 4096  # entries in a document: as many signatures to check
+NAMED_MAX = PROOF_MAX // 32  # ids: what fits anyway
 GRANT_KEY, REVOKE_KEY = "grant", "revoke"  # where a namespace with listed writers keeps its rules
 TAG = "crdt/root/1"
 
@@ -99,8 +99,8 @@ class Proof(Message, frozen=True, tag="shoal-proof-1"):
     genesis: Genesis
     key: KeyText
     slots: Annotated[tuple[Slot, ...], Meta(min_length=1, max_length=3)]
-    cuts: Annotated[tuple[Cut, ...], Meta(max_length=NAMED_MAX)]
-    faults: Annotated[tuple[Fault, ...], Meta(max_length=SHOWN_MAX)]
+    cuts: Annotated[tuple[Cut, ...], Meta(max_length=FAULTS_MAX)]
+    faults: Annotated[tuple[Fault, ...], Meta(max_length=FAULTS_MAX)]
     attest: Attest
 
 

@@ -158,12 +158,10 @@ class Replica:
             self._drop_all([record], change)
         return change
 
-    def forget(self, records: Iterable[Record]) -> Change:
+    def forget(self, records: list[Record]) -> Change:
         """Let go of records that were deleted elsewhere while this node was away."""
         change = Change()
-        for record in records:
-            if record.stamp in self.records:
-                self._drop(record, change)
+        self._drop_all(records, change)
         return change
 
     def pause(self, *, is_paused: bool) -> None:
@@ -191,13 +189,13 @@ class Replica:
 
     # --- what it shows -------------------------------------------------------------------------
 
+    def counts(self, record: Record, now_ms: int) -> bool:
+        """True if a record has a say in what its key shows."""
+        return not is_expired(record, now_ms) and self.authority.counts(record)
+
     def view(self, key: str, now_ms: int) -> View | None:
         """Return what a reader sees; None if that is nothing. Cost: 2 µs a record there."""
-        counts = self.authority.counts
-        return view_of(
-            key,
-            (one for one in self._keys.at(key) if not is_expired(one, now_ms) and counts(one)),
-        )
+        return view_of(key, (one for one in self._keys.at(key) if self.counts(one, now_ms)))
 
     def scan(self, prefix: str, now_ms: int, *, after: str = "") -> Iterator[View]:
         """Yield what keys with a prefix show, in order; those beyond `after`, if given."""
@@ -307,8 +305,14 @@ class Replica:
         elif proven.cut == WHOLE:
             self._drop_all(self._chains.between(proven.chain, WHOLE, HIGHEST), change)
         else:
-            for record in self._chains.between(proven.chain, proven.cut, before):
-                self._touch([record, *self.authority.below(record)], change)
+            self._touch_cut(proven, before, change)
+        gone = self._proofs.trim()
+        if gone is not None:
+            self._touch_cut(gone, HIGHEST, change)
+
+    def _touch_cut(self, proven: Proven, before: int, change: Change) -> None:
+        for record in self._chains.between(proven.chain, proven.cut, before):
+            self._touch([record, *self.authority.below(record)], change)
 
     def _insert(self, record: Record, change: Change, old: Record | None) -> None:
         key = record.key

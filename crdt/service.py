@@ -122,7 +122,9 @@ class StoreService(StoreReader):
     async def put_multi(self, namespace: str, key: str, value: object) -> Shown:
         """Write a multi-value register: it replaces the values seen here, and no others."""
         raw = self._encoded(key, value, VALUE_MAX)
-        return self._shown(namespace, key, await self._write(namespace, key, drafts.put_multi(raw)))
+        return self._shown(
+            namespace, key, await self._write(namespace, key, drafts.put_multi(raw, self._author))
+        )
 
     async def increment(self, namespace: str, key: str, by: int = 1) -> int:
         """Count up, or down; returns the total as this node knows it."""

@@ -29,8 +29,6 @@ RESERVE_BYTES_MAX = 32 * 1024 * 1024
 RESERVE_AUTHOR_ENTRIES = 16  # leases are few: a member, and what it serves and trains
 RESERVE_LEASE_MS = 300_000  # from now to the end of a lease that may use the reserve
 ID_DIGITS_MIN = 8  # hex digits of an ID that may stand for it
-
-
 ENTRY_MAX = BODY_MAX + 64  # bytes of an entry with its signature, at most
 
 
@@ -41,6 +39,8 @@ class Spaces:
     salt: bytes = b""
     replicas: dict[bytes, Replica] = field(default_factory=dict[bytes, Replica])
     on_new: Callable[[Replica], None] = lambda replica: None
+    _entries_at_most: int = ENTRIES_MAX  # held, and all for which there was room since the count
+    _size_at_most: int = BYTES_MAX
     _built_in: dict[str, Replica] = field(default_factory=dict[str, Replica])
 
     def __post_init__(self) -> None:
@@ -134,11 +134,15 @@ class Spaces:
         Nobody may hold more than is still free: one author alone takes half, also where a
         namespace's rules would let him have all.
         """
-        size = self.size
+        self._entries_at_most += 1
+        self._size_at_most += record.size
+        if _free(self._entries_at_most, self._size_at_most) >= self._entries_at_most:
+            return True  # without a count over all namespaces, for each entry that comes
+        size, held = self.size, self.entries
+        self._entries_at_most, self._size_at_most = held, size
         if old is not None:
             return size + record.size - old.size <= BYTES_MAX
-        held = self.entries
-        free = min(ENTRIES_MAX - held, (BYTES_MAX - size) // ENTRY_MAX)
+        free = _free(held, size)
         if free >= held:
             return True
         if free > 0 and free >= self._held_by(record.author):
@@ -178,3 +182,8 @@ def read_genesis(record: Record) -> Genesis | None:
         return None
     is_canonical = codec.encode(genesis) == raw
     return genesis if is_canonical and genesis.owner == record.author else None
+
+
+def _free(entries: int, size: int) -> int:
+    """How many entries more there is room for, if they are as large as they may be."""
+    return min(ENTRIES_MAX - entries, (BYTES_MAX - size) // ENTRY_MAX)

@@ -322,8 +322,9 @@ class Writer:
             replica = self._replicas[write.namespace]
             held = [*replica.at(write.key), *before.get(place, ())]
             try:
+                counts = partial(replica.counts, now_ms=now_ms)
                 made = self._own.draft(
-                    replica.genesis, replica.id, write.key, write.build, held, now_ms
+                    replica.genesis, replica.id, write.key, write.build, held, now_ms, counts
                 )
                 if made is None:
                     write.error = None

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from unittest import mock
 
 from crdt.entry import COUNTER, Counted, Dot, Record, Signed, is_signed, unseal
-from crdt.fault import AUTHOR_FAULTS_MAX, check
+from crdt.fault import AUTHOR_FAULTS_MAX, FAULTS_MAX, check
 from crdt.namespace import Genesis, Grant, Rules
 from crdt.replica import Replica
 from tests.unit.crdt_making import NOW_MS, Chain, dot, key_of
@@ -207,13 +207,22 @@ def shown(replica: Replica, now_ms: int) -> object:
     return views, replica.fingerprint(), replica.root()
 
 
-def converge(history: History, *, author_faults_max: int = AUTHOR_FAULTS_MAX) -> str:
+def converge(
+    history: History,
+    *,
+    author_faults_max: int = AUTHOR_FAULTS_MAX,
+    faults_max: int = FAULTS_MAX,
+) -> str:
     """Let replicas live through a history in parts and orders of their own, with doubles, and at
     different times; returns what is wrong at the end, or "".
 
     author_faults_max: with so many faulty chains an author is out; histories are short.
+    faults_max: so many proofs are kept.
     """
-    with mock.patch("crdt.fault.AUTHOR_FAULTS_MAX", author_faults_max):
+    with (
+        mock.patch("crdt.fault.AUTHOR_FAULTS_MAX", author_faults_max),
+        mock.patch("crdt.fault.FAULTS_MAX", faults_max),
+    ):
         return _converge(history)
 
 
@@ -268,7 +277,9 @@ def run(seed: int) -> str:
     if seed % 4 == 0:
         return permute(draw(seed, is_young=True, is_honest=True, listed=listed))
     history = draw(seed, is_young=seed % 5 == 0, is_honest=seed % 4 == 1, listed=listed)
-    return converge(history, author_faults_max=2 if seed % 7 == 0 else AUTHOR_FAULTS_MAX)
+    few = 2 if seed % 11 == 0 else FAULTS_MAX
+    many = 2 if seed % 7 == 0 else AUTHOR_FAULTS_MAX
+    return converge(history, author_faults_max=many, faults_max=few)
 
 
 def main(count: int, first: int = 0) -> None:

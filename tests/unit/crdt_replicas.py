@@ -42,7 +42,9 @@ def is_consistent(replica: Replica) -> None:
     assert {one.stamp for key in keys for one in replica.at(key)} == set(replica.records)
     for name in {one.chain for one in held}:
         own = [one for one in held if one.chain == name]
-        assert replica.chain_after(name, 0, 10**6) == sorted(own, key=lambda one: one.seq)
+        found = replica.chain_after(name, 0, 10**6)
+        assert [one.seq for one in found] == sorted(one.seq for one in own)
+        assert set(found) == set(own)
         assert replica.heads()[name].seq >= max(one.seq for one in own)
     authors = {one.author for one in held}
     assert replica.author_count == len(authors)

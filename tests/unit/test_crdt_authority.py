@@ -145,15 +145,36 @@ def test_what_a_revocation_does_not_keep_does_not_count_whatever_its_stamp() -> 
         assert found.counts(lost)
 
 
+def test_a_number_that_was_left_out_is_no_way_around_a_revocation() -> None:
+    owner, anna = chain(OWNER), chain(ANNA)
+    grant = owner.grant(Grant(key_of(ANNA)), ms=0)
+    hole = anna.fork()
+    anna.seq, anna.prev = 1_000_000, b"\1" * 32
+    kept = anna.put("a", grant=grant.id, ms=500)
+    revocation = owner.revoke(grant.id, [dot(kept)], ms=600)
+    found = authority(grant, kept, revocation)
+    assert found.counts(kept)
+    assert not found.counts(hole.put("b", grant=grant.id, ms=700))
+
+
+def test_a_second_revocation_does_not_let_stand_what_came_after_the_first() -> None:
+    owner, anna = chain(OWNER), chain(ANNA)
+    grant = owner.grant(Grant(key_of(ANNA)), ms=0)
+    kept = anna.put("a", grant=grant.id, ms=500)
+    revocation = owner.revoke(grant.id, [dot(kept)], ms=600)
+    found = authority(grant, kept, revocation, anna.put("b", grant=grant.id, ms=550))
+    assert found.dots_under(grant.id) == (dot(kept),)
+
+
 def test_several_revocations_keep_what_all_of_them_keep() -> None:
     owner, anna, bert = chain(OWNER), chain(ANNA), chain(BERT)
     first = owner.grant(Grant(key_of(ANNA), depth=1))
     second = anna.grant(Grant(key_of(BERT)), under=first.id)
     entries = [bert.put(f"k{number}", grant=second.id) for number in range(3)]
     found = authority(first, second, *entries)
-    found.add(anna.revoke(second.id, [dot(entries[1])], under=first.id))
+    found.add(anna.revoke(second.id, [dot(entries[1])], under=first.id, ms=100))
     assert [found.counts(one) for one in entries] == [True, True, False]
-    found.add(owner.revoke(second.id, [dot(entries[0])]))
+    found.add(owner.revoke(second.id, [dot(entries[0])], ms=100))
     assert [found.counts(one) for one in entries] == [True, False, False]
 
 

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crdt import fault
 from crdt.entry import REGISTER, Record, Signed
 from crdt.fault import (
     AUTHOR_FAULTS_MAX,
@@ -64,25 +65,22 @@ def test_a_follower_that_names_another_predecessor_cuts_before_it() -> None:
     assert proof(second, fork.put("b", 3)).cut == 2
 
 
-def test_a_stamp_that_does_not_grow_cuts_at_the_later_number() -> None:
+def test_a_stamp_that_does_not_grow_cuts_at_the_earlier_number() -> None:
     chain = Chain()
     first = chain.put("a", ms=1000)
     same = chain.write(REGISTER, "b", hlc=first.hlc, value=b"\x01")
-    assert proof(first, same).cut == 2
-    chain.put("a", ms=500)
-    assert proof(first, chain.put("b", ms=999)).cut == 4
+    assert proof(first, same).cut == 1
+    second = chain.put("a", ms=1500)
+    assert proof(second, chain.put("b", ms=1499)).cut == 3
     no_proof(first, chain.put("b", ms=1001))
 
 
-def test_a_counter_that_falls_cuts_at_the_later_number() -> None:
+def test_a_counter_that_falls_proves_nothing() -> None:
+    """Its author's last entry may have been collected."""
     chain = Chain()
     first = chain.count("hits", 5, 3)
-    chain.put("a")
-    assert proof(first, chain.count("hits", 4, 3)).cut == 3
-    assert proof(first, chain.count("hits", 5, 2)).cut == 4
-    no_proof(first, chain.count("hits", 5, 3))
-    no_proof(first, chain.count("other", 0, 0))
-    no_proof(first, chain.count("hits", 9, 9, (5, 3)))
+    no_proof(first, chain.count("hits", 4, 3))
+    no_proof(first, chain.count("hits", 0, 0))
 
 
 def test_a_wrong_signature_that_the_author_went_on_from_cuts_all() -> None:
@@ -172,6 +170,29 @@ def test_a_proof_does_not_touch_what_is_before_its_cut_nor_other_chains() -> Non
     assert not proofs.is_cut(Chain(instance=2).put("a"))
     proofs.put(forks(1, 1, at=1))
     assert all(proofs.is_cut(one) and proofs.is_out(one) for one in records)
+
+
+def test_proofs_of_many_authors_stay_few_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fault, "FAULTS_MAX", 3)
+    monkeypatch.setattr(fault, "AUTHOR_FAULTS_MAX", 2)
+    found = [forks(author, instance, at=2) for author in range(4) for instance in range(4)]
+    by_author = [sorted(one.chain for one in found[at : at + 4])[:2] for at in range(0, 16, 4)]
+    kept = sorted(one for part in by_author for one in part)[:3]
+    for order in (found, found[::-1], found[::3] + found[1::3] + found[2::3] + found):
+        proofs, gone = Proofs(), set[bytes]()
+        for one in order:
+            if proofs.put(one):
+                trimmed = proofs.trim()
+                gone |= {trimmed.chain} if trimmed is not None else set()
+            assert proofs.trim() is None
+        assert sorted(proofs.by_chain) == kept
+        assert gone.isdisjoint(kept)
+        out = {one.author for one in found if proofs.is_author_out(one.author)}
+        assert out == {one.author for one in found if _kept_of(one.author, found, kept) == 2}
+
+
+def _kept_of(author: bytes, found: list[Proven], kept: list[bytes]) -> int:
+    return sum(one.author == author and one.chain in kept for one in found)
 
 
 def test_an_author_of_many_faults_is_out_and_its_proofs_stay_few_in_any_order() -> None:

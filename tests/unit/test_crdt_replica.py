@@ -239,6 +239,17 @@ def test_a_quota_with_much_overwriting_stays_exact() -> None:
     is_consistent(replica)
 
 
+def test_what_was_deleted_elsewhere_is_told_of() -> None:
+    mine = chain()
+    gone, kept = mine.put("a"), mine.put("b")
+    replica = merged(gone, kept)
+    change = replica.forget([gone])
+    assert (change.dropped, change.keys) == ([gone], {"a"})
+    assert replica.forget([gone]).dropped == []
+    assert list(replica.records.values()) == [kept]
+    is_consistent(replica)
+
+
 def test_a_node_without_room_refuses_what_is_new_only() -> None:
     mine = chain()
     one = mine.put("a")

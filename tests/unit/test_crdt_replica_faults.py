@@ -2,6 +2,7 @@
 
 import pytest
 
+from crdt import fault
 from crdt import replica as replica_module
 from crdt.entry import REGISTER, Record, is_signed
 from crdt.fault import AUTHOR_FAULTS_MAX, Proven, judge
@@ -57,7 +58,7 @@ def test_a_fork_of_whoever_granted_is_told_of_all_keys_under_the_grant() -> None
     assert replica.view("b", NOW_MS) is None
 
 
-def test_links_clocks_and_counters_that_lie_are_found_on_merging() -> None:
+def test_links_and_clocks_that_lie_are_found_on_merging() -> None:
     mine = chain(1)
     first = mine.put("a", ms=10)
     skewed = mine.put("b", ms=10 - 5)
@@ -70,9 +71,6 @@ def test_links_clocks_and_counters_that_lie_are_found_on_merging() -> None:
     assert merged(one).merge(two, NOW_MS).fault is not None
     assert merged(two).merge(one, NOW_MS).fault is not None
     assert merged(two, broken.put("c")).merge(one, NOW_MS).fault is not None
-    counter = chain(3)
-    many, few = counter.count("k", 5), counter.count("k", 4)
-    assert merged(many).merge(few, NOW_MS).fault is not None
     far = chain(4)
     old = far.put("a", ms=0)
     far.put("x", ms=10)
@@ -163,6 +161,23 @@ def test_an_author_who_forks_again_and_again_loses_everything_and_is_refused() -
     is_consistent(replica)
 
 
+def test_what_a_forgotten_proof_cut_off_shows_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fault, "FAULTS_MAX", 1)
+    chains = sorted((chain(author) for author in range(2)), key=lambda one: one.id, reverse=True)
+    for one in chains:
+        one.put("before")
+    replica = Replica(SHORT)
+    for number, line in enumerate(chains):
+        fork = line.fork()
+        replica.merge(line.put(f"k{number}"), NOW_MS)
+        change = replica.merge(fork.put(f"other{number}"), NOW_MS)
+    assert list(replica.faults) == [chains[1].id]
+    assert change.keys >= {"k0", "other0", "k1", "other1"}
+    assert replica.view("k0", NOW_MS) is not None
+    assert replica.view("k1", NOW_MS) is None
+    is_consistent(replica)
+
+
 def test_thousands_of_twins_cost_no_more_than_their_signatures(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -184,6 +199,19 @@ def test_thousands_of_twins_cost_no_more_than_their_signatures(
     assert replica.faults[mine.id].cut == 2
     assert replica.view("first", NOW_MS) is not None
     assert replica.view("a0", NOW_MS) is None
+
+
+@pytest.mark.parametrize("step", [1, -1, 7])
+def test_twins_of_one_number_go_one_by_one(step: int) -> None:
+    mine = chain()
+    replica = merged(mine.put("first"))
+    twins = [mine.fork().put(f"k{number}") for number in range(20)]
+    for twin in twins:
+        replica.merge(twin, NOW_MS)
+    for index in range(20):
+        replica.drop(twins[index * step % 20])
+        is_consistent(replica)
+    assert len(replica.records) == 1
 
 
 def test_a_record_by_a_head_that_is_gone_still_tells_a_fork() -> None:

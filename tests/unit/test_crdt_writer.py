@@ -11,8 +11,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from crdt import drafts, writer
 from crdt.batch import Batch, News, NotAllowed, StoreFull
 from crdt.clock import ClockError, stamp
-from crdt.entry import VALUE_MAX, Record
-from crdt.fault import counted_of, judge
+from crdt.entry import REGISTER, VALUE_MAX, Record, counted_of
+from crdt.fault import judge
 from crdt.namespace import open_genesis
 from crdt.own import Draft
 from crdt.storage import StoreFailed
@@ -79,6 +79,26 @@ async def test_increments_in_one_commit_count_on_from_each_other(
     assert len(counts) == 4
     assert (counted_of(held).plus, counted_of(held).minus) == (7, 1)
     assert_one_chain(records_of(found))
+
+
+async def test_a_counter_that_counts_again_after_its_entry_was_collected_is_no_fault(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Whoever kept the old entry must not be able to accuse us with the new one."""
+    async with opened(tmp_path / "store.db") as store:
+        first = await store.writer.write(SPACE.id, "hits", drafts.increment(5))
+        await store.writer.write(SPACE.id, "hits", drafts.delete())
+        await trio.sleep(SPACE.rules.gc_ms / 1000 * 0.6)
+        store.writer.settle(store.replica, store.replica.pop_due(store.clock.wall_ms()))
+        assert [one.kind for one in store.replica.at("hits")] == [REGISTER]
+        second = await store.writer.write(SPACE.id, "hits", drafts.increment(1))
+        shown = store.replica.view("hits", store.clock.wall_ms())
+    assert first is not None
+    assert second is not None
+    assert first.chain == second.chain
+    assert judge(first, second) is None
+    assert shown is not None
+    assert shown.total == 1
 
 
 async def test_a_remove_sees_the_add_before_it_in_the_same_commit(
