@@ -24,14 +24,10 @@ from crdt.timeline import Timeline
 from crdt.tree import StateTree, faults_digest, state_root
 
 EXACT_MAX = 64  # records at a key up to which an old arrival is held to all of them at once
-LOOK_SHARE = (
-    8  # records per millisecond of pause: a key of 8,000 is looked at once a second, 2 % of
-)
-# a core, however its author spread the times at which they end
+LOOK_SHARE = 8  # records per millisecond of pause: a key of 8,000 is looked at once a second, 2 %
+# of a core, however its author spread the times at which they end
 LOOK_MAX = 1_000  # records looked at in one call, 15 ms if all go; the rest waits for the next
 _stamp = attrgetter("stamp")
-
-
 Room = Callable[[Record, Record | None, int], bool]  # for a record, in the place of another?
 
 

@@ -4,6 +4,7 @@ import shutil
 import sqlite3
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -324,7 +325,7 @@ async def test_a_store_on_a_full_disk_opens_serves_and_recovers(
     with sqlite3.connect(path) as db:  # a head that nothing needs, to be tidied at the start
         db.execute("DELETE FROM entry WHERE row = 2")
     db.close()
-    with pytest.raises(OSError, match="space"), ballast.open("wb", buffering=0) as file:
+    with suppress(OSError), ballast.open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
     with pytest.raises(StoreFailed, match="the disk is full"):
