@@ -16,7 +16,6 @@ import trio
 
 from crdt.batch import Batch, Group, News, Write, refusal
 from crdt.entry import Record
-from crdt.fault import Proven
 from crdt.kept_proofs import KeptProofs
 from crdt.namespace import Genesis
 from crdt.own import Build, OwnChains, Pending
@@ -94,13 +93,6 @@ class Writer:
         if batch.error is not None:
             raise batch.error
         return batch.news
-
-    def found(self, proven: Proven) -> None:
-        """Keep a proof that was made here, some time soon. If the disk does not take it, it is
-        found again.
-        """
-        self._group.batches.append(Batch(faults=[proven]))
-        self._wake.unpark()
 
     def keep(self, genesis: Genesis) -> None:
         """Put a namespace on the disk with the next commit, and so before its entries."""

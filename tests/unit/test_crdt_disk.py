@@ -145,19 +145,6 @@ async def test_a_fork_found_while_merging_is_proven_on_the_disk(
         assert store.kept.digests == {SPACE.id: {proven.chain: proven.digest}}
 
 
-async def test_a_proof_found_here_is_kept_without_waiting(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
-    proven = judge(Author().write("a"), Author(wall_ms=EPOCH_MS).write("b"))
-    assert proven is not None
-    async with opened(tmp_path / "store.db") as store:
-        store.writer.found(proven)
-        await trio.sleep(1)
-        assert store.replica.faults == {proven.chain: proven}
-    async with opened(tmp_path / "store.db") as store:
-        assert len(store.kept.faults) == 1
-
-
 async def test_the_time_of_the_last_sync_is_known_to_the_minute(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
@@ -225,10 +212,10 @@ async def test_namespaces_and_proofs_reach_the_disk_whatever_fails_before(
         store.gate.error = StoreFailed("disk I/O error")
         proven = judge(Author().write("a"), Author(wall_ms=EPOCH_MS).write("b"))
         assert proven is not None
-        store.writer.found(proven)
         store.writer.keep(SPACE)
         with pytest.raises(StoreFailed):
-            await store.put("a")
+            await store.writer.submit(Batch(faults=[proven]))
+        assert store.replica.faults == {proven.chain: proven}
         store.gate.error = None
         await trio.sleep(writer.PROBE_MAX_S)
         store.writer.keep(open_genesis("other"))
