@@ -14,7 +14,7 @@ import msgspec
 
 from crdt.aging import NEVER, Agenda, ends, is_expired, loser_end, own_end
 from crdt.authority import Authority
-from crdt.chains import Chains, Head, Quota
+from crdt.chains import Chains, Quota
 from crdt.entry import GRANT, Record, is_signed
 from crdt.fault import HIGHEST, WHOLE, Proofs, Proven, judge
 from crdt.fold import View, view_of
@@ -212,9 +212,13 @@ class Replica:
         """Yield all that is retained, the latest first."""
         return (self.records[stamp] for stamp in reversed(self.timeline))
 
-    def heads(self) -> dict[bytes, Head]:
-        """Return how far each chain was seen, also of those of which nothing is left, for a gc."""
-        return self._chains.heads()
+    def heads(self, after: bytes = b"", limit: int = LOOK_MAX) -> list[tuple[bytes, int]]:
+        """Return the next chains by name, and how far each was seen: also if nothing is left."""
+        return self._chains.heads(after, limit)
+
+    def seen(self, chain: bytes) -> int:
+        """Return how far a chain was seen: its highest seq, 0 of none."""
+        return self._chains.seen(chain)
 
     def chain_after(self, chain: bytes, seq: int, limit: int) -> list[Record]:
         """Return retained records of a chain beyond `seq`, in its order, `limit` at most."""

@@ -45,7 +45,7 @@ def is_consistent(replica: Replica) -> None:
         found = replica.chain_after(name, 0, 10**6)
         assert [one.seq for one in found] == sorted(one.seq for one in own)
         assert set(found) == set(own)
-        assert replica.heads()[name].seq >= max(one.seq for one in own)
+        assert replica.seen(name) >= max(one.seq for one in own)
     authors = {one.author for one in held}
     assert replica.author_count == len(authors)
     for author in authors:
