@@ -208,10 +208,6 @@ class Replica:
         """Return all that is retained at a key, the oldest first."""
         return tuple(sorted(self._keys.at(key), key=_stamp))
 
-    def latest(self) -> Iterator[Record]:
-        """Yield all that is retained, the latest first."""
-        return (self.records[stamp] for stamp in reversed(self.timeline))
-
     def heads(self, after: bytes = b"", limit: int = LOOK_MAX) -> list[tuple[bytes, int]]:
         """Return the next chains by name, and how far each was seen: also if nothing is left."""
         return self._chains.heads(after, limit)
