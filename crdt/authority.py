@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import msgspec
+
 from crdt.entry import GRANT, REVOKE, VALUE_MAX, Dot, Entry, Record
 from crdt.namespace import (
     GRANT_CHAINS_MAX,
@@ -146,6 +148,18 @@ class Authority:
                 return grant_id
         return None
 
+    def narrowed(self, author: bytes, wanted: Grant, now_ms: int) -> Grant:
+        """Return what an author wants to hand on, with what it leaves open (prefix, kinds, times)
+        as in the grant above it that allows this; as it is if none does.
+        """
+        for granted in self._grants.values():
+            if granted.grant.subject != author:
+                continue
+            fits = _narrowed(wanted, granted.grant)
+            if self.grant_for(author, GRANT, RULE_KEYS[GRANT], now_ms, grant=fits) is not None:
+                return fits
+        return wanted
+
     def is_revoked(self, grant_id: bytes) -> bool:
         """True if a revocation of a grant, or of one above it, counts."""
         seen: bytes | None = grant_id
@@ -250,6 +264,16 @@ def _is_within(lower: Grant, upper: Grant) -> bool:
         and not _kinds(lower) & ~_kinds(upper)
         and lower.not_before_ms >= upper.not_before_ms
         and (not ends_ms or 0 < lower.not_after_ms <= ends_ms)
+    )
+
+
+def _narrowed(lower: Grant, upper: Grant) -> Grant:
+    return msgspec.structs.replace(
+        lower,
+        prefix=lower.prefix or upper.prefix,
+        kinds=lower.kinds or upper.kinds,
+        not_before_ms=max(lower.not_before_ms, upper.not_before_ms),
+        not_after_ms=lower.not_after_ms or upper.not_after_ms,
     )
 
 

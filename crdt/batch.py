@@ -25,16 +25,21 @@ class NotAllowed(ShoalError):
     """The namespace does not let this node write that."""
 
     code = "not_allowed"
-    hint = "ask its owner for a grant: `shoal store ns grant`"
+    hint = "`shoal store ns grants NS` shows who may; its owner can `shoal store grant NS PEER`"
 
 
-def refusal(reason: str, key: str) -> ShoalError:
+def refusal(reason: str, key: str, write: str) -> ShoalError:
     """Return the error of a write of our own that the replica refuses, with its reason."""
     if reason == "future":
         return ClockError(f"{key!r} would be stamped too far ahead of this clock")
     if reason in ("full", "author_full"):
         return StoreFull(f"no room for {key!r}: {reason}")
-    return NotAllowed(f"{key!r} may not be written here: {reason}")
+    if reason != "policy":
+        return NotAllowed(f"{key!r} may not be written here: {reason}", hint="")
+    if write == "owner":
+        hint = "each writes its own keys here: a segment of the key is @ and your peer ID"
+        return NotAllowed(f"{key!r} is no key of this node", hint=hint)
+    return NotAllowed(f"the key {key!r} is kept for the rules here", hint="choose another")
 
 
 def closed() -> ShoalError | None:

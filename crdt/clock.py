@@ -6,6 +6,7 @@ Source: Kulkarni et al., "Logical Physical Clocks", 2014.
 """
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from wire.errors import ShoalError
 
@@ -29,6 +30,14 @@ def stamp(wall_ms: int) -> int:
 def wall_of(hlc: int) -> int:
     """Return the milliseconds of a stamp."""
     return hlc >> COUNTER_BITS
+
+
+def utc(wall_ms: int) -> str:
+    """Return a time as people read it; whoever set it may have set it to anything."""
+    try:
+        return datetime.fromtimestamp(wall_ms / 1000, UTC).isoformat(sep=" ", timespec="seconds")
+    except (OverflowError, ValueError, OSError):
+        return f"{wall_ms} ms"
 
 
 def is_future(hlc: int, now_ms: int, max_skew_ms: int = FUTURE_MAX_MS) -> bool:

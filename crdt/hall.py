@@ -31,7 +31,7 @@ from crdt.watch import Watchers
 from crdt.writer import Writer
 from wire import codec
 from wire.errors import BadMessage, ShoalError
-from wire.ids import PeerId, Signer
+from wire.ids import PeerId, Signer, public_key_of
 from wire.ports import Clock, Network, OffLoop
 from wire.threads import Threads
 
@@ -66,7 +66,7 @@ class Hall:
         pins: Pins,
     ) -> None:
         self._clock, self._path, self._pins = clock, Path(path), pins
-        self.spaces = Spaces(salt)
+        self.spaces = Spaces(salt, public_key_of(signer.peer))
         self.watchers = Watchers()
         self._cpu = off_loop or Threads()
         self._slow_disk = off_loop or Threads()
@@ -238,6 +238,7 @@ class Hall:
         """A namespace that the directory lists since now."""
         self.writer.keep(replica.genesis)
         self._follow(replica)
+        self.syncer.fill()
 
     def _follow(self, replica: Replica) -> None:
         """Listen to a namespace's channel; the built-in ones share one."""

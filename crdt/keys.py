@@ -71,6 +71,7 @@ class Keys:
             for key in self._fresh:
                 self._order.add(key.encode())
         self._fresh = set()
-        low, high = prefix.encode("ascii", "replace"), after.encode("ascii", "replace") + b"\0"
+        low = prefix.encode("utf-8", "surrogatepass")  # what is not ASCII sorts above all keys
+        high = after.encode("utf-8", "surrogatepass") + b"\0"
         found = self._order.between(max(low, high), low + _LAST)
         return [key.decode() for key in found]

@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from crdt.aging import is_expired
 from crdt.authority import Authority
+from crdt.clock import utc
 from crdt.entry import (
     BODY_MAX,
     GRANT,
@@ -137,9 +138,9 @@ class Verdict:
         what = "shows the given value" if self.is_present else "shows nothing"
         return (
             f"in the state {self.root.hex()} of the namespace, {self.key!r} {what} "
-            f"(leases held to {self.at_ms} ms)",
-            f"all {self.entries} entries behind this are signed by their authors and within the "
-            "rules that the namespace's ID commits to",
+            f"(leases held to {utc(self.at_ms)})",
+            f"each entry behind this, {self.entries} in all, is signed by its author and within "
+            "the rules that the namespace's ID commits to",
             "no entry, grant, revocation or proof of a fault of that state was kept back",
         )
 
@@ -149,7 +150,7 @@ class Verdict:
         return (
             "that what was written is true",
             f"that this is the newest state: {self.attester} says that it was its own at "
-            f"{self.attested_ms} ms, and may not have seen, or may have left out, later entries",
+            f"{utc(self.attested_ms)}, and may not have seen, or may have left out, later entries",
             *(() if self.is_root_given else ("that any other replica has had this state",)),
         )
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from crdt.entry import KINDS, Record
+from crdt.entry import KINDS, MULTI, REGISTER, Record
 from crdt.fold import View
 from crdt.shown import LogLine, Shown
 from wire import values
@@ -68,6 +68,7 @@ def log_line(record: Record, *, counts: bool) -> LogLine:
         entry.expires_ms,
         counts,
         record.size,
+        is_tombstone=record.is_tombstone and record.kind in (REGISTER, MULTI),
     )
 
 

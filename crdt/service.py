@@ -14,9 +14,17 @@ import trio
 
 from crdt import drafts
 from crdt.authority import RULE_KEYS
-from crdt.batch import StoreFull
+from crdt.batch import NotAllowed, StoreFull
 from crdt.clock import HLC_MAX
-from crdt.entry import ELEMENT_MAX, GRANT, REVOKE, VALUE_MAX, BlobRef, Record
+from crdt.entry import (
+    ELEMENT_MAX,
+    GRANT,
+    REVOKE,
+    VALUE_MAX,
+    BlobRef,
+    Record,
+    foreign_owner,
+)
 from crdt.hall import Hall
 from crdt.live import Channel
 from crdt.namespace import Genesis, Grant, Revoke, Rules, Write
@@ -34,6 +42,10 @@ from wire.ports import Clock, Item, Network, OffLoop
 T = TypeVar("T", Genesis, Grant)
 SYNC_INTERVAL_S = 30.0  # between syncs with a random peer; 1 round trip when nothing differs
 SYNC_ALL_AT_ONCE = 8  # syncs that `sync_all` leads at a time
+_REFUSED = {
+    GRANT: "no grant lets this node hand that on: no more than it has, with a smaller depth",
+    REVOKE: "a grant is revoked by the namespace's owner, or by who has the one it is under",
+}
 SALT_BYTES = 16
 
 
@@ -138,7 +150,7 @@ class StoreService(StoreReader):
         self, namespace: str, key: str, element: object, value: object | None = None
     ) -> Shown:
         """Add an element to a set; with a value, set a sub-key of a map."""
-        raw = self._encoded(key, element, ELEMENT_MAX)
+        raw = self._encoded(key, element, ELEMENT_MAX, "element")
         mapped = self._encoded(key, value, VALUE_MAX) if value is not None else None
         return self._shown(
             namespace, key, await self._write(namespace, key, drafts.add(raw, mapped))
@@ -146,7 +158,7 @@ class StoreService(StoreReader):
 
     async def remove(self, namespace: str, key: str, element: object) -> bool:
         """Take an element out, as far as its adds are known here; false if there is none."""
-        raw = self._encoded(key, element, ELEMENT_MAX)
+        raw = self._encoded(key, element, ELEMENT_MAX, "element")
         build = drafts.remove(raw, self._author)
         return await self._write(namespace, key, build) is not None
 
@@ -184,11 +196,16 @@ class StoreService(StoreReader):
         not_after_ms: int = 0,
         depth: int = 0,
     ) -> bytes:
-        """Let a peer write in a namespace whose writers are listed; returns the grant's ID."""
-        self._listed(namespace)
+        """Let a peer write in a namespace whose writers are listed; returns the grant's ID.
+
+        Who hands on what was granted leaves open what is to be as in that.
+        """
+        replica = self._listed(namespace)
         grant = _checked(
             Grant(public_key_of(subject), prefix, kinds, not_before_ms, not_after_ms, depth)
         )
+        if replica.genesis.owner != self._author:
+            grant = replica.authority.narrowed(self._author, grant, self._clock.wall_ms())
         build = self._rule(GRANT, codec.encode(grant))
         record = await self._write(namespace, RULE_KEYS[GRANT], build, for_grant=grant)
         assert record is not None, "a rule always writes"
@@ -260,6 +277,11 @@ class StoreService(StoreReader):
         for_revoked: bytes | None = None,
     ) -> Record | None:
         replica = self._hall.spaces.find(namespace)
+        if stranger := foreign_owner(key, self._author):
+            raise UsageError(
+                f"{key!r} belongs to {stranger!r}: this node may not write it",
+                hint="a key with a segment @PEER is written by that peer only",
+            )
         if replica.genesis.write == "list" and replica.genesis.owner != self._author:
             build = self._granted(replica, key, build, for_grant, for_revoked)
         return await self._hall.writer.write(replica.id, key, build)
@@ -272,7 +294,7 @@ class StoreService(StoreReader):
         for_grant: Grant | None,
         for_revoked: bytes | None,
     ) -> Build:
-        """Name the grant that allows an entry; without one the writer says that it may not be."""
+        """Name the grant that allows an entry. The draft raises NotAllowed if there is none."""
 
         def with_grant(held: Sequence[Record], chain: bytes) -> Draft | None:
             draft = build(held, chain)
@@ -287,6 +309,8 @@ class StoreService(StoreReader):
                 grant=for_grant,
                 revoked=for_revoked,
             )
+            if grant is None:
+                raise NotAllowed(_REFUSED.get(draft.kind, f"no grant lets this node write {key!r}"))
             return draft.under(grant)
 
         return with_grant
@@ -304,14 +328,14 @@ class StoreService(StoreReader):
             )
         return replica
 
-    def _encoded(self, key: str, value: object, limit: int) -> bytes:
+    def _encoded(self, key: str, value: object, limit: int, what: str = "value") -> bytes:
         try:
             raw = codec.encode(value)
         except (TypeError, ValueError, OverflowError) as error:
-            raise UsageError(f"the store cannot take the value of {key!r}: {error}") from error
+            raise UsageError(f"the store cannot take the {what} of {key!r}: {error}") from error
         if len(raw) > limit:
             raise UsageError(
-                f"the value of {key!r} takes {len(raw)} bytes, the limit is {limit}",
+                f"the {what} of {key!r} takes {len(raw)} bytes, the limit is {limit}",
                 hint="put it into a blob and store its CID",
             )
         return raw

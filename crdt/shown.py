@@ -32,7 +32,9 @@ class Shown:
 
 @dataclass(frozen=True)
 class LogLine:
-    """One entry that is retained. `counts`: whether readers see it or its effect."""
+    """One entry that is retained. `counts`: it is allowed and not cut off by a proof; readers see
+    it or its effect unless something later hides it. is_tombstone: it deletes the key.
+    """
 
     id: bytes
     author: PeerId
@@ -47,6 +49,7 @@ class LogLine:
     expires_ms: int
     counts: bool
     size: int
+    is_tombstone: bool = False
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ class Spaces:
     """All replicas of this node, by ID and by name."""
 
     salt: bytes = b""
+    own: bytes = b""  # who we are: of namespaces with one name, ours comes first
     replicas: dict[bytes, Replica] = field(default_factory=dict[bytes, Replica])
     on_new: Callable[[Replica], None] = lambda replica: None
     _entries_at_most: int = ENTRIES_MAX  # held, and all for which there was room since the count
@@ -77,7 +78,8 @@ class Spaces:
         return self._open(genesis)
 
     def find(self, name: str) -> Replica:
-        """Return whom a person means: a name, NAME@PEER, or hex digits of an ID.
+        """Return what a person means: a name, NAME@PEER, or hex digits of an ID. Of several with
+        one name, ours: so nobody gets in our way with a namespace of the same name.
 
         Raises NotFound, UsageError if several fit.
         """
@@ -93,11 +95,18 @@ class Spaces:
         is_id = len(name) >= ID_DIGITS_MIN and not set(name) - set("0123456789abcdef")
         if not fits and is_id:
             fits = [one for one in self.replicas.values() if one.id.hex().startswith(name)]
+        fits = [one for one in fits if one.genesis.owner == self.own] or fits
         if not fits:
             raise NotFound(f"no namespace is called {name!r}", hint="see `shoal store ns ls`")
         if len(fits) > 1:
-            names = ", ".join(f"{one.genesis.name}@{owner_of(one.genesis)}" for one in fits[:3])
-            raise UsageError(f"{name!r} fits {len(fits)} namespaces: {names}")
+            names = ", ".join(
+                f"{one.genesis.name}@{owner_of(one.genesis)} ({one.id.hex()[:16]})"
+                for one in fits[:3]
+            )
+            raise UsageError(
+                f"{name!r} fits {len(fits)} namespaces: {names}",
+                hint="say NAME@OWNER, or digits of the ID",
+            )
         return fits[0]
 
     def adopt(self, key: str, now_ms: int) -> str:

@@ -23,6 +23,7 @@ ANSWERS_MAX = 4  # requests of one peer at a time: it may lead three sessions wi
 # by chance, as it leaves), one request each. More are told that we are busy.
 YIELD_S = 0.5  # the peer with the larger ID lets the other lead; then usually nothing differs
 LED_S = 2.0  # since a request of a peer: its session with us goes on, and moves both ways
+FILL_S = 2.5  # from a new namespace to a sync that fills it: the session that brought it has ended
 JITTER = 0.25  # share of the interval, so that nodes that start together drift apart
 HURRY = 0.25  # share of the interval after a session that moved something: a swarm that was in two
 # pieces is whole again in log(n) of these steps
@@ -53,6 +54,7 @@ class Syncer:
         self._tried: dict[PeerId, float] = {}  # when a session with a peer began last
         self._leading: Counter[PeerId] = Counter()  # sessions with a peer that go on
         self._asked: dict[PeerId, float] = {}  # when a peer asked last
+        self._is_to_fill = trio.Event()
         self.totals = SyncReport()
         self.done = self.failed = 0
         self.refused: Counter[str] = Counter()  # requests that are no such
@@ -61,6 +63,10 @@ class Syncer:
     def clock_skew_ms(self) -> int:
         """How far this clock is ahead of the median of the peers'; 0 if fewer than 3 are known."""
         return self._exchange.clocks.skew_ms(self._clock.now())
+
+    def fill(self) -> None:
+        """There is a new namespace, of which only the others hold something: sync soon."""
+        self._is_to_fill.set()
 
     def peer_up(self, peer: PeerId) -> None:
         """Sync soon with a peer that has connected."""
@@ -148,7 +154,10 @@ class Syncer:
             moved = self.totals.entries_in + self.totals.entries_out
             interval_s = self._interval_s * (HURRY if moved > before else 1.0)
             before = moved
-            await trio.sleep(interval_s * self._rng.uniform(1 - JITTER, 1 + JITTER))
+            with trio.move_on_after(interval_s * self._rng.uniform(1 - JITTER, 1 + JITTER)):
+                await self._is_to_fill.wait()
+                self._is_to_fill = trio.Event()
+                await trio.sleep(FILL_S)
             peers = self._peers()
             if peers:
                 longest = min(peers, key=lambda peer: self._tried.get(peer, -math.inf))

@@ -324,7 +324,7 @@ class Writer:
                 reason = replica.refusal(made.shape, now_ms)
                 if reason:
                     self.refused[reason] += 1
-                    raise refusal(reason, write.key)
+                    raise refusal(reason, write.key, replica.genesis.write)
             except ShoalError as error:
                 write.error = error
                 continue

@@ -23,7 +23,7 @@ from shoal.blob_api import (
 )
 from shoal.channels import Channel, Message, Publish, Published, Subscribe
 from shoal.client import CALL_TIMEOUT_S, CONNECT_TIMEOUT_S, READ_BYTES, connect_unix
-from shoal.errors import ClientError, TimedOut
+from shoal.errors import HungUp, TimedOut
 from shoal.messages import api_error, decode_reply, encode_body, socket_path
 from shoal.rpc_api import RpcMethod
 from shoal.sse import Parser
@@ -114,7 +114,7 @@ class AsyncClient:
                     async for chunk in chunks:
                         yield chunk
             except (trio.BrokenResourceError, h11.RemoteProtocolError, OSError) as error:
-                raise ClientError(f"the daemon hung up: {error}") from error
+                raise HungUp("the daemon hung up") from error
 
     async def status(self) -> api.Status:
         """Return the daemon at a glance."""

@@ -25,7 +25,7 @@ from shoal.blob_api import (
     last_blob,
 )
 from shoal.channels import Channel, Message, Publish, Published, Subscribe
-from shoal.errors import ClientError, DaemonUnreachable, TimedOut
+from shoal.errors import DaemonUnreachable, HungUp, TimedOut
 from shoal.messages import api_error, decode_reply, encode_body, socket_path
 from shoal.rpc_api import RpcMethod
 from shoal.sse import Parser
@@ -122,7 +122,7 @@ class Client:
             except TimeoutError as error:
                 raise TimedOut(f"the daemon did not answer within {timeout_s:g} s") from error
             except (OSError, http.client.HTTPException) as error:
-                raise ClientError(f"the daemon hung up: {error}") from error
+                raise HungUp("the daemon hung up") from error
             if response.status >= 400:
                 raise api_error(response.status, data)
             return None if reply is None else decode_reply(data, reply)
@@ -149,7 +149,7 @@ class Client:
             except TimeoutError as error:
                 raise TimedOut(f"the daemon was silent for {timeout_s:g} s") from error
             except (OSError, http.client.HTTPException) as error:
-                raise ClientError(f"the daemon hung up: {error}") from error
+                raise HungUp("the daemon hung up") from error
 
     def status(self) -> api.Status:
         """Return the daemon at a glance."""

@@ -24,6 +24,19 @@ class DaemonUnreachable(ClientError):
     exit_code = 3
 
 
+class UsageError(ClientError):
+    """What was asked for cannot be."""
+
+    code = "usage"
+    exit_code = 2
+
+
+class HungUp(ClientError):
+    """The daemon stopped, or was killed, before its answer was complete."""
+
+    hint = "`shoal status` shows whether it runs, `shoal logs` may say why it stopped"
+
+
 class TimedOut(ClientError):
     """The daemon did not answer in time."""
 

@@ -46,6 +46,8 @@ def encode_body(body: object) -> bytes:
         return b"" if body is None else msgspec.json.encode(body)
     except UnicodeEncodeError as error:  # a file's name, for one
         raise ClientError(f"{error.object[:200]!a} is not UTF-8", hint="rename it") from error
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ClientError(f"this cannot be JSON: {error}") from error
 
 
 def decode_reply(data: bytes, type_: type[T]) -> T:

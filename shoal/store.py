@@ -13,7 +13,6 @@ import msgspec
 
 from shoal import store_asks as asks
 from shoal.messages import decode_reply
-from shoal.rpc_api import to_json
 from shoal.store_api import (
     DEFAULT,
     PAGE_MAX,
@@ -362,7 +361,7 @@ class AsyncStore:
 
 
 def _element(element: object) -> RemoveElement:
-    return RemoveElement(to_json(element))
+    return RemoveElement(asks.as_json(element))
 
 
 def _change(data: bytes) -> StoreChange:

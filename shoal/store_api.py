@@ -14,6 +14,8 @@ DEFAULT = "kv"  # the namespace of whoever names none: everybody in the swarm wr
 PAGE_MAX = 1000  # keys of one answer; a client asks again for more
 BYTES_MAX = 6_000_000  # of one value: base64 in JSON, it is a request of up to 8 MiB
 PROOF_MAX = 1024 * 1024  # bytes; a plain key takes 2 kB
+KEY_MAX = 256  # printable ASCII characters without space
+TTL_MAX_S = 365 * 86_400.0  # of a lease; what should stay longer is none
 
 
 class _Shape(msgspec.Struct, frozen=True):
@@ -106,8 +108,10 @@ class StoreTotal(_Shape, frozen=True):
 class StoreLine(_Shape, frozen=True):
     """One entry that is kept. chain: author and start of its daemon; seq: its number there.
 
-    counts: whether readers see it or its effect. kind: register, lease, multi, counter, add,
-    remove, grant or revoke.
+    kind: register, lease, multi, counter, add, remove, grant or revoke. value: of a counter, what
+    its chain has added and taken, and how much of both was there when the key was last deleted; of
+    grants and revocations, as docs/protocols/store.md has them. counts: false for what no reader
+    ever sees: not allowed any more, or of a chain that was caught. deleted: it deletes the key.
     """
 
     id: str
@@ -126,6 +130,7 @@ class StoreLine(_Shape, frozen=True):
     expires_ms: int
     counts: bool
     entry_bytes: int
+    deleted: bool = False
 
 
 class NewNamespace(_Shape, frozen=True):

@@ -1,13 +1,18 @@
 """The requests about the store: what the two clients send. No I/O."""
 
+import math
 import os
+import re
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 from urllib.parse import quote, urlencode
 
 from shoal.blob_api import BLOB_TIMEOUT_S
+from shoal.errors import UsageError
 from shoal.rpc_api import to_json
 from shoal.store_api import (
+    KEY_MAX,
+    TTL_MAX_S,
     AddElement,
     CheckProof,
     Grant,
@@ -34,6 +39,7 @@ R = TypeVar("R")
 ASK_TIMEOUT_S = 30.0  # seconds; a write is durable within milliseconds
 SYNC_TIMEOUT_S = 600.0  # a first sync may bring all there is
 _ROOT = "/v1/store"
+_KEY = re.compile(rf"[!-~]{{1,{KEY_MAX}}}")
 
 
 @dataclass(frozen=True)
@@ -49,13 +55,45 @@ class Ask(Generic[R]):
 
 def space_path(namespace: str, *more: str, **query: object) -> str:
     """Return the route of a namespace, or of what is in it."""
-    parts = [_ROOT, quote(namespace, safe=""), *(quote(each, safe="") for each in more)]
-    return "/".join(parts) + (f"?{urlencode(query)}" if query else "")
+    parts = [_ROOT, *(quote(each, safe="", errors="replace") for each in (namespace, *more))]
+    return "/".join(parts) + (f"?{urlencode(query, errors='replace')}" if query else "")
 
 
 def key_path(namespace: str, key: str, *more: str) -> str:
-    """Return the route of a key."""
+    """Return the route of a key. Raises UsageError for what is none."""
+    if not _KEY.fullmatch(key):
+        hint = f"a key is 1 to {KEY_MAX} printable ASCII characters without space"
+        raise UsageError(f"{key[:64]!a} is no key", hint=hint)
     return space_path(namespace, "keys", key, *more)
+
+
+def as_json(value: object) -> object:
+    """Return a value as JSON holds it. Raises UsageError for what would arrive otherwise."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float() if math.isfinite(value):
+            return value
+        case bytes():
+            return to_json(value)
+        case list() | tuple():
+            return [as_json(each) for each in cast(list[object], value)]
+        case dict() if all(isinstance(key, str) for key in cast(dict[object, object], value)):
+            return {key: as_json(each) for key, each in cast(dict[str, object], value).items()}
+        case _:
+            what = repr(value) if isinstance(value, float) else f"a {type(value).__name__}"
+            raise UsageError(
+                f"the store cannot hold {what}",
+                hint="it can: None, bool, int, finite float, str, bytes, lists, dicts by str",
+            )
+
+
+def _ttl(ttl_s: float | None) -> float | None:
+    if ttl_s is not None and not 0 < ttl_s <= TTL_MAX_S:
+        raise UsageError(
+            f"a lease of {ttl_s:g} s", hint=f"more than 0, at most {TTL_MAX_S / 3600:.0f} h"
+        )
+    return ttl_s
 
 
 def get(namespace: str, key: str) -> Ask[StoreItem]:
@@ -67,7 +105,7 @@ def put(
     namespace: str, key: str, value: object, ttl_s: float | None, *, multi: bool
 ) -> Ask[StoreItem]:
     """Ask to write a value."""
-    body = PutValue(to_json(value), ttl_s, multi)
+    body = PutValue(as_json(value), _ttl(ttl_s), multi)
     return Ask("PUT", key_path(namespace, key), StoreItem, body, BLOB_TIMEOUT_S)
 
 
@@ -75,7 +113,7 @@ def put_file(
     namespace: str, key: str, path: str | os.PathLike[str], ttl_s: float | None
 ) -> Ask[StoreItem]:
     """Ask to write a file, as seen from the caller's folder."""
-    body = PutFile(os.path.abspath(path), ttl_s)
+    body = PutFile(os.path.abspath(path), _ttl(ttl_s))
     return Ask("PUT", key_path(namespace, key, "file"), StoreItem, body, BLOB_TIMEOUT_S)
 
 
@@ -86,7 +124,7 @@ def increment(namespace: str, key: str, by: int) -> Ask[StoreTotal]:
 
 def add(namespace: str, key: str, element: object, value: object) -> Ask[StoreItem]:
     """Ask to put an element in."""
-    body = AddElement(to_json(element), to_json(value))
+    body = AddElement(as_json(element), as_json(value))
     return Ask("POST", key_path(namespace, key, "add"), StoreItem, body)
 
 

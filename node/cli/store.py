@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import click
@@ -120,9 +121,11 @@ def put(
     namespace: str,
     as_json: bool,
 ) -> None:
-    """Write VALUE at KEY: JSON if it is JSON, else text. Without it, or with -, standard input.
+    """Write VALUE at KEY: JSON if it is JSON, else text. Without it, or with -, the bytes of
+    standard input.
 
-    The last writer wins. What is over 2 KiB goes as a blob; bytes are {"$base64": "aGk="} in JSON.
+    The last writer wins, also over a counter or a set. What is over 2 KiB goes as a blob; bytes
+    are {"$base64": "aGk="} in JSON.
 
     \b
     Example:
@@ -152,11 +155,16 @@ def _given(value: str | None, path: str | None, *, string: bool) -> object:
         if value is None and os.isatty(0):
             raise click.UsageError("no VALUE; - reads standard input")
         return read_stdin(BYTES_MAX, _FILE_HINT)
+    return typed(value, string=string)
+
+
+def typed(text: str, *, string: bool) -> object:
+    """Return what was typed as a value or element. Raises UsageError."""
     if string:
-        return value
-    parsed = parse(value)
-    if value.startswith("-") and parsed == value:
-        raise click.NoSuchOption(value)  # `put KEY -5` is a value, `put KEY --jsn` a slip
+        return text
+    parsed = parse(text)
+    if text.startswith("-") and parsed == text:
+        raise click.NoSuchOption(text)  # `put KEY -5` is a value, `put KEY --jsn` a slip
     return parsed
 
 
@@ -220,7 +228,7 @@ def incr(context: Context, key: str, by: int, namespace: str, as_json: bool) -> 
     echo_json({"value": total}) if as_json else click.echo(total)
 
 
-@store.command()
+@store.command(context_settings={"ignore_unknown_options": True})
 @click.argument("key")
 @click.argument("element")
 @click.argument("value", required=False)
@@ -243,15 +251,15 @@ def add(
 
     Example: shoal store add workers/gpus ada '{"memory_gib": 24}'
     """
-    read = _text if string else parse
+    given = None if value is None else typed(value, string=string)
     item = context.client().store.add(
-        key, read(element), None if value is None else read(value), namespace=namespace
+        key, typed(element, string=string), given, namespace=namespace
     )
     if as_json:
         echo_json(with_base64(item))
 
 
-@store.command()
+@store.command(context_settings={"ignore_unknown_options": True})
 @click.argument("key")
 @click.argument("element")
 @click.option("--string", is_flag=True, help="Take ELEMENT as text, also if it is JSON.")
@@ -262,12 +270,7 @@ def remove(context: Context, key: str, element: str, string: bool, namespace: st
 
     Example: shoal store remove todo "buy milk"
     """
-    read = _text if string else parse
-    context.client().store.remove(key, read(element), namespace=namespace)
-
-
-def _text(value: str) -> object:
-    return value
+    context.client().store.remove(key, typed(element, string=string), namespace=namespace)
 
 
 @store.command()
@@ -300,7 +303,8 @@ def ls(context: Context, prefix: str, namespace: str, as_json: bool) -> None:
 def log(context: Context, prefix: str, limit: int, namespace: str, as_json: bool) -> None:
     """List the signed entries behind what is shown, the latest first.
 
-    Entries that something newer has replaced are gone. NOTE says which do not count.
+    Entries that something newer has replaced are gone. NOTE: "does not count" is what a revocation
+    or a proof against its author has ruled out.
 
     Example: shoal store log train/ --limit 20
     """
@@ -309,17 +313,39 @@ def log(context: Context, prefix: str, limit: int, namespace: str, as_json: bool
         for line in lines:
             echo_json(with_base64(line))
         return
-    echo_cut(
-        ("WRITTEN", "AUTHOR", "SEQ", "KIND", "KEY", "NOTE", "VALUE"), [_log_row(x) for x in lines]
-    )
+    now_ms = time.time() * 1000
+    rows = [_log_row(line, now_ms) for line in lines]
+    echo_cut(("WRITTEN", "AUTHOR", "SEQ", "KIND", "KEY", "NOTE", "VALUE"), rows)
+    if not rows:
+        click.echo("no entries", err=True)
 
 
-def _log_row(line: StoreLine) -> tuple[str, ...]:
-    words = [word(each) for each in (line.element, line.value) if each is not None]
-    note = "-" if line.counts else "does not count"
-    value = f"<blob {line.cid}>" if line.cid else plain("=".join(words)) or "-"
+def _log_row(line: StoreLine, now_ms: float) -> tuple[str, ...]:
+    if not line.counts:
+        note = "does not count"
+    elif line.deleted:
+        note = "deleted"
+    else:
+        note = "expired" if 0 < line.expires_ms <= now_ms else "-"
     author = line.name or short(line.author)
-    return when(line.written_ms), author, str(line.seq), line.kind, line.key, note, value
+    head = when(line.written_ms), author, str(line.seq), line.kind, line.key, note
+    return *head, plain(_log_value(line)) or "-"
+
+
+def _log_value(line: StoreLine) -> str:
+    """Return what an entry says; of a counter, what its chain has added and taken."""
+    if line.cid:
+        value = f"<blob of {size_text(line.blob_bytes)}, {line.cid}>"
+    elif line.deleted or line.kind == "remove" or (line.kind == "add" and line.value is None):
+        value = ""
+    elif line.kind == "counter":
+        plus, minus, plus_base, minus_base = [*line.value, 0, 0][:4]
+        value = f"+{plus - plus_base} -{minus - minus_base}"
+    else:
+        value = word(line.value)
+    if line.kind not in ("add", "remove"):
+        return value
+    return f"{word(line.element)}={value}" if value else word(line.element)
 
 
 @store.command()

@@ -1,5 +1,6 @@
 """The commands of the store about replicas, rules and copies of it."""
 
+import re
 import time
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +22,8 @@ from shoal.errors import ClientError
 from shoal.store_api import DEFAULT, Grant, Namespace, Synced
 
 DAY_S = 86_400.0
-GRANT_KINDS = ("register", "add", "remove", "counter", "multi", "lease", "grant")
+GRANT_KINDS = ("register", "add", "remove", "counter", "multi", "lease")
+_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 
 
 # --- replicas ----------------------------------------------------------------------------------
@@ -63,7 +65,7 @@ def _synced(one: Synced) -> tuple[str, ...]:
 @json_option
 @click.pass_obj
 def root(context: Context, namespace: str, all_: bool, as_json: bool) -> None:
-    """Print the state root: equal on two nodes if and only if they show the same.
+    """Print the state root: equal on two nodes if and only if they hold the same entries.
 
     Example: shoal store root --ns runs
     """
@@ -101,11 +103,13 @@ def ns() -> None:
     show_default=True,
     help="Who writes: everybody; every author keys with its own @PEER in them; whom you grant it.",
 )
-@click.option("--clock-bound", default="30s", show_default=True, metavar="TIME",
-              help="How far ahead an author's clock may be.")  # fmt: skip
-@click.option("--author-entries", default=10_000, show_default=True, type=int, metavar="N",
+@click.option("--clock-bound", default="30s", show_default=True, type=seconds, metavar="TIME",
+              help="How far ahead an author's clock may be: 1s to 10m.")  # fmt: skip
+@click.option("--author-entries", default=10_000, show_default=True, metavar="N",
+              type=click.IntRange(1, 1_000_000),
               help="Entries of one author; of more, the oldest fall off.")  # fmt: skip
-@click.option("--keep", default=7.0, show_default=True, type=float, metavar="DAYS",
+@click.option("--keep", default=7.0, show_default=True, metavar="DAYS",
+              type=click.FloatRange(1 / 24, 365),
               help="How long a deletion is remembered.")  # fmt: skip
 @json_option
 @click.pass_obj
@@ -113,7 +117,7 @@ def create(
     context: Context,
     name: str,
     write: str,
-    clock_bound: str,
+    clock_bound: float,
     author_entries: int,
     keep: float,
     as_json: bool,
@@ -122,10 +126,17 @@ def create(
 
     Example: shoal store ns create results --write list --keep 30
     """
+    if not _NAME.fullmatch(name):
+        raise click.BadParameter(
+            f"{name!r} is no name: a to z, 0 to 9, _ . -, a letter first, up to 64",
+            param_hint="NAME",
+        )
+    if not 1 <= clock_bound <= 600:
+        raise click.BadParameter("from 1s to 10m", param_hint="--clock-bound")
     found = context.client().store.create_namespace(
         name,
         write=write,
-        clock_bound_s=seconds(clock_bound),
+        clock_bound_s=clock_bound,
         author_entries=author_entries,
         keep_s=keep * DAY_S,
     )
@@ -195,12 +206,18 @@ def grants(context: Context, name: str, as_json: bool) -> None:
         echo_json(found)
         return
     heads = ("GRANT", "TO", "BY", "PREFIX", "KINDS", "FROM", "UNTIL", "DEPTH", "STATE")
-    echo_table(heads, [_grant(one) for one in found])
+    now_ms = time.time() * 1000
+    echo_table(heads, [_grant(one, now_ms) for one in found])
     if not found:
         click.echo("no grants; `shoal store grant NS PEER` makes one", err=True)
 
 
-def _grant(one: Grant) -> tuple[str, ...]:
+def _grant(one: Grant, now_ms: float) -> tuple[str, ...]:
+    state = "revoked" if one.revoked else "valid"
+    if not one.revoked and 0 < one.until_ms < now_ms:
+        state = "over"
+    elif not one.revoked and now_ms < one.from_ms:
+        state = "later"
     return (
         one.id[:16],
         one.subject_name or short(one.subject),
@@ -210,7 +227,7 @@ def _grant(one: Grant) -> tuple[str, ...]:
         when(one.from_ms) if one.from_ms else "-",
         when(one.until_ms) if one.until_ms else "-",
         str(one.depth),
-        "revoked" if one.revoked else "valid",
+        state,
     )
 
 
@@ -246,7 +263,8 @@ def grant(
     depth: int,
     as_json: bool,
 ) -> None:
-    """Let PEER write in NS, a namespace of yours (or what was granted to you); print the grant.
+    """Let PEER write in NS, a namespace of yours; print the grant. What was granted to you with a
+    depth you may hand on in the same way: no more than you have, and for no longer.
 
     Example: shoal store grant results bob --prefix bob/ --kinds register,add --until 48h
     """
@@ -255,6 +273,8 @@ def grant(
         if each not in GRANT_KINDS:
             raise click.BadParameter(f"{each!r} is none of {', '.join(GRANT_KINDS)}",
                                      param_hint="--kinds")  # fmt: skip
+    if until is not None and until <= max(start or 0, time.time() * 1000):
+        raise click.BadParameter("it would be over before it begins", param_hint="--until")
     found = context.client().store.grant(
         namespace,
         peer,

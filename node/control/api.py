@@ -22,6 +22,7 @@ STATUS = {
     "usage": 400,
     "unauthorised": 401,
     "forbidden": 403,
+    "not_allowed": 403,
     "not_found": 404,
     "unknown_method": 404,
     "method": 405,
@@ -37,9 +38,12 @@ STATUS = {
     "no_route": 503,
     "unhealthy": 503,
     "unavailable": 503,
+    "clock": 503,
     "deadline": 504,
     "disk": 507,
     "quota": 507,
+    "store_full": 507,
+    "store_failed": 507,
 }
 
 

@@ -288,6 +288,8 @@ def _check_file(path: Path) -> None:
 def _check_free(path: Path) -> None:
     if os.path.lexists(path):
         raise UsageError(f"{path} is there already", hint="name a new file")
+    if not path.parent.is_dir():
+        raise UsageError(f"there is no folder {path.parent}")
 
 
 def routes(api: Api, handlers: StoreRoutes) -> None:

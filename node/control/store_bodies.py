@@ -7,14 +7,14 @@ from msgspec import Meta
 
 from crdt.namespace import DAY_MS, GRANT_DEPTH_MAX, Name, Write
 from crdt.proof import PROOF_MAX
+from shoal.store_api import TTL_MAX_S
 
-TTL_MAX_S = 365 * 86_400.0  # of a lease; what should stay longer is none
 COUNT_MAX = 2**53  # of one step of a counter: what any JSON can hold
 
 _Ttl = Annotated[float, Meta(gt=0, le=TTL_MAX_S)]
 _Path = Annotated[str, Meta(min_length=1, max_length=4096)]  # what Linux takes
 _Peer = Annotated[str, Meta(min_length=1, max_length=128)]
-_GrantKind = Literal["register", "add", "remove", "counter", "multi", "lease", "grant"]
+_GrantKind = Literal["register", "add", "remove", "counter", "multi", "lease"]
 _Millis = Annotated[int, Meta(ge=0, le=2**53)]
 
 

@@ -54,6 +54,7 @@ class StoreViews:
             entry_bytes=line.size,
             expires_ms=line.expires_ms,
             counts=line.counts,
+            deleted=line.is_tombstone,
         )
 
     def namespace(self, info: NamespaceInfo) -> shapes.Namespace:

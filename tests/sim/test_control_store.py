@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from pathlib import Path
 from typing import cast
 
 import msgspec
@@ -9,6 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from crdt.batch import NotAllowed
 from crdt.entry import REGISTER, Record
 from crdt.live import News
 from crdt.reader import LIST_MAX
@@ -16,8 +18,16 @@ from crdt.service import StoreService
 from node.control.api import Api, Event, Events, Request
 from node.control.store import PAGE_BYTES, StoreRoutes, routes
 from protocols.blobs.service import BlobService
-from shoal.store_api import Grant, Named, Namespace, StoreChange, StoreItem, StorePage
-from tests.sim.replicas import Links, signer, start_store
+from shoal.store_api import (
+    Grant,
+    Named,
+    Namespace,
+    StoreChange,
+    StoreItem,
+    StoreLine,
+    StorePage,
+)
+from tests.sim.replicas import Links, SimClock, signer, start_store
 from tests.unit.crdt_making import Chain
 from wire import codec
 from wire.errors import BadMessage, NotFound, UsageError
@@ -152,6 +162,101 @@ async def test_a_namespace_and_its_grants_are_named_as_people_do(
             await call("POST", "ns/grants", body)
     with pytest.raises(UsageError, match="only a list of writers"):
         await call("POST", "kv/grants", {"peer": owner})
+
+
+async def test_a_namespace_of_anothers_with_our_name_is_in_nobodys_way(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    links = Links()
+    ours, theirs, third = [Caller(await start_store(nursery, links, one)) for one in (1, 2, 3)]
+    made = [cast(Namespace, await call("POST", "", {"name": "ns"})) for call in (ours, theirs)]
+    await trio.sleep(1)
+    assert [cast(Namespace, await call("GET", "ns")).id for call in (ours, theirs)] == [
+        one.id for one in made
+    ]
+    with pytest.raises(UsageError, match="fits 2 namespaces") as caught:
+        await third("GET", "ns")
+    assert "NAME@OWNER" in caught.value.hint
+    for one in made:
+        assert one.id[:16] in str(caught.value)
+
+
+async def test_a_namespace_that_a_sync_brings_is_filled_within_seconds(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    links = Links()
+    one = await start_store(nursery, links, 1)
+    await one.create_namespace("ns")
+    await one.put("ns", "k", 1)
+    two = await start_store(nursery, links, 2)
+    two.peer_up(signer(1).peer)
+    one.peer_up(signer(2).peer)
+    await trio.sleep(4)
+    assert two.get("ns", "k") is not None
+
+
+async def test_what_was_granted_is_handed_on_with_its_bounds_and_refusals_say_why(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    links = Links()
+    ann, bob, cyd = [Caller(await start_store(nursery, links, one)) for one in (1, 2, 3)]
+    name = f"ns@{signer(1).peer}"
+    await ann("POST", "", {"name": "ns", "write": "list"})
+    await trio.sleep(1)
+    until_ms = SimClock().wall_ms() + 3_600_000
+    bounds = {"prefix": "b/", "kinds": ["register"], "until_ms": until_ms, "depth": 1}
+    await ann("POST", "ns/grants", {"peer": signer(2).peer, **bounds})
+    await trio.sleep(1)
+    await bob("POST", f"{name}/grants", {"peer": signer(3).peer})
+    await trio.sleep(1)
+    handed = cast(list[Grant], await cyd("GET", f"{name}/grants"))[1]
+    assert (handed.prefix, handed.kinds, handed.until_ms, handed.depth) == (
+        "b/", ["register"], until_ms, 0
+    )  # fmt: skip
+    await cyd("PUT", f"{name}/keys/b%2Fc", {"value": 1})
+    with pytest.raises(NotAllowed, match="no grant lets this node write 'x'") as caught:
+        await cyd("PUT", f"{name}/keys/x", {"value": 1})
+    assert "`shoal store grant NS PEER`" in caught.value.hint
+    with pytest.raises(NotAllowed, match="hand that on"):
+        await bob("POST", f"{name}/grants", {"peer": signer(3).peer, "prefix": "x/"})
+    with pytest.raises(NotAllowed, match="revoked by"):
+        await cyd("DELETE", f"{name}/grants/{handed.id}")
+    with pytest.raises(NotAllowed, match="kept for the rules"):
+        await ann("PUT", "ns/keys/grant", {"value": 1})
+    await ann("POST", "", {"name": "mine", "write": "owner"})
+    with pytest.raises(NotAllowed, match="no key of this node") as caught:
+        await ann("PUT", "mine/keys/x", {"value": 1})
+    assert "your peer ID" in caught.value.hint
+
+
+async def test_a_log_tells_a_deletion_from_a_value_that_is_null(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    call = Caller(await start_store(nursery, Links(), 1))
+    await call("PUT", "kv/keys/k", {"value": None})
+    await call("PUT", "kv/keys/gone", {"value": 1})
+    await call("DELETE", "kv/keys/gone")
+    await call("POST", "kv/keys/set/add", {"element": 1})
+    lines = cast(list[StoreLine], await call("GET", "kv/log"))
+    assert {line.key: line.deleted for line in lines} == {"k": False, "gone": True, "set": False}
+
+
+async def test_no_key_begins_with_what_is_not_ascii(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    call = Caller(await start_store(nursery, Links(), 1))
+    await call("PUT", "kv/keys/%3Fquestion", {"value": 1})
+    assert cast(StorePage, await call("GET", "kv/keys", prefix="ü")).items == []
+    assert len(cast(StorePage, await call("GET", "kv/keys", after="?")).items) == 1
+    assert cast(StorePage, await call("GET", "kv/keys", after="ü")).items == []
+
+
+async def test_a_snapshot_goes_into_a_folder_that_is_there(
+    autojump_clock: MockClock, nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    call = Caller(await start_store(nursery, Links(), 1))
+    with pytest.raises(UsageError, match="no folder"):
+        await call("POST", "snapshot", {"path": str(tmp_path / "nowhere" / "copy.db")})
 
 
 async def test_any_key_that_the_store_takes_is_reached_by_its_path(

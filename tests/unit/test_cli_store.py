@@ -20,14 +20,29 @@ from tests.unit.fake_node import shoal
         ("put", "key", "value", "--file", "file"),
         ("put", "key", "--file", "/no/such/file"),
         ("put", "key", "value", "--ttl", "soon"),
+        ("put", "key", "value", "--ttl", "0"),
+        ("put", "key", "value", "--ttl", "9000h"),
+        ("put", "", "value"),
+        ("get", "two words"),
+        ("del", "k" * 257),
+        ("put", "key", "1e999"),
+        ("put", "key", "[1, 1e999]"),
+        ("add", "key", "--jsn"),
         ("put", "key", '{"$base64": "?"}'),
         ("incr", "key", "many"),
         ("log", "--limit", "0"),
         ("grant", "ns", "bob", "--kinds", "register,songs"),
+        ("grant", "ns", "bob", "--kinds", "grant"),
         ("grant", "ns", "bob", "--until", "soon"),
+        ("grant", "ns", "bob", "--until", "2020-01-01"),
+        ("grant", "ns", "bob", "--from", "2h", "--until", "1h"),
         ("grant", "ns", "bob", "--depth", "4"),
         ("ns", "create", "name", "--write", "nobody"),
         ("ns", "create", "name", "--clock-bound", "soon"),
+        ("ns", "create", "name", "--clock-bound", "1h"),
+        ("ns", "create", "name", "--keep", "0"),
+        ("ns", "create", "name", "--author-entries", "0"),
+        ("ns", "create", "Two Words"),
         ("verify", "/no/such/file", "--ns-id", "00" * 32),
         ("verify", "-", "--ns-id", "xyz"),
         ("verify", "-"),
@@ -45,7 +60,13 @@ async def test_usage_errors_are_exit_2_and_leave_no_trace(
 
 
 async def test_commands_that_need_the_daemon_say_how_to_start_it(tmp_path: Path) -> None:
-    for args in (("get", "key"), ("put", "key", "-5"), ("incr", "key", "-5"), ("watch",)):
+    for args in (
+        ("get", "key"),
+        ("put", "key", "-5"),
+        ("incr", "key", "-5"),
+        ("add", "key", "-5"),
+        ("watch",),
+    ):
         done = await shoal(tmp_path, "store", *args)
         assert (done.returncode, done.stdout) == (3, b"")
         assert b"start it with `shoal up`" in done.stderr

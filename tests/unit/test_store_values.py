@@ -1,6 +1,8 @@
 """Values of the store between people, JSON, and the entries that hold them."""
 
 import json
+import math
+from typing import Any
 
 import msgspec
 import pytest
@@ -8,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crdt.entry import VALUE_MAX
-from node.cli.store import parse
+from node.cli.store import _log_row, parse
 from node.cli.store_text import brief, lines, printed, terminal_text, when, word
 from node.control.store_values import SMALL_JSON, small, split
 from shoal.errors import ClientError
 from shoal.rpc_api import to_json
-from shoal.store_api import StoreItem, with_base64, with_bytes
-from shoal.store_asks import key_path, space_path
+from shoal.store_api import StoreItem, StoreLine, with_base64, with_bytes
+from shoal.store_asks import as_json, key_path, put, space_path
 from wire.errors import UsageError
 
 VALUES = st.recursive(
@@ -111,6 +113,48 @@ def test_others_values_do_not_speak_to_the_terminal() -> None:
     assert brief(item("register", "x\x1b]0;evil\x07\ny")) == "x?]0;evil??y"
     with pytest.raises(ClientError, match="3 bytes of no text"):
         terminal_text(b"\x00\xff\xfe")
+
+
+def test_what_a_log_shows_of_an_entry() -> None:
+    def row(kind: str, value: object, **more: Any) -> tuple[str, ...]:
+        line = StoreLine("00", "12D3", "ann", "00", 1, 1, 1, kind, "k", None, value, "", 0, 0,
+                         True, 100)  # fmt: skip
+        return _log_row(msgspec.structs.replace(line, **more), now_ms=1000)[-2:]
+
+    assert row("register", None) == ("-", "null")
+    assert row("register", None, deleted=True) == ("deleted", "-")
+    assert row("register", 1, counts=False) == ("does not count", "1")
+    assert row("lease", "x", expires_ms=999) == ("expired", "x")
+    assert row("lease", "x", expires_ms=1001) == ("-", "x")
+    assert row("counter", [5, 3, 1, 0]) == ("-", "+4 -3")
+    assert row("counter", [5, 3]) == ("-", "+5 -3")  # of somebody's who leaves out what is zero
+    assert row("add", None, element="e") == ("-", "e")
+    assert row("add", 0, element="e") == ("-", "e=0")
+    assert row("remove", None, element=[1]) == ("-", "[1]")
+    assert row("register", None, cid="bagaq", blob_bytes=10) == ("-", "<blob of 10 B, bagaq>")
+
+
+@pytest.mark.parametrize("value", [math.inf, [math.nan], {"a": -math.inf}, {1: 2}, {3}, object()])
+def test_what_would_arrive_as_something_else_is_not_sent(value: object) -> None:
+    with pytest.raises(ClientError, match="cannot hold") as caught:
+        put("kv", "key", value, None, multi=False)
+    assert (caught.value.code, caught.value.exit_code) == ("usage", 2)
+
+
+def test_a_tuple_is_a_list_and_its_bytes_are_bytes() -> None:
+    assert as_json((1, (b"hi",))) == [1, [{"$base64": "aGk="}]]
+
+
+@pytest.mark.parametrize("key", ["", "two words", "k" * 257, "ü", "\ud800", "k\n"])
+def test_what_is_no_key_has_no_path(key: str) -> None:
+    with pytest.raises(ClientError, match="is no key"):
+        key_path("kv", key)
+
+
+@pytest.mark.parametrize("ttl_s", [0.0, -1.0, math.inf, math.nan, 1e9])
+def test_a_lease_ends(ttl_s: float) -> None:
+    with pytest.raises(ClientError, match="a lease of"):
+        put("kv", "key", 1, ttl_s, multi=False)
 
 
 def test_an_authors_time_is_whatever_it_says() -> None:
