@@ -14,7 +14,7 @@ import msgspec
 
 from crdt.aging import NEVER, Agenda, ends, is_expired, loser_end, own_end
 from crdt.authority import Authority, revoked_by
-from crdt.chains import Chains, Head, Quota
+from crdt.chains import Chains, Quota
 from crdt.entry import GRANT, Record, is_signed
 from crdt.fault import HIGHEST, WHOLE, Proofs, Proven, judge
 from crdt.fold import View, view_of
@@ -29,8 +29,6 @@ LOOK_SHARE = 8  # records per millisecond of pause: a key of 8,000 is looked at 
 LOOK_MAX = 1_000  # records looked at in one call, 15 ms if all go; the rest waits for the next
 BELOW_MAX = 1000  # records of a namespace up to which what hangs on a grant is noted at once, 1 ms
 _stamp = attrgetter("stamp")
-
-
 Room = Callable[[Record, Record | None, int], bool]  # for a record, in the place of another?
 
 
@@ -203,13 +201,13 @@ class Replica:
         """Return all that is retained at a key, the oldest first."""
         return tuple(sorted(self._keys.at(key), key=_stamp))
 
-    def latest(self) -> Iterator[Record]:
-        """Yield all that is retained, the latest first."""
-        return (self.records[stamp] for stamp in reversed(self.timeline))
+    def heads(self, after: bytes = b"", limit: int = LOOK_MAX) -> list[tuple[bytes, int]]:
+        """Return the next chains by name, and how far each was seen: also if nothing is left."""
+        return self._chains.heads(after, limit)
 
-    def heads(self) -> dict[bytes, Head]:
-        """Return how far each chain was seen, also of those of which nothing is left, for a gc."""
-        return self._chains.heads()
+    def seen(self, chain: bytes) -> int:
+        """Return how far a chain was seen: its highest seq, 0 of none."""
+        return self._chains.seen(chain)
 
     def chain_after(self, chain: bytes, seq: int, limit: int) -> list[Record]:
         """Return retained records of a chain beyond `seq`, in its order, `limit` at most."""
