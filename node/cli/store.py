@@ -68,9 +68,14 @@ def get(
         _echo_all(item)
     elif item.cid:
         _no_terminal(out, f"a blob of {size_text(item.blob_bytes)}")
-        with output_file(out) as file:
-            for piece in pieces(client, item.cid, 0, None, ()):
-                file.write(piece)
+        try:
+            with output_file(out) as file:
+                for piece in pieces(client, item.cid, 0, None, ()):
+                    file.write(piece)
+        except ClientError as error:
+            author = plain(item.name) or short(item.author)
+            error.hint = error.hint or f"it rests with {author}, and with who fetched it before"
+            raise
     else:
         data = printed(item)
         if out is None and on_terminal():

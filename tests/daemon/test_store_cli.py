@@ -130,7 +130,7 @@ def test_what_is_not_there_or_not_allowed_fails_with_a_reason(two: list[Daemon])
         (("get", "x", "--ns", "nowhere"), 1, "no namespace is called 'nowhere'"),
         (("watch", "--ns", "nowhere"), 1, "no namespace is called 'nowhere'"),
         (("put", "two words", "x"), 2, "two words"),
-        (("put", f"mine/@{bob.client.id().peer}", "x"), 2, "may not write the key of"),
+        (("put", f"mine/@{bob.client.id().peer}", "x"), 2, "this node may not write it"),
         (("put", "x", "1", "--file", "y"), 2, "not both"),
         (("put", "x", "--file", "/no/such/file"), 2, "cannot read"),
         (("put", "x", "y", "--multi", "--ttl", "5s"), 2, "a lease cannot be"),
