@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 import trio
 
+from crdt.change import Change
 from crdt.clock import ClockError
 from crdt.entry import Record
 from crdt.fault import Proven
 from crdt.own import Build
-from crdt.replica import Change
 from crdt.storage import StoreFailed
 from wire.errors import ShoalError
 

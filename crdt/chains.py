@@ -198,33 +198,29 @@ class Quota:
     def __init__(self, limit: int, *, is_for_rules: bool) -> None:
         self.limit = limit
         self._is_for_rules = is_for_rules
-        self._held: dict[bytes, int] = {}
+        self.held: dict[bytes, int] = {}  # entries of each author
         self._oldest: dict[bytes, list[bytes]] = {}  # heaps of stamps, of those near the limit
-
-    def held_by(self, author: bytes) -> int:
-        """Count the entries of an author."""
-        return self._held.get(author, 0)
 
     def add(self, record: Record) -> None:
         """Count a record."""
-        self._held[record.author] = self._held.get(record.author, 0) + 1
+        self.held[record.author] = self.held.get(record.author, 0) + 1
         if self._oldest and record.author in self._oldest:
             heapq.heappush(self._oldest[record.author], record.stamp)
 
     def remove(self, record: Record) -> None:
         """Count a record no more."""
-        left = self._held[record.author] - 1
+        left = self.held[record.author] - 1
         if left:
-            self._held[record.author] = left
+            self.held[record.author] = left
         else:
-            del self._held[record.author]
+            del self.held[record.author]
         if left <= self.limit // 2:
             self._oldest.pop(record.author, None)
 
     def oldest(self, author: bytes, records: dict[bytes, Record], chains: Chains) -> bytes:
         """Return the smallest stamp of an author. Cost: once linear, then a step of a heap."""
         heap = self._oldest.get(author)
-        if heap is None or len(heap) > 2 * self._held[author] + SLACK:
+        if heap is None or len(heap) > 2 * self.held[author] + SLACK:
             heap = [
                 record.stamp
                 for record in chains.of_author(author)
@@ -238,4 +234,4 @@ class Quota:
 
     def is_over(self, author: bytes) -> bool:
         """True if an author has too much."""
-        return self._held[author] > self.limit
+        return self.held[author] > self.limit

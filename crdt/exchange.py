@@ -11,14 +11,15 @@ import msgspec
 import trio
 
 from crdt import answers, wire
-from crdt.absence import Absence
+from crdt.absence import NEVER_SYNCED_MS, Absence
 from crdt.clock import wall_of
 from crdt.entry import Record, Signed, is_signed
 from crdt.fault import Fault
 from crdt.holding import Holding
 from crdt.intake import follows
+from crdt.lane import Lane
 from crdt.namespace import Rules
-from crdt.ranges import Give, Settle, Take, TakeProofs
+from crdt.ranges import Give, Settle, Take, TakeProofs, Turn
 from crdt.reconcile import lead
 from crdt.replica import Replica
 from crdt.shown import SyncReport
@@ -31,11 +32,10 @@ T = TypeVar("T")
 
 REQUEST_S = 15.0  # for one answer; the other side may be checking 1,000 signatures and syncing disk
 SESSION_S = 120.0  # for a session: a slow peer holds one of our workers no longer
+TURN_S = 30.0  # to wait until another session has pulled what we lack: what it brings need not come
+# twice, but one that is slow, or drags, does not keep others from bringing it
 SESSION_BYTES_MAX = 64 * 1024 * 1024  # both ways
 ROUND_TRIPS_MAX = 2_000  # of one session. Where it is cut, the next one goes on
-LANE_BYTES = 128 * 1024  # of entries in one message: more will follow
-LANE_S = 2.0  # without news from the peer in the lane: another may have it
-LANE_MAX_S = 60.0  # then another may have it anyway, whatever its holder brings
 PEERS_MAX = 1024  # whose clocks are remembered; when full, the oldest goes
 WORK_S = (
     10.0  # seconds of our event loop that a peer may use at once: to compare 100k entries takes
@@ -133,30 +133,6 @@ class Shares:
 
 
 @dataclass
-class Lane:
-    """Which peer brings much now. What several have for a newcomer is mostly the same, so the
-    others are told to come again; with little they come in at any time.
-    """
-
-    _peer: PeerId | None = None
-    _since: float = 0.0
-    _until: float = 0.0
-
-    def enter(self, peer: PeerId, entries: list[Signed], now: float) -> None:
-        """Raise Busy if a peer brings much while another does."""
-        if wire.net_size(entries) < LANE_BYTES or peer == self._peer:
-            return
-        if now < min(self._until, self._since + LANE_MAX_S):
-            raise Busy("another peer brings much at the moment")
-        self._peer, self._since, self._until = peer, now, now + LANE_S
-
-    def renew(self, peer: PeerId, now: float) -> None:
-        """Note that a peer has brought news: it keeps the lane a little longer."""
-        if peer == self._peer:
-            self._until = now + LANE_S
-
-
-@dataclass
 class Exchange:
     """Leads sessions and answers requests. Keeps what the replicas refused lately, and clocks."""
 
@@ -166,6 +142,7 @@ class Exchange:
     off_loop: OffLoop
     clocks: Clocks = field(default_factory=Clocks)
     shares: Shares = field(default_factory=Shares)
+    turn: trio.Lock = field(default_factory=trio.Lock)  # of the session that pulls chains
     lane: Lane = field(default_factory=Lane)
     _holdings: dict[bytes, Holding] = field(default_factory=dict[bytes, Holding])
 
@@ -176,8 +153,12 @@ class Exchange:
         absence = Absence(self.clock.wall_ms(), self.store.quiet_ms())
         session = _Session(self, peer, report, absence)
         is_whole = False
-        with trio.move_on_after(SESSION_S):
-            is_whole = await session.run()
+        try:
+            with trio.move_on_after(SESSION_S):
+                is_whole = await session.run()
+        finally:
+            if session.has_turn:
+                self.turn.release()
         if is_whole and absence.is_ended:
             self.store.on_synced(peer)
         return is_whole
@@ -200,7 +181,9 @@ class Exchange:
         now = self.clock.now()
         self.shares.charge(peer, now - started, now)
         if isinstance(request, wire.Hello):
-            return msgspec.structs.replace(answer, quiet_ms=self.store.quiet_ms())
+            is_whole = not self.turn.locked()  # what we pull now, nobody else need push
+            quiet_ms = self.store.quiet_ms() if is_whole else NEVER_SYNCED_MS
+            return msgspec.structs.replace(answer, quiet_ms=quiet_ms)
         if not records:
             return answer
         entries = await self.fit_to_send(request.namespace, records)
@@ -228,7 +211,7 @@ class Exchange:
         if news:
             self.lane.renew(peer, self.clock.now())
         holding = self.holdings().get(namespace)
-        if holding is not None:
+        if holding is not None and news < len(entries):
             now = self.clock.now()
             for stamp in map(wire.stamp_of, entries):
                 if stamp not in holding.replica.records:
@@ -285,6 +268,7 @@ class _Session:
     absence: Absence
     moved: int = 0
     pending: Take | None = None
+    has_turn: bool = False
 
     async def run(self) -> bool:
         """Return True at the end of the session, False where it is cut."""
@@ -307,6 +291,9 @@ class _Session:
                     await exchange.store.take_faults(namespace, proofs)
                 case Settle():
                     await self._take_pending()
+                case Turn():
+                    await self._take_pending()
+                    await self._wait_for_turn()
                 case Give(namespace, records, proofs):
                     records = self._not_gone(namespace, records)
                     entries = await exchange.fit_to_send(namespace, records)
@@ -321,6 +308,12 @@ class _Session:
             if self.moved > SESSION_BYTES_MAX or self.report.round_trips >= ROUND_TRIPS_MAX:
                 await self._take_pending()
                 return False
+
+    async def _wait_for_turn(self) -> None:
+        if not self.has_turn:
+            with trio.move_on_after(TURN_S):
+                await self.exchange.turn.acquire()
+                self.has_turn = True
 
     async def _ask(self, request: wire.Request) -> wire.Answer:
         """Send a request while what is pending is taken."""

@@ -16,13 +16,14 @@ import trio
 from crdt import storage
 from crdt.absence import NEVER_SYNCED_MS, is_away
 from crdt.batch import Batch, News
+from crdt.change import Change
 from crdt.entry import GRANT, Record, Signed, is_signed
 from crdt.fault import FAULT_MAX, Fault, Proven, check, fault_decoder
 from crdt.intake import LATER, Deferred, proven
 from crdt.live import Channel, Live, topic_of
 from crdt.pins import Pins
 from crdt.proof import shown_records
-from crdt.replica import Change, Replica
+from crdt.replica import Replica
 from crdt.shown import StoreStats
 from crdt.spaces import Spaces
 from crdt.storage import StoreFailed
@@ -40,6 +41,7 @@ FAULTS_MAX = 10_000  # proofs of faults of all namespaces, 1 to 8 kB each: whoev
 # and proves their faults must not fill the disk
 INLINE_MAX = 4  # entries checked on the loop, 60 us each; more go to a thread
 HASHES = 300  # keys that a state tree hashes in one turn of the loop, ahead of need: 2 ms
+CALM_CHANGES = 1000  # a second: of more, hashing waits, as a large batch is cheaper for each key
 TURNS_MAX = 50  # of looking or hashing for one namespace, then it is the next one's time
 PAUSE_S = 0.005  # between two, for others
 ADOPT_SLICE = 100  # keys of the directory between turns of the event loop: 3 ms
@@ -94,9 +96,11 @@ class Hall:
         async with self.writer.open() as kept, trio.open_nursery() as nursery:
             for genesis in kept.geneses:
                 self.spaces.restore(genesis)
-            self._restore_faults(await self._cpu(lambda: _checked_faults(kept.faults)))
+            faults = await self._cpu(lambda: _checked_faults(kept.faults))
+            self._restore_faults(faults)
             self._pause()
-            self._pins.note([], await self.writer.load())
+            has_proofs = len(faults) == len(kept.faults)
+            self._pins.note([], await self.writer.load(has_proofs=has_proofs))
             self.is_loaded = True
             if self.writer.damaged:
                 log.warning("store.damaged rows=%d, deleted", self.writer.damaged)
@@ -307,6 +311,7 @@ class Hall:
         self._is_off = is_off
 
     async def _keep_house(self) -> None:
+        versions: dict[bytes, int] = {}
         while True:
             await trio.sleep(HOUSEKEEPING_S)
             now_ms = self._clock.wall_ms()
@@ -319,7 +324,9 @@ class Hall:
                         break
                     await trio.sleep(PAUSE_S)
                     self._settle(replica, replica.pop_due(now_ms))
-                await self.hash_ahead(replica, TURNS_MAX)
+                before, versions[replica.id] = versions.get(replica.id, 0), replica.version
+                if replica.version <= before + CALM_CHANGES:
+                    await self.hash_ahead(replica, TURNS_MAX)
             due, self._again = (
                 [*self._again, *self._deferred.due(now_ms, self.spaces.max_skew_ms)],
                 [],

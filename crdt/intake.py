@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from crdt.entry import Record, Signed, is_signed, unseal
+from crdt.fault import prev_of
 from wire.errors import BadMessage
 
 DEFERRED_MAX = 1000  # entries from the future, or whose grant is not here yet; 4 MB at most
@@ -35,7 +36,7 @@ def follows(after: Record, before: Record) -> bool:
         after.chain == before.chain
         and after.seq == before.seq + 1
         and after.namespace == before.namespace
-        and after.entry.prev == before.link
+        and prev_of(after) == before.link
     )
 
 

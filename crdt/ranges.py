@@ -61,6 +61,13 @@ class Settle:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """Wait, not for ever, while another session of ours pulls whole chains: it may bring the same.
+    Ours is the turn until the end of the session.
+    """
+
+
+@dataclass(frozen=True)
 class Give:
     """Push these, but for those whose signature turns out to be wrong."""
 
@@ -69,7 +76,7 @@ class Give:
     proofs: list[Fault]
 
 
-Effect = Request | Take | TakeProofs | Settle | Give
+Effect = Request | Take | TakeProofs | Settle | Turn | Give
 Steps = Generator[Effect, Answer | None, T]
 
 
@@ -101,9 +108,10 @@ class _Asked:
 
 @dataclass
 class Gifts:
-    """What is to be pushed, each entry once in a session."""
+    """What is to be pushed, each entry once in a session; nothing is added while it is shut."""
 
     holding: Holding
+    is_shut: bool = False
     _given: set[bytes] = field(default_factory=set[bytes])
     _waiting: list[bytes] = field(default_factory=list[bytes])
 
@@ -112,7 +120,7 @@ class Gifts:
 
     def add(self, stamps: list[bytes]) -> None:
         """Note what the other lacks."""
-        fresh = [stamp for stamp in stamps if stamp not in self._given]
+        fresh = [stamp for stamp in stamps if not self.is_shut and stamp not in self._given]
         self._given.update(fresh)
         self._waiting += fresh
 

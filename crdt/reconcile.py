@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from crdt import answers
+from crdt.absence import NEVER_SYNCED_MS
 from crdt.entry import GRANT, Record
 from crdt.holding import NEWEST, Holding, shorts
-from crdt.ranges import Descent, Gifts, Give, Settle, Span, Steps, Take, TakeProofs, expect
+from crdt.ranges import Descent, Gifts, Give, Settle, Span, Steps, Take, TakeProofs, Turn, expect
 from crdt.timeline import END, START, short
 from crdt.wire import (
     GRANTS_MAX,
@@ -64,7 +65,8 @@ def lead(holdings: Mapping[bytes, Holding], nonce: bytes, now_ms: Callable[[], i
                 raise BadMessage("a namespace that was not asked for, or twice")
             left.remove(standing.prefix)
             holding = by_prefix[standing.prefix]
-            leader = _Leader(holding, nonce, now_ms, Gifts(holding))
+            is_new = answer.quiet_ms == NEVER_SYNCED_MS
+            leader = _Leader(holding, nonce, now_ms, Gifts(holding), is_new)
             yield from leader.run(standing)
 
 
@@ -76,6 +78,7 @@ class _Leader:
     nonce: bytes
     now_ms: Callable[[], int]
     gifts: Gifts
+    is_new: bool  # the other has never finished a sync: it leads one by itself
 
     @property
     def id(self) -> bytes:
@@ -89,6 +92,9 @@ class _Leader:
             yield Settle()
         is_cold = self._is_cold(standing)
         if is_cold:
+            yield Turn()
+            is_cold = self._is_cold(standing)
+        if is_cold:
             yield from self._chains()
         descent = Descent(self.holding, self.nonce, self.gifts)
         for is_first in (not is_cold, False):
@@ -98,6 +104,8 @@ class _Leader:
                 if again is None:
                     return
                 standing = again
+            here, there = len(self.holding.replica.timeline), standing.whole.count
+            self.gifts.is_shut = self.is_new and here > there + COLD_ENTRIES
             spans = descent.differing(Span(START, END), standing.whole)
             newest = self._newest(spans) if is_first else spans
             yield from descent.settle(newest)

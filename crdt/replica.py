@@ -7,14 +7,13 @@ docs/protocols/store.md, Merge and Faults.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from operator import attrgetter
-
-import msgspec
 
 from crdt.aging import NEVER, Agenda, ends, is_expired, loser_end, own_end
 from crdt.authority import Authority, revoked_by
 from crdt.chains import Chains, Quota
+from crdt.change import Change, Room, always
 from crdt.entry import GRANT, Record, is_signed
 from crdt.fault import HIGHEST, WHOLE, Proofs, Proven, judge
 from crdt.fold import View, view_of
@@ -29,23 +28,6 @@ LOOK_SHARE = 8  # records per millisecond of pause: a key of 8,000 is looked at 
 LOOK_MAX = 1_000  # records looked at in one call, 15 ms if all go; the rest waits for the next
 BELOW_MAX = 1000  # records of a namespace up to which what hangs on a grant is noted at once, 1 ms
 _stamp = attrgetter("stamp")
-Room = Callable[[Record, Record | None, int], bool]  # for a record, in the place of another?
-
-
-def always(_record: Record, _old: Record | None, _now_ms: int) -> bool:
-    """Return that there is room: no limit but the namespace's own."""
-    return True
-
-
-class Change(msgspec.Struct):
-    """What a call has changed. keys: those that may show something else now. fault: a proof that
-    was new here; it is to be kept and spread.
-    """
-
-    is_added: bool = False
-    dropped: list[Record] = []
-    keys: set[str] = msgspec.field(default_factory=set[str])
-    fault: Proven | None = None
 
 
 class Replica:
@@ -111,21 +93,18 @@ class Replica:
         Blocking: about 6 µs; 100 more per signature where a contradiction shows, at most four.
         """
         change = Change()
-        if record.stamp in self.records or self._proofs.is_out(record):
-            return change
-        self._accuse(record, change)
-        old = self._keys.at_place(record)
-        if self._proofs.is_out(record) or (old is not None and old.stamp > record.stamp):
-            return change
-        if old is not None:
-            self._forget(old, change)
-        elif self._is_overflow(record):
-            return change
-        self._insert(record, change, old)
-        quota = self._quota_of(record)
-        if quota.is_over(record.author):
-            oldest = quota.oldest(record.author, self.records, self._chains)
-            self._drop_all([self.records[oldest]], change)
+        self._take(record, change, is_judged=False)
+        return change
+
+    def restore(self, records: Iterable[Record], *, is_judged: bool) -> Change:
+        """Take back records that were retained before; what is not any more is `dropped` (3 µs).
+
+        is_judged: the proofs of their contradictions are here already, so none is looked for.
+        """
+        change = Change()
+        for record in records:
+            if not self._take(record, change, is_judged=is_judged):
+                change.dropped.append(record)
         return change
 
     def merge_fault(self, proven: Proven) -> Change:
@@ -215,7 +194,7 @@ class Replica:
 
     def held_by(self, author: bytes) -> int:
         """Count the retained records of an author."""
-        return self._quota.held_by(author) + self._rule_quota.held_by(author)
+        return self._quota.held.get(author, 0) + self._rule_quota.held.get(author, 0)
 
     @property
     def author_count(self) -> int:
@@ -234,6 +213,30 @@ class Replica:
         """Return the state root, 32 bytes: all that is retained, and all proofs."""
         return state_root(self.id, self.tree.root(), self._faults_digest())
 
+    # --- inside --------------------------------------------------------------------------------
+
+    def _take(self, record: Record, change: Change, *, is_judged: bool) -> bool:
+        """Retain a record if it is the latest at its place and its author has room for it."""
+        if record.stamp in self.records or self._proofs.is_out(record):
+            return False
+        if not is_judged:
+            self._accuse(record, change)
+            if self._proofs.is_out(record):
+                return False
+        old = self._keys.at_place(record)
+        if old is not None:
+            if old.stamp > record.stamp:
+                return False
+            self._forget(old, change)
+        elif self._is_overflow(record):
+            return False
+        self._insert(record, change, old)
+        quota = self._quota_of(record)
+        if quota.is_over(record.author):
+            oldest = quota.oldest(record.author, self.records, self._chains)
+            self._drop_all([self.records[oldest]], change)
+        return True
+
     def _ids_at(self, key: str) -> list[bytes]:
         return [record.id for record in self._keys.at(key)]
 
@@ -242,8 +245,8 @@ class Replica:
 
     def _is_overflow(self, record: Record) -> bool:
         """True if its author has enough that is newer."""
-        quota = self._quota_of(record)
-        if quota.held_by(record.author) < quota.limit:
+        quota = self._quota if record.kind < GRANT else self._rule_quota
+        if quota.held.get(record.author, 0) < quota.limit:
             return False
         return record.stamp < quota.oldest(record.author, self.records, self._chains)
 
@@ -261,8 +264,7 @@ class Replica:
         held = [one for one in self._keys.at(record.key) if one is not old]
         if len(held) > EXACT_MAX:
             return False
-        found = ends([*held, record], self.authority.counts, rules, now_ms)
-        return found[record.stamp] <= now_ms
+        return ends([*held, record], self.authority.counts, rules, now_ms)[record.stamp] <= now_ms
 
     def _faults_digest(self) -> bytes:
         return faults_digest((one.chain, one.cut, one.digest) for one in self.faults.values())

@@ -10,22 +10,26 @@ import hashlib
 import os
 import sqlite3
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from crdt.entry import Record, Signed, read_back
 from crdt.namespace import Genesis, genesis_decoder
 from wire import codec
 from wire.errors import BadMessage, ShoalError
 
+T = TypeVar("T")
 SCHEMA_VERSION = 2
 BUSY_S = 2.0  # only a person with the sqlite3 shell can hold the lock; the daemon is alone
 HEAD_BYTES = 70  # version, namespace and author: the same in all that an author writes there
 HEADS_MAX = 4096  # of them are kept once instead of in each row: 0.5 MB; the rest stay whole
 LOG_PAGES = 256  # the log is folded into the file each MB: more would outweigh a small store
 LOG_BYTES = 2 * 1024 * 1024  # what a burst may leave of the log file
+ROWS_AT_ONCE = 50  # in one statement. Each gives up the interpreter and waits for it: 40 us a row
+# beside a busy event loop if it went by rows, 7 so
 VACUUM_PAGES = 256  # moved in one commit while the file shrinks: 1 MB of log
 FREE_PAGES = 16  # not worth a move
 _ROLLBACK_MODE = b"\1\1"  # bytes 18 and 19 of a file that is not in WAL mode
@@ -138,7 +142,7 @@ class Storage:
     def read(self, after: int, limit: int) -> tuple[list[Record], list[int], int]:
         """Read the next rows: the entries, the rows that are damaged, the last row (0: no more).
 
-        Cost: 7 us an entry. Raises StoreCorrupt.
+        Cost: 5 us an entry. Raises StoreCorrupt.
         """
         try:
             rows = self._db.execute(
@@ -163,6 +167,17 @@ class Storage:
             records.append(record)
         return records, damaged, rows[-1][0] if rows else 0
 
+    def last_rows(self, count: int) -> int:
+        """Return the row before the last `count` ones; 0 if there are no more. Raises
+        StoreCorrupt.
+        """
+        query = "SELECT row FROM entry ORDER BY row DESC LIMIT 1 OFFSET ?"
+        try:
+            found = self._db.execute(query, (count,)).fetchone()
+        except sqlite3.DatabaseError as error:
+            raise StoreCorrupt(f"{self.path} is damaged: {error}") from error
+        return found[0] if found is not None else 0
+
     def commit(self, changes: Changes) -> None:
         """One transaction: durable when it returns; then the records know their rows.
 
@@ -175,8 +190,13 @@ class Storage:
         try:
             db.execute("BEGIN IMMEDIATE")
             db.executemany("INSERT INTO head VALUES (?, ?)", _swapped(new_heads).items())
-            db.executemany("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?)", rows)
-            db.executemany("DELETE FROM entry WHERE row = ?", [(row,) for row in changes.dead])
+            for part in _parts(rows):
+                values = ", ".join(["(?, ?, ?, ?, ?, ?)"] * len(part))
+                fields = [field for row in part for field in row]
+                db.execute(f"INSERT INTO entry VALUES {values}", fields)
+            for dead in _parts(changes.dead):
+                marks = ", ".join("?" * len(dead))
+                db.execute(f"DELETE FROM entry WHERE row IN ({marks})", dead)
             db.executemany(
                 "INSERT OR REPLACE INTO fault VALUES (?, ?, ?)",
                 [fault for fault in changes.faults if fault[2]],
@@ -325,6 +345,10 @@ def _drop_stale_log(path: Path) -> None:
 def _checksum(body: bytes, signature: bytes) -> int:
     """Return 32 bits over a row, as SQLite stores them in four bytes."""
     return zlib.crc32(signature, zlib.crc32(body)) - 0x8000_0000
+
+
+def _parts(rows: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (rows[at : at + ROWS_AT_ONCE] for at in range(0, len(rows), ROWS_AT_ONCE))
 
 
 def _swapped(heads: dict[bytes, int]) -> dict[int, bytes]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import trio
 
 from crdt import wire
+from crdt.absence import NEVER_SYNCED_MS
 from crdt.exchange import Exchange, Store
 from crdt.shown import SyncReport
 from wire import codec
@@ -132,7 +133,7 @@ class Syncer:
     async def _work(self) -> None:
         async for peer, tries in self._queued:
             self._waiting.discard(peer)
-            if tries > 1 and self._own > peer:
+            if tries > 1 and self._own > peer and not self._is_new():
                 await trio.sleep(YIELD_S)
             for attempt in range(tries):
                 if self._is_at_it(peer) or peer not in self._peers() or await self._try(peer):
@@ -143,7 +144,11 @@ class Syncer:
     def _is_at_it(self, peer: PeerId) -> bool:
         """True if a session with a peer goes on, whoever leads it: it moves what both lack."""
         is_led = self._clock.now() < self._asked.get(peer, -math.inf) + LED_S
-        return is_led or peer in self._leading
+        return (is_led and not self._is_new()) or peer in self._leading
+
+    def _is_new(self) -> bool:
+        """True if no sync was finished here yet: others leave it to us to pull what we lack."""
+        return self._store.quiet_ms() == NEVER_SYNCED_MS
 
     async def _wander(self) -> None:
         """One peer by chance, so that news spreads fast; and the one that was not asked longest, so

@@ -9,42 +9,47 @@ pass over the set at most.
 import hashlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Protocol
 
 STAMP_BYTES = 40  # hlc (8) and id (32), see crdt/entry.py
 PRINT_BYTES = 8  # of a fingerprint or short id: salted per session, nobody prepares for 64 bits
 START = b""  # a bound below all stamps
 END = b"\xff"  # a bound above all stamps: an hlc has 63 bits
+REBUILD_SHARE = 8  # what is added is sorted in with all that is there, if that is up to so many
+# times as much: 0.3 µs for each of them
 CHUNK = 512  # stamps of a list that was just cut in two: inserting moves 8 kB of pointers at most
 
 
 class Timeline:
-    """A sorted set of stamps, in chunks. Adding and removing costs about 1 µs at any size; a
+    """A sorted set of stamps, in chunks. What is added is put in order when somebody asks: one by
+    one (1 µs each), or, where it is much, all at once. Removing costs about 1 µs at any size; a
     position costs one pass over the chunks (n / 512) after a change, then a binary search.
     """
 
     def __init__(self, stamps: Iterable[bytes] = ()) -> None:
-        ordered = sorted(set(stamps))
-        self._chunks: list[list[bytes]] = [
-            ordered[at : at + CHUNK] for at in range(0, len(ordered), CHUNK)
-        ]
-        self._firsts = [chunk[0] for chunk in self._chunks]
+        self._fresh = list(stamps)  # added, and not in order yet; some may be there already
+        self._chunks: list[list[bytes]] = []
+        self._firsts: list[bytes] = []
         self._starts: list[int] | None = None  # positions of the firsts; None after a change
-        self._count = len(ordered)
+        self._count = 0
 
     def __len__(self) -> int:
+        self._settle()
         return self._count
 
     def __iter__(self) -> Iterator[bytes]:
+        self._settle()
         for chunk in self._chunks:
             yield from chunk
 
     def __reversed__(self) -> Iterator[bytes]:
+        self._settle()
         for chunk in reversed(self._chunks):
             yield from reversed(chunk)
 
     def __contains__(self, stamp: object) -> bool:
+        self._settle()
         if not isinstance(stamp, bytes) or not self._chunks:
             return False
         chunk = self._chunks[self._chunk_of(stamp)]
@@ -53,6 +58,23 @@ class Timeline:
 
     def add(self, stamp: bytes) -> None:
         """Put a stamp in; nothing happens if it is there."""
+        self._fresh.append(stamp)
+
+    def _settle(self) -> None:
+        """Put what is fresh in order."""
+        if not self._fresh:
+            return
+        fresh, self._fresh = self._fresh, []
+        if len(fresh) * REBUILD_SHARE < self._count or len(fresh) < 2:
+            for stamp in fresh:
+                self._put(stamp)
+            return
+        ordered = list(dict.fromkeys(sorted([*chain.from_iterable(self._chunks), *fresh])))
+        self._chunks = [ordered[at : at + CHUNK] for at in range(0, len(ordered), CHUNK)]
+        self._firsts = [chunk[0] for chunk in self._chunks]
+        self._starts, self._count = None, len(ordered)
+
+    def _put(self, stamp: bytes) -> None:
         if not self._chunks:
             self._chunks, self._firsts = [[]], [stamp]
         index = self._chunk_of(stamp)
@@ -84,6 +106,7 @@ class Timeline:
 
     def position(self, bound: bytes) -> int:
         """How many stamps are below a bound."""
+        self._settle()
         if not self._chunks:
             return 0
         if self._starts is None:
@@ -97,6 +120,7 @@ class Timeline:
 
     def between(self, low: bytes, high: bytes, limit: int | None = None) -> list[bytes]:
         """Return the stamps in [low, high), in order; the first `limit` if one is given."""
+        self._settle()
         found: list[bytes] = []
         if not self._chunks or low >= high:
             return found

@@ -114,7 +114,8 @@ class Hello(Message, frozen=True, tag="hello"):
 
 class Welcome(Message, frozen=True, tag="welcome"):
     """Where we differ of what you named; or my list, if the fingerprint of yours is another.
-    `quiet_ms`: how long ago I have finished a sync (crdt/absence.py).
+    `quiet_ms`: how long ago I have finished a sync (crdt/absence.py); NEVER_SYNCED_MS also while I
+    pull whole chains from somebody.
     """
 
     now_ms: Stamp

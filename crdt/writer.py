@@ -15,11 +15,12 @@ from pathlib import Path
 import trio
 
 from crdt.batch import Batch, Group, News, Write, refusal
+from crdt.change import Change
 from crdt.entry import Record
 from crdt.kept_proofs import KeptProofs
 from crdt.namespace import Genesis
 from crdt.own import Build, OwnChains, Pending
-from crdt.replica import Change, Replica
+from crdt.replica import Replica
 from crdt.storage import Changes, Kept, Storage, StoreFailed
 from wire.errors import ShoalError
 from wire.ids import Signer
@@ -31,6 +32,8 @@ WRITES_MAX = 128  # of our own, which are signed as well: 4 ms
 MERGE_SLICE = 200  # records between turns of the event loop: 2 ms
 ADMIT_SLICE = 100  # the same for what may be refused: 1 ms, 15 if each is held to a key of 64
 LOAD_SLICE = 1000  # rows read at a time: 7 ms
+UNJUDGED_MAX = 8192  # last rows that are held against their chains again when a file is opened:
+# more than one commit has. What merging one finds is a proof on the disk with the next
 DELETE_S = 1.0  # dead rows wait so long for a commit to go with
 PROBE_MIN_S, PROBE_MAX_S = 0.25, 5.0  # between attempts to write to a full disk
 SYNCED_STEP_MS = 60_000  # how exactly the file knows when the last sync ended
@@ -141,13 +144,15 @@ class Writer:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_S):
                 await self._disk(storage.close)
 
-    async def load(self) -> list[Record]:
-        """Merge all entries of the file into the replicas; those of unknown namespaces stay where
-        they are. Returns those that a crash left behind, superseded. Raises StoreCorrupt.
+    async def load(self, *, has_proofs: bool) -> list[Record]:
+        """Give the replicas all entries of the file; those of unknown namespaces stay where they
+        are. Returns those that a crash left behind, superseded. has_proofs: the replicas have every
+        proof of the file. Raises StoreCorrupt.
         """
         storage, now_ms, row = self._storage, self._clock.wall_ms(), 0
         superseded: list[Record] = []
         assert storage is not None, "opened first"
+        judged = await self._disk(partial(storage.last_rows, UNJUDGED_MAX)) if has_proofs else 0
         while True:
             records, damaged, row = await self._disk(partial(storage.read, row, LOAD_SLICE))
             if not row:
@@ -155,15 +160,12 @@ class Writer:
             self.damaged += len(damaged)
             self._dead.extend(damaged)
             known = [record for record in records if record.namespace in self._replicas]
-            for record in known:
-                replica = self._replicas[record.namespace]
-                change = replica.merge(record, now_ms)
-                if not change.is_added:
-                    self._dead.append(record.row)
-                    superseded.append(record)
-                if change.dropped or change.fault is not None:
-                    self.settle(replica, change)
-                    superseded += change.dropped
+            for namespace in {record.namespace for record in known}:
+                replica = self._replicas[namespace]
+                some = [record for record in known if record.namespace == namespace]
+                change = replica.restore(some, is_judged=row <= judged)
+                self.settle(replica, change)
+                superseded += change.dropped
             self._observe(known, now_ms)
 
     async def run(self) -> None:
@@ -348,7 +350,8 @@ class Writer:
         for record in records:
             replica = self._replicas[record.namespace]
             change = replica.merge(record, now_ms)
-            self.settle(replica, change)
+            if change.dropped or change.fault is not None:
+                self.settle(replica, change)
             if change.is_added:
                 news.added.append(record)
             else:

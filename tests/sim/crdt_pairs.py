@@ -12,7 +12,7 @@ from crdt.entry import NO_LINK, REGISTER, Entry, Record, Signed, unseal
 from crdt.fault import Fault, check
 from crdt.holding import Holding
 from crdt.namespace import Genesis, Rules
-from crdt.ranges import Give, Settle, Take, TakeProofs
+from crdt.ranges import Give, Settle, Take, TakeProofs, Turn
 from crdt.reconcile import lead
 from crdt.replica import Replica
 from wire import codec
@@ -153,7 +153,7 @@ def sync(
                 late = effect
             case TakeProofs(_, proofs):
                 mine.take_proofs(proofs)
-            case Settle():
+            case Settle() | Turn():
                 pass
             case Give(namespace, records, proofs):
                 request = wire.Push(namespace, mine.fit(records), proofs)

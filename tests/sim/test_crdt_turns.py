@@ -1,5 +1,7 @@
 """Who leads when stores meet, and who brings how much: a newcomer gets everything about once."""
 
+import math
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -7,7 +9,7 @@ from trio.testing import MockClock
 from benchmarks.agree_entries import by_chain, corpus, size_of
 from benchmarks.agree_store import STRANGER, frames
 from crdt.entry import Signed
-from crdt.exchange import LANE_BYTES, LANE_MAX_S, LANE_S, Lane
+from crdt.lane import LANE_BYTES, LANE_MAX_S, LANE_S, Lane
 from tests.sim.replicas import EPOCH_MS, Links, signer, start_store
 from wire.errors import Busy
 
@@ -28,6 +30,29 @@ async def test_a_newcomer_is_sent_everything_once_though_both_would_lead(
         store.peer_up(signer(number).peer)
     await trio.sleep(30)
     assert new.root("kv") == old.root("kv")
+    assert links.bytes_moved - before < 1.1 * size_of(made)
+
+
+@pytest.mark.parametrize("numbers", [(1, 2, 3, 4), (4, 3, 2, 1), (3, 1, 4, 2)])
+async def test_a_newcomer_in_a_swarm_is_sent_everything_once(
+    numbers: tuple[int, ...], autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    links = Links(latency_s=0.1)
+    *olds, new_number = numbers
+    stores = [await start_store(nursery, links, one, sync_interval_s=math.inf) for one in olds]
+    made = by_chain(corpus(stores[0].namespace("kv").id, COUNT, EPOCH_MS))
+    for store in stores:
+        for frame in frames(made):
+            await store.answer(STRANGER, frame)
+    for store, other in zip(stores, (olds[1], olds[0], olds[0]), strict=True):
+        await store.sync_with(signer(other).peer)
+    new = await start_store(nursery, links, new_number, sync_interval_s=math.inf)
+    before = links.bytes_moved
+    for number, store in zip(olds, stores, strict=True):
+        store.peer_up(signer(new_number).peer)
+        new.peer_up(signer(number).peer)
+    await trio.sleep(30)
+    assert new.root("kv") == stores[0].root("kv")
     assert links.bytes_moved - before < 1.1 * size_of(made)
 
 

@@ -207,6 +207,16 @@ def shown(replica: Replica, now_ms: int) -> object:
     return views, replica.fingerprint(), replica.root()
 
 
+def restarted(replica: Replica, rng: random.Random) -> Replica:
+    """Return a replica that was given back all that one retained."""
+    fresh, records = Replica(replica.genesis), list(replica.records.values())
+    for proven in replica.faults.values():
+        fresh.merge_fault(proven)
+    rng.shuffle(records)
+    fresh.restore(records, is_judged=True)
+    return fresh
+
+
 def converge(
     history: History,
     *,
@@ -245,6 +255,7 @@ def _converge(history: History) -> str:
         if not exchange(replicas, now_ms + wait_ms):
             return f"different for ever, {wait_ms} ms later"
         then_ms = now_ms + wait_ms + 1000
+        replicas[0] = restarted(replicas[0], rng)
         if any(shown(one, then_ms) != shown(whole, then_ms) for one in replicas):
             return f"one set, but two states, {wait_ms} ms later"
         for one in replicas:

@@ -11,11 +11,12 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from crdt.batch import Batch, News
+from crdt.change import Room, always
 from crdt.clock import stamp
 from crdt.entry import NO_LINK, REGISTER, Entry, Record, chain_of, is_signed, seal, unseal
 from crdt.namespace import Genesis, open_genesis
 from crdt.own import Build, Draft
-from crdt.replica import Replica, Room, always
+from crdt.replica import Replica
 from crdt.storage import Kept, Storage
 from crdt.writer import Writer
 from wire import codec
@@ -143,6 +144,7 @@ async def opened(
     signer: Signer = US,
     on_news: Callable[[News], None] = lambda news: None,
     room: Room = always,
+    has_proofs: bool = True,
 ) -> AsyncGenerator[Opened]:
     replica, clock = Replica(SPACE, room=room), WallClock()
     gate = Gate()
@@ -157,7 +159,7 @@ async def opened(
 
     writer = Writer(path, {replica.id: replica}, clock, signer, gate, tell, on_refused=refuse)
     async with writer.open() as kept, trio.open_nursery() as nursery:
-        await writer.load()
+        await writer.load(has_proofs=has_proofs)
         nursery.start_soon(writer.run)
         yield Opened(writer, replica, clock, gate, kept, told, refused, nursery.cancel_scope)
         nursery.cancel_scope.cancel()

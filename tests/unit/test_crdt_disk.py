@@ -145,6 +145,27 @@ async def test_a_fork_found_while_merging_is_proven_on_the_disk(
         assert store.kept.digests == {SPACE.id: {proven.chain: proven.digest}}
 
 
+@pytest.mark.parametrize("has_proofs", [True, False])
+async def test_a_fork_of_which_a_crash_took_the_proof_is_found_again(
+    has_proofs: bool, tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "store.db"
+    monkeypatch.setattr(writer, "UNJUDGED_MAX", 1)
+    monkeypatch.setattr(writer, "LOAD_SLICE", 1)
+    storage = Storage(path)
+    storage.commit(Changes([Author().write("a"), Author(wall_ms=EPOCH_MS).write("b")]))
+    storage.close()
+    async with opened(path, has_proofs=has_proofs) as store:
+        assert len(store.replica.faults) == 1
+    storage = Storage(path)  # later rows: the commit after it was done, and brought the proof
+    assert storage.last_rows(1) == 1
+    other = Author(instance=b"and more")
+    storage.commit(Changes([other.write("c"), other.write("d")]))
+    storage.close()
+    async with opened(path, has_proofs=has_proofs) as store:
+        assert len(store.replica.faults) == (not has_proofs)
+
+
 async def test_the_time_of_the_last_sync_is_known_to_the_minute(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:

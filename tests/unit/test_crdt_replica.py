@@ -4,10 +4,11 @@ import pytest
 
 from crdt import replica as replica_module
 from crdt.chains import EMPTY_CHAINS_MAX
+from crdt.change import Change
 from crdt.entry import Record
 from crdt.fault import check
 from crdt.namespace import Grant, Rules
-from crdt.replica import Change, Replica
+from crdt.replica import Replica
 from tests.unit.crdt_making import NOW_MS, OPEN, Chain, dot, key_of, listed
 from tests.unit.crdt_replicas import GC_MS, SHORT, chain, is_consistent, merged, proof, small
 

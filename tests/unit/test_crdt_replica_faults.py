@@ -4,10 +4,11 @@ import pytest
 
 from crdt import fault
 from crdt import replica as replica_module
+from crdt.change import Change
 from crdt.entry import REGISTER, Record, is_signed
 from crdt.fault import AUTHOR_FAULTS_MAX, Proven, judge
 from crdt.namespace import Grant
-from crdt.replica import Change, Replica
+from crdt.replica import Replica
 from tests.unit.crdt_making import NOW_MS, OPEN, Chain, key_of, listed, missigned, unsigned
 from tests.unit.crdt_replicas import SHORT, chain, is_consistent, merged, proof
 
