@@ -84,6 +84,7 @@ class Hall:
         )
         self._live = Live(channel)
         self._deferred = Deferred()
+        self.is_loaded = False
         self._is_off = False  # our clock, by those of peers
         self._again: list[Record] = []  # deferred entries whose grant has come
         self._bad: Counter[str] = Counter()
@@ -96,6 +97,7 @@ class Hall:
             self._restore_faults(await self._cpu(lambda: _checked_faults(kept.faults)))
             self._pause()
             self._pins.note([], await self.writer.load())
+            self.is_loaded = True
             if self.writer.damaged:
                 log.warning("store.damaged rows=%d, deleted", self.writer.damaged)
             nursery.start_soon(self.writer.run)

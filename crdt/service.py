@@ -35,7 +35,7 @@ from crdt.replica import Replica
 from crdt.shown import NamespaceInfo, Shown, SyncReport
 from crdt.spaces import DIRECTORY, OWNER_SPACES_MAX, SPACES_MAX, directory_key
 from wire import codec
-from wire.errors import NotFound, ShoalError, UsageError
+from wire.errors import Busy, NotFound, ShoalError, UsageError
 from wire.ids import PeerId, Signer, public_key_of
 from wire.ports import Clock, Item, Network, OffLoop
 
@@ -212,7 +212,8 @@ class StoreService(StoreReader):
         return record.id
 
     async def revoke(self, namespace: str, grant_id: bytes) -> bytes:
-        """Take a grant back, from now on: what is held here that was written under it still counts.
+        """Take a grant back, from now on: what is held here that was written under it still counts,
+        of its subject's latest 64 chains (`GRANT_CHAINS_MAX`).
 
         Raises NotFound.
         """
@@ -229,7 +230,11 @@ class StoreService(StoreReader):
     # --- peers and the file --------------------------------------------------------------------
 
     async def answer(self, peer: PeerId, message: bytes) -> bytes:
-        """Answer one request of a peer's sync. Raises BadMessage."""
+        """Answer one request of a peer's sync. Raises BadMessage; Busy while the file is read: what
+        is not here yet would seem to be deleted, to a peer that was away.
+        """
+        if not self._hall.is_loaded:
+            raise Busy("the store is starting")
         return await self._hall.syncer.answer(peer, message)
 
     def peer_up(self, peer: PeerId) -> None:
