@@ -324,6 +324,8 @@ class Writer:
                     write.error = None
                     continue
                 reason = replica.refusal(made.shape, now_ms)
+                if not reason and replica.crowds_out(made.shape, len(pending)):
+                    reason = "author_full"  # of others the oldest would go; what we have said stays
                 if reason:
                     self.refused[reason] += 1
                     raise refusal(reason, write.key, replica.genesis.write)
