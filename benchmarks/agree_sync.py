@@ -3,7 +3,9 @@
 `python -m benchmarks.agree_sync` prints one JSON object a line.
 """
 
+import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -70,8 +72,10 @@ def _cold() -> None:
         forge.up("warm", "--join", ticket)  # the forge loads the program for it
         for number in range(COLD_ROUNDS):  # there is nothing to sync yet
             began = time.perf_counter()
-            forge.up(f"alone{number}", "--join", ticket).client.wait(peers=1, timeout_s=READY_S)
+            alone = forge.up(f"alone{number}", "--join", ticket)
+            alone.client.wait(peers=1, timeout_s=READY_S)
             starts.append(time.perf_counter() - began)
+            os.kill(alone.pid, signal.SIGKILL)  # or newcomers serve it, and that is counted
         argv = [sys.executable, "-m", "benchmarks.agree_member", address, ticket]
         with Child("member", argv) as member:
             loaded = member.ask("load", count=COUNT, timeout_s=COLD_S)
