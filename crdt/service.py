@@ -211,9 +211,9 @@ class StoreService(StoreReader):
         assert record is not None, "a rule always writes"
         return record.id
 
-    async def revoke(self, namespace: str, grant_id: bytes) -> bytes:
+    async def revoke(self, namespace: str, grant_id: bytes, *, is_discarded: bool = False) -> bytes:
         """Take a grant back, from now on: what is held here that was written under it still counts,
-        of its subject's latest 64 chains (`GRANT_CHAINS_MAX`).
+        of its subject's latest 64 chains (`GRANT_CHAINS_MAX`); or, discarded, none of it.
 
         Raises NotFound.
         """
@@ -221,7 +221,7 @@ class StoreService(StoreReader):
         grants = {record.id: grant for record, grant in replica.authority.grants()}
         if grant_id not in grants:
             raise NotFound(f"no grant {grant_id.hex()[:16]} in {namespace!r}")
-        kept = replica.authority.dots_under(grant_id)
+        kept = () if is_discarded else replica.authority.dots_under(grant_id)
         build = self._rule(REVOKE, codec.encode(Revoke(grant_id, kept)))
         record = await self._write(namespace, RULE_KEYS[REVOKE], build, for_revoked=grant_id)
         assert record is not None, "a rule always writes"

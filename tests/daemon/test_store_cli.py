@@ -247,6 +247,8 @@ def test_who_may_write_is_granted_and_taken_back(two: list[Daemon]) -> None:
     assert done(ann, "get", "bob/loss", "--ns", made["id"][:10]) == "1.5\n"
     row = done(ann, "ns", "grants", "results").splitlines()[1].split()
     assert (row[0], row[1], row[3], row[-1]) == (granted[:16], "bob", "bob/", "revoked")
+    done(ann, "revoke", "results", granted[:12], "--discard")
+    assert run(ann.home, "store", "get", "bob/loss", "--ns", "results").returncode == 1
     assert "results@ann" in done(bob, "ns", "ls")
     assert made["id"] in done(bob, "ns", "show", "results")
 
