@@ -6,7 +6,6 @@ differs; what does not fit an answer is cut, and the leader asks for the rest.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from heapq import nsmallest
 
 from crdt.entry import Record
 from crdt.fault import FAULT_MAX, Fault, Proven
@@ -239,10 +238,9 @@ def _rank(proven: Proven) -> tuple[int, bytes]:
 
 
 def heads(holding: Holding, request: Heads) -> HeadsFound:
-    """List the next chains; one pass over them."""
-    known = holding.replica.heads()
-    chains = nsmallest(RUNS_MAX, (chain for chain in known if chain > request.after))
-    return HeadsFound([Run(chain, known[chain].seq) for chain in chains])
+    """List the next chains."""
+    found = holding.replica.heads(request.after, RUNS_MAX)
+    return HeadsFound([Run(chain, seq) for chain, seq in found])
 
 
 def pull(holding: Holding, request: Pull) -> Found:

@@ -72,10 +72,10 @@ class Authority:
             return True
         return self._stands(record)
 
-    def add(self, record: Record) -> list[Record]:
-        """Note a record that is retained now; returns those that it may keep from counting."""
+    def add(self, record: Record) -> None:
+        """Note a record that is retained now."""
         if self.genesis.write != "list":
-            return []
+            return
         entry = record.entry
         if entry.grant is not None:
             self._under.setdefault(entry.grant, {})[record.stamp] = record
@@ -86,33 +86,36 @@ class Authority:
             revoke = _revoke_of(entry)
             kept = {dot.chain: dot.seq for dot in revoke.kept}
             self._revoked.setdefault(revoke.grant, {})[record.stamp] = record, kept
-        return list(self.below(record))
 
     def remove(self, record: Record) -> list[Record]:
-        """Forget a record that is not retained any more; returns those that may count now, or of
-        a grant those that could not come in any more.
+        """Forget a record that is not retained any more; returns, of a grant, those that could not
+        come in any more.
         """
         if self.genesis.write != "list":
             return []
-        touched = list(self.below(record))
+        orphans = list[Record]()
         entry = record.entry
         if record.kind == GRANT:
             revocations = (one for one, _ in self._revoked.get(record.id, {}).values())
-            touched += [one for one in revocations if one.author != self.genesis.owner]
+            orphans = [one for one in revocations if one.author != self.genesis.owner]
+            orphans += self.under(record.id)
         if entry.grant is not None:
             _take(self._under, entry.grant, record.stamp)
         if record.kind == GRANT:
             self._grants.pop(record.id, None)
         elif record.kind == REVOKE:
             _take(self._revoked, revoked_by(record), record.stamp)
-        return touched
+        return orphans
 
-    def below(self, record: Record) -> Iterator[Record]:
-        """Yield the records whose counting hangs on that of a grant or revocation."""
-        if record.kind == GRANT:
-            yield from self._all_under(record.id)
-        elif record.kind == REVOKE:
-            yield from self._all_under(revoked_by(record))
+    def under(self, grant_id: bytes) -> Iterator[Record]:
+        """Yield the records whose counting hangs on that of a grant.
+
+        No recursion without end: a grant's id is a hash over that of the one above it.
+        """
+        for record in self._under.get(grant_id, {}).values():
+            yield record
+            if record.kind == GRANT:
+                yield from self.under(record.id)
 
     def grants(self) -> list[tuple[Record, Grant]]:
         """Return all grants that are held, the oldest first."""
@@ -169,13 +172,6 @@ class Authority:
             granted = self._grants.get(seen)
             seen = granted.above if granted is not None else None
         return False
-
-    def _all_under(self, grant_id: bytes) -> Iterator[Record]:
-        """No recursion without end: a grant's id is a hash over that of the one above it."""
-        for record in self._under.get(grant_id, {}).values():
-            yield record
-            if record.kind == GRANT:
-                yield from self._all_under(record.id)
 
     def _gate_listed(self, record: Record) -> str:
         if RULE_KEYS.get(record.kind) != (record.key if record.key in _RULE_KEYS else None):

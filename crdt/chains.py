@@ -5,47 +5,31 @@ each author has. No rule of merging is here, only what is needed to find a contr
 import heapq
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 
 from crdt.entry import GRANT, Record
 from crdt.fault import is_suspect, prev_of
+from crdt.timeline import Timeline
 
 EMPTY_CHAINS_MAX = 4096  # chains without a retained entry whose heads are remembered: 3 MB; whoever
 # starts a chain per entry pushes out the oldest, and costs others a longer sync, nothing else
 TWINS_MAX = 64  # of one number that are asked whether they name an entry: who forks is found anyway
+_LAST = b"\xff" * 17  # above every name of a chain
 SLACK = 1000  # dead items that an index may carry, besides as many as there are live ones
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The highest entry of a chain that was seen, also if it is gone since."""
-
-    author: bytes
-    seq: int
-    link: bytes
-    hlc: int
 
 
 class _Chain:
     """Retained records by seq; `twins` are more of one seq, by stamp. `order` is made when
     needed, and may name some that are gone."""
 
-    __slots__ = ("held", "is_doubted", "order", "top", "top_head", "twins")
+    __slots__ = ("held", "is_doubted", "order", "top", "twins")
 
     def __init__(self, top: Record) -> None:
         self.held: dict[int, Record] = {}
         self.twins: dict[int, dict[bytes, Record]] | None = None
         self.order: list[int] | None = None
         self.top = top
-        self.top_head: Head | None = None
         self.is_doubted = False
-
-    def head(self) -> Head:
-        top = self.top
-        if self.top_head is None:
-            self.top_head = Head(top.author, top.seq, top.link, top.hlc)
-        return self.top_head
 
 
 class Chains:
@@ -53,6 +37,7 @@ class Chains:
 
     def __init__(self) -> None:
         self._chains: dict[bytes, _Chain] = {}
+        self._names = Timeline()  # of them, in order
         self._of_author: dict[bytes, dict[bytes, None]] = {}  # chains with something retained
         self._empty: dict[bytes, int] = {}  # chains with nothing retained, and until when
 
@@ -61,8 +46,9 @@ class Chains:
         chain = self._chains.get(record.chain)
         if chain is None:
             chain = self._chains[record.chain] = _Chain(record)
+            self._names.add(record.chain)
         elif record.seq > chain.top.seq:
-            chain.top, chain.top_head = record, None
+            chain.top = record
         if not chain.held and not chain.twins:
             self._empty.pop(record.chain, None)
             self._of_author.setdefault(record.author, {})[record.chain] = None
@@ -131,9 +117,15 @@ class Chains:
                 return other
         return None
 
-    def heads(self) -> dict[bytes, Head]:
-        """Return the head of each chain. Cost: a hash for each that has moved."""
-        return {name: chain.head() for name, chain in self._chains.items()}
+    def seen(self, name: bytes) -> int:
+        """Return the highest seq of a chain that was seen, 0 of none."""
+        chain = self._chains.get(name)
+        return chain.top.seq if chain is not None else 0
+
+    def heads(self, after: bytes, limit: int) -> list[tuple[bytes, int]]:
+        """Return the next chains in order of their names, with the highest seq that was seen."""
+        names = self._names.between(after + b"\0", _LAST, limit)
+        return [(name, self.seen(name)) for name in names]
 
     def after(self, name: bytes, seq: int, limit: int) -> list[Record]:
         """Return up to `limit` retained records of a chain with larger seq, in order of seq."""
@@ -195,6 +187,7 @@ class Chains:
     def _drop_oldest_empty(self) -> None:
         name = next(iter(self._empty))
         del self._empty[name], self._chains[name]
+        self._names.remove(name)
 
 
 class Quota:

@@ -140,13 +140,18 @@ def view_of(key: str, records: Iterable[Record]) -> View | None:
 class _Seen:
     """What the entries met so far have seen; they are met from the latest to the oldest, so that
     a dot covers only what is older than the entry that names it: nobody covers the future.
+
+    chains: those of what may be covered. Dots of others are passed over: an entry has up to 64.
     """
 
     def __init__(self) -> None:
+        self.chains: set[bytes] = set()
         self._dots: dict[bytes, list[tuple[int, Record]]] = {}  # by chain: older ones, smaller seq
 
     def add(self, record: Record) -> None:
         for dot in record.entry.seen:
+            if dot.chain not in self.chains:
+                continue
             dots = self._dots.setdefault(dot.chain, [])
             while dots and dots[-1][0] <= dot.seq:
                 dots.pop()  # a later entry that covers no more than this one
@@ -165,6 +170,7 @@ def _falling(dot: tuple[int, Record]) -> int:
 
 def _pick_siblings(members: list[Record], standing: Standing) -> list[Record]:
     seen, shown = _Seen(), list[Record]()
+    seen.chains = {record.chain for record in members}
     for record in members:
         by = seen.cover(record)
         if by is not None:
@@ -176,13 +182,14 @@ def _pick_siblings(members: list[Record], standing: Standing) -> list[Record]:
 
 
 def _pick_elements(members: list[Record], standing: Standing) -> list[Record]:
-    removed: dict[bytes, _Seen] = {}
+    removed = {record.element: _Seen() for record in members if record.kind == REMOVE}
     live: dict[bytes, Record] = {}
     for record in members:
+        if record.kind == ADD and record.element in removed:
+            removed[record.element].chains.add(record.chain)
+    for record in members:
         seen = removed.get(record.element)
-        if record.kind == REMOVE:
-            if seen is None:
-                seen = removed[record.element] = _Seen()
+        if seen is not None and record.kind == REMOVE:
             seen.add(record)
             continue
         by = seen.cover(record) if seen is not None else None

@@ -86,6 +86,7 @@ class Hall:
         )
         self._live = Live(channel)
         self._deferred = Deferred()
+        self.is_loaded = False
         self._is_off = False  # our clock, by those of peers
         self._again: list[Record] = []  # deferred entries whose grant has come
         self._bad: Counter[str] = Counter()
@@ -100,6 +101,7 @@ class Hall:
             self._pause()
             has_proofs = len(faults) == len(kept.faults)
             self._pins.note([], await self.writer.load(has_proofs=has_proofs))
+            self.is_loaded = True
             if self.writer.damaged:
                 log.warning("store.damaged rows=%d, deleted", self.writer.damaged)
             nursery.start_soon(self.writer.run)

@@ -83,12 +83,13 @@ class StoreReader:
     async def log(self, namespace: str, prefix: str = "", *, limit: int = 100) -> list[LogLine]:
         """Return retained entries whose key starts with `prefix`, the latest first."""
         replica, lines = self._hall.spaces.find(namespace), list[LogLine]()
+        now_ms = self._clock.wall_ms()
         for at, stamp in enumerate(list(reversed(replica.timeline)), 1):
             if at % LOG_SLICE == 0:
                 await trio.lowlevel.checkpoint()
             record = replica.records.get(stamp)  # it may be gone meanwhile
             if record is not None and record.key.startswith(prefix):
-                lines.append(reading.log_line(record, counts=replica.authority.counts(record)))
+                lines.append(reading.log_line(record, counts=replica.counts(record, now_ms)))
                 if len(lines) >= min(limit, LOG_MAX):
                     break
         return lines

@@ -184,10 +184,8 @@ class _Leader:
             chains = [after, *(head.chain for head in page)]
             if any(a >= b for a, b in pairwise(chains)):
                 raise BadMessage("chains out of order")
-            ours = self.holding.replica.heads()
-            runs = [
-                Run(head.chain, ours[head.chain].seq if head.chain in ours else 0) for head in page
-            ]
+            seen = self.holding.replica.seen
+            runs = [Run(head.chain, seen(head.chain)) for head in page]
             behind = [run for run, head in zip(runs, page, strict=True) if run.seq < head.seq]
             yield from self._pull(behind)
             if len(page) < RUNS_MAX:

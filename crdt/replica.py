@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from operator import attrgetter
 
 from crdt.aging import NEVER, Agenda, ends, is_expired, loser_end, own_end
-from crdt.authority import Authority
-from crdt.chains import Chains, Head, Quota
+from crdt.authority import Authority, revoked_by
+from crdt.chains import Chains, Quota
 from crdt.change import Change, Room, always
 from crdt.entry import GRANT, Record, is_signed
 from crdt.fault import HIGHEST, WHOLE, Proofs, Proven, judge
@@ -26,6 +26,7 @@ EXACT_MAX = 64  # records at a key up to which an old arrival is held to all of 
 LOOK_SHARE = 8  # records per millisecond of pause: a key of 8,000 is looked at once a second, 2 %
 # of a core, however its author spread the times at which they end
 LOOK_MAX = 1_000  # records looked at in one call, 15 ms if all go; the rest waits for the next
+BELOW_MAX = 1000  # records of a namespace up to which what hangs on a grant is noted at once, 1 ms
 _stamp = attrgetter("stamp")
 
 
@@ -47,16 +48,14 @@ class Replica:
         self.is_paused = False
         self.size = 0  # bytes of entries
         self._room = room
-        self._is_listed = genesis.write == "list"
         self._keys = Keys()
         self._chains = Chains()
         self._quota = Quota(self.rules.author_entries, is_for_rules=False)
         self._rule_quota = Quota(self.rules.author_entries, is_for_rules=True)
         self._agenda = Agenda()
+        self._rule_agenda = Agenda()  # grants, in hex, under which others may count now
         self._looked_ms = 0  # when `pop_due` was last called
         self._fingerprint: tuple[int, bytes] = (-1, b"")
-
-    # --- what comes in -------------------------------------------------------------------------
 
     def refusal(self, record: Record, now_ms: int) -> str:
         """Say why a record may not come in now; "" if it may, also if it is not news.
@@ -70,8 +69,7 @@ class Replica:
             return "future"
         if self._proofs.is_out(record):
             return "fault"
-        reason = self.authority.gate(record)
-        if reason:
+        if reason := self.authority.gate(record):
             return reason
         old = self._keys.at_place(record)
         if self._is_dead(record, old, now_ms):
@@ -84,15 +82,17 @@ class Replica:
 
     def is_news(self, record: Record) -> bool:
         """True if `merge` would retain a record, its quota aside."""
-        if record.stamp in self.records:
-            return False
         old = self._keys.at_place(record)
-        return old is None or old.stamp < record.stamp
+        return record.stamp not in self.records and (old is None or old.stamp < record.stamp)
+
+    def crowds_out(self, record: Record, more: int) -> bool:
+        """True if a record, with `more` others, would push out older ones of its author."""
+        quota, is_new = self._quota_of(record), self._keys.at_place(record) is None
+        return is_new and quota.held.get(record.author, 0) + more >= quota.limit
 
     def merge(self, record: Record, now_ms: int) -> Change:
-        """Take in a record that was not refused; a contradiction to its chain becomes a proof.
-
-        Blocking: about 6 µs; 100 more per signature where a contradiction shows, at most four.
+        """Take in a record that was not refused (6 µs); a contradiction to its chain becomes a
+        proof (100 µs more per signature, at most four).
         """
         change = Change()
         self._take(record, change, is_judged=False)
@@ -100,7 +100,6 @@ class Replica:
 
     def restore(self, records: Iterable[Record], *, is_judged: bool) -> Change:
         """Take back records that were retained before; what is not any more is `dropped` (3 µs).
-
         is_judged: the proofs of their contradictions are here already, so none is looked for.
         """
         change = Change()
@@ -127,8 +126,7 @@ class Replica:
         proven = judge(record, after) if after is not None else None
         if proven is not None:
             self._put_fault(proven, change)
-        if record.stamp in self.records:
-            self._drop_all([record], change)
+        self._drop_all([record], change)
         return change
 
     def forget(self, records: list[Record]) -> Change:
@@ -149,6 +147,8 @@ class Replica:
         change = Change()
         looked = 0
         self._looked_ms = now_ms
+        for grant_id, _ in self._rule_agenda.pop_due(now_ms):
+            self._touch(self.authority.under(bytes.fromhex(grant_id)), change)
         for key, due_ms in self._agenda.pop_due(now_ms):
             looked += self._look(key, due_ms, now_ms, change)
             if looked > LOOK_MAX:
@@ -160,8 +160,6 @@ class Replica:
         """True if `pop_due` has something left to do."""
         return self._agenda.is_due(now_ms)
 
-    # --- what it shows -------------------------------------------------------------------------
-
     def counts(self, record: Record, now_ms: int) -> bool:
         """True if a record has a say in what its key shows."""
         return not is_expired(record, now_ms) and self.authority.counts(record)
@@ -171,11 +169,9 @@ class Replica:
         return view_of(key, (one for one in self._keys.at(key) if self.counts(one, now_ms)))
 
     def scan(self, prefix: str, now_ms: int, *, after: str = "") -> Iterator[View]:
-        """Yield what keys with a prefix show, in order; those beyond `after`, if given."""
-        for key in self._keys.under(prefix, after):
-            view = self.view(key, now_ms)
-            if view is not None:
-                yield view
+        """Return what keys with a prefix show, in order; those beyond `after`, if given."""
+        views = (self.view(key, now_ms) for key in self._keys.under(prefix, after))
+        return (view for view in views if view is not None)
 
     def keys(self, prefix: str, after: str = "") -> list[str]:
         """Return the keys with a prefix and beyond `after`, in order. Cost: 60 ns a key."""
@@ -185,13 +181,13 @@ class Replica:
         """Return all that is retained at a key, the oldest first."""
         return tuple(sorted(self._keys.at(key), key=_stamp))
 
-    def latest(self) -> Iterator[Record]:
-        """Yield all that is retained, the latest first."""
-        return (self.records[stamp] for stamp in reversed(self.timeline))
+    def heads(self, after: bytes = b"", limit: int = LOOK_MAX) -> list[tuple[bytes, int]]:
+        """Return the next chains by name, and how far each was seen: also if nothing is left."""
+        return self._chains.heads(after, limit)
 
-    def heads(self) -> dict[bytes, Head]:
-        """Return how far each chain was seen, also of those of which nothing is left, for a gc."""
-        return self._chains.heads()
+    def seen(self, chain: bytes) -> int:
+        """Return how far a chain was seen: its highest seq, 0 of none."""
+        return self._chains.seen(chain)
 
     def chain_after(self, chain: bytes, seq: int, limit: int) -> list[Record]:
         """Return retained records of a chain beyond `seq`, in its order, `limit` at most."""
@@ -251,9 +247,8 @@ class Replica:
     def _is_overflow(self, record: Record) -> bool:
         """True if its author has enough that is newer."""
         quota = self._quota if record.kind < GRANT else self._rule_quota
-        if quota.held.get(record.author, 0) < quota.limit:
-            return False
-        return record.stamp < quota.oldest(record.author, self.records, self._chains)
+        is_full = quota.held.get(record.author, 0) >= quota.limit
+        return is_full and record.stamp < quota.oldest(record.author, self.records, self._chains)
 
     def _is_dead(self, record: Record, old: Record | None, now_ms: int) -> bool:
         """True if a record would go at once. At a key of many records only its own time is asked:
@@ -289,8 +284,7 @@ class Replica:
         return record, None if is_signed(record) else self._chains.follower(record)
 
     def _put_fault(self, proven: Proven, change: Change) -> None:
-        before = self._proofs.put(proven)
-        if before == 0:
+        if not (before := self._proofs.put(proven)):
             return
         change.fault = proven
         self.version += 1
@@ -300,13 +294,14 @@ class Replica:
             self._drop_all(self._chains.between(proven.chain, WHOLE, HIGHEST), change)
         else:
             self._touch_cut(proven, before, change)
-        gone = self._proofs.trim()
-        if gone is not None:
+        if (gone := self._proofs.trim()) is not None:
             self._touch_cut(gone, HIGHEST, change)
 
     def _touch_cut(self, proven: Proven, before: int, change: Change) -> None:
-        for record in self._chains.between(proven.chain, proven.cut, before):
-            self._touch([record, *self.authority.below(record)], change)
+        cut_off = self._chains.between(proven.chain, proven.cut, before)
+        self._touch(cut_off, change)
+        for record in cut_off:
+            self._touch_below(record, change)
 
     def _insert(self, record: Record, change: Change, old: Record | None) -> None:
         key = record.key
@@ -320,9 +315,9 @@ class Replica:
         self.tree.touch(key)
         change.is_added = True
         change.keys.add(key)
-        if self._is_listed:
-            self._touch(self.authority.add(record), change)
-        may_not_count = self._is_listed or record.chain in self.faults
+        self.authority.add(record)
+        self._touch_below(record, change)
+        may_not_count = self.genesis.write == "list" or record.chain in self.faults
         if count > 1 or may_not_count or record.expires_ms or record.is_tombstone:
             self._schedule(record, count, may_lose=count > 1 or may_not_count)
         if old is not None and may_not_count:
@@ -338,11 +333,8 @@ class Replica:
         self.size -= record.size
         self.version += 1
         self.tree.touch(record.key)
-        below = self.authority.remove(record) if self._is_listed else []
-        if record.kind == GRANT:  # what was written under it could not come in any more
-            self._drop_all(below, change)
-        else:
-            self._touch(below, change)
+        self._drop_all(self.authority.remove(record), change)
+        self._touch_below(record, change)
 
     def _drop(self, record: Record, change: Change) -> None:
         self._forget(record, change)
@@ -362,6 +354,17 @@ class Replica:
         for record in records:
             change.keys.add(record.key)
             self._look_soon(record.key)
+
+    def _touch_below(self, record: Record, change: Change) -> None:
+        """Note what hangs on a grant or revocation; of much seldom, however often it is revoked."""
+        if record.kind < GRANT:
+            return
+        grant_id = record.id if record.kind == GRANT else revoked_by(record)
+        if len(self.records) > BELOW_MAX:
+            due_ms = self._looked_ms + len(self.records) // LOOK_SHARE
+            self._rule_agenda.put(grant_id.hex(), due_ms)
+        else:
+            self._touch(self.authority.under(grant_id), change)
 
     def _look_soon(self, key: str) -> None:
         """Have a key looked at where a record went or does not count: others may be due earlier."""

@@ -35,7 +35,7 @@ from crdt.replica import Replica
 from crdt.shown import NamespaceInfo, Shown, SyncReport
 from crdt.spaces import DIRECTORY, OWNER_SPACES_MAX, SPACES_MAX, directory_key
 from wire import codec
-from wire.errors import NotFound, ShoalError, UsageError
+from wire.errors import Busy, NotFound, ShoalError, UsageError
 from wire.ids import PeerId, Signer, public_key_of
 from wire.ports import Clock, Item, Network, OffLoop
 
@@ -211,8 +211,9 @@ class StoreService(StoreReader):
         assert record is not None, "a rule always writes"
         return record.id
 
-    async def revoke(self, namespace: str, grant_id: bytes) -> bytes:
-        """Take a grant back, from now on: what is held here that was written under it still counts.
+    async def revoke(self, namespace: str, grant_id: bytes, *, is_discarded: bool = False) -> bytes:
+        """Take a grant back, from now on: what is held here that was written under it still counts,
+        of its subject's latest 64 chains (`GRANT_CHAINS_MAX`); or, discarded, none of it.
 
         Raises NotFound.
         """
@@ -220,7 +221,7 @@ class StoreService(StoreReader):
         grants = {record.id: grant for record, grant in replica.authority.grants()}
         if grant_id not in grants:
             raise NotFound(f"no grant {grant_id.hex()[:16]} in {namespace!r}")
-        kept = replica.authority.dots_under(grant_id)
+        kept = () if is_discarded else replica.authority.dots_under(grant_id)
         build = self._rule(REVOKE, codec.encode(Revoke(grant_id, kept)))
         record = await self._write(namespace, RULE_KEYS[REVOKE], build, for_revoked=grant_id)
         assert record is not None, "a rule always writes"
@@ -229,7 +230,11 @@ class StoreService(StoreReader):
     # --- peers and the file --------------------------------------------------------------------
 
     async def answer(self, peer: PeerId, message: bytes) -> bytes:
-        """Answer one request of a peer's sync. Raises BadMessage."""
+        """Answer one request of a peer's sync. Raises BadMessage; Busy while the file is read: what
+        is not here yet would seem to be deleted, to a peer that was away.
+        """
+        if not self._hall.is_loaded:
+            raise Busy("the store is starting")
         return await self._hall.syncer.answer(peer, message)
 
     def peer_up(self, peer: PeerId) -> None:

@@ -17,7 +17,6 @@ import trio
 from crdt.batch import Batch, Group, News, Write, refusal
 from crdt.change import Change
 from crdt.entry import Record
-from crdt.fault import Proven
 from crdt.kept_proofs import KeptProofs
 from crdt.namespace import Genesis
 from crdt.own import Build, OwnChains, Pending
@@ -98,13 +97,6 @@ class Writer:
             raise batch.error
         return batch.news
 
-    def found(self, proven: Proven) -> None:
-        """Keep a proof that was made here, some time soon. If the disk does not take it, it is
-        found again.
-        """
-        self._group.batches.append(Batch(faults=[proven]))
-        self._wake.unpark()
-
     def keep(self, genesis: Genesis) -> None:
         """Put a namespace on the disk with the next commit, and so before its entries."""
         self._geneses.append(genesis)
@@ -127,8 +119,8 @@ class Writer:
         return self._synced_ms
 
     def note_synced(self, wall_ms: int) -> None:
-        """Remember when the last sync ended, to the minute."""
-        self._synced_ms = max(self._synced_ms, wall_ms)
+        """Remember when the last sync ended, to the minute; also if our clock was ahead before."""
+        self._synced_ms = wall_ms
         self._wake.unpark()
 
     # --- the task ------------------------------------------------------------------------------
@@ -214,7 +206,7 @@ class Writer:
                 return
 
     def _has_chores(self) -> bool:
-        is_late = self._synced_ms >= self._synced_kept_ms + SYNCED_STEP_MS
+        is_late = abs(self._synced_ms - self._synced_kept_ms) >= SYNCED_STEP_MS
         return bool(self._dead or self._proofs.accused or self._geneses) or is_late
 
     async def _commit(self, storage: Storage, group: Group) -> None:
@@ -267,7 +259,7 @@ class Writer:
     def _changes(self, records: list[Record], now_ms: int) -> Changes:
         """Return what the next transaction does; the dead rows in it are its own from here on."""
         dead, self._dead = self._dead[:DEAD_MAX], self._dead[DEAD_MAX:]
-        meta = {SYNCED: self._synced_ms} if self._synced_ms > self._synced_kept_ms else {}
+        meta = {SYNCED: self._synced_ms} if self._synced_ms != self._synced_kept_ms else {}
         if not self.is_writable:
             meta[PROBE] = now_ms
         geneses, self._geneses = self._geneses, []
@@ -332,6 +324,8 @@ class Writer:
                     write.error = None
                     continue
                 reason = replica.refusal(made.shape, now_ms)
+                if not reason and replica.crowds_out(made.shape, len(pending)):
+                    reason = "author_full"  # of others the oldest would go; what we have said stays
                 if reason:
                     self.refused[reason] += 1
                     raise refusal(reason, write.key, replica.genesis.write)

@@ -30,7 +30,7 @@ class Status(_Reply, frozen=True):
     members: int
     runs: list[str]
     models: list[str]
-    clock_skew_ms: int
+    clock_skew_ms: int = 0  # `shoal down` after an upgrade asks a daemon that does not say
 
 
 class Identity(_Reply, frozen=True):

@@ -185,9 +185,9 @@ class Store:
         wanted = NewGrant(peer, prefix, list(kinds), from_ms, until_ms, depth)
         return self._ask(asks.grant(namespace, wanted)).id
 
-    def revoke(self, namespace: str, grant_id: str) -> None:
+    def revoke(self, namespace: str, grant_id: str, *, discard: bool = False) -> None:
         """Take a grant back: what was written under it and is not here yet counts nowhere."""
-        self._ask(asks.revoke(namespace, grant_id))
+        self._ask(asks.revoke(namespace, grant_id, discard))
 
     def snapshot(self, path: str | os.PathLike[str]) -> Snapshot:
         """Write a consistent copy of the store to a new file (`shoal store restore`)."""
@@ -346,9 +346,9 @@ class AsyncStore:
         wanted = NewGrant(peer, prefix, list(kinds), from_ms, until_ms, depth)
         return (await self._ask(asks.grant(namespace, wanted))).id
 
-    async def revoke(self, namespace: str, grant_id: str) -> None:
+    async def revoke(self, namespace: str, grant_id: str, *, discard: bool = False) -> None:
         """Take a grant back: what was written under it and is not here yet counts nowhere."""
-        await self._ask(asks.revoke(namespace, grant_id))
+        await self._ask(asks.revoke(namespace, grant_id, discard))
 
     async def snapshot(self, path: str | os.PathLike[str]) -> Snapshot:
         """Write a consistent copy of the store to a new file (`shoal store restore`)."""

@@ -184,9 +184,10 @@ def grant(namespace: str, wanted: NewGrant) -> Ask[Named]:
     return Ask("POST", space_path(namespace, "grants"), Named, wanted)
 
 
-def revoke(namespace: str, grant_id: str) -> Ask[Named]:
+def revoke(namespace: str, grant_id: str, discard: bool) -> Ask[Named]:
     """Ask to take a grant back."""
-    return Ask("DELETE", space_path(namespace, "grants", grant_id), Named)
+    path = space_path(namespace, "grants", grant_id)
+    return Ask("DELETE", f"{path}?discard=1" if discard else path, Named)
 
 
 def snapshot(path: str | os.PathLike[str]) -> Ask[Snapshot]:

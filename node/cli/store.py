@@ -68,9 +68,14 @@ def get(
         _echo_all(item)
     elif item.cid:
         _no_terminal(out, f"a blob of {size_text(item.blob_bytes)}")
-        with output_file(out) as file:
-            for piece in pieces(client, item.cid, 0, None, ()):
-                file.write(piece)
+        try:
+            with output_file(out) as file:
+                for piece in pieces(client, item.cid, 0, None, ()):
+                    file.write(piece)
+        except ClientError as error:
+            author = plain(item.name) or short(item.author)
+            error.hint = error.hint or f"it rests with {author}, and with who fetched it before"
+            raise
     else:
         data = printed(item)
         if out is None and on_terminal():
@@ -314,13 +319,14 @@ def log(context: Context, prefix: str, limit: int, namespace: str, as_json: bool
             echo_json(with_base64(line))
         return
     now_ms = time.time() * 1000
-    rows = [_log_row(line, now_ms) for line in lines]
+    rows = [log_row(line, now_ms) for line in lines]
     echo_cut(("WRITTEN", "AUTHOR", "SEQ", "KIND", "KEY", "NOTE", "VALUE"), rows)
     if not rows:
         click.echo("no entries", err=True)
 
 
-def _log_row(line: StoreLine, now_ms: float) -> tuple[str, ...]:
+def log_row(line: StoreLine, now_ms: float) -> tuple[str, ...]:
+    """Return the cells of one entry."""
     if not line.counts:
         note = "does not count"
     elif line.deleted:

@@ -290,13 +290,14 @@ def grant(
 @click.command()
 @click.argument("namespace", metavar="NS")
 @click.argument("grant_id", metavar="GRANT")
+@click.option("--discard", is_flag=True, help="What was written under it counts no more, either.")
 @click.pass_obj
-def revoke(context: Context, namespace: str, grant_id: str) -> None:
+def revoke(context: Context, namespace: str, grant_id: str, discard: bool) -> None:
     """Take a grant back. What was written under it and is here stays; nothing later counts.
 
     Example: shoal store revoke results 3f9a52c1
     """
-    context.client().store.revoke(namespace, grant_id)
+    context.client().store.revoke(namespace, grant_id, discard=discard)
 
 
 # --- copies ------------------------------------------------------------------------------------

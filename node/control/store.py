@@ -231,7 +231,8 @@ class StoreRoutes:
         return shapes.Named(grant_id.hex())
 
     async def revoke(self, request: Request) -> shapes.Named:
-        """Take a grant back."""
+        """Take a grant back; with ?discard=1 nothing that was written under it counts."""
+        is_discarded = request.number("discard", 0, most=1) > 0
         namespace, given = self._space(request), request.params["grant"].lower()
         fits = [one.id for one in self._store.grants(namespace) if one.id.hex().startswith(given)]
         if not fits or len(given) < 8:
@@ -240,7 +241,8 @@ class StoreRoutes:
             )
         if len(fits) > 1:
             raise UsageError(f"{given!r} fits {len(fits)} grants", hint="give more digits")
-        return shapes.Named((await self._store.revoke(namespace, fits[0])).hex())
+        revoked = await self._store.revoke(namespace, fits[0], is_discarded=is_discarded)
+        return shapes.Named(revoked.hex())
 
     # --- inside ---------------------------------------------------------------------------------
 
@@ -334,7 +336,8 @@ def _space_routes(api: Api, it: StoreRoutes) -> None:
     add("GET", f"{space}/grants", it.grants, summary="Who may write", reply=list[shapes.Grant])
     add("POST", f"{space}/grants", it.grant, summary="Let a peer write", body=GrantBody,
         reply=shapes.Named)  # fmt: skip
-    add("DELETE", f"{space}/grants/{{grant}}", it.revoke, summary="Take a grant back",
+    add("DELETE", f"{space}/grants/{{grant}}", it.revoke,
+        summary="Take a grant back; ?discard=1 what is under it, too",
         reply=shapes.Named)  # fmt: skip
     add("POST", f"{root}/verify", it.verify, summary="Check a proof by its namespace's ID or name",
         body=CheckBody, reply=shapes.Verdict)  # fmt: skip

@@ -130,7 +130,7 @@ def test_what_is_not_there_or_not_allowed_fails_with_a_reason(two: list[Daemon])
         (("get", "x", "--ns", "nowhere"), 1, "no namespace is called 'nowhere'"),
         (("watch", "--ns", "nowhere"), 1, "no namespace is called 'nowhere'"),
         (("put", "two words", "x"), 2, "two words"),
-        (("put", f"mine/@{bob.client.id().peer}", "x"), 2, "may not write the key of"),
+        (("put", f"mine/@{bob.client.id().peer}", "x"), 2, "this node may not write it"),
         (("put", "x", "1", "--file", "y"), 2, "not both"),
         (("put", "x", "--file", "/no/such/file"), 2, "cannot read"),
         (("put", "x", "y", "--multi", "--ttl", "5s"), 2, "a lease cannot be"),
@@ -247,6 +247,8 @@ def test_who_may_write_is_granted_and_taken_back(two: list[Daemon]) -> None:
     assert done(ann, "get", "bob/loss", "--ns", made["id"][:10]) == "1.5\n"
     row = done(ann, "ns", "grants", "results").splitlines()[1].split()
     assert (row[0], row[1], row[3], row[-1]) == (granted[:16], "bob", "bob/", "revoked")
+    done(ann, "revoke", "results", granted[:12], "--discard")
+    assert run(ann.home, "store", "get", "bob/loss", "--ns", "results").returncode == 1
     assert "results@ann" in done(bob, "ns", "ls")
     assert made["id"] in done(bob, "ns", "show", "results")
 

@@ -1,10 +1,20 @@
 """Replicas that were away for longer than deletions are remembered, on a virtual clock."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.sim.replicas import Links, signer, start_store
+from crdt.service import StoreService
+from crdt.wire import Hello
+from tests.sim.replicas import Links, Silence, SimClock, Wire, signer, start_store
+from wire import codec
+from wire.errors import Busy
 
+T = TypeVar("T")
 DAY_S = 24 * 3600.0
 
 
@@ -93,3 +103,34 @@ async def test_a_replica_that_is_alone_forgets_as_always(
     for _ in range(8):
         await sleep(1, autojump_clock)
     assert store.stats().entries == 0
+
+
+async def test_a_store_that_is_still_loading_answers_nobody(
+    autojump_clock: MockClock, nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    """What it has not read yet would seem to be deleted, to a peer that was away."""
+    links, own, gate = Links(), signer(1), trio.Event()
+
+    async def gated(work: Callable[[], T]) -> T:
+        await gate.wait()
+        return work()
+
+    store = StoreService(
+        Wire(links, own.peer),
+        Silence(),
+        SimClock(),
+        own,
+        tmp_path / "store.db",
+        peers=list,
+        off_loop=gated,
+    )
+    hello = codec.encode(Hello(bytes(8), 0, []))
+    with pytest.raises(Busy):
+        await store.answer(signer(2).peer, hello)
+    nursery.start_soon(store.run)
+    await trio.sleep(1)
+    with pytest.raises(Busy):
+        await store.answer(signer(2).peer, hello)
+    gate.set()
+    await trio.sleep(1)
+    await store.answer(signer(2).peer, hello)

@@ -9,9 +9,11 @@ import trio
 from trio.testing import MockClock
 
 from crdt import spaces
+from crdt.batch import StoreFull
 from crdt.entry import REGISTER, Record, Signed
 from crdt.holding import REFUSED_FIRST_S
 from crdt.live import News
+from crdt.namespace import Rules
 from crdt.service import StoreService
 from crdt.storage import StoreCorrupt, StoreFailed
 from crdt.sync import ANSWERS_MAX
@@ -396,3 +398,27 @@ async def test_what_is_over_a_quota_is_not_fetched_again_at_every_sync(
     await trio.sleep(REFUSED_FIRST_S + 10)
     await store.sync_with(signer(2).peer)
     assert store.root("runs") == other.root("runs")
+
+
+async def test_what_was_acknowledged_is_not_pushed_out_by_our_own_next_write(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    store = await start_store(nursery, Links(), 1)
+    await store.create_namespace("small", rules=Rules(author_entries=5))
+    full = list[StoreFull]()
+
+    async def put(number: int) -> None:
+        try:
+            await store.put("small", f"k/{number}", number)
+        except StoreFull as error:
+            full.append(error)
+
+    async with trio.open_nursery() as writing:
+        for number in range(8):
+            writing.start_soon(put, number)
+    assert len(full) == 3
+    held = store.scan("small")
+    assert len(held) == 5
+    await store.put("small", held[0].key, "again")  # in its place
+    await store.delete("small", held[1].key)
+    assert len(store.scan("small")) == 4

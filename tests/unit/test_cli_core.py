@@ -12,6 +12,7 @@ import trio
 import shoal as library
 from node.tickets import parse_ticket
 from shoal import api as shapes
+from shoal.messages import decode_reply
 from tests.unit.fake_node import BOB, EVE, ME, SHOAL, running, view
 
 
@@ -173,3 +174,9 @@ async def test_metrics_and_the_openapi_document_are_served(tmp_path: Path) -> No
         )
         assert b"shoal_peers 1.0" in done.stdout
         assert b"shoal_bytes_in_total 10.0" in done.stdout
+
+
+def test_a_daemon_of_before_an_upgrade_is_understood_so_that_it_can_be_stopped() -> None:
+    said = b"""{"state":"ready","peer":"12D3","name":"ann","swarm":"s","version":"0.1.0","pid":1,
+        "uptime_s":1.0,"home":"/h","addresses":[],"peers":0,"members":1,"runs":[],"models":[]}"""
+    assert decode_reply(said, shapes.Status).pid == 1

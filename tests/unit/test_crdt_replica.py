@@ -2,6 +2,7 @@
 
 import pytest
 
+from crdt import replica as replica_module
 from crdt.chains import EMPTY_CHAINS_MAX
 from crdt.change import Change
 from crdt.entry import Record
@@ -34,7 +35,7 @@ def test_a_key_that_is_overwritten_often_stays_one_entry() -> None:
     for _ in range(300):
         replica.merge(mine.put("k"), NOW_MS)
     assert len(replica.records) == 1
-    assert replica.heads()[mine.id].seq == 300
+    assert replica.heads() == [(mine.id, 300)]
     is_consistent(replica)
 
 
@@ -106,17 +107,16 @@ def test_a_chain_is_read_in_its_order_and_its_head_outlives_its_entries() -> Non
     assert replica.chain_after(mine.id, 0, 2) == records[6:8]
     assert replica.chain_after(mine.id, 10, 99) == []
     assert replica.chain_after(bytes(16), 0, 99) == []
-    head = replica.heads()[mine.id]
-    assert (head.author, head.seq, head.link, head.hlc) == (
-        mine.key, 10, records[-1].link, records[-1].hlc,
-    )  # fmt: skip
+    assert replica.heads() == [(mine.id, 10)]
     again = chain(instance=2)
     for number in range(4):
         replica.merge(again.put(f"k{number}", ms=100 + number), NOW_MS)
     assert replica.chain_after(mine.id, 0, 99) == []
-    assert replica.heads()[mine.id] == head
+    assert replica.heads() == sorted([(mine.id, 10), (again.id, 4)])
+    assert replica.heads(limit=1) == replica.heads()[:1]
+    assert replica.heads(replica.heads()[0][0]) == replica.heads()[1:]
     replica.pop_due(NOW_MS + GC_MS + 9)
-    assert set(replica.heads()) == {again.id}
+    assert replica.heads() == [(again.id, 4)]
     is_consistent(replica)
 
 
@@ -168,6 +168,26 @@ def test_a_new_revocation_by_one_author_takes_the_place_of_its_last() -> None:
     assert "k" in change.keys
     assert replica.view("k", NOW_MS) is not None
     assert len(replica.at("revoke")) == 1
+
+
+def test_who_revokes_again_and_again_does_not_have_all_walked_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replica_module, "BELOW_MAX", 50)
+    genesis = listed(0, Rules(gc_ms=GC_MS))
+    owner, anna = Chain(0, genesis.id), Chain(1, genesis.id)
+    grant = owner.grant(Grant(key_of(1)), ms=0)
+    entries = [anna.put(f"k{number}", grant=grant.id) for number in range(100)]
+    replica = merged(grant, *entries, genesis=genesis)
+    for number in range(5):
+        change = replica.merge(owner.revoke(grant.id, ms=200 + number), NOW_MS)
+        assert change.keys == {"revoke"}
+    assert replica.view("k7", NOW_MS) is None
+    assert replica.pop_due(NOW_MS + 300).keys >= {f"k{number}" for number in range(100)}
+    assert replica.pop_due(NOW_MS + 600).keys == set()
+    replica.pop_due(NOW_MS + GC_MS // 2 + 300)
+    assert {one.key for one in replica.records.values()} == {"grant", "revoke"}
+    is_consistent(replica)
 
 
 def test_what_a_grant_allowed_goes_with_it() -> None:
@@ -260,3 +280,15 @@ def test_a_node_without_room_refuses_what_is_new_only() -> None:
     assert replica.refusal(mine.put("a"), NOW_MS) == ""
     assert replica.refusal(mine.put("a", "more of it"), NOW_MS) == "full"
     assert replica.refusal(mine.put("b"), NOW_MS) == "full"
+
+
+def test_chains_are_listed_page_by_page() -> None:
+    replica = Replica(SHORT)
+    made = [chain(instance=instance) for instance in range(40)]
+    for number, one in enumerate(made):
+        replica.merge(one.put(f"k{number}", ms=number), NOW_MS)
+    after, found = b"", list[tuple[bytes, int]]()
+    while page := replica.heads(after, 7):
+        found += page
+        after = page[-1][0]
+    assert found == sorted((one.id, 1) for one in made)

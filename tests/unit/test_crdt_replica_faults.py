@@ -167,7 +167,7 @@ def test_what_a_forgotten_proof_cut_off_shows_again(monkeypatch: pytest.MonkeyPa
     chains = sorted((chain(author) for author in range(2)), key=lambda one: one.id, reverse=True)
     for one in chains:
         one.put("before")
-    replica = Replica(SHORT)
+    replica, change = Replica(SHORT), Change()
     for number, line in enumerate(chains):
         fork = line.fork()
         replica.merge(line.put(f"k{number}"), NOW_MS)

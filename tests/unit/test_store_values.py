@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crdt.entry import VALUE_MAX
-from node.cli.store import _log_row, parse
+from node.cli.store import log_row, parse
 from node.cli.store_text import brief, lines, printed, terminal_text, when, word
 from node.control.store_values import SMALL_JSON, small, split
 from shoal.errors import ClientError
@@ -119,7 +119,7 @@ def test_what_a_log_shows_of_an_entry() -> None:
     def row(kind: str, value: object, **more: Any) -> tuple[str, ...]:
         line = StoreLine("00", "12D3", "ann", "00", 1, 1, 1, kind, "k", None, value, "", 0, 0,
                          True, 100)  # fmt: skip
-        return _log_row(msgspec.structs.replace(line, **more), now_ms=1000)[-2:]
+        return log_row(msgspec.structs.replace(line, **more), now_ms=1000)[-2:]
 
     assert row("register", None) == ("-", "null")
     assert row("register", None, deleted=True) == ("deleted", "-")
