@@ -1,6 +1,5 @@
 """The store service: one alone, and swarms of them with cuts, on a virtual clock."""
 
-import math
 import random
 from pathlib import Path
 
@@ -8,12 +7,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from crdt import spaces
-from crdt.batch import StoreFull
 from crdt.entry import REGISTER, Record, Signed
-from crdt.holding import REFUSED_FIRST_S
 from crdt.live import News
-from crdt.namespace import Rules
 from crdt.service import StoreService
 from crdt.storage import StoreCorrupt, StoreFailed
 from crdt.sync import ANSWERS_MAX
@@ -374,51 +369,3 @@ async def test_a_peer_that_asks_much_at_a_time_is_told_that_we_are_busy(
         asking.start_soon(ask, 3)
     assert outcomes.count("answered") == ANSWERS_MAX + 1
     await store.answer(signer(2).peer, frame)  # and later it is served again
-
-
-async def test_what_is_over_a_quota_is_not_fetched_again_at_every_sync(
-    autojump_clock: MockClock, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    links = Links()
-    store = await start_store(nursery, links, 1, is_live=False, sync_interval_s=math.inf)
-    other = await start_store(nursery, links, 2, is_live=False, sync_interval_s=math.inf)
-    for index in range(13):
-        await other.put("runs", f"k{index}", index)
-        if index < 3:
-            await store.put("runs", f"own{index}", index)
-    monkeypatch.setattr(spaces, "ENTRIES_MAX", 3)
-    await store.sync_with(signer(2).peer)
-    refused = store.stats().refused["full"]
-    assert refused == 13
-    assert store.stats().entries == 3
-    assert (await store.sync_with(signer(2).peer)).entries_in == 0
-    await other.sync_with(signer(1).peer)  # nor is it checked again when it is given
-    assert store.stats().refused["full"] == refused
-    monkeypatch.undo()
-    await trio.sleep(REFUSED_FIRST_S + 10)
-    await store.sync_with(signer(2).peer)
-    assert store.root("runs") == other.root("runs")
-
-
-async def test_what_was_acknowledged_is_not_pushed_out_by_our_own_next_write(
-    autojump_clock: MockClock, nursery: trio.Nursery
-) -> None:
-    store = await start_store(nursery, Links(), 1)
-    await store.create_namespace("small", rules=Rules(author_entries=5))
-    full = list[StoreFull]()
-
-    async def put(number: int) -> None:
-        try:
-            await store.put("small", f"k/{number}", number)
-        except StoreFull as error:
-            full.append(error)
-
-    async with trio.open_nursery() as writing:
-        for number in range(8):
-            writing.start_soon(put, number)
-    assert len(full) == 3
-    held = store.scan("small")
-    assert len(held) == 5
-    await store.put("small", held[0].key, "again")  # in its place
-    await store.delete("small", held[1].key)
-    assert len(store.scan("small")) == 4
