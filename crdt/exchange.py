@@ -17,7 +17,6 @@ from crdt.entry import Record, Signed, is_signed
 from crdt.fault import Fault
 from crdt.holding import Holding
 from crdt.intake import follows
-from crdt.lane import Lane
 from crdt.namespace import Rules
 from crdt.ranges import Give, Settle, Take, TakeProofs, Turn
 from crdt.reconcile import lead
@@ -143,7 +142,6 @@ class Exchange:
     clocks: Clocks = field(default_factory=Clocks)
     shares: Shares = field(default_factory=Shares)
     turn: trio.Lock = field(default_factory=trio.Lock)  # of the session that pulls chains
-    lane: Lane = field(default_factory=Lane)
     _holdings: dict[bytes, Holding] = field(default_factory=dict[bytes, Holding])
 
     async def lead(self, peer: PeerId, report: SyncReport) -> bool:
@@ -204,12 +202,8 @@ class Exchange:
     async def take(self, peer: PeerId, namespace: bytes, entries: list[Signed]) -> int:
         """Hand entries to the store, and remember those it did not keep. One with a wrong signature
         is not remembered: the store raises BadMessage, and another peer may have the right one.
-        Raises Busy, too.
         """
-        self.lane.enter(peer, entries, self.clock.now())
         news = await self.store.take(peer, namespace, entries)
-        if news:
-            self.lane.renew(peer, self.clock.now())
         holding = self.holdings().get(namespace)
         if holding is not None and news < len(entries):
             now = self.clock.now()
