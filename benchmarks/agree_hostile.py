@@ -6,6 +6,7 @@ lowest priority: a real one has a machine of its own.
 
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 from benchmarks.agree_sync import figures
@@ -24,6 +25,8 @@ ATTACK_S = 0.3 if QUICK else 2.0  # of each attack, in each round
 SYNC_ENTRIES = 500  # that the honest member brings, each time
 ALONE = 3  # syncs without an attack, in each round
 GROWTH_MB = 20.0
+KEPT = ("misordered", "forked", "authors", "namespaces")  # what comes before the fault is valid, as
+# are floods: the store holds it, up to its limits (crdt/spaces.py)
 SYNC_RATIO = 5.0
 LIE_GOAL_S = 120.0  # what a session may take at all (crdt/exchange.py)
 
@@ -51,7 +54,7 @@ def _fuzz() -> None:
 def refused(daemon: Forged) -> dict[str, float]:
     """Read what a daemon's store has refused, by reason, and the proofs against authors it has."""
     counted = figures(daemon)
-    found = {"fault": counted["shoal_store_faults"]}
+    found = {"proven": counted["shoal_store_faults"]}
     for name, value in counted.items():
         if name.startswith("shoal_store_refused_total{"):
             found[name.partition('reason="')[2].partition('"')[0]] = value
@@ -72,14 +75,20 @@ def _attack(daemon: Forged, honest: Child, attacker: Child) -> None:
         progress(f"  {name}: {answer['answers']}, counted as {', '.join(sorted(new)) or 'nothing'}")
     honest.ask("sync", count=SYNC_ENTRIES)  # it gets what the attacks have left there, once
     before_mb, pid = daemon.rss_mb, daemon.pid
+    refusable = [name for name in ATTACKS if name not in KEPT]
     for number in range(ATTACK_ROUNDS):
         progress(f"attacks, round {number + 1}; the daemon has {daemon.rss_mb:.0f} MB")
         alone += [honest.ask("sync", count=SYNC_ENTRIES)["seconds"] for _ in range(ALONE)]
-        for name in ATTACKS:
-            attacker.tell("attack", name=name, seconds=ATTACK_S)
-            beside[name].append(honest.ask("sync", count=SYNC_ENTRIES)["seconds"])
-            attacker.wait()
+        _round(refusable, honest, attacker, beside)
+    report("agree.hostile_growth", [daemon.rss_mb - before_mb], "MB", goal=GROWTH_MB)
     _lies(daemon, honest, attacker, beside)
+    before_mb, before = daemon.rss_mb, figures(daemon)["shoal_store_entries"]
+    for number in range(ATTACK_ROUNDS):
+        progress(f"floods, round {number + 1}; the daemon has {daemon.rss_mb:.0f} MB")
+        _round(KEPT, honest, attacker, beside)
+    kept = figures(daemon)["shoal_store_entries"] - before
+    why = f"{kept:.0f} valid entries more"
+    report("agree.hostile_kept", [daemon.rss_mb - before_mb], "MB", why=why)
     for name, seconds in beside.items():
         report(
             *(f"agree.hostile_sync_{name}", seconds, "s"),
@@ -90,9 +99,17 @@ def _attack(daemon: Forged, honest: Child, attacker: Child) -> None:
     missed = [name for name, is_counted in counted.items() if not is_counted]
     why = f"not counted: {', '.join(missed)}" if missed else ""
     report("agree.hostile_uncounted", [len(missed)], "kinds of attack", goal=0, why=why)
-    report("agree.hostile_growth", [daemon.rss_mb - before_mb], "MB", goal=GROWTH_MB)
     survives = daemon.client.status().pid == pid
     report("agree.hostile_crashes", [0 if survives else 1], "crashes", goal=0)
+
+
+def _round(
+    names: Sequence[str], honest: Child, attacker: Child, beside: dict[str, list[float]]
+) -> None:
+    for name in names:
+        attacker.tell("attack", name=name, seconds=ATTACK_S)
+        beside[name].append(honest.ask("sync", count=SYNC_ENTRIES)["seconds"])
+        attacker.wait()
 
 
 def _lies(daemon: Forged, honest: Child, attacker: Child, beside: dict[str, list[float]]) -> None:

@@ -183,16 +183,16 @@ ATTACKS: dict[str, Callable[[Villain], list[bytes]]] = {
     **{name: _request(make) for name, make in REQUESTS.items()},
 }
 
-# How the daemon counts each: reasons of shoal_store_refused_total, "fault" of shoal_store_faults.
+# How the daemon counts each: reasons of shoal_store_refused_total, "proven" of shoal_store_faults.
 # No reason: that is a request like any other, answered within its bounds.
 REASONS: dict[str, set[str]] = {
     "forged": {"forged"},
     "not_canonical": {"forged"},
     "oversized": {"forged", "malformed"},
     "replayed": {"known"},
-    "misordered": {"fault"},
+    "misordered": {"proven"},
     "far_future": {"future"},
-    "forked": {"fault"},
+    "forked": {"proven"},
     "foreign_key": {"forged"},
     "foreign_namespace": {"namespace"},
     "self_granted": {"policy", "no_grant"},
