@@ -76,11 +76,15 @@ def _attack(daemon: Forged, honest: Child, attacker: Child) -> None:
     honest.ask("sync", count=SYNC_ENTRIES)  # it gets what the attacks have left there, once
     before_mb, pid = daemon.rss_mb, daemon.pid
     refusable = [name for name in ATTACKS if name not in KEPT]
+    for number in range(ATTACK_ROUNDS):  # alone: news of honest writes are cached for a minute
+        progress(f"attacks alone, round {number + 1}; the daemon has {daemon.rss_mb:.0f} MB")
+        for name in refusable:
+            attacker.ask("attack", name=name, seconds=ATTACK_S)
+    report("agree.hostile_growth", [daemon.rss_mb - before_mb], "MB", goal=GROWTH_MB)
     for number in range(ATTACK_ROUNDS):
         progress(f"attacks, round {number + 1}; the daemon has {daemon.rss_mb:.0f} MB")
         alone += [honest.ask("sync", count=SYNC_ENTRIES)["seconds"] for _ in range(ALONE)]
         _round(refusable, honest, attacker, beside)
-    report("agree.hostile_growth", [daemon.rss_mb - before_mb], "MB", goal=GROWTH_MB)
     _lies(daemon, honest, attacker, beside)
     before_mb, before = daemon.rss_mb, figures(daemon)["shoal_store_entries"]
     for number in range(ATTACK_ROUNDS):
