@@ -19,6 +19,8 @@ ROUNDS_MAX = 1 << 24
 ATTEMPTS_MAX = 1 << 16
 WEIGHT_MAX = 1e6  # samples or shares; with codecs.VALUE_MAX no float32 sum of 64 can overflow
 WEIGHT_MIN = 1e-3  # of who brings data: a mean divided by next to nothing would not be one
+LANES_MAX = 256  # sequences of rounds in one run
+EVERY_MAX = 1 << 20  # local steps between two rounds
 CERTIFICATE_TAG = "shoal/modelsync/certificate/1"
 
 RunName = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9._-]{0,63}\Z", max_length=64)]
@@ -30,8 +32,12 @@ Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]
 Elements = Annotated[int, Meta(ge=1, le=ELEMENTS_MAX)]
 ShardSize = Annotated[int, Meta(ge=0, le=ELEMENTS_MAX)]
 Weight = Annotated[float, Meta(ge=0.0, le=WEIGHT_MAX)]
-CodecName = Annotated[str, Meta(pattern=r"\A(float32|int8)\Z", max_length=8)]
-Settings = Annotated[str, Meta(pattern=r"\A[a-z0-9_=.+ -]*\Z", max_length=128)]
+CodecName = Annotated[str, Meta(pattern=r"\A[a-z][a-z0-9]*\Z", max_length=16)]
+Settings = Annotated[str, Meta(pattern=r"\A[a-z0-9_=.,:+ -]*\Z", max_length=256)]
+LaneNumber = Annotated[int, Meta(ge=0, lt=LANES_MAX)]
+Topology = Annotated[str, Meta(pattern=r"\A(all|ring|exponential|complete|pairs)\Z", max_length=16)]
+Every = Annotated[int, Meta(ge=0, le=EVERY_MAX)]  # 0: no wish
+Rate = Annotated[int, Meta(ge=0, le=1 << 40)]  # bytes/s; 0: not measured
 Reason = Annotated[str, Meta(max_length=32)]
 Data = Annotated[bytes, Meta(max_length=CHUNK_FRAME_MAX)]
 Members = Annotated[list[Peer], Meta(min_length=1, max_length=MEMBERS_MAX)]
@@ -67,22 +73,43 @@ def _check_weights(*weights: float) -> None:
         raise ValueError(f"a weight is 0 or from {WEIGHT_MIN:g} to {WEIGHT_MAX:g}")
 
 
+class Bound(Message, frozen=True):
+    """What a member has signed in an attempt whose end it does not know: it stands by this result."""
+
+    attempt: AttemptNumber
+    proposer: Peer
+    result: Hash
+    members: Members  # whose contributions are in it, with their weights
+    weights: Annotated[list[Weight], Meta(min_length=1, max_length=MEMBERS_MAX)]
+    shards: Annotated[list[ShardSize], Meta(min_length=1, max_length=MEMBERS_MAX)]
+    codec: CodecName
+    every: Every = 0
+
+
 class Ready(Message, frozen=True):
-    """The sender's trainer has a contribution for `round`. Weight 0 brings no data (a joiner).
+    """The sender's trainer has a contribution for `round` of a lane. Weight 0 brings no data.
 
     `root` is the hash of the state that its contribution starts from; `settings` are those of the
-    trainer's outer step, which must be alike or every round ends in different states.
-    `held` is the result of an earlier attempt of this round that the sender signed.
+    strategy, which must be alike or every round ends in different states. `is_new`: it joined at
+    this round and remembers no promise. `owns`: it can average a shard for others.
     """
 
     run: RunName
     round: Round
     root: Hash
     weight: Weight
-    elements: Elements
-    codec: CodecName
+    elements: Elements  # of a contribution to this lane
+    codec: CodecName  # "auto": as the proposer says
     settings: Settings = ""
-    held: Hash | None = None
+    lane: LaneNumber = 0
+    topology: Topology = "all"
+    rate: Rate = 0  # measured in the rounds before
+    owns: bool = True
+    is_new: bool = False
+    wish_codec: CodecName = "float32"  # of an "auto" run
+    wish_every: Every = 0
+    bound: Bound | None = None
+    held: Hash | None = None  # of the first form; goes with it
 
     def __post_init__(self) -> None:
         """Refuse weights that the type alone cannot."""
@@ -95,9 +122,12 @@ class Ready(Message, frozen=True):
 
 
 class Certificate(Message, frozen=True):
-    """The outcome of a round. `result` hashes the averaged bytes, shard by shard.
+    """The outcome of a round of a lane. `result` hashes the averaged bytes, shard by shard.
 
-    Every member signed `body()`; `signatures` are in member order.
+    Every member signed `body()`; `signatures` are in member order. `contributors` are those whose
+    contributions are in the result, with their weights: the members, unless an earlier attempt
+    was adopted. Sealed rounds also have each member's `commitments` (hash of its encoded contribution) and
+    `seals` (hash of 32 random bytes); `reveals` open the seals.
     """
 
     run: RunName
@@ -109,7 +139,14 @@ class Certificate(Message, frozen=True):
     codec: CodecName
     base_root: Hash
     result: Hash
+    lane: LaneNumber = 0
+    topology: Topology = "all"
+    every: Every = 0  # local steps to the next round; 0: as before
+    contributors: Annotated[list[Peer], Meta(max_length=MEMBERS_MAX)] = []
+    commitments: Annotated[list[Hash], Meta(max_length=MEMBERS_MAX)] = []
+    seals: Annotated[list[Hash], Meta(max_length=MEMBERS_MAX)] = []
     signatures: Annotated[tuple[Signature, ...], Meta(max_length=MEMBERS_MAX)] = ()
+    reveals: Annotated[tuple[Hash, ...], Meta(max_length=MEMBERS_MAX)] = ()
 
     def __post_init__(self) -> None:
         """Refuse weights that the type alone cannot."""
@@ -117,7 +154,7 @@ class Certificate(Message, frozen=True):
 
     def body(self) -> bytes:
         """Return what the members sign."""
-        return msgspec.msgpack.encode(msgspec.structs.replace(self, signatures=()))
+        return msgspec.msgpack.encode(msgspec.structs.replace(self, signatures=(), reveals=()))
 
     def is_signed(self) -> bool:
         """True if every member signed it, once each."""
@@ -157,6 +194,11 @@ class Prepare(Message, frozen=True, tag="prepare"):
     codec: CodecName
     base_root: Hash
     elements: Elements
+    lane: LaneNumber = 0
+    topology: Topology = "all"
+    every: Every = 0
+    is_sealed: bool = False  # ACK commits to the contribution, GO tells all of all
+    adopt: Bound | None = None  # no sums: spread this result of an earlier attempt
 
     def __post_init__(self) -> None:
         """Refuse weights that the type alone cannot."""
@@ -179,6 +221,10 @@ class Prepare(Message, frozen=True, tag="prepare"):
             codec=self.codec,
             base_root=self.base_root,
             result=result,
+            lane=self.lane,
+            topology=self.topology,
+            every=self.every,
+            contributors=self.members if self.adopt is None else self.adopt.members,
         )
 
 
@@ -195,7 +241,13 @@ class Abort(Message, frozen=True, tag="abort"):
 
 
 class Ack(Message, frozen=True, tag="ack"):
-    """The member takes part, and in no worse attempt of this round."""
+    """The member takes part, and in no worse attempt of this round.
+
+    In a sealed round with the hash of its encoded contribution, and of 32 bytes it will reveal.
+    """
+
+    commitment: Hash | None = None
+    seal: Hash | None = None
 
 
 class Nack(Message, frozen=True, tag="nack"):
@@ -211,6 +263,18 @@ class Done(Message, frozen=True, tag="done"):
 
     shards: Annotated[list[Hash], Meta(min_length=1, max_length=MEMBERS_MAX)]
     signature: Signature
+    reveal: Hash | None = None
+
+
+class Go(Message, frozen=True, tag="go"):
+    """Of a sealed round: what everybody has committed to, in member order. Data may flow."""
+
+    commitments: Annotated[list[Hash], Meta(min_length=1, max_length=MEMBERS_MAX)]
+    seals: Annotated[list[Hash], Meta(min_length=1, max_length=MEMBERS_MAX)]
+
+
+class Beat(Message, frozen=True, tag="beat"):
+    """Still here."""
 
 
 class Failed(Message, frozen=True, tag="failed"):
@@ -223,13 +287,13 @@ class Failed(Message, frozen=True, tag="failed"):
 class Order(Message, frozen=True):
     """What the proposer says on the stream of an attempt."""
 
-    body: Prepare | Commit | Abort
+    body: Prepare | Go | Beat | Commit | Abort
 
 
 class Answer(Message, frozen=True):
     """What a member says on the stream of an attempt."""
 
-    body: Ack | Nack | Done | Failed
+    body: Ack | Nack | Done | Failed | Beat
 
 
 class Piece(Message, frozen=True):
@@ -241,6 +305,7 @@ class Piece(Message, frozen=True):
     proposer: Peer
     index: Annotated[int, Meta(ge=0, le=ELEMENTS_MAX)]
     data: Data
+    lane: LaneNumber = 0
 
     @property
     def ballot(self) -> Ballot:
@@ -249,9 +314,10 @@ class Piece(Message, frozen=True):
 
 
 class Ask(Message, frozen=True):
-    """Which state of this run do you hold?"""
+    """Which state of this run's lane do you hold?"""
 
     run: RunName
+    lane: LaneNumber = 0
 
 
 class Latest(Message, frozen=True):
