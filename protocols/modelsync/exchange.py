@@ -11,9 +11,10 @@ open until the proposer has decided, or a healthy member's retreat would look li
 from collections.abc import Mapping
 from typing import Protocol
 
+from protocols.modelsync.aggregate import Aggregator
 from protocols.modelsync.butterfly import Butterfly
 from protocols.modelsync.codecs import Vector
-from protocols.modelsync.news import Aggregator, Held, News
+from protocols.modelsync.news import Held, News
 from protocols.modelsync.wire import Piece, Prepare
 from protocols.modelsync.work import Work
 from wire.ids import PeerId

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from protocols.modelsync.codecs import Vector
 from protocols.modelsync.wire import Prepare
@@ -47,16 +46,3 @@ class Held:
 
 
 News = Callable[[Fault | Complete], None]
-
-
-class Aggregator(Protocol):
-    """How contributions become one result, at a shard's owner."""
-
-    @property
-    def is_chunked(self) -> bool:
-        """True if a chunk's result needs this chunk only."""
-        ...
-
-    def __call__(self, vectors: list[Vector], weights: list[float], /) -> Vector:
-        """Return float32 [elements] of float32 [elements] each; in member order."""
-        ...
