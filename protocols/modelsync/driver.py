@@ -5,12 +5,13 @@ import math
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-import numpy as np
 import trio
 
 from protocols.modelsync.attempt import Aborted, Follow, Lead
-from protocols.modelsync.exchange import Complete, Exchange, Fault
+from protocols.modelsync.aggregate import aggregator_named
+from protocols.modelsync.exchange import Exchange, open_exchange
 from protocols.modelsync.machine import Behind, Diverged, Propose, Rounds
+from protocols.modelsync.news import Complete, Fault
 from protocols.modelsync.part import Attachment, Census, Outcome
 from protocols.modelsync.wire import (
     READY,
@@ -28,7 +29,7 @@ from protocols.modelsync.wire import (
 from protocols.modelsync.work import Work
 from wire.errors import BadMessage, RemoteError, ShoalError
 from wire.ids import PeerId, Signer
-from wire.ports import Call, Rpc
+from wire.ports import Bulk, Call, Rpc
 
 REPEAT_S = 2.0  # seconds between two announcements that we are ready, for those who missed one
 LOOK_S = 0.5  # seconds between two looks at the members' leases while we wait
@@ -67,6 +68,7 @@ class RunDriver:
         census: Callable[[], Census],
         on_commit: Callable[[Certificate], Awaitable[None]],
         work: Work,
+        bulk: Bulk | None = None,
     ) -> None:
         self.attachment = attachment
         self.rounds = Rounds(
@@ -74,6 +76,7 @@ class RunDriver:
         )
         self._rpc, self._signer = rpc, signer
         self._census, self._on_commit, self._work = census, on_commit, work
+        self._bulk = bulk
         self._current: Lead | Follow | None = None
         self._exchanges: dict[Ballot, Exchange] = {}
         self._held: Exchange | None = None  # a whole mean whose COMMIT we have not seen
@@ -235,7 +238,15 @@ class RunDriver:
             news(event)
 
         contribution = self.attachment.exchange
-        exchange = Exchange(prepare, self._rpc, contribution, self._work, note)
+        exchange = open_exchange(
+            prepare,
+            rpc=self._rpc,
+            bulk=self._bulk,
+            contribution=contribution,
+            work=self._work,
+            news=note,
+            aggregator=aggregator_named("mean"),
+        )
         self._exchanges[prepare.ballot] = exchange
         self._change()
         return exchange
@@ -286,7 +297,7 @@ class RunDriver:
             self._supersede()
             self._fall_behind(certificate.round + 1, None)
             return
-        np.copyto(self.attachment.exchange, held.mean)
+        held.take(self.attachment.exchange)
         self._held = None
         self.rounds.committed(certificate)
         self._end(

@@ -37,7 +37,7 @@ from protocols.modelsync.wire import (
 from protocols.modelsync.work import Work, in_threads
 from wire.errors import BadMessage, Busy, DeadlineExceeded, NotFound, ShoalError, UsageError
 from wire.ids import PeerId, Signer
-from wire.ports import Call, In, Out, Rpc, Store
+from wire.ports import Bulk, Call, In, Out, Rpc, Store
 
 LEASE_TTL_S = 15.0  # seconds without renewal until a member is not waited for any more
 LEASE_RENEW_S = 5.0  # three chances per lease
@@ -72,7 +72,9 @@ class ModelSync:
         *,
         peers: Callable[[], list[PeerId]],
         work: Work | None = None,
+        bulk: Bulk | None = None,
     ) -> None:
+        self._bulk = bulk
         self._rpc, self._signer, self._peers = rpc, signer, peers
         self._registry = Registry(store, rpc.peer)
         self._downloads = 0
@@ -125,6 +127,7 @@ class ModelSync:
             census=partial(self._census, run),
             on_commit=self._publish,
             work=self._work,
+            bulk=self._bulk,
         )
         self._drivers[run] = driver
         await self._nursery.start(self._drive, run, driver)
