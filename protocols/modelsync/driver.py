@@ -11,6 +11,7 @@ from protocols.modelsync.attempt import Aborted, Follow, Lead
 from protocols.modelsync.aggregate import aggregator_named
 from protocols.modelsync.exchange import Exchange, open_exchange
 from protocols.modelsync.machine import Behind, Diverged, Propose, Rounds
+from protocols.modelsync.memory import Memory
 from protocols.modelsync.news import Complete, Fault
 from protocols.modelsync.part import Attachment, Census, Outcome
 from protocols.modelsync.wire import (
@@ -76,7 +77,7 @@ class RunDriver:
         )
         self._rpc, self._signer = rpc, signer
         self._census, self._on_commit, self._work = census, on_commit, work
-        self._bulk = bulk
+        self._bulk, self._memory = bulk, Memory()
         self._current: Lead | Follow | None = None
         self._exchanges: dict[Ballot, Exchange] = {}
         self._held: Exchange | None = None  # a whole mean whose COMMIT we have not seen
@@ -246,6 +247,7 @@ class RunDriver:
             work=self._work,
             news=note,
             aggregator=aggregator_named("mean"),
+            memory=self._memory,
         )
         self._exchanges[prepare.ballot] = exchange
         self._change()
