@@ -45,6 +45,7 @@ class Prefix:
     tell: Callable[[int], None]
     step_bytes: int
 
+
 log = logging.getLogger(__name__)
 
 

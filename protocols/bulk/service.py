@@ -109,8 +109,9 @@ class BulkService:
 
         key: up to 64 bytes. rate_mb_s: at most so many 10^6 bytes a second. ready: given how many
         bytes from the front may go, waits until more may, and returns how many; None: all may go.
-        wait_s: for the peer to call `receive_into`. Raises UsageError, SizeMismatch, TransferEnded (the receiver gave up),
-        DeadlineExceeded, Stalled, Busy, PeerUnreachable, RemoteError or BadMessage.
+        wait_s: for the peer to call `receive_into`. Raises UsageError, SizeMismatch, TransferEnded
+        (the receiver gave up), DeadlineExceeded, Stalled, Busy, PeerUnreachable, RemoteError or
+        BadMessage.
         """
         _check_key(key)
         if rate_mb_s is not None and not RATE_MIN_MB_S <= rate_mb_s < math.inf:

@@ -17,7 +17,7 @@ from protocols.modelsync.codecs import MEAN_MAX, VALUE_MAX, Vector
 from protocols.modelsync.links import CallLink, Link, blaming, chunk_wait_s
 from protocols.modelsync.news import MEAN_WAIT_S, OPEN_S, PIECE_WAIT_S, Fault, Held
 from protocols.modelsync.parcels import Parcel, is_raw, lay_out, raw_parcel
-from protocols.modelsync.sealing import HASH_BYTES, Opening, hash_of
+from protocols.modelsync.sealing import HASH_BYTES, NOTHING, Opening, hash_of
 from protocols.modelsync.shards import CHUNK_ELEMENTS, chunks, shard_range
 from protocols.modelsync.side import Side, Terms
 from protocols.modelsync.vectors import check_within
@@ -67,7 +67,7 @@ class Butterfly(Side):
     async def seal(self) -> bytes:
         """Encode all of our contribution; return its hash: SHA-256 over the shards' hashes."""
         if self._weights[self._me] == 0:
-            return hashlib.sha256().digest()
+            return NOTHING
         parcels = list(self._gives.values())
         for parcel in parcels:
             parcel.write(0, bytes(HASH_BYTES * len(parcels)))  # its place; what it is, comes last
@@ -85,7 +85,7 @@ class Butterfly(Side):
         self._openings = {
             member: Opening(commitments[member], index)
             for member in self._takes
-            if member != self._me
+            if member != self._me and self._head
         }
         super().go(commitments)
 

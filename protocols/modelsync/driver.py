@@ -7,8 +7,8 @@ from functools import partial
 
 import trio
 
-from protocols.modelsync.attempt import Aborted, Follow, Lead
 from protocols.modelsync.aggregate import aggregator_named
+from protocols.modelsync.attempt import Aborted, Follow, Lead
 from protocols.modelsync.exchange import Exchange, open_exchange
 from protocols.modelsync.machine import Behind, Diverged, Propose, Rounds
 from protocols.modelsync.memory import Memory

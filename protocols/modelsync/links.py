@@ -74,17 +74,22 @@ class CallLink:
     def __init__(self, call: Call[Piece, Piece], prepare: Prepare, traffic: Traffic) -> None:
         self.peer = call.peer
         self._call, self._traffic = call, traffic
-        self._piece = partial(Piece, prepare.run, *prepare.ballot, lane=prepare.lane)
+        self._piece_of = partial(Piece, prepare.run, *prepare.ballot, lane=prepare.lane)
 
     async def push(self, parcel: Parcel) -> None:
         """Send a parcel as it grows, to its end. An empty one opens the stream."""
         if not parcel.count:
-            await self._call.send(self._piece(index=0, data=b""))
+            await self._call.send(self.piece(0, b""))
         for index in range(parcel.count):
             await parcel.wait(index + 1)
             data = bytes(parcel.chunk(index))
-            await self._call.send(self._piece(index=index, data=data))
+            await self._call.send(self.piece(index, data))
+
+    def piece(self, index: int, data: bytes) -> Piece:
+        """Return a piece to send, counted."""
+        if data:
             self._traffic.give(self.peer, len(data))
+        return self._piece_of(index=index, data=data)
 
     async def pull(self, parcel: Parcel) -> None:
         """Let a parcel grow by what comes, to its end."""

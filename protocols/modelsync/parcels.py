@@ -25,7 +25,7 @@ class Parcel:
     """Chunks of encoded elements; `here` says how many, from the first on, are here."""
 
     def __init__(self, codec: Codec, parts: Parts, *, head_bytes: int = 0) -> None:
-        """head_bytes: of a chunk before all others that is none of the codec's; 0: there is none."""
+        """head_bytes: of a chunk before all others, which is none of the codec's; 0: none."""
         self.parts = parts
         self.here = 0
         self.grown_at = trio.current_time()

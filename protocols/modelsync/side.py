@@ -18,7 +18,6 @@ from wire.errors import BadMessage
 from wire.ids import PeerId
 from wire.ports import Bulk, Call, Rpc
 
-
 WATCH_S = 0.25  # between two looks for chunks that take too long
 
 
@@ -118,9 +117,7 @@ class Side:
         """Return the way that a parcel of this shape goes by bulk; None if it does not."""
         if self._terms.bulk is None or not parcel.is_large:
             return None
-        return BulkLink(
-            self._terms.bulk, peer, self.prepare, self._traffic, give=give, take=take
-        )
+        return BulkLink(self._terms.bulk, peer, self.prepare, self._traffic, give=give, take=take)
 
     @asynccontextmanager
     async def _serving(self, call: Call[Piece, Piece]) -> AsyncGenerator[CallLink]:
