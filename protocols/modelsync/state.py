@@ -21,9 +21,8 @@ from wire.ports import Call, Rpc
 
 CHUNK_BYTES = 1024 * 1024  # one frame carries a chunk; its hash is 1/32,768 of it
 CHUNK_ELEMENTS = CHUNK_BYTES // 4
-HASHES_BYTES = 32  # of one SHA-256
 ROOT_TAG = b"shoal/state/1"
-_THREADS = 2  # hash at a time: hashlib lets go of the interpreter while it hashes
+THREADS = 2  # hash at a time: hashlib lets go of the interpreter while it hashes
 _THREADS_FROM = 16  # chunks; below that, threads take longer to start than to hash
 
 
@@ -51,14 +50,14 @@ def chunk_of(vector: Vector, index: int) -> memoryview:
     return vector[index * CHUNK_ELEMENTS : (index + 1) * CHUNK_ELEMENTS].data.cast("B")
 
 
-def chunk_hashes(vector: Vector) -> list[bytes]:
-    """Return the SHA-256 of every chunk. Cost: one read of the vector, on two threads."""
+def chunk_hashes(vector: Vector, *, threads: int = THREADS) -> list[bytes]:
+    """Return the SHA-256 of every chunk. Cost: one read of the vector."""
     plain = vector.astype("<f4", copy=False)
     indexes = range(chunk_count(len(plain)))
-    if len(indexes) < _THREADS_FROM:
+    if threads == 1 or len(indexes) < _THREADS_FROM:
         return [_hash_of(plain, index) for index in indexes]
-    with ThreadPoolExecutor(_THREADS) as threads:
-        return list(threads.map(lambda index: _hash_of(plain, index), indexes))
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(lambda index: _hash_of(plain, index), indexes))
 
 
 def root_of(hashes: Iterable[bytes]) -> bytes:
@@ -76,6 +75,7 @@ def state_root(vector: Vector) -> bytes:
 
 def _hash_of(plain: Vector, index: int) -> bytes:
     return hashlib.sha256(chunk_of(plain, index)).digest()
+
 
 # -- the first form, until service.py uses Donor and Joining: goes away then -------------------
 

@@ -3,7 +3,7 @@
 `modelsync.holding` (unary): which state do you hold? `modelsync.chunks` (a stream): the first
 message names a state; if the donor has it, pages of its chunks' hashes follow if they are wanted;
 then the joiner names chunks by number and hash, and the donor answers each with the chunk, or with
-none of its bytes if it cannot.
+an empty one if it does not have that.
 """
 
 from typing import Annotated
@@ -99,7 +99,7 @@ class Opened(Message, frozen=True, tag="opened"):
 
 
 class Chunk(Message, frozen=True, tag="chunk"):
-    """Bytes of one chunk: raw little-endian float32. None: the donor has no such chunk."""
+    """One chunk: raw little-endian float32. Empty: the donor has no chunk with that hash."""
 
     index: ChunkIndex
     data: Annotated[bytes, Meta(max_length=CHUNK_BYTES)]
@@ -112,4 +112,4 @@ class StateAnswer(Message, frozen=True):
 
 
 HOLDING = Method("modelsync.holding", Ask, Holding)
-CHUNKS = Method("modelsync.chunks", StateAsk, StateAnswer, CHUNK_FRAME_MAX)
+CHUNKS = Method("modelsync.chunks", StateAsk, StateAnswer, CHUNK_FRAME_MAX, at_once=8)
