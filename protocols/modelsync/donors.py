@@ -8,7 +8,7 @@ cost nothing: more false members with leases than true ones can still deceive a 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from protocols.modelsync.state_wire import Latest
+from protocols.modelsync.latest_wire import Latest
 from protocols.modelsync.wire import Certificate
 from wire.codec import encode
 from wire.ids import PeerId

@@ -2,7 +2,7 @@
 
 The trainer's process owns the numbers and learns; this service moves and averages them. Numpy
 only, no torch. One `LaneDriver` runs the rounds of each lane; leases are shared by the lanes of a
-run; `Joining` gives and takes states.
+run; `States` gives and takes states.
 """
 
 import logging
@@ -16,7 +16,7 @@ import trio
 from protocols.modelsync import state as states
 from protocols.modelsync.codecs import CONTRIBUTION_MAX, Vector, is_within
 from protocols.modelsync.driver import LaneDriver
-from protocols.modelsync.joining import Joining
+from protocols.modelsync.states import States
 from protocols.modelsync.part import Attachment, Census, Contribution, Fetched, Outcome, Wish
 from protocols.modelsync.registry import BOUND, MemberLease, Registry
 from protocols.modelsync.wire import (
@@ -82,7 +82,7 @@ class ModelSync:
         self._parts: dict[str, _Part] = {}
         self._work = work or in_threads()
         self._on_certificate = on_certificate
-        self._joining = Joining(rpc, self._registry, self._work, lane_of=self._lane)
+        self._states = States(rpc, self._registry, self._work, lane_of=self._lane)
         self._nursery: trio.Nursery | None = None
         rpc.serve(READY, self._on_ready)
         rpc.serve_stream(ATTEMPT, self._on_attempt)
@@ -139,7 +139,7 @@ class ModelSync:
 
         Then the run counts us as a member. Call it once for each lane, before its first submit.
         """
-        fetched = await self._joining.join(run, lane, round_, target)
+        fetched = await self._states.join(run, lane, round_, target)
         await self._renew(run)
         return fetched
 
@@ -150,7 +150,7 @@ class ModelSync:
 
         `target` may hold an old state of the lane.
         """
-        return await self._joining.fetch(run, lane, target, at_least=at_least, root=root)
+        return await self._states.fetch(run, lane, target, at_least=at_least, root=root)
 
     async def submit(
         self,
@@ -199,7 +199,7 @@ class ModelSync:
     def announce(self, run: str, lane: int, round_: int, root: bytes, vector: Vector) -> None:
         """Offer a state to joiners; the buffer stays untouched until the announce after next."""
         certificate = self._lane(run, lane).rounds.certificate
-        self._joining.announce(run, lane, round_, root, vector, certificate)
+        self._states.announce(run, lane, round_, root, vector, certificate)
 
     async def leave(self, run: str, *, keep: list[Vector] | None = None) -> None:
         """Leave a run. `keep`: copies of the lanes' announced states to go on giving to others."""
@@ -207,7 +207,7 @@ class ModelSync:
         if part is None:
             return
         part.scope.cancel()
-        announced = self._joining.leave(run, keep)
+        announced = self._states.leave(run, keep)
         at = [
             BOUND if lane.is_bound else max(lane.next_round, announced.get(lane.number, 0))
             for lane in part.lanes
@@ -224,7 +224,7 @@ class ModelSync:
 
     def state_of(self, run: str, lane: int) -> states.State | None:
         """The state that this node gives to joiners."""
-        return self._joining.state_of(run, lane)
+        return self._states.state_of(run, lane)
 
     def certificates(self, run: str, lane: int | None = None) -> list[Certificate]:
         """Signed certificates of a run's last rounds in the store, by lane, oldest first."""
@@ -303,7 +303,7 @@ class ModelSync:
         return part.lanes[lane]
 
     async def _on_ready(self, peer: PeerId, ready: Ready) -> Heard:
-        finished = self._joining.state_of(ready.run, ready.lane)
+        finished = self._states.state_of(ready.run, ready.lane)
         if ready.run not in self._parts and finished and finished.round > ready.round:
             return Heard(None, finished.certificate)
         return self._lane(ready.run, ready.lane).on_ready(peer, ready)

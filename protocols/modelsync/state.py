@@ -12,7 +12,7 @@ from functools import partial
 import trio
 
 from protocols.modelsync.codecs import Vector
-from protocols.modelsync.state_wire import STATE, Latest, StatePart
+from protocols.modelsync.latest_wire import STATE, Latest, StatePart
 from protocols.modelsync.wire import Ask, Certificate
 from protocols.modelsync.work import Work
 from wire.errors import BadMessage, DeadlineExceeded, NotFound

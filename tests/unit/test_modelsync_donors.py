@@ -5,7 +5,7 @@ import pytest
 
 from protocols.modelsync import wire
 from protocols.modelsync.donors import Offer, offers
-from protocols.modelsync.state_wire import Latest
+from protocols.modelsync.latest_wire import Latest
 from protocols.modelsync.wire import Certificate
 from wire.ids import PeerId, Signer
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocols.modelsync import state_wire, wire
+from protocols.modelsync import latest_wire, wire
 from protocols.modelsync.shards import equal_shards
 from wire.codec import CHUNK_FRAME_MAX, decode, encode
 from wire.errors import BadMessage
@@ -19,8 +19,8 @@ MESSAGES = [
     wire.Answer,
     wire.Piece,
     wire.Ask,
-    state_wire.Latest,
-    state_wire.StatePart,
+    latest_wire.Latest,
+    latest_wire.StatePart,
     wire.Certificate,
 ]
 SIGNERS = sorted((Signer(bytes([n]) * 32) for n in (1, 2, 3)), key=lambda s: s.peer)
@@ -71,7 +71,7 @@ def test_any_bytes(type_: type, frame: bytes) -> None:
         wire.Answer(wire.Done([bytes(32)], bytes(64))),
         wire.Answer(wire.Failed(SIGNERS[1].peer, "silent")),
         wire.Piece("test", 1, 0, SIGNERS[0].peer, 7, b"data"),
-        state_wire.StatePart(state_wire.Latest(4, bytes(32), 10, certificate()), b""),
+        latest_wire.StatePart(latest_wire.Latest(4, bytes(32), 10, certificate()), b""),
     ],
 )
 def test_every_message_survives_the_wire_and_an_independent_reader(message: object) -> None:

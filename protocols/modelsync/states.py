@@ -1,6 +1,6 @@
 """States of runs: which one a joiner takes, fetching it, and giving ours to others.
 
-ModelSync owns one `Joining` and passes calls through; it knows lanes only as `Lane` below.
+ModelSync owns one `States` and passes calls through; it knows lanes only as `Lane` below.
 """
 
 import logging
@@ -9,12 +9,12 @@ from typing import Protocol
 
 import trio
 
-from protocols.modelsync import state as states
+from protocols.modelsync import state as state_files
 from protocols.modelsync.codecs import Vector
 from protocols.modelsync.donors import Offer, offers
 from protocols.modelsync.part import Attachment, Fetched
 from protocols.modelsync.registry import Registry
-from protocols.modelsync.state_wire import LATEST, STATE, Latest, StatePart
+from protocols.modelsync.latest_wire import LATEST, STATE, Latest, StatePart
 from protocols.modelsync.wire import Ask, Certificate
 from protocols.modelsync.work import Work
 from wire.errors import BadMessage, Busy, DeadlineExceeded, NotFound, ShoalError
@@ -53,7 +53,7 @@ class Lane(Protocol):
         ...
 
 
-class Joining:
+class States:
     """The states that this node gives to others, and where it gets its own from."""
 
     def __init__(
