@@ -16,7 +16,6 @@ from protocols.modelsync.state_wire import (
     HOLDING,
     PAGE_HASHES,
     PAST_MAX,
-    Ask,
     Chunk,
     Holding,
     Opened,
@@ -28,6 +27,7 @@ from protocols.modelsync.state_wire import (
     Want,
     Wants,
 )
+from protocols.modelsync.wire import Ask
 from protocols.modelsync.work import Work
 from wire.errors import BadMessage, Busy, DeadlineExceeded, NotFound
 from wire.ids import PeerId

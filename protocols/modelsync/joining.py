@@ -13,8 +13,8 @@ import trio
 from protocols.modelsync.codecs import Vector
 from protocols.modelsync.donors import Offer, donors_of, offers
 from protocols.modelsync.download import Download, Progress
-from protocols.modelsync.state_wire import HOLDING, Ask, Holding
-from protocols.modelsync.wire import Certificate
+from protocols.modelsync.state_wire import HOLDING, Holding
+from protocols.modelsync.wire import Ask, Certificate
 from protocols.modelsync.work import Work
 from wire.errors import DeadlineExceeded, ShoalError
 from wire.ids import PeerId

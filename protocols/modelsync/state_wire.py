@@ -13,6 +13,7 @@ from msgspec import Meta
 from protocols.modelsync.state import CHUNK_BYTES, chunk_count
 from protocols.modelsync.wire import (
     ELEMENTS_MAX,
+    Ask,
     Certificate,
     Elements,
     Hash,
@@ -29,13 +30,6 @@ WANTS_MAX = 16  # chunks in one request, and as many on order at one donor
 PAST_MAX = 8  # states before the present one that a holder still vouches for
 
 ChunkIndex = Annotated[int, Meta(ge=0, lt=CHUNKS_MAX)]
-
-
-class Ask(Message, frozen=True):
-    """Which state of this run's lane do you hold?"""
-
-    run: RunName
-    lane: LaneNumber = 0
 
 
 class Past(Message, frozen=True):
