@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import msgspec
 import trio
 
-from protocols.modelsync.exchange import MEAN_WAIT_S, OPEN_S, Complete, Exchange, Fault
+from protocols.modelsync.exchange import Exchange
 from protocols.modelsync.machine import Accusation, blame
+from protocols.modelsync.news import MEAN_WAIT_S, OPEN_S, Complete, Fault
 from protocols.modelsync.wire import (
     ATTEMPT,
     CERTIFICATE_TAG,
