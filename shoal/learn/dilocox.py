@@ -100,7 +100,7 @@ class DiLoCoX(EagerDiLoCo):
         rates = {"lr": self.lr, "momentum": self.momentum}
         out[:n], out[n : 2 * n] = nesterov(state[:n], state[n : 2 * n], mean, **rates)
         wanted, average = rank, float(tail[1])
-        if self.adapt:
+        if self.adapt and low.matrices:
             found = low.effective_rank(turn.round, rank, turn.value)
             average += (found - average) / WINDOW
             wanted = min(self.rank, max(1, math.ceil(MARGIN * average)))
