@@ -84,7 +84,8 @@ class Simulation:
 
     make: returns a new strategy; called once a replica. replicas: by peer ID.
     parts: layout of the model, or one tensor. run: name, which seeds pairs and samples.
-    weights: by peer ID, 1 for the rest. through: decode(encode(vector)) of the codec.
+    weights: by peer ID, 1 for the rest. through: decode(encode(vector)) of a lossy codec, and
+    through_mean: the same of a mean, if the codec writes means in another way.
     """
 
     def __init__(
@@ -96,9 +97,11 @@ class Simulation:
         parts: list[Part] | None = None,
         run: str = "run",
         weights: Mapping[str, float] | None = None,
-        through: Callable[[Vector], Vector] | None = None,
+        through: Callable[[Vector], Vector] = lambda vector: vector,
+        through_mean: Callable[[Vector], Vector] | None = None,
     ) -> None:
         self._rounds, self._run, self._through = rounds, run, through
+        self._through_mean = through_mean or through
         self._members = [
             _Member(name, replicas[name], make(), (weights or {}).get(name, 1.0))
             for name in sorted(replicas)
@@ -108,9 +111,9 @@ class Simulation:
         lanes = [member.strategy.prepare(parts, rounds) for member in self._members]
         cuts = lanes[0]
         self._lanes = [_Lane() for _ in cuts]
-        self._strategy = self._members[0].strategy  # asked for what all say alike
+        self.strategy = self._members[0].strategy  # asked for what all say alike
         for member in self._members:
-            flat = member.replica.flat() if self._strategy.replicas_differ else start
+            flat = member.replica.flat() if self.strategy.replicas_differ else start
             for lane, cut in enumerate(cuts):
                 member.states.append(member.strategy.first(lane, flat[cut.start : cut.stop]))
                 member.enter(lane, 0, member.states[lane])
@@ -130,12 +133,15 @@ class Simulation:
             for lane in range(len(self._lanes)):
                 self._begin(lane, step)
             yield from self._finish_all(step)
+        for member in self._members:
+            for lane, state in enumerate(member.states):
+                member.load(lane, member.strategy.leave(lane, state, member.model(lane)))
 
     def _active(self, lane: int) -> list[_Member]:
         """Return who takes part in a lane's round now: in sampled runs not all."""
         names = sample_of(
             [member.name for member in self._members],
-            self._strategy.sample_size,
+            self.strategy.sample_size,
             run=self._run,
             lane=lane,
             round_=self._lanes[lane].round,
@@ -143,7 +149,7 @@ class Simulation:
         return [member for member in self._members if member.name in names]
 
     def _begin(self, number: int, step: int) -> None:
-        lane, strategy = self._lanes[number], self._strategy
+        lane, strategy = self._lanes[number], self.strategy
         if lane.turns is not None or lane.round == self._rounds:
             return
         if strategy.begins(number, lane.round, lane.last) > step:
@@ -163,13 +169,12 @@ class Simulation:
     ) -> dict[str, Turn]:
         round_ = self._lanes[number].round
         weights = [member.weight for member in active]
-        sent = [self._through(vector) if self._through else vector for vector in brought]
-        topology = self._strategy.topology(number, round_)
+        sent = [self._through(vector) for vector in brought]
+        topology = self.strategy.topology(number, round_)
         names = [member.name for member in active]
         values: list[Vector]
         if topology == "all":
-            mean = weighted_mean(sent, weights)
-            values = [self._through(mean) if self._through else mean] * len(active)
+            values = [self._through_mean(weighted_mean(sent, weights))] * len(active)
         else:
             values = []
             for index in range(len(active)):
@@ -183,7 +188,7 @@ class Simulation:
 
     def _finish_all(self, step: int) -> Iterator[Finished]:
         for number, lane in enumerate(self._lanes):
-            if lane.turns is None or self._strategy.ends(number, lane.round, lane.last) > step:
+            if lane.turns is None or self.strategy.ends(number, lane.round, lane.last) > step:
                 continue
             turns, lane.turns = lane.turns, None
             done, lane.round = lane.round, lane.round + 1

@@ -13,6 +13,8 @@ what it returns. After local step T, for every lane in turn, each of these in it
    (once a round: retries keep it), submit;
 3. as 1, for rounds that began just now and end at T.
 
+When every lane has had all its rounds, the model gets what `leave` returns.
+
 Vectors are numpy float32, flat. Whatever replicas must have alike is made of separate ufuncs: no
 fused multiply-add, no BLAS, no reductions whose order a processor chooses (`exact.py`).
 """
@@ -28,6 +30,7 @@ Vector = NDArray[np.float32]
 Option = int | float | str | bool
 
 EVERY_MAX = 1 << 20  # local steps between two rounds, as on the wire (protocols/modelsync/wire.py)
+LANES_MAX = 256  # as on the wire
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,10 @@ class Strategy(ABC):
 
     def local(self, lane: int, state: Vector, now: Vector) -> Vector:
         """Return what the model's parameters become after `finish`; `now` is what they are."""
+        return state[: self.lanes[lane].elements]
+
+    def leave(self, lane: int, state: Vector, now: Vector) -> Vector:
+        """Return what the model's parameters are at the end of the run: alike on all replicas."""
         return state[: self.lanes[lane].elements]
 
     def export(self) -> dict[str, Vector]:
