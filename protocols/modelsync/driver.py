@@ -38,7 +38,7 @@ from wire.ids import PeerId, Signer
 from wire.ports import Bulk, Call, Rpc
 
 LOOK_S = 0.5  # seconds between two looks at the members' leases while we wait
-STORE_LOOK_S = 3.0  # seconds of waiting after which the store may have our round's certificate
+STORE_LOOK_S = 3.0  # seconds of waiting between two looks for our round's certificate in the store
 PREPARE_WAIT_S = 4.0  # seconds that data may come before its PREPARE
 OWN_FAILURES_MAX = 2  # such attempts of a round: then we would only hold up the others
 FAILED_WAIT_S = 1.0  # seconds before the next attempt after one that failed by our own fault
@@ -64,12 +64,14 @@ class LaneDriver:
         *,
         census: Callable[[], Census],
         on_commit: Callable[[Certificate], Awaitable[None]],
-        stored: Callable[[int], Certificate | None],
+        stored: Callable[[Electorate], list[Certificate]],
         accounts: Accounts,
         work: Work,
         bulk: Bulk | None = None,
         owns: Callable[[], bool] = lambda: True,
+        is_back: bool = False,
     ) -> None:
+        """`is_back`: this node has been in the run before, and has forgotten what it promised."""
         self.attachment, self.number = attachment, number
         self.shape = attachment.lane_shape(number)
         self._slice = list(attachment.slices())[number]
@@ -91,7 +93,8 @@ class LaneDriver:
         self._exchanges: dict[Ballot, Exchange] = {}
         self._held: Exchange | None = None  # the result that we are bound to
         self._outcome: Outcome | None = None
-        self._submitted_at = 0.0
+        self._submitted_at = self._looked_at = 0.0
+        self._is_back = is_back
         self._first_round: int | None = None  # of this driver, which remembers nothing before it
         self._rate = 0
         self._waited: set[PeerId] = set()  # for whose readiness we have counted the seconds
@@ -120,7 +123,8 @@ class LaneDriver:
                             assert self.rounds.mine is not None
                             self._fall_behind(self.rounds.mine.round, root)
                 waits = self.rounds.mine is not None
-                if waits and now - self._submitted_at > STORE_LOOK_S:
+                if waits and now - self._looked_at > STORE_LOOK_S:
+                    self._looked_at = now
                     self._look_in_store()
                 with trio.move_on_at(
                     min(self.rounds.deadline, now + LOOK_S if waits else math.inf)
@@ -145,8 +149,7 @@ class LaneDriver:
     @property
     def next_round(self) -> int:
         """The round that this lane is to make next."""
-        certificate = self.rounds.certificate
-        return certificate.round + 1 if certificate is not None else 0
+        return self.rounds.electorate.next_round
 
     def is_electorate(self, members: Collection[PeerId]) -> bool:
         """True if these speak for the members of the last certificate that we know."""
@@ -167,7 +170,7 @@ class LaneDriver:
         """The buffer holds our contribution to a round (nothing to read there at weight 0)."""
         if self._first_round is None:
             self._first_round = round_
-        has_past = self.rounds.certificate is not None
+        may_have_promised = self._is_back or self.rounds.certificate is not None
         wish = wish or Wish()
         ready = Ready(
             self.attachment.run,
@@ -179,13 +182,13 @@ class LaneDriver:
             topology=topology,
             rate=self._rate,
             owns=self._owns(),
-            is_new=is_new or (has_past and round_ == self._first_round),
+            is_new=is_new or (may_have_promised and round_ == self._first_round),
             wish_codec=wish.codec,
             wish_every=wish.every,
         )
         self._outcome = None
         self._own_failures = 0
-        self._submitted_at = trio.current_time()
+        self._submitted_at = self._looked_at = trio.current_time()
         self._waited.clear()
         self._herald.start_round()
         self.rounds.submit(ready)
@@ -393,10 +396,13 @@ class LaneDriver:
         self._poke()
 
     def _look_in_store(self) -> None:
-        mine = self.rounds.mine
-        certificate = self._stored(mine.round) if mine is not None else None
-        if certificate is not None:
-            self._learn(certificate)
+        """The round may be over without anybody in reach who knows."""
+        chain = self._stored(self.rounds.electorate)
+        if not chain or self.rounds.mine is None:
+            return
+        self._learn(chain[0])
+        if self.rounds.mine is not None and chain[-1].round >= self.rounds.mine.round:
+            self._fall_behind(chain[-1].round + 1, None)
 
     # -- telling others ----------------------------------------------------------------------
 

@@ -117,11 +117,8 @@ class ModelSync:
         run = attachment.run
         if run in self._parts:
             raise UsageError(f"a trainer of run {run} is attached to this node already")
-        others = [
-            lease.shape
-            for peer, lease in self._registry.leases(run).items()
-            if not lease.left and peer != self._rpc.peer
-        ]
+        live = {p: lease for p, lease in self._registry.leases(run).items() if not lease.left}
+        others = [lease.shape for peer, lease in live.items() if peer != self._rpc.peer]
         unlike = [shape for shape in others if shape != attachment.shape]
         if 2 * len(unlike) > len(others):
             raise UsageError(
@@ -131,7 +128,7 @@ class ModelSync:
         assert self._nursery is not None, "the service does not run"
         part = _Part(attachment)
         for lane in range(len(attachment.lanes)):
-            self._add_lane(part, lane)
+            self._add_lane(part, lane, is_back=self._rpc.peer in live)
         self._parts[run] = part
         await self._nursery.start(self._drive, run, part)
 
@@ -257,7 +254,7 @@ class ModelSync:
 
     # -- leases and certificates -------------------------------------------------------------
 
-    def _add_lane(self, part: _Part, number: int) -> None:
+    def _add_lane(self, part: _Part, number: int, *, is_back: bool) -> None:
         run, sample = part.attachment.run, part.attachment.sample
 
         def is_over(round_: int) -> bool:
@@ -277,11 +274,12 @@ class ModelSync:
             self._signer,
             census=census,
             on_commit=self._committed,
-            stored=partial(self._registry.certificate, run, number),
+            stored=partial(self._registry.continuing, run, number),
             accounts=part.accounts,
             work=self._work,
             bulk=self._bulk,
             owns=self._owns,
+            is_back=is_back,
         )
         part.lanes.append(lane)
 
