@@ -16,6 +16,7 @@ from protocols.modelsync.follow import Follow
 from protocols.modelsync.herald import Herald, SchemaMismatch
 from protocols.modelsync.lead import Lead
 from protocols.modelsync.machine import Behind, Diverged, Propose, Rounds
+from protocols.modelsync.memory import Memory
 from protocols.modelsync.news import Complete, Fault
 from protocols.modelsync.part import Attachment, Census, Outcome, Wish
 from protocols.modelsync.tally import Aborted
@@ -84,7 +85,7 @@ class LaneDriver:
             replicas_differ=attachment.replicas_differ,
             is_verified=attachment.is_verified,
         )
-        self._rpc, self._signer, self._bulk = rpc, signer, bulk
+        self._rpc, self._signer, self._bulk, self._memory = rpc, signer, bulk, Memory()
         self._census, self._on_commit, self._stored = census, on_commit, stored
         self._accounts, self._work, self._owns = accounts, work, owns
         self._aggregator = aggregator_named(attachment.aggregator)
@@ -309,6 +310,7 @@ class LaneDriver:
             work=self._work,
             news=note,
             aggregator=self._aggregator,
+            memory=self._memory,
             held=held_result,
         )
         self._exchanges[prepare.ballot] = exchange

@@ -14,6 +14,7 @@ from typing import Protocol
 from protocols.modelsync.aggregate import Aggregator
 from protocols.modelsync.butterfly import Butterfly
 from protocols.modelsync.codecs import Vector
+from protocols.modelsync.memory import Memory
 from protocols.modelsync.news import Held, News
 from protocols.modelsync.side import Terms
 from protocols.modelsync.wire import Piece, Prepare
@@ -93,14 +94,17 @@ def open_exchange(
     work: Work,
     news: News,
     aggregator: Aggregator,
+    memory: Memory | None = None,
     held: Held | None = None,
 ) -> Exchange:
     """Return what moves the data of an attempt: by its `topology`, and by what it adopts.
 
     contribution: float32 [elements], not to change until `take`, or until the round is given up.
-    bulk None: everything goes over calls. held: the result that we are bound to.
+    bulk None: everything goes over calls. memory: of the lane; kept from round to round. held: the result that we are bound to.
     Raises BadMessage if the attempt cannot be.
     """
     return Butterfly(
-        Terms(prepare, rpc, bulk, contribution, work, news, aggregator, held)
+        Terms(
+            prepare, rpc, bulk, contribution, work, news, aggregator, memory or Memory(), held
+        )
     )

@@ -21,6 +21,8 @@ from wire.errors import DeadlineExceeded, PeerError, PeerUnreachable, ShoalError
 from wire.ids import PeerId
 from wire.ports import Bulk, Call
 
+STEPS = 8  # in which a large parcel is worked on as it comes
+STEP_MAX = 4 * 1024 * 1024  # bytes of such a step
 SHARED_BY = 4  # members that share an uplink before each one's chunks may take longer
 _BAD = ("size_mismatch",)  # codes of errors that are the sender's fault
 _LEFT = ("aborted", "transfer_ended")  # the other end gave up; it may have had reason
@@ -137,7 +139,12 @@ class BulkLink:
 
         assert parcel.flat is not None
         await self._bulk.receive_into(
-            self.peer, self._take, parcel.flat, prefix=prefix, wait_s=OPEN_S
+            self.peer,
+            self._take,
+            parcel.flat,
+            prefix=prefix,
+            step_bytes=_step_bytes(parcel),
+            wait_s=OPEN_S,
         )
 
 
@@ -152,11 +159,10 @@ def chunk_wait_s(members: int) -> float:
     return PIECE_WAIT_S * max(1.0, (members - 1) / SHARED_BY)
 
 
-async def watch(parcel: Parcel, wait_s: float) -> None:
-    """Wait until a parcel is whole. Raises TooSlowError if a chunk takes longer than `wait_s`."""
-    while not parcel.is_whole:
-        with trio.fail_after(wait_s):
-            await parcel.wait(parcel.here + 1)
+def _step_bytes(parcel: Parcel) -> int:
+    """After how many bytes to look: steps cost time of the event loop, waiting delays the next."""
+    whole_chunk = parcel.size_bytes // max(parcel.count, 1)
+    return max(whole_chunk, min(parcel.size_bytes // STEPS, STEP_MAX))
 
 
 @contextmanager

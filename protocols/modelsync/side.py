@@ -9,13 +9,17 @@ import trio
 from protocols.modelsync.aggregate import Aggregator
 from protocols.modelsync.codecs import Vector, codec_named
 from protocols.modelsync.links import Aborted, BulkLink, CallLink, Traffic, blaming
-from protocols.modelsync.news import Complete, Held, News
+from protocols.modelsync.memory import Memory
+from protocols.modelsync.news import Complete, Fault, Held, News
 from protocols.modelsync.parcels import Parcel
 from protocols.modelsync.wire import Piece, Prepare
 from protocols.modelsync.work import Work
 from wire.errors import BadMessage
 from wire.ids import PeerId
 from wire.ports import Bulk, Call, Rpc
+
+
+WATCH_S = 0.25  # between two looks for chunks that take too long
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Terms:
     work: Work
     news: News
     aggregator: Aggregator
+    memory: Memory
     held: Held | None = None
 
 
@@ -49,6 +54,8 @@ class Side:
         self._may_flow = trio.Event()
         if not prepare.is_sealed:
             self._may_flow.set()
+        self._faults: set[Fault] = set()
+        self._watched: list[tuple[PeerId, Parcel, float]] = []
         self._served: set[PeerId] = set()
         self._scopes: set[trio.CancelScope] = set()
 
@@ -86,6 +93,23 @@ class Side:
         for scope in self._scopes:
             scope.cancel()
 
+    def _fault(self, event: Fault | Complete) -> None:
+        """Tell of a fault, once."""
+        if isinstance(event, Fault) and event not in self._faults:
+            self._faults.add(event)
+            self._terms.news(event)
+
+    async def _watch(self) -> None:
+        """Find members whose next chunk takes too long."""
+        began, watched = trio.current_time(), self._watched
+        while watched:
+            await trio.sleep(WATCH_S)
+            now = trio.current_time()
+            watched = [entry for entry in watched if not entry[1].is_whole]
+            for peer, parcel, wait_s in watched:
+                if now > max(began, parcel.grown_at) + wait_s:
+                    self._fault(Fault(peer, "silent"))
+
     def _complete(self, shards: list[bytes]) -> None:
         self.shards = shards
         self._terms.news(Complete(shards))
@@ -107,7 +131,7 @@ class Side:
         with trio.CancelScope() as scope:
             self._scopes.add(scope)
             try:
-                with blaming(call.peer, self._terms.news):
+                with blaming(call.peer, self._fault):
                     yield CallLink(call, self.prepare, self._traffic)
             finally:
                 self._scopes.discard(scope)
