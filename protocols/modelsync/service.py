@@ -240,10 +240,6 @@ class ModelSync:
         part = self._parts.get(run)
         return part.accounts.table() if part is not None else []
 
-    def restore(self, run: str, lane: int, certificate: Certificate) -> None:
-        """Our trainer goes on from a checkpoint: this is the certificate of the round before."""
-        self._lane(run, lane).adopt(certificate)
-
     def ban(self, run: str, peer: PeerId) -> None:
         """A member was found guilty: it takes part in no round of ours any more."""
         part = self._parts.get(run)
