@@ -53,11 +53,12 @@ async def test_a_death_leaves_every_lane_exact(
 
     def kill(number: int, message: object) -> bool:
         nonlocal seen
+        trainer = swarm.trainers[number]
         is_done = isinstance(message, wire.Answer) and isinstance(message.body, wire.Done)
-        if swarm.dead or not is_done or swarm.trainers[number].round != 1:
+        if swarm.dead or not is_done or min(t.round for t in [trainer, *trainer.siblings]) < 1:
             return False
         seen += 1
-        if seen < 5:  # some lanes are done, some not
+        if seen < 3:  # some lanes are done, some not
             return False
         swarm.kill(number)
         return True
@@ -180,7 +181,7 @@ async def test_a_result_that_some_have_signed_is_adopted_when_its_proposer_dies(
 async def test_a_lying_hash_costs_the_liar_and_one_attempt(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    swarm = await make_swarm(nursery, 4)
+    swarm = await make_swarm(nursery, 4, min_members=3)
     liar = swarm.trainers[3]
     lane_of = liar.sync._lane
 
