@@ -13,7 +13,7 @@ from pathlib import Path
 
 import trio
 
-from protocols.modelsync import state as states
+from protocols.modelsync import state as state_files
 from protocols.modelsync.codecs import CONTRIBUTION_MAX, Vector, is_within
 from protocols.modelsync.driver import LaneDriver
 from protocols.modelsync.states import States
@@ -222,7 +222,7 @@ class ModelSync:
         """Every run that has a member in the swarm."""
         return self._registry.run_names()
 
-    def state_of(self, run: str, lane: int) -> states.State | None:
+    def state_of(self, run: str, lane: int) -> state_files.State | None:
         """The state that this node gives to joiners."""
         return self._states.state_of(run, lane)
 

@@ -1,8 +1,9 @@
 """Verification in simulated swarms: who lies about a contribution, or about another, is banned."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -16,12 +17,14 @@ from protocols.modelsync.shards import equal_shards
 from protocols.modelsync.trust import LOOK_S, Trust
 from protocols.modelsync.vectors import Vector
 from protocols.modelsync.verify import Duty, assignments, certificate_hash
-from protocols.modelsync.verify_wire import CONTRIBUTION, Case, Finding, Verdict, case_key
+from protocols.modelsync.verify_wire import Case, Finding, Verdict, case_key
 from protocols.modelsync.wire import CERTIFICATE_TAG, Certificate
+from protocols.rpc.service import RpcService
 from tests.sim.net import Net
 from tests.sim.training import SharedStore, in_place
+from wire.errors import NotFound
 from wire.ids import PeerId, Signer
-from wire.ports import Item
+from wire.ports import Item, Rpc
 
 RUN = "test"
 ELEMENTS = 9000
@@ -33,6 +36,29 @@ def honest(peer: PeerId, round_: int) -> Vector:
     seed = hashlib.sha256(f"{peer}/{round_}".encode()).digest()
     generator = np.random.default_rng(list(seed))
     return generator.standard_normal(ELEMENTS, dtype=np.float32)
+
+
+@dataclass
+class Gate:
+    """An Rpc that does not answer some peers."""
+
+    inner: RpcService
+    withholds_from: set[PeerId]
+
+    @property
+    def peer(self) -> PeerId:
+        return self.inner.peer
+
+    def stream(self, peer: PeerId, method: Any, *, timeout_s: float) -> Any:
+        return self.inner.stream(peer, method, timeout_s=timeout_s)
+
+    def serve_stream(self, method: Any, handler: Callable[[Any], Awaitable[None]]) -> None:
+        async def sometimes(call: Any) -> None:
+            if call.peer in self.withholds_from:
+                await trio.sleep_forever()
+            await handler(call)
+
+        self.inner.serve_stream(method, sometimes)
 
 
 @dataclass
@@ -78,16 +104,9 @@ class Swarm:
     async def add(self) -> Member:
         signer = Signer(bytes([len(self.members) + 1]) * 32)
         rpc, store = self.net.rpc(signer.peer), SharedStore(signer.peer, self.items)
-        trust = Trust(rpc, store, in_place)
-        member = Member(signer, trust, store)
-        serve = trust._on_wanted
-
-        async def sometimes(call: object) -> None:
-            if call.peer in member.withholds_from:  # type: ignore[attr-defined]
-                await trio.sleep_forever()
-            await serve(call)  # type: ignore[arg-type]
-
-        rpc._streams[CONTRIBUTION.name] = (CONTRIBUTION, sometimes)
+        withholds_from: set[PeerId] = set()
+        trust = Trust(cast(Rpc, Gate(rpc, withholds_from)), store, in_place)
+        member = Member(signer, trust, store, withholds_from=withholds_from)
         self.members.append(member)
         await self.nursery.start(trust.run, RUN)
         return member
@@ -233,7 +252,7 @@ async def test_colluding_members_up_to_half_ban_nobody(swarm: Swarm) -> None:
 async def test_who_gives_its_contribution_to_nobody_is_banned(swarm: Swarm) -> None:
     attacker, *others = swarm.members
     attacker.bring = lies
-    attacker.withholds_from = {m.peer for m in others}
+    attacker.withholds_from |= {m.peer for m in others}
     await rounds(swarm, 10)
     for member in others:
         assert set(member.trust.bans(RUN)) == {attacker.peer}
@@ -247,7 +266,7 @@ async def test_who_withholds_from_its_validator_only_is_found_out_by_what_the_ot
     attacker.bring = lies
     certificate = await swarm.one_round(suspect=attacker.peer)
     (validator,) = assignments(certificate)
-    attacker.withholds_from = {validator}
+    attacker.withholds_from.add(validator)
     await rounds(swarm, 3)
     for member in others:
         assert set(member.trust.bans(RUN)) == {attacker.peer}
@@ -293,8 +312,6 @@ async def test_nonsense_in_the_store_is_skipped(swarm: Swarm) -> None:
 async def test_only_duties_can_be_answered(swarm: Swarm) -> None:
     certificate = await swarm.one_round()
     case = Case(0, certificate.round, swarm.members[0].peer)
-    from wire.errors import NotFound
-
     for member in swarm.members:
         with pytest.raises(NotFound):
             await member.trust.verdict(RUN, case, honest(case.target, 0))
