@@ -18,7 +18,7 @@ from protocols.modelsync.trust import LOOK_S, Trust
 from protocols.modelsync.vectors import Vector
 from protocols.modelsync.verify import Duty, assignments, certificate_hash
 from protocols.modelsync.verify_wire import Case, Finding, Verdict, case_key
-from protocols.modelsync.wire import CERTIFICATE_TAG, Certificate
+from protocols.modelsync.wire import CERTIFICATE_TAG, Certificate, seal_of
 from protocols.rpc.service import RpcService
 from tests.sim.net import Net
 from tests.sim.training import SharedStore, in_place
@@ -115,12 +115,8 @@ class Swarm:
         """Commit a sealed round of all who are not banned; then everybody does its duties."""
         members = [m for m in self.members if not self.is_banned(m.peer)]
         shards = equal_shards(ELEMENTS, len(members))
-        brought = [
-            encode_chunks(m.bring(m.peer, self.round), shards, self.codec) for m in members
-        ]
-        reveals = tuple(
-            hashlib.sha256(f"{m.peer}/{self.round}".encode()).digest() for m in members
-        )
+        brought = [encode_chunks(m.bring(m.peer, self.round), shards, self.codec) for m in members]
+        reveals = tuple(hashlib.sha256(f"{m.peer}/{self.round}".encode()).digest() for m in members)
         certificate = Certificate(
             run=RUN,
             round=self.round,
@@ -133,7 +129,7 @@ class Swarm:
             base_root=bytes(32),
             result=bytes(32),
             commitments=tuple(map(commitment_of, brought)),
-            seals=tuple(hashlib.sha256(reveal).digest() for reveal in reveals),
+            seals=tuple(map(seal_of, reveals)),
         )
         body = certificate.body()
         certificate = msgspec.structs.replace(
@@ -157,12 +153,16 @@ class Swarm:
         return [set(m.trust.bans(RUN)) for m in self.members]
 
 
-@pytest.fixture
-async def swarm(autojump_clock: MockClock, nursery: trio.Nursery) -> Swarm:
-    made = Swarm(nursery)
+async def four(nursery: trio.Nursery, codec: str = "float32") -> Swarm:
+    made = Swarm(nursery, codec)
     for _ in range(4):
         await made.add()
     return made
+
+
+async def end(swarm: Swarm) -> None:
+    assert swarm.net.errors == []
+    swarm.nursery.cancel_scope.cancel()
 
 
 async def rounds(swarm: Swarm, count: int) -> None:
@@ -177,19 +177,20 @@ def lies(peer: PeerId, round_: int) -> Vector:
 
 @pytest.mark.parametrize("codec", ["float32", "int8", "fedzip"])
 async def test_who_sends_another_gradient_than_its_own_is_banned_by_all_within_ten_rounds(
-    swarm: Swarm, codec: str
+    autojump_clock: MockClock, nursery: trio.Nursery, codec: str
 ) -> None:
-    swarm.codec = codec
+    swarm = await four(nursery, codec)
     attacker, *others = swarm.members
     attacker.bring = lies
     await rounds(swarm, 10)
     for member in others:
         assert set(member.trust.bans(RUN)) == {attacker.peer}
         assert member.trust.bans(RUN)[attacker.peer].reason == "differs"
-    assert swarm.net.errors == []
+    await end(swarm)
 
 
 async def test_a_validator_checks_whose_contribution_its_own_shard_shows_to_be_absurd(
+    autojump_clock: MockClock,
     swarm: Swarm,
 ) -> None:
     attacker = swarm.members[0]
@@ -198,24 +199,37 @@ async def test_a_validator_checks_whose_contribution_its_own_shard_shows_to_be_a
     assert attacker.peer not in assignments(certificate)  # or it would be luck
     await rounds(swarm, 2)
     assert swarm.banned()[1:] == [{attacker.peer}] * 3
+    await end(swarm)
 
 
-async def test_nobody_is_banned_where_all_are_honest(swarm: Swarm) -> None:
+async def test_nobody_is_banned_where_all_are_honest(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await four(nursery)
     await rounds(swarm, 12)
     assert swarm.banned() == [set()] * 4
     assert not [key for _, key in swarm.items if "/trust/" in key]
+    await end(swarm)
 
 
-async def test_other_hardware_is_not_a_lie(swarm: Swarm) -> None:
+async def test_other_hardware_is_not_a_lie(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await four(nursery)
+
     def nearly(peer: PeerId, round_: int) -> Vector:
         return np.multiply(honest(peer, round_), np.float32(1.003))
 
     swarm.members[0].recompute = swarm.members[1].recompute = nearly
     await rounds(swarm, 8)
     assert swarm.banned() == [set()] * 4
+    await end(swarm)
 
 
-async def test_a_validator_that_accuses_falsely_is_banned(swarm: Swarm) -> None:
+async def test_a_validator_that_accuses_falsely_is_banned(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await four(nursery)
     certificate = await swarm.one_round()
     ((validator, target),) = assignments(certificate).items()
     liar = next(m for m in swarm.members if m.peer == validator)
@@ -224,9 +238,13 @@ async def test_a_validator_that_accuses_falsely_is_banned(swarm: Swarm) -> None:
     for member in swarm.members:
         assert set(member.trust.bans(RUN)) == {validator}
         assert member.trust.bans(RUN)[validator].reason == "accused"
+    await end(swarm)
 
 
-async def test_who_is_no_validator_of_the_round_cannot_accuse(swarm: Swarm) -> None:
+async def test_who_is_no_validator_of_the_round_cannot_accuse(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await four(nursery)
     certificate = await swarm.one_round()
     (validator,) = assignments(certificate)
     accuser = next(m for m in swarm.members if m.peer != validator)
@@ -234,9 +252,13 @@ async def test_who_is_no_validator_of_the_round_cannot_accuse(swarm: Swarm) -> N
     await accuser.accuse(certificate, target.peer, "differs")
     await trio.sleep(3 * LOOK_S)
     assert all(m.trust.duties(RUN, 0) == [] for m in swarm.members)
+    await end(swarm)
 
 
-async def test_colluding_members_up_to_half_ban_nobody(swarm: Swarm) -> None:
+async def test_colluding_members_up_to_half_ban_nobody(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await four(nursery)
     certificate = await swarm.one_round()
     ((validator, target),) = assignments(certificate).items()
     gang = [m for m in swarm.members if m.peer != target]
@@ -247,9 +269,13 @@ async def test_colluding_members_up_to_half_ban_nobody(swarm: Swarm) -> None:
     await rounds(swarm, 3)
     # Two against two: nobody is banned, the accuser neither.
     assert swarm.banned() == [set()] * 4
+    await end(swarm)
 
 
-async def test_who_gives_its_contribution_to_nobody_is_banned(swarm: Swarm) -> None:
+async def test_who_gives_its_contribution_to_nobody_is_banned(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await four(nursery)
     attacker, *others = swarm.members
     attacker.bring = lies
     attacker.withholds_from |= {m.peer for m in others}
@@ -257,9 +283,11 @@ async def test_who_gives_its_contribution_to_nobody_is_banned(swarm: Swarm) -> N
     for member in others:
         assert set(member.trust.bans(RUN)) == {attacker.peer}
         assert member.trust.bans(RUN)[attacker.peer].reason == "withheld"
+    await end(swarm)
 
 
 async def test_who_withholds_from_its_validator_only_is_found_out_by_what_the_others_got(
+    autojump_clock: MockClock,
     swarm: Swarm,
 ) -> None:
     attacker, *others = swarm.members
@@ -271,18 +299,26 @@ async def test_who_withholds_from_its_validator_only_is_found_out_by_what_the_ot
     for member in others:
         assert set(member.trust.bans(RUN)) == {attacker.peer}
         assert member.trust.bans(RUN)[attacker.peer].reason == "differs"
+    await end(swarm)
 
 
-async def test_a_charge_of_withholding_that_others_refute_bans_nobody(swarm: Swarm) -> None:
+async def test_a_charge_of_withholding_that_others_refute_bans_nobody(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await four(nursery)
     certificate = await swarm.one_round()
     ((validator, target),) = assignments(certificate).items()
     liar = next(m for m in swarm.members if m.peer == validator)
     await liar.accuse(certificate, target, "withheld")
     await rounds(swarm, 3)
     assert swarm.banned() == [set()] * 4
+    await end(swarm)
 
 
-async def test_who_comes_later_learns_of_bans_from_those_who_were_there(swarm: Swarm) -> None:
+async def test_who_comes_later_learns_of_bans_from_those_who_were_there(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await four(nursery)
     attacker = swarm.members[0]
     attacker.bring = lies
     await rounds(swarm, 10)
@@ -291,9 +327,13 @@ async def test_who_comes_later_learns_of_bans_from_those_who_were_there(swarm: S
     await swarm.one_round()
     await trio.sleep(3 * LOOK_S)
     assert newcomer.trust.is_banned(RUN, attacker.peer)
+    await end(swarm)
 
 
-async def test_nonsense_in_the_store_is_skipped(swarm: Swarm) -> None:
+async def test_nonsense_in_the_store_is_skipped(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await four(nursery)
     certificate = await swarm.one_round()
     for member in swarm.members:
         for key in (
@@ -307,12 +347,17 @@ async def test_nonsense_in_the_store_is_skipped(swarm: Swarm) -> None:
     await trio.sleep(3 * LOOK_S)
     assert swarm.banned() == [set()] * 4
     assert certificate.is_signed()
+    await end(swarm)
 
 
-async def test_only_duties_can_be_answered(swarm: Swarm) -> None:
+async def test_only_duties_can_be_answered(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await four(nursery)
     certificate = await swarm.one_round()
     case = Case(0, certificate.round, swarm.members[0].peer)
     for member in swarm.members:
         with pytest.raises(NotFound):
             await member.trust.verdict(RUN, case, honest(case.target, 0))
     assert Duty(case).charge is None
+    await end(swarm)
