@@ -111,7 +111,12 @@ class Swarm:
         await self.nursery.start(trust.run, RUN)
         return member
 
-    async def one_round(self, suspect: PeerId | None = None) -> Certificate:
+    async def one_round(
+        self,
+        suspect: PeerId | None = None,
+        *,
+        then: Callable[[Certificate], None] = lambda certificate: None,
+    ) -> Certificate:
         """Commit a sealed round of all who are not banned; then everybody does its duties."""
         members = [m for m in self.members if not self.is_banned(m.peer)]
         shards = equal_shards(ELEMENTS, len(members))
@@ -140,6 +145,7 @@ class Swarm:
         for member, data in zip(members, brought, strict=True):
             member.trust.committed(certificate, shards, data, suspect=suspect)
         self.round += 1
+        then(certificate)
         await trio.sleep(ROUND_S)
         for member in members:
             await member.work_off()
@@ -190,9 +196,9 @@ async def test_who_sends_another_gradient_than_its_own_is_banned_by_all_within_t
 
 
 async def test_a_validator_checks_whose_contribution_its_own_shard_shows_to_be_absurd(
-    autojump_clock: MockClock,
-    swarm: Swarm,
+    autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
+    swarm = await four(nursery)
     attacker = swarm.members[0]
     attacker.bring = lies
     certificate = await swarm.one_round(suspect=attacker.peer)
@@ -287,14 +293,16 @@ async def test_who_gives_its_contribution_to_nobody_is_banned(
 
 
 async def test_who_withholds_from_its_validator_only_is_found_out_by_what_the_others_got(
-    autojump_clock: MockClock,
-    swarm: Swarm,
+    autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
+    swarm = await four(nursery)
     attacker, *others = swarm.members
     attacker.bring = lies
-    certificate = await swarm.one_round(suspect=attacker.peer)
-    (validator,) = assignments(certificate)
-    attacker.withholds_from.add(validator)
+
+    def hide(certificate: Certificate) -> None:
+        attacker.withholds_from.update(assignments(certificate))
+
+    await swarm.one_round(attacker.peer, then=hide)
     await rounds(swarm, 3)
     for member in others:
         assert set(member.trust.bans(RUN)) == {attacker.peer}
