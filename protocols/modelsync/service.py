@@ -91,7 +91,9 @@ class ModelSync:
         self._parts: dict[str, _Part] = {}
         self._work = work or in_threads()
         self._on_certificate = on_certificate
-        self._states = States(rpc, self._registry, self._work, lane_of=self._lane)
+        self._states = States(
+            rpc, self._registry, self._work, lane_of=self._lane, is_busy=self._is_busy
+        )
         self._nursery: trio.Nursery | None = None
         rpc.serve(READY, self._on_ready)
         rpc.serve(PING, self._on_ping)
@@ -105,6 +107,7 @@ class ModelSync:
             task_status.started()
             while True:
                 await trio.sleep(LEASE_RENEW_S)
+                self._states.tidy()
                 for run in list(self._parts):
                     await self._renew(run)
 
@@ -140,6 +143,13 @@ class ModelSync:
         fetched = await self._states.join(run, lane, round_, target)
         await self._renew(run)
         return fetched
+
+    def adopt(self, run: str, lane: int, certificate: Certificate | None) -> None:
+        """Our trainer begins with the state of a checkpoint, which this certificate led to.
+
+        Call it for each lane before `join`.
+        """
+        self._lane(run, lane).adopt(certificate)
 
     async def fetch(
         self, run: str, lane: int, target: Vector, *, at_least: int, root: bytes | None = None
@@ -240,10 +250,6 @@ class ModelSync:
         part = self._parts.get(run)
         return part.accounts.table() if part is not None else []
 
-    def restore(self, run: str, lane: int, certificate: Certificate) -> None:
-        """Our trainer goes on from a checkpoint: this is the certificate of the round before."""
-        self._lane(run, lane).adopt(certificate)
-
     def ban(self, run: str, peer: PeerId) -> None:
         """A member was found guilty: it takes part in no round of ours any more."""
         part = self._parts.get(run)
@@ -341,6 +347,10 @@ class ModelSync:
                 return
         lanes = len(part.lanes) if part is not None else 1
         await self._registry.publish(certificate, lanes=lanes)
+
+    def _is_busy(self) -> bool:
+        """True while a round moves data: states are given slowly then."""
+        return any(lane.is_busy for part in self._parts.values() for lane in part.lanes)
 
     # -- for peers ---------------------------------------------------------------------------
 

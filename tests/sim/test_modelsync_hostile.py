@@ -8,11 +8,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from protocols.modelsync import codecs, latest_wire, wire
+from protocols.modelsync import codecs, state_wire, wire
+from protocols.modelsync.donor import Donor
 from protocols.modelsync.driver import RunFailed
 from protocols.modelsync.herald import SchemaMismatch
-from protocols.modelsync.states import DOWNLOADS_MAX
-from protocols.modelsync.state import state_root
+from protocols.modelsync.state import State, state_root
 from tests.sim.net import Net
 from tests.sim.training import ELEMENTS, RUN, SharedStore, Swarm, Trainer
 from wire.errors import BadMessage, RemoteError, UsageError
