@@ -1,49 +1,40 @@
 """A contribution as it was committed to: its encoded chunks, their hash, and how alike two are."""
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from protocols.modelsync.codecs import codec_named
-from protocols.modelsync.shards import chunks, shard_range
+from protocols.modelsync.sealing import Committing, all_parts
 from protocols.modelsync.vectors import VALUE_MAX, Bytes, Vector
 from wire.errors import BadMessage
 
-Chunks = Sequence[Sequence[Bytes]]  # of each shard, in member order
+Chunks = Sequence[bytes]  # of all shards, in member order
 
 _SLICE = 1 << 20  # elements compared at a time, so that float64 copies stay small
 
 
-def encode_chunks(vector: Vector, shards: list[int], codec: str) -> list[list[bytes]]:
+def encode_chunks(vector: Vector, shards: list[int], codec: str) -> list[bytes]:
     """Encode a whole contribution as it travels to the shards' owners. Heavy: off the loop."""
     encode = codec_named(codec).encode
-    return [
-        [encode(vector[start:stop]) for start, stop in chunks(*shard_range(shards, owner))]
-        for owner in range(len(shards))
-    ]
+    return [encode(vector[start:stop]) for start, stop in all_parts(shards)]
 
 
-def commitment_of(data: Chunks) -> bytes:
-    """Return the hash that ACK commits to: SHA-256 over the shards' SHA-256, in member order."""
-    whole = hashlib.sha256()
-    for shard in data:
-        one = hashlib.sha256()
-        for chunk in shard:
-            one.update(chunk)
-        whole.update(one.digest())
-    return whole.digest()
+def commitment_to(data: Sequence[Bytes], shards: list[int]) -> bytes:
+    """Return the hash that ACK commits to. Raises BadMessage if there are more chunks, or less."""
+    if len(data) != len(all_parts(shards)):
+        raise BadMessage(f"{len(data)} chunks, expected {len(all_parts(shards))}")
+    committing = Committing(shards)
+    for chunk in data:
+        committing.update(bytes(chunk))
+    return committing.digest()
 
 
-def decode_chunks(data: Chunks, shards: list[int], codec: str) -> Vector:
+def decode_chunks(data: Sequence[Bytes], shards: list[int], codec: str) -> Vector:
     """Decode a whole contribution. Raises BadMessage for what its owners would have refused."""
     read, out = codec_named(codec), np.empty(sum(shards), dtype=np.float32)
-    for owner, shard in enumerate(data):
-        places = list(chunks(*shard_range(shards, owner)))
-        if len(places) != len(shard):
-            raise BadMessage(f"{len(shard)} chunks of a shard, expected {len(places)}")
-        for (start, stop), chunk in zip(places, shard, strict=True):
-            read.decode_into(chunk, out[start:stop], VALUE_MAX)
+    for (start, stop), chunk in zip(all_parts(shards), data, strict=True):
+        read.decode_into(chunk, out[start:stop], VALUE_MAX)
     return out
 
 

@@ -5,7 +5,7 @@ happens here: fetching what somebody had committed to, comparing, writing findin
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -16,13 +16,13 @@ from protocols.modelsync import verify
 from protocols.modelsync.registry import NAMESPACE
 from protocols.modelsync.sealed import (
     Chunks,
-    commitment_of,
+    commitment_to,
     decode_chunks,
     encode_chunks,
     relative_error,
 )
-from protocols.modelsync.shards import chunks, shard_range
-from protocols.modelsync.vectors import Bytes, Vector
+from protocols.modelsync.sealing import all_parts
+from protocols.modelsync.vectors import Vector
 from protocols.modelsync.verify import KEPT_ROUNDS, Ask, Convict, Court, Deny, Duty, Look, Step
 from protocols.modelsync.verify_wire import (
     CONTRIBUTION,
@@ -64,23 +64,33 @@ class _Run:
     shards: dict[tuple[int, int], list[int]] = field(
         default_factory=dict[tuple[int, int], list[int]]
     )
-    held: dict[bytes, Chunks] = field(default_factory=dict[bytes, Chunks])
+    held: dict[tuple[int, bytes], Chunks] = field(default_factory=dict[tuple[int, bytes], Chunks])
     duties: dict[Case, Duty] = field(default_factory=dict[Case, Duty])
     made: dict[Case, Vector] = field(default_factory=dict[Case, Vector])  # anew, and unlike
     busy: set[Case] = field(default_factory=set[Case])
     nursery: trio.Nursery | None = None
 
-    def hold(self, commitment: bytes, data: Chunks, lanes: int) -> None:
-        """Keep an encoded contribution; the oldest goes."""
-        self.held[commitment] = data
-        while len(self.held) > HELD_MAX * lanes:
-            del self.held[next(iter(self.held))]
+    def hold(self, lane: int, commitment: bytes, data: Chunks) -> None:
+        """Keep an encoded contribution; the lane's oldest goes."""
+        self.held[lane, commitment] = data
+        here = [key for key in self.held if key[0] == lane]
+        for key in here[:-HELD_MAX]:
+            del self.held[key]
 
 
 class Trust:
     """The verified runs of this node. `run` one task for each; `close` forgets it."""
 
-    def __init__(self, rpc: Rpc, store: Store, work: Work, *, tolerance: float = TOLERANCE) -> None:
+    def __init__(
+        self,
+        rpc: Rpc,
+        store: Store,
+        work: Work,
+        *,
+        on_ban: Callable[[str, PeerId], None] = lambda run, peer: None,
+        tolerance: float = TOLERANCE,
+    ) -> None:
+        self._on_ban = on_ban
         self._rpc, self._store, self._work = rpc, store, work
         self._tolerance = tolerance
         self._runs: dict[str, _Run] = {}
@@ -105,18 +115,19 @@ class Trust:
 
     # -- what rounds tell and ask --------------------------------------------------------------
 
+    def brought(self, run: str, lane: int, commitment: bytes, data: Chunks) -> None:
+        """We have committed to this contribution, and signed a result that it is in."""
+        here = self._runs.get(run)
+        if here is not None:
+            here.hold(lane, commitment, data)
+
     def committed(
-        self,
-        certificate: Certificate,
-        shards: list[int],
-        data: Chunks | None,
-        *,
-        suspect: PeerId | None = None,
+        self, certificate: Certificate, shards: list[int], *, suspect: PeerId | None = None
     ) -> None:
         """A round of a verified run is over.
 
-        shards: of the contribution, in elements; data: our own, encoded, if we brought one.
-        suspect: whose looked out of proportion in our shard: checked instead of our target.
+        shards: of the contributions in it, in elements. suspect: whose looked out of proportion in
+        our shard: checked instead of our target.
         """
         here = self._runs.get(certificate.run)
         if here is None:
@@ -129,9 +140,6 @@ class Trust:
         for case in [one for one in here.duties if court.certificate(one) is None]:
             del here.duties[case]
             here.made.pop(case, None)
-        if data is not None:
-            lanes = len({lane for lane, _ in here.shards})
-            here.hold(commitment_of(data), data, lanes)
         if duty is not None:
             case = Case(*key, suspect) if suspect is not None else duty.case
             if court.commitment(case) is None or case.target == self._rpc.peer:
@@ -173,7 +181,9 @@ class Trust:
         here.busy.add(case)
         try:
             ours = await self._work(partial(encode_chunks, vector, shards, codec))
-            if await self._work(partial(commitment_of, ours)) == here.court.commitment(case):
+            if await self._work(partial(commitment_to, ours, shards)) == here.court.commitment(
+                case
+            ):
                 if duty.charge is not None:
                     await self._write(run, here, case, "fine", duty.charge)
                 return True
@@ -221,6 +231,7 @@ class Trust:
         assert here.nursery is not None
         if isinstance(step, Convict):
             _log.warning("run.banned run=%s peer=%s why=%s", run, step.peer, step.ban.reason)
+            self._on_ban(run, step.peer)
             key = ban_key(run, step.peer, self._rpc.peer)
             here.nursery.start_soon(self._put, key, step.ban, BAN_KEPT_S)
         elif step.case not in here.busy:
@@ -301,8 +312,8 @@ class Trust:
         commitment, shards = here.court.commitment(case), here.shards.get((case.lane, case.round))
         if commitment is None or shards is None:
             return None
-        if commitment in here.held:
-            return here.held[commitment]
+        if (case.lane, commitment) in here.held:
+            return here.held[case.lane, commitment]
         certificate = here.court.certificate(case)
         assert certificate is not None
         for source in dict.fromkeys(sources):
@@ -314,28 +325,22 @@ class Trust:
             except (ShoalError, trio.TooSlowError, trio.EndOfChannel) as error:
                 _log.info("run.withheld run=%s peer=%s error=%r", run, source, error)
                 continue
-            here.hold(commitment, data, len({lane for lane, _ in here.shards}))
+            here.hold(case.lane, commitment, data)
             return data
         return None
 
     async def _fetch(self, source: PeerId, wanted: Wanted, shards: list[int]) -> Chunks:
         """Load one contribution from one peer. Raises BadMessage if it is another."""
-        counts = [len(list(chunks(*shard_range(shards, owner)))) for owner in range(len(shards))]
-        data: list[list[Bytes]] = []
-        index = 0
+        data: list[bytes] = []
         async with self._rpc.stream(source, CONTRIBUTION, timeout_s=OPEN_S) as call:
             await call.send(wanted)
-            for count in counts:
-                shard: list[Bytes] = []
-                for _ in range(count):
-                    with trio.fail_after(CHUNK_WAIT_S):
-                        sample = await call.receive()
-                    if sample.index != index:
-                        raise BadMessage(f"chunk {sample.index} where {index} was due")
-                    shard.append(sample.data)
-                    index += 1
-                data.append(shard)
-        if await self._work(partial(commitment_of, data)) != wanted.commitment:
+            for index in range(len(all_parts(shards))):
+                with trio.fail_after(CHUNK_WAIT_S):
+                    sample = await call.receive()
+                if sample.index != index:
+                    raise BadMessage(f"chunk {sample.index} where {index} was due")
+                data.append(sample.data)
+        if await self._work(partial(commitment_to, data, shards)) != wanted.commitment:
             raise BadMessage("not the contribution that was committed to")
         return data
 
@@ -343,7 +348,7 @@ class Trust:
         with trio.fail_after(OPEN_S):
             wanted = await call.receive()
         here = self._runs.get(wanted.run)
-        data = here.held.get(wanted.commitment) if here is not None else None
+        data = here.held.get((wanted.lane, wanted.commitment)) if here is not None else None
         if here is None or data is None or not here.court.knows(call.peer):
             raise NotFound("no such contribution here")
         if self._served >= SERVED_MAX:
@@ -351,9 +356,8 @@ class Trust:
         self._served += 1
         try:
             with trio.move_on_after(SERVE_S):
-                whole = [chunk for shard in data for chunk in shard]
-                for index, chunk in enumerate(whole):
-                    await call.send(Sample(index, bytes(chunk)))
+                for index, chunk in enumerate(data):
+                    await call.send(Sample(index, chunk))
         finally:
             self._served -= 1
 

@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from protocols.modelsync.registry import NAMESPACE
-from protocols.modelsync.sealed import commitment_of, encode_chunks
+from protocols.modelsync.sealed import commitment_to, encode_chunks
 from protocols.modelsync.shards import equal_shards
 from protocols.modelsync.trust import LOOK_S, Trust
 from protocols.modelsync.vectors import Vector
@@ -133,7 +133,7 @@ class Swarm:
             codec=self.codec,
             base_root=bytes(32),
             result=bytes(32),
-            commitments=tuple(map(commitment_of, brought)),
+            commitments=tuple(commitment_to(data, shards) for data in brought),
             seals=tuple(map(seal_of, reveals)),
         )
         body = certificate.body()
@@ -143,7 +143,8 @@ class Swarm:
             reveals=reveals,
         )
         for member, data in zip(members, brought, strict=True):
-            member.trust.committed(certificate, shards, data, suspect=suspect)
+            member.trust.brought(RUN, 0, commitment_to(data, shards), data)
+            member.trust.committed(certificate, shards, suspect=suspect)
         self.round += 1
         then(certificate)
         await trio.sleep(ROUND_S)
