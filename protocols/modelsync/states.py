@@ -1,0 +1,143 @@
+"""States of runs: loading them from members, and giving ours to others.
+
+ModelSync owns one `States` and passes calls through; it knows lanes only as `Lane` below.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Protocol
+
+import numpy as np
+
+from protocols.modelsync.codecs import Vector
+from protocols.modelsync.donor import Donor
+from protocols.modelsync.download import Progress
+from protocols.modelsync.joining import Aim, Joining, Loaded
+from protocols.modelsync.part import Attachment, Fetched
+from protocols.modelsync.registry import Registry
+from protocols.modelsync.state import State
+from protocols.modelsync.wire import Certificate
+from protocols.modelsync.work import Work
+from wire.ids import PeerId
+from wire.ports import Rpc
+
+
+class Lane(Protocol):
+    """What the states of a lane need of the rounds of that lane (driver.LaneDriver)."""
+
+    @property
+    def attachment(self) -> Attachment:
+        """The run that it belongs to."""
+        ...
+
+    @property
+    def number(self) -> int:
+        """Which lane of the run."""
+        ...
+
+    def is_electorate(self, members: Collection[PeerId]) -> bool:
+        """True if these speak for the members of the last certificate that we know."""
+        ...
+
+    def adopt(self, certificate: Certificate | None) -> None:
+        """A downloaded state is in the trainer's buffer; its certificate names the electorate."""
+        ...
+
+
+class States:
+    """The states that this node gives to others, and where it gets its own from.
+
+    `is_busy`: a round of this node moves data now, which goes first.
+    """
+
+    def __init__(
+        self,
+        rpc: Rpc,
+        registry: Registry,
+        work: Work,
+        *,
+        lane_of: Callable[[str, int], Lane],
+        is_busy: Callable[[], bool],
+    ) -> None:
+        self._registry, self._lane_of = registry, lane_of
+        self._donor = Donor(rpc, work, is_busy=is_busy)
+        self._joining = Joining(rpc, work)
+        self._lanes: dict[str, set[int]] = {}  # that were announced, by run
+
+    # -- for the trainer of this node --------------------------------------------------------
+
+    async def join(
+        self, run: str, lane: int, round_: int, target: Vector, progress: Progress | None = None
+    ) -> Fetched | None:
+        """If members hold a later state than that before `round_`, load it into `target`.
+
+        Raises DeadlineExceeded if one is claimed, but nobody gives it.
+        """
+        aim = self._aim(run, lane, round_ + 1, None)
+        loaded = await self._joining.load(aim, target, must_exist=False, progress=progress)
+        return self._taken(run, lane, loaded) if loaded is not None else None
+
+    async def fetch(
+        self,
+        run: str,
+        lane: int,
+        target: Vector,
+        *,
+        at_least: int,
+        root: bytes | None = None,
+        progress: Progress | None = None,
+    ) -> Fetched:
+        """Load a state that must exist somewhere; only chunks that neither `target` nor our
+        announced state has are fetched. Raises DeadlineExceeded if nobody gives it.
+        """
+        state = self._donor.state_of(run, lane)
+        held = None if state is None or np.may_share_memory(state.vector, target) else state.vector
+        aim = self._aim(run, lane, at_least, root)
+        loaded = await self._joining.load(aim, target, held=held, progress=progress)
+        assert loaded is not None, "a state that must exist is loaded or an error"
+        return self._taken(run, lane, loaded)
+
+    def announce(
+        self,
+        run: str,
+        lane: int,
+        round_: int,
+        root: bytes,
+        vector: Vector,
+        certificate: Certificate | None,
+    ) -> None:
+        """Offer a state to joiners; the buffer stays untouched until the announce after next."""
+        self._lanes.setdefault(run, set()).add(lane)
+        self._donor.announce(run, lane, State(round_, root, vector, certificate))
+
+    def leave(self, run: str, keep: list[Vector] | None) -> dict[int, int]:
+        """Go on giving only copies of the announced states; return their rounds by lane."""
+        found = {lane: self.state_of(run, lane) for lane in self._lanes.pop(run, set())}
+        if keep is None:
+            self._donor.forget(run)
+        else:
+            self._donor.keep(run, keep)
+        return {lane: state.round for lane, state in found.items() if state is not None}
+
+    def state_of(self, run: str, lane: int) -> State | None:
+        """The state that this node gives to joiners."""
+        return self._donor.state_of(run, lane)
+
+    def tidy(self) -> None:
+        """Drop copies that nobody loads. Call it every few seconds."""
+        self._donor.tidy()
+
+    # -- inside ------------------------------------------------------------------------------
+
+    def _aim(self, run: str, lane: int, at_least: int, root: bytes | None) -> Aim:
+        part = self._lane_of(run, lane)
+
+        def members() -> list[PeerId]:
+            last = self._registry.last_certificate(run, lane)
+            known = last.members if last is not None else ()
+            return list(dict.fromkeys([*known, *self._registry.leases(run)]))
+
+        return Aim(run, lane, at_least, members, part.is_electorate, root)
+
+    def _taken(self, run: str, lane: int, loaded: Loaded) -> Fetched:
+        self._lane_of(run, lane).adopt(loaded.certificate)
+        return Fetched(loaded.round, loaded.root)
