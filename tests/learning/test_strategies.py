@@ -186,6 +186,30 @@ def test_fedavg_weighs_by_samples_and_takes_a_fraction_of_the_clients() -> None:
     assert strategy_named("fedavg").sample_size == 0
 
 
+def test_a_simulated_diloco_is_what_one_would_write_by_hand() -> None:
+    """Bit for bit, momentum and all, for three members of unlike weights."""
+    weights = {"peer-0": 1.0, "peer-1": 2.5, "peer-2": 0.5}
+    swarm = Simulation(lambda: make("diloco"), members(3), rounds=4, weights=weights)
+    for finished in swarm:
+        last = finished
+    replicas, step = members(3), 0
+    phi = replicas["peer-0"].flat()
+    momentum = np.zeros_like(phi)
+    for _ in range(4):
+        total = np.zeros_like(phi)
+        for name, replica in replicas.items():
+            replica.load(phi)
+            for k in range(step, step + 5):
+                replica.step(name, k)
+            total = total + (phi - replica.flat()) * np.float32(weights[name])
+        step += 5
+        mean = total / np.float32(4)
+        momentum = momentum * np.float32(0.5) + mean
+        phi = phi - (mean + momentum * np.float32(0.5)) * np.float32(0.7)
+    assert last.states["peer-1"].tobytes() == phi.tobytes() + momentum.tobytes()
+    assert last.step == step
+
+
 def test_a_sample_alone_trains_and_the_others_get_its_state() -> None:
     class Counted(Quadratic):
         steps = 0
