@@ -1,6 +1,7 @@
 """Of every strategy: replicas end alike, and what is replicated is a function of rounds."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -270,3 +271,12 @@ def test_the_last_round_of_a_final_merge_is_of_all() -> None:
     strategy = make("finalmerge")
     strategy.prepare(PARTS, 4)
     assert [strategy.topology(0, k) for k in range(4)] == ["pairs", "pairs", "pairs", "all"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_documentation_has_every_option_and_its_default(name: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "strategies.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+    for option, default in options_of(name).items():
+        value = int(default) if isinstance(default, bool) else default
+        assert f"`{option} = {value}`" in row or (option, value) == ("feedback", 0.0), option
