@@ -24,6 +24,7 @@ ROWS: dict[str, tuple[str, dict[str, object]]] = {
     "diloco, published rates": ("diloco", {"momentum": 0.9}),
     "localsgd": ("localsgd", {}),
     "streaming": ("streaming", {}),
+    "streaming, mixing by a half": ("streaming", {"mixing": 0.5}),
     "eager": ("eager", {}),
     "eager, published rates": ("eager", {"momentum": 0.9}),
     "naive delay": ("eager", {"keep": 0.0}),

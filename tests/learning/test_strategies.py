@@ -280,3 +280,18 @@ def test_the_documentation_has_every_option_and_its_default(name: str) -> None:
     for option, default in options_of(name).items():
         value = int(default) if isinstance(default, bool) else default
         assert f"`{option} = {value}`" in row or (option, value) == ("feedback", 0.0), option
+
+
+@pytest.mark.parametrize("delay", [0, 2, 5])
+def test_streaming_alone_with_rate_1_leaves_no_step_out(delay: int) -> None:
+    """A fragment's state after a round is what plain training has when the round begins."""
+    options = {"lr": 1.0, "momentum": 0.0, "fragments": 3, "delay": delay}
+    alone, plain = Quadratic("alone", 12), Quadratic("alone", 12)
+    swarm = Simulation(lambda: make("streaming", **options), {"alone": alone}, rounds=4)
+    begun = {each.step - delay: (each.lane, each.states["alone"][:4]) for each in swarm}
+    assert len(begun) == 12
+    for step in range(max(begun) + 1):
+        if step in begun:
+            lane, fragment = begun[step]
+            np.testing.assert_allclose(fragment, plain.flat()[4 * lane : 4 * lane + 4], atol=1e-5)
+        plain.step("alone", step)
