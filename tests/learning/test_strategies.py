@@ -240,7 +240,10 @@ def test_a_fragment_keeps_the_share_of_its_own_that_mixing_says() -> None:
     lane = strategy.prepare(PARTS, 9)[0]
     state = np.ones(lane.state, np.float32)
     now = np.full(lane.elements, np.float32(5))
-    assert strategy.local(0, state, now).tolist() == [2.0] * lane.elements  # 0.75 * 1 + 0.25 * 5
+    strategy.enter(0, 0, state, now)
+    model = strategy.local(0, state, now)
+    assert model.tolist() == [2.0] * lane.elements  # 0.75 * 1 + 0.25 * 5
+    assert strategy.contribution(0, 1, state, model).tolist() == [-1.0] * lane.elements
 
 
 def test_an_eager_replica_keeps_what_it_moved_while_the_round_ran() -> None:
@@ -259,12 +262,15 @@ def test_mixing_is_of_parameters_before_the_step_that_it_overlaps() -> None:
     strategy = make("dsgd")
     strategy.prepare(PARTS, 9)
     x, y = (np.full(ELEMENTS, np.float32(value)) for value in (2, 4))
-    strategy.enter(0, 0, x, x)
-    assert strategy.contribution(0, 0, x, x).tobytes() == x.tobytes()
+    state = np.zeros_like(x)  # as the round before left it, and a step was made since
+    strategy.enter(0, 0, state, state)
+    assert strategy.contribution(0, 0, state, x).tobytes() == x.tobytes()
     stepped = x - np.float32(0.5)
     out = np.empty(ELEMENTS, np.float32)
     strategy.finish(0, Turn(0, (x + y) / np.float32(2), 2, contributed=True), x, out)
-    assert strategy.local(0, out, stepped).tolist() == [2.5] * ELEMENTS
+    model = strategy.local(0, out, stepped)
+    assert model.tolist() == [2.5] * ELEMENTS
+    assert strategy.leave(0, out, model).tobytes() == model.tobytes()  # the last step counts
 
 
 def test_the_last_round_of_a_final_merge_is_of_all() -> None:
@@ -295,3 +301,19 @@ def test_streaming_alone_with_rate_1_leaves_no_step_out(delay: int) -> None:
             lane, fragment = begun[step]
             np.testing.assert_allclose(fragment, plain.flat()[4 * lane : 4 * lane + 4], atol=1e-5)
         plain.step("alone", step)
+
+
+def test_a_variance_corrected_mean_by_hand() -> None:
+    first, second = (np.array(values, np.float32) for values in ([0, 2, 4, 6], [2, 0, 6, 4]))
+    strategy = strategy_named("variance")
+    lane = strategy.prepare([Part("w", (2, 2), 0, 4)], 9)[0]
+    state = strategy.first(0, first)
+    assert strategy.enter(0, 0, state, first).tobytes() == first.tobytes()  # from its own
+    brought = [strategy.contribution(0, 0, state, own) for own in (first, second)]
+    assert [len(each) for each in brought] == [lane.contribution] * 2 == [5, 5]
+    out = state.copy()
+    value = (brought[0] + brought[1]) / np.float32(2)
+    strategy.finish(0, Turn(0, value, 2, contributed=True), state, out)
+    wide = 2 * (5 / 4) ** 0.5  # both have variance 5, their mean [1, 1, 5, 5] only 4
+    np.testing.assert_allclose(out, [3 - wide, 3 - wide, 3 + wide, 3 + wide], rtol=1e-6)
+    assert strategy.enter(0, 1, out, first).tobytes() == out.tobytes()
