@@ -3,7 +3,8 @@
 Fields may be added; none is renamed or changes its meaning within /v1. Hashes are hexadecimal.
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from urllib.parse import quote
 
 import msgspec
@@ -121,7 +122,8 @@ class SubmitRound(_Body, frozen=True):
     """The lane's slice of the exchange buffer holds a contribution to a round.
 
     `fresh` is false to go on waiting for it; `wait_s`: seconds to wait for the end of the round
-    before "waiting" is answered, 0 to submit only. `is_new`: we joined at this round. `wish_*`:
+    before "waiting" is answered, 0 to submit only. `elements`: of this round's contributions, alike on
+    all members; 0: as many as the lane has. `is_new`: we joined at this round. `wish_*`:
     what this member would like the next round's codec and local steps to be (wire "auto").
     """
 
@@ -135,6 +137,7 @@ class SubmitRound(_Body, frozen=True):
     wish_codec: str = "float32"
     wish_every: int = 0
     wait_s: float = 20.0
+    elements: int = 0
 
 
 class RoundResult(_Body, frozen=True):
@@ -285,6 +288,13 @@ class Contribution(_Body, frozen=True):
     bytes_out: int = 0
     seconds: float = 0.0
     banned: bool = False
+
+
+def run_root(roots: Sequence[str]) -> str:
+    """Return the root of a run: of one lane its root, else the SHA-256 of the lanes' roots."""
+    if len(roots) == 1:
+        return roots[0]
+    return hashlib.sha256(b"".join(map(bytes.fromhex, roots))).hexdigest()
 
 
 def path_of(run: str, *rest: str) -> str:
