@@ -6,9 +6,13 @@ calls is that of `shoal.learn.strategy`, as `simulate` has it.
 Whatever goes wrong ends in the same way: the run's state is loaded, and the lane's next round is
 entered without data (our steps were made from a state that the run has left behind). A round to
 which nobody brought data changes nothing.
+
+A round that ends at a later step than it begins is submitted by a thread, so that the next steps
+need not wait for the copy from the device, the subtraction and the daemon's check.
 """
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,8 +25,10 @@ from shoal.runs import RoundResult
 class Model(Protocol):
     """A model's trainable parameters as one flat float32 vector."""
 
-    def read(self, start: int, stop: int) -> Vector:
-        """Return elements as they are now; valid until the next `read`."""
+    def read(self, start: int, stop: int) -> Callable[[], Vector]:
+        """Copy elements as they are now; the result waits for the copy, in any thread, and
+        returns it. It is valid until the same elements are read again.
+        """
         ...
 
     def write(self, start: int, values: Vector) -> None:
@@ -39,6 +45,7 @@ class Standing:
     is_new: bool = False  # we joined here: the next submit says so
     weight: float = 0.0  # that we submitted
     size: int = 0  # elements of the round's contributions
+    submitting: Future[None] | None = None  # the thread that does it
 
 
 class Replica:
@@ -65,6 +72,7 @@ class Replica:
         self._rounds = client.shape.rounds
         self._lanes = [Standing() for _ in strategy.lanes]
         self._offset = 0  # global steps that the run had without us
+        self._submitter = ThreadPoolExecutor(1, "shoal-submit")
 
     # -- what a loop asks ----------------------------------------------------------------------
 
@@ -90,52 +98,68 @@ class Replica:
             default=self.steps,
         )
 
+    def remaining(self) -> int:
+        """Return how many local steps there are until something must be done."""
+        return self.due() - self.steps
+
     # -- life ----------------------------------------------------------------------------------
 
-    def start(self) -> None:
+    def attach(self) -> None:
         """Join the run; on return the model has the run's parameters."""
         client, strategy = self._client, self._strategy
         for number, lane in enumerate(strategy.lanes):
-            parameters = self._model.read(lane.start, lane.stop)
+            parameters = self._model.read(lane.start, lane.stop)()
             client.state(number)[:] = strategy.first(number, parameters)
         client.attach()
         for number, standing in enumerate(self._lanes):
             standing.is_new = client.source != "new" and not strategy.sample_size
             self._enter(number)
-        if client.source != "new":
-            client.note(f"loaded the state before round {self.round} from {client.source}")
+
+    def start(self, steps: int = 0) -> None:
+        """Enter the rounds that are going on; call it once, after `attach`.
+
+        steps: as a checkpoint has them.
+        """
+        self.steps = steps
+        if self._client.source != "new":
+            text = f"loaded the state before round {self.round} from {self._client.source}"
+            self._client.note(text)
             self._catch_up()
         self._take_turn()
-
-    def restore(self, steps: int, begun: list[int]) -> None:
-        """Go on from saved counters of local steps, after `start`."""
-        self.steps, self._offset = steps, 0
-        for standing, step in zip(self._lanes, begun, strict=True):
-            standing.begun = step
-
-    @property
-    def begun(self) -> list[int]:
-        """For each lane, the local step after which its last round began."""
-        return [standing.begun for standing in self._lanes]
 
     def step(self) -> None:
         """Do what is due after one more local step. Waits as long as a round has no quorum."""
         if self.done:
             return
         self.steps += 1
+        if self.steps < self.due():
+            return
+        self.settle()
         before, lanes = self.round, range(len(self._lanes))
-        for lane in lanes:
-            if self._lanes[lane].is_open and self._next(lane) <= self.steps:
-                self._end(lane)
+        self._end_those_due()
         for lane in lanes:
             is_free = not self._lanes[lane].is_open and not self._is_over(lane)
             if is_free and self._next(lane) <= self.steps:
                 self._begin(lane)
-        for lane in lanes:
-            if self._lanes[lane].is_open and self._next(lane) <= self.steps:
-                self._end(lane)
+        self._end_those_due()
         if self.round > before:
             self._take_turn()
+
+    def settle(self) -> None:
+        """Wait until what is being submitted is. Raises what went wrong."""
+        for standing in self._lanes:
+            submitting, standing.submitting = standing.submitting, None
+            if submitting is not None:
+                submitting.result()
+
+    def close(self) -> None:
+        """End the thread that submits. The client is the caller's to leave."""
+        self._submitter.shutdown()
+
+    def _end_those_due(self) -> None:
+        for lane, standing in enumerate(self._lanes):
+            if standing.is_open and self._next(lane) <= self.steps:
+                self._end(lane)
 
     # -- rounds --------------------------------------------------------------------------------
 
@@ -149,16 +173,23 @@ class Replica:
         return self._strategy.begins(lane, round_, standing.begun)
 
     def _begin(self, lane: int) -> None:
-        client, strategy, standing = self._client, self._strategy, self._lanes[lane]
-        at, place = client.lanes[lane], strategy.lanes[lane]
+        standing, place = self._lanes[lane], self._strategy.lanes[lane]
         local = self._model.read(place.start, place.stop)
-        ours = client.contribution(lane)[: strategy.size(lane, at.round, client.state(lane))]
-        ours[:] = strategy.contribution(lane, at.round, client.state(lane), local)
+        standing.begun, standing.is_open = self.steps, True
+        if self._next(lane) > self.steps:
+            standing.submitting = self._submitter.submit(self._bring, lane, local)
+        else:
+            self._bring(lane, local)
+
+    def _bring(self, lane: int, local: Callable[[], Vector]) -> None:
+        client, strategy = self._client, self._strategy
+        round_, state = client.lanes[lane].round, client.state(lane)
+        ours = client.contribution(lane)[: strategy.size(lane, round_, state)]
+        ours[:] = strategy.contribution(lane, round_, state, local())[: len(ours)]
         weight = self.weight
         if not is_sound(ours):
             client.note("the parameters are not finite or beyond 1e29: nothing of us in this round")
             weight = 0.0
-        standing.begun = self.steps
         self._submit(lane, weight)
 
     def _submit(self, lane: int, weight: float) -> None:
@@ -197,21 +228,22 @@ class Replica:
 
     def _finish(self, lane: int, result: RoundResult) -> None:
         client, strategy, place = self._client, self._strategy, self._strategy.lanes[lane]
-        brought = [weight > 0 for weight in result.weights]
-        if any(brought):
+        if any(result.weights):
             standing, sent = self._lanes[lane], client.sent(lane)
             turn = Turn(
                 round=result.round,
                 value=client.contribution(lane)[: standing.size],
-                members=sum(brought),
+                members=len(result.contributors),
                 contributed=standing.weight > 0 and client.member in result.contributors,
                 sent=None if sent is None else sent[: standing.size],
             )
             spare = client.spare(lane)
+            spare[:] = client.state(lane)
             strategy.finish(lane, turn, client.state(lane), spare)
             client.advance(lane, result.round + 1)
-            now = self._model.read(place.start, place.stop) if _looks(strategy) else spare
-            self._model.write(place.start, strategy.local(lane, client.state(lane), now))
+            state = client.state(lane)
+            now = self._model.read(place.start, place.stop)() if _looks(strategy) else state
+            self._model.write(place.start, strategy.local(lane, state, now))
         else:
             client.stay(lane, result.round + 1)
             self._enter(lane)
@@ -223,8 +255,11 @@ class Replica:
 
     def _enter(self, lane: int) -> None:
         """Go on from the lane's state as it is."""
-        parameters = self._strategy.enter(lane, self._client.state(lane))
-        self._model.write(self._strategy.lanes[lane].start, parameters)
+        place, client = self._strategy.lanes[lane], self._client
+        now = self._model.read(place.start, place.stop)()
+        round_ = client.lanes[lane].round
+        parameters = self._strategy.enter(lane, round_, client.state(lane), now)
+        self._model.write(place.start, parameters)
 
     def _fetch(self, lane: int, at_least: int, root: str = "") -> None:
         self._client.fetch(lane, at_least=at_least, root=root)
@@ -243,6 +278,7 @@ class Replica:
             self._submit(lane, 0.0)
         for lane in waiting:
             self._end(lane)
+            self._lanes[lane].begun = self.steps
         rounds = max(lane.round for lane in self._client.lanes)
         self._offset = max(self._offset, rounds * self._strategy.every - self.steps)
 

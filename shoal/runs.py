@@ -122,8 +122,8 @@ class SubmitRound(_Body, frozen=True):
     """The lane's slice of the exchange buffer holds a contribution to a round.
 
     `fresh` is false to go on waiting for it; `wait_s`: seconds to wait for the end of the round
-    before "waiting" is answered, 0 to submit only. `elements`: of this round's contributions, alike on
-    all members; 0: as many as the lane has. `is_new`: we joined at this round. `wish_*`:
+    before "waiting" is answered, 0 to submit only. `elements`: of this round's contributions,
+    alike on all members; 0: as many as the lane has. `is_new`: we joined at this round. `wish_*`:
     what this member would like the next round's codec and local steps to be (wire "auto").
     """
 

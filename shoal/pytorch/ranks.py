@@ -24,12 +24,14 @@ PIECE_ELEMENTS = 1 << 24  # 64 MiB at a time: what a broadcast needs on the devi
 class Order(IntEnum):
     """What rank 0 says."""
 
+    JOINED = 0  # whether optimizers go back to what a checkpoint has; then two texts
     READ = 1  # start, stop: take part in gathering
     WRITE = 2  # start, elements: receive them and set them
     EVALUATE = 3
     WAIT = 4  # still here: the network's round takes long
     DONE = 5  # next step that something is due, rounds, global step offset
-    FAILED = 6
+    SAVE = 6
+    FAILED = 7
 
 
 class Ranks:

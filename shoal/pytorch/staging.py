@@ -87,6 +87,10 @@ class Staging:
         if self._written is not None:
             self._written.record()
 
+    def scratch(self, elements: int) -> Vector:
+        """Return host memory for values that are about to be written; valid until a read."""
+        return self._in[:elements].numpy()
+
     @torch.no_grad()
     def _gather(self, start: int, stop: int, flat: torch.Tensor) -> None:
         for parameter, inside, outside in self._pieces(start, stop):
@@ -105,9 +109,7 @@ class Staging:
                 full[inside].copy_(flat[outside])
                 parameter.copy_(full.view_as(parameter))
 
-    def _pieces(
-        self, start: int, stop: int
-    ) -> Iterator[tuple[torch.nn.Parameter, slice, slice]]:
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[torch.nn.Parameter, slice, slice]]:
         """Yield each parameter that overlaps, its elements, and where they are in the slice."""
         self._check()
         for parameter, part in zip(self._parameters, self.parts, strict=True):
