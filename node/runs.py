@@ -28,7 +28,7 @@ from node.run_records import (
     round_result,
 )
 from node.segments import map_segment, unlink_segment
-from protocols.modelsync.part import Attachment
+from protocols.modelsync.part import Attachment, LaneShape
 from protocols.modelsync.service import ModelSync
 from protocols.modelsync.wire import RunName
 from shoal.runs import (
@@ -188,7 +188,7 @@ class Runs:
         self._nursery.start_soon(self._watch_trainer, record, trainer)
         attachment = Attachment(
             run=name,
-            elements=shape.elements,
+            lanes=(LaneShape(shape.elements, 2 * shape.elements),),
             codec=shape.wire,
             rounds=shape.rounds,
             min_members=shape.min_members,
@@ -198,7 +198,7 @@ class Runs:
         )
         try:
             await self._sync.attach(attachment)
-            fetched = await self._sync.join(name, shape.round, states[1])
+            fetched = await self._sync.join(name, 0, shape.round, states[1])
         except ShoalError as error:
             await self._detach(record, trainer)
             if record.child is None:
@@ -215,10 +215,10 @@ class Runs:
         record, trainer = self._attached(name)
         if request.fresh:
             weight, root = check_weight(request.weight), hash_of(request.root)
-            await self._sync.submit(name, request.round, root, weight)
-        outcome = await self._sync.outcome(name, timeout_s=ROUND_WAIT_S)
+            await self._sync.submit(name, 0, request.round, root, weight)
+        outcome = await self._sync.outcome(name, 0, timeout_s=ROUND_WAIT_S)
         if outcome is None:
-            waiting_for = [str(peer) for peer in self._sync.waiting_for(name)]
+            waiting_for = [str(peer) for peer in self._sync.waiting_for(name, 0)]
             return RoundResult("waiting", request.round, waiting_for=waiting_for)
         result = round_result(request.round, outcome)
         if outcome.certificate is not None:
@@ -234,14 +234,14 @@ class Runs:
         _, trainer = self._attached(name)
         target = trainer.states[buffer_index(request.buffer)]
         root = hash_of(request.root) if request.root else None
-        fetched = await self._sync.fetch(name, target, at_least=request.at_least, root=root)
+        fetched = await self._sync.fetch(name, 0, target, at_least=request.at_least, root=root)
         return StateAt(fetched.round, fetched.root.hex(), request.buffer)
 
     def announce(self, name: str, state: StateAt) -> None:
         """Offer the state in one of the trainer's buffers to joiners."""
         record, trainer = self._attached(name)
         vector = trainer.states[buffer_index(state.buffer)]
-        self._sync.announce(name, state.round, hash_of(state.root), vector)
+        self._sync.announce(name, 0, state.round, hash_of(state.root), vector)
         record.round, record.root = state.round, state.root
 
     async def report(self, name: str, report: Report) -> Metric:
@@ -329,13 +329,13 @@ class Runs:
         trio.lowlevel.notify_closing(trainer.pidfd)
         os.close(trainer.pidfd)
         kept = None
-        state = self._sync.state_of(record.name)
+        state = self._sync.state_of(record.name, 0)
         if state is not None:  # also of a trainer that crashed: others may need what it knew
             try:
                 kept = await trio.to_thread.run_sync(save_state, record.directory, state)
             except OSError as error:  # a full disk: others lose a donor, the node nothing
                 _log.warning("state_lost", run=record.name, error=str(error))
-        await self._sync.leave(record.name, keep=kept)
+        await self._sync.leave(record.name, keep=None if kept is None else [kept])
         for segment in (trainer.shape.exchange, *trainer.shape.states):
             unlink_segment(segment)
 

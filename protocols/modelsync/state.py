@@ -12,7 +12,8 @@ from functools import partial
 import trio
 
 from protocols.modelsync.codecs import Vector
-from protocols.modelsync.wire import STATE, Ask, Certificate, Latest, StatePart
+from protocols.modelsync.latest_wire import STATE, Latest, StatePart
+from protocols.modelsync.wire import Ask, Certificate
 from protocols.modelsync.work import Work
 from wire.errors import BadMessage, DeadlineExceeded, NotFound
 from wire.ids import PeerId
@@ -25,7 +26,7 @@ OPEN_S = 4.0  # seconds to open a stream
 
 
 def state_root(vector: Vector) -> bytes:
-    """Hash a state: outer parameters, then outer momentum, as raw little-endian float32."""
+    """Hash a state, as raw little-endian float32."""
     return hashlib.sha256(vector.astype("<f4", copy=False).data.cast("B")).digest()
 
 
@@ -35,12 +36,12 @@ class State:
 
     round: int
     root: bytes
-    vector: Vector  # parameters, then momentum
+    vector: Vector
     certificate: Certificate | None
 
     def latest(self) -> Latest:
         """Describe it for the wire."""
-        return Latest(self.round, self.root, len(self.vector) // 2, self.certificate)
+        return Latest(self.round, self.root, len(self.vector), self.certificate)
 
 
 async def give(call: Call[StatePart, Ask], state: State) -> None:
@@ -52,28 +53,28 @@ async def give(call: Call[StatePart, Ask], state: State) -> None:
 
 
 async def fetch(
-    rpc: Rpc, donor: PeerId, run: str, target: Vector, work: Work, *, root: bytes
+    rpc: Rpc, donor: PeerId, ask: Ask, target: Vector, work: Work, *, root: bytes
 ) -> None:
-    """Download the state with this hash into `target` (parameters, then momentum).
+    """Download the state with this hash into `target`.
 
     Raises DeadlineExceeded, PeerUnreachable, RemoteError, NotFound if the donor has gone on, or
     BadMessage if it is not what its hash says; `target` then holds rubbish.
     """
     view = target.data.cast("B")
     async with rpc.stream(donor, STATE, timeout_s=OPEN_S) as call:
-        await call.send(Ask(run))
+        await call.send(ask)
         latest = (await _next(call)).latest
-        if latest is None or 8 * latest.elements != len(view):
-            raise BadMessage(f"the state of {run} at {donor} is not of our size")
+        if latest is None or 4 * latest.elements != len(view):
+            raise BadMessage(f"the state of {ask.run} at {donor} is not of our size")
         if latest.root != root:
-            raise NotFound(f"{donor} has another state of {run} by now")
+            raise NotFound(f"{donor} has another state of {ask.run} by now")
         for start, stop in _parts(len(view)):
             part = await _next(call)
             if len(part.data) != stop - start:
                 raise BadMessage(f"state part of {len(part.data)} B, expected {stop - start} B")
             view[start:stop] = part.data
     if await work(partial(state_root, target)) != root:
-        raise BadMessage(f"the state of {run} from {donor} does not match its hash")
+        raise BadMessage(f"the state of {ask.run} from {donor} does not match its hash")
 
 
 async def _send(call: Call[StatePart, Ask], part: StatePart) -> None:
