@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from protocols.modelsync.aggregate import weighted_mean
 from protocols.modelsync.codecs import (
     BLOCK,
     CONTRIBUTION_MAX,
@@ -17,7 +18,6 @@ from protocols.modelsync.codecs import (
     Codec,
     Vector,
     codec_named,
-    weighted_mean,
 )
 from protocols.modelsync.shards import CHUNK_ELEMENTS, chunks, equal_shards, shard_range
 from shoal.learn import exact
