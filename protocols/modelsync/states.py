@@ -9,7 +9,7 @@ from typing import Protocol
 
 import trio
 
-from protocols.modelsync import state as state_files
+from protocols.modelsync import state as states
 from protocols.modelsync.codecs import Vector
 from protocols.modelsync.donors import Offer, offers
 from protocols.modelsync.part import Attachment, Fetched
