@@ -16,7 +16,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
-from shoal.errors import ClientError
 from shoal.learn.strategy import Strategy, Turn, Vector
 from shoal.run_client import RunClient, is_sound, waits
 from shoal.runs import RoundResult
@@ -307,10 +306,3 @@ class Replica:
 def _looks(strategy: Strategy) -> bool:
     """True if the strategy's `local` mixes in what the model's parameters are now."""
     return type(strategy).local is not Strategy.local
-
-
-def lanes_of(strategy: Strategy) -> list[tuple[int, int]]:
-    """Return a prepared strategy's lanes as `shoal.run_client.Shape` takes them."""
-    if not strategy.lanes:
-        raise ClientError("the strategy has not been prepared")
-    return [(lane.contribution, lane.state) for lane in strategy.lanes]

@@ -15,7 +15,7 @@ from shoal.errors import ClientError
 from shoal.learn.exact import CONTRIBUTION_MAX
 from shoal.learn.strategy import Vector
 from shoal.run_client import ROUND_WAIT_S, ROUNDS_MAX, RunClient, Shape, is_sound, waits
-from shoal.runs import RoundResult
+from shoal.runs import LaneBody, RoundResult, Tensor
 
 
 @dataclass(frozen=True)
@@ -127,11 +127,12 @@ def join(
     Raises shoal.errors.ClientError if the daemon is not there or refuses.
     """
     shape = Shape(
-        [(elements, elements)],
+        [LaneBody(elements, elements, 0, elements)],
         rounds=rounds,
         wire=wire,
         min_members=min_members,
         patience_s=patience_s,
         aggregator=aggregator,
+        layout=[Tensor("value", [elements])],
     )
     return Averaging(RunClient(run, shape, client=client))

@@ -46,11 +46,11 @@ T = TypeVar("T")
 class Shape:
     """What all members of a run must have alike, but for `min_members` and `patience_s`.
 
-    lanes: (contribution, state) in float32 elements. wire: a codec, or "auto". The rest as in
+    wire: a codec, or "auto". The rest as in
     `shoal.runs.Attach`.
     """
 
-    lanes: Sequence[tuple[int, int]]
+    lanes: Sequence[LaneBody]
     rounds: int = ROUNDS_MAX
     wire: str = "float32"
     min_members: int = 1
@@ -89,10 +89,10 @@ class RunClient:
         self._client = client or connect()
         self.lanes: list[Lane] = []
         contribution = state = 0
-        for sent_elements, state_elements in shape.lanes:
-            here = slice(contribution, contribution + sent_elements)
-            self.lanes.append(Lane(here, slice(state, state + state_elements)))
-            contribution, state = here.stop, state + state_elements
+        for lane in shape.lanes:
+            here = slice(contribution, contribution + lane.contribution)
+            self.lanes.append(Lane(here, slice(state, state + lane.state)))
+            contribution, state = here.stop, state + lane.state
         self._segments: list[SharedVector] = []
         self._is_open = False
         try:
@@ -130,7 +130,7 @@ class RunClient:
         shape = self.shape
         body = Attach(
             pid=os.getpid(),
-            lanes=[LaneBody(*lane) for lane in shape.lanes],
+            lanes=list(shape.lanes),
             exchange=self._exchange.name,
             states=[state.name for state in self._states],
             roots=[state_root(self.state(lane)).hex() for lane in range(len(self.lanes))],

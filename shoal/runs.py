@@ -21,7 +21,10 @@ class _Body(msgspec.Struct, frozen=True):
 
 
 class StartRun(_Body, frozen=True):
-    """Start `script` as a supervised child of the daemon; it reads `config` as a JSON file."""
+    """Start `script` as a supervised child of the daemon; it reads `config` as a JSON file.
+
+    A checkpoint that an earlier run of this name has left is moved aside: to go on from it, resume.
+    """
 
     name: str
     script: str
@@ -53,10 +56,15 @@ class Run(_Body, frozen=True):
 
 
 class LaneBody(_Body, frozen=True):
-    """One lane: float32 that a member brings to a round, and that replicas hold alike."""
+    """One lane: float32 that a member brings to a round at most, and that replicas hold alike.
+
+    The state begins with the model's parameters from `start` to `stop`, for exports.
+    """
 
     contribution: int
     state: int
+    start: int = 0
+    stop: int = 0
 
 
 class Tensor(_Body, frozen=True):
@@ -215,10 +223,10 @@ class Export(_Body, frozen=True):
 
 
 class Exported(_Body, frozen=True):
-    """What was written: the parameters before `round`, with the run's root there."""
+    """What was written: the parameters before these rounds of the lanes, with the run's root."""
 
     path: str
-    round: int
+    rounds: list[int]
     root: str
     tensors: int
 

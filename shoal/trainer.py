@@ -34,9 +34,9 @@ from shoal.pytorch import saved
 from shoal.pytorch.ranks import Order, Ranks
 from shoal.pytorch.staging import Staging, TrainingError, flatten, load_vector
 from shoal.pytorch.together import Follower, Leader
-from shoal.replica import Replica, lanes_of
+from shoal.replica import Replica
 from shoal.run_client import RunClient, Shape
-from shoal.runs import Report, RoundResult, Tensor, run_root
+from shoal.runs import LaneBody, Report, RoundResult, Tensor, run_root
 
 __all__ = ["Trainer", "TrainingError", "flatten", "load_vector"]
 
@@ -235,7 +235,7 @@ class Trainer:
                 raise
 
     @contextmanager
-    def _telling(self, is_due: bool) -> Generator[None]:  # noqa: FBT001 - only here
+    def _telling(self, is_due: bool) -> Generator[None]:
         """Let the other processes know how it ended, if they wait for it."""
         try:
             yield
@@ -296,9 +296,9 @@ class Trainer:
                     raise TrainingError(f"{self._path} is not here; rank 0 has one")
                 return None
             counters, own = found
-            if self._client is not None:
-                if counters.rounds == [lane.round for lane in self._client.lanes]:
-                    self._strategy.restore(own)
+            lanes = self._client.lanes if self._client is not None else []
+            if lanes and counters.rounds == [lane.round for lane in lanes]:
+                self._strategy.restore(own)
         except ValueError as error:
             raise TrainingError(
                 str(error), hint="delete that file to go on with a fresh optimizer"
@@ -338,7 +338,7 @@ def shape_of(
 ) -> Shape:
     """Return a run's shape for a prepared strategy."""
     return Shape(
-        lanes_of(strategy),
+        [LaneBody(lane.contribution, lane.state, lane.start, lane.stop) for lane in strategy.lanes],
         rounds=rounds,
         wire=wire,
         min_members=min_members,

@@ -38,7 +38,7 @@ class Follower:
     ranks: Ranks
     evaluate: Callable[[], object]
     save: Callable[[], None]
-    restore: Callable[[], None]
+    restore: Callable[[], object]
     due: int = 0
     round: int = 0
     offset: int = 0
