@@ -19,6 +19,7 @@ import trio
 import node.control.blobs as blob_routes
 import node.control.channels as channel_routes
 import node.control.core as core_routes
+import node.control.dashboard as dashboard_routes
 import node.control.models as model_routes
 import node.control.openai as openai_routes
 import node.control.rpc as rpc_routes
@@ -32,6 +33,7 @@ from node.channels import ChannelDesk, origin_of
 from node.config import Loaded, http_address
 from node.control.api import Api, Event
 from node.control.server import ControlServer
+from node.control.web import keys_of
 from node.home import Home
 from node.host.gate import Limits
 from node.host.mdns import Mdns
@@ -146,6 +148,8 @@ class Daemon:
         self.lag = LoopLag()
         self.api = self._declare_routes()
         self.control = ControlServer(self.api)
+        self.dashboard = dashboard_routes.Dashboard(self.control, home.token)
+        dashboard_routes.routes(self.api, self.dashboard)
 
     def _make_blobs(self) -> BlobService:
         options = self.start.loaded.config.blobs
@@ -238,6 +242,7 @@ class Daemon:
                 self.modelsync,
                 self.runs,
                 self.models,
+                self.dashboard,
             ):
                 await nursery.start(part.run)
             await nursery.start(self.control.serve_unix, self.start.home.socket)
@@ -255,8 +260,9 @@ class Daemon:
         address = http_address(self.start.loaded.config.http.listen)
         if address is None:
             return
-        token = load_or_make_token(self.start.home.token)
-        port = await nursery.start(self.control.serve_tcp, *address, token)
+        keys = keys_of(load_or_make_token(self.start.home.token))
+        port = await nursery.start(self.control.serve_tcp, *address, keys)
+        self.dashboard.is_at(address[0], port)
         _log.info("http", listen=f"{address[0]}:{port}", token=self.start.home.token)
 
     async def _start_mdns(self, nursery: trio.Nursery) -> None:

@@ -103,14 +103,15 @@ def draw_png(curves: Mapping[str, list[Metric]], path: Path, axis: Axis) -> None
 
     figure, axes = pyplot.subplots(figsize=(9, 5), dpi=120)
     for number, (label, rows) in enumerate(curves.items()):
-        ink = {"color": f"C{number % INK_MAX}"}
+        ink = f"C{number % INK_MAX}"
         style = _STYLES[number // INK_MAX % len(_STYLES)]
         shown = _UNPRINTED.sub("?", label)
         trained, checked = points(rows, axis, "loss"), points(rows, axis, "val_loss")
         if trained[0]:
-            axes.plot(*trained, style, label=shown, **ink)
+            axes.plot(*trained, style, label=shown, color=ink)
         if checked[0]:
-            axes.plot(*checked, "o", linestyle=style, alpha=0.7, label=f"{shown}, held out", **ink)
+            mark = f"o{style}"
+            axes.plot(*checked, mark, alpha=0.7, label=f"{shown}, held out", color=ink)
     axes.set_xlabel(axis.label)
     axes.set_ylabel("loss (nats a token)")
     axes.grid(alpha=0.3)

@@ -31,10 +31,12 @@ def train(
     context: Context,
     source: Path,
     name: str | None,
+    strategy: str | None,
+    wire: str | None,
+    rounds: int | None,
     changes: tuple[str, ...],
     detach: bool,
     as_json: bool,
-    **short_ways: str | int | None,
 ) -> None:
     """Train what FILE (TOML) or SCRIPT describes, with all nodes that train a run of this name.
 
@@ -47,8 +49,8 @@ def train(
       shoal train mine.py --name mine --strategy diloco --wire int4
     """
     found = read_source(source, changes)
-    given = {key: value for key, value in short_ways.items() if value is not None}
-    found.config["run"].update(given)
+    given = {"strategy": strategy, "wire": wire, "rounds": rounds}
+    found.config["run"].update({key: value for key, value in given.items() if value is not None})
     client = context.client()
     started = start_run(client, StartRun(name or found.name, str(found.script), found.config))
     if as_json:
