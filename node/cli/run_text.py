@@ -131,7 +131,7 @@ def loss(value: float | None) -> str:
 def size(size_bytes: float) -> str:
     """Return bytes in decimal units, as links are sold."""
     for unit in ("B", "kB", "MB"):
-        if size_bytes < 1000:
+        if size_bytes < 999.5:  # what rounds to 1000 belongs to the next unit
             return f"{size_bytes:.3g} {unit}"
         size_bytes /= 1000
     return f"{size_bytes:.3g} GB"

@@ -183,7 +183,7 @@ def test_the_contribution_table_has_who_brought_most_first_and_the_banned_last()
 
 
 @pytest.mark.parametrize(
-    ("bytes_", "told"), [(0, "0 B"), (999, "999 B"), (1234, "1.23 kB"), (5.6e9, "5.6 GB")]
+    ("bytes_", "told"), [(0, "0 B"), (999, "999 B"), (999_800, "1 MB"), (1234, "1.23 kB"), (5.6e9, "5.6 GB")]
 )
 def test_bytes_are_told_in_decimal_units(bytes_: float, told: str) -> None:
     assert size(bytes_) == told
