@@ -3,7 +3,8 @@
 Fields may be added; none is renamed or changes its meaning within /v1. Hashes are hexadecimal.
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from urllib.parse import quote
 
 import msgspec
@@ -20,7 +21,10 @@ class _Body(msgspec.Struct, frozen=True):
 
 
 class StartRun(_Body, frozen=True):
-    """Start `script` as a supervised child of the daemon; it reads `config` as a JSON file."""
+    """Start `script` as a supervised child of the daemon; it reads `config` as a JSON file.
+
+    A checkpoint that an earlier run of this name has left is moved aside: to go on from it, resume.
+    """
 
     name: str
     script: str
@@ -52,10 +56,15 @@ class Run(_Body, frozen=True):
 
 
 class LaneBody(_Body, frozen=True):
-    """One lane: float32 that a member brings to a round, and that replicas hold alike."""
+    """One lane: float32 that a member brings to a round at most, and that replicas hold alike.
+
+    The state begins with the model's parameters from `start` to `stop`, for exports.
+    """
 
     contribution: int
     state: int
+    start: int = 0
+    stop: int = 0
 
 
 class Tensor(_Body, frozen=True):
@@ -121,7 +130,8 @@ class SubmitRound(_Body, frozen=True):
     """The lane's slice of the exchange buffer holds a contribution to a round.
 
     `fresh` is false to go on waiting for it; `wait_s`: seconds to wait for the end of the round
-    before "waiting" is answered, 0 to submit only. `is_new`: we joined at this round. `wish_*`:
+    before "waiting" is answered, 0 to submit only. `elements`: of this round's contributions,
+    alike on all members; 0: as many as the lane has. `is_new`: we joined at this round. `wish_*`:
     what this member would like the next round's codec and local steps to be (wire "auto").
     """
 
@@ -135,6 +145,7 @@ class SubmitRound(_Body, frozen=True):
     wish_codec: str = "float32"
     wish_every: int = 0
     wait_s: float = 20.0
+    elements: int = 0
 
 
 class RoundResult(_Body, frozen=True):
@@ -212,10 +223,10 @@ class Export(_Body, frozen=True):
 
 
 class Exported(_Body, frozen=True):
-    """What was written: the parameters before `round`, with the run's root there."""
+    """What was written: the parameters before these rounds of the lanes, with the run's root."""
 
     path: str
-    round: int
+    rounds: list[int]
     root: str
     tensors: int
 
@@ -285,6 +296,13 @@ class Contribution(_Body, frozen=True):
     bytes_out: int = 0
     seconds: float = 0.0
     banned: bool = False
+
+
+def run_root(roots: Sequence[str]) -> str:
+    """Return the root of a run: of one lane its root, else the SHA-256 of the lanes' roots."""
+    if len(roots) == 1:
+        return roots[0]
+    return hashlib.sha256(b"".join(map(bytes.fromhex, roots))).hexdigest()
 
 
 def path_of(run: str, *rest: str) -> str:
