@@ -52,6 +52,7 @@ from node.metrics import (
     core_figures,
     rpc_figures,
     store_figures,
+    training_figures,
 )
 from node.models import Models
 from node.notify import notify
@@ -195,7 +196,7 @@ class Daemon:
         metrics.add(*core_figures(node), *rpc_figures(self.rpc.counters))
         metrics.add(*bulk_figures(self.bulk.counters), *store_figures(self.store.stats))
         metrics.add(*channel_figures(self.channels), *blob_figures(self.blobs))
-        metrics.add(*app_figures(self.apps))
+        metrics.add(*app_figures(self.apps), *training_figures(self.runs.figures))
         api = Api()
         core = core_routes.routes(api, node, metrics)
         desk = ChannelDesk(self.channels, self.membership.name_of, core.resolve)

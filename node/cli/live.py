@@ -3,12 +3,13 @@
 In a pipe there are lines only; with --json one document for each event.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import click
 
-from node.cli.context import echo_json, on_terminal, plain
+from node.cli.context import echo_json, on_terminal, plain, short
 from node.cli.run_text import duration, loss, metric_line
 from shoal.client import Client
 from shoal.errors import ClientError
@@ -31,7 +32,7 @@ def follow(client: Client, name: str, *, as_json: bool) -> None:
     except KeyboardInterrupt:
         text = f"\nrun {name} goes on; `shoal run follow {name}` shows it again"
         click.echo(f"{text}, `shoal run stop {name}` stops it", err=True)
-        click.get_current_context().exit(INTERRUPTED)
+        sys.exit(INTERRUPTED)
     if last is None:
         raise RunFailed(f"run {name}: the daemon stopped", hint=f"shoal run resume {name}")
     if last.state == "failed":
@@ -70,9 +71,15 @@ def _documents() -> Iterator[Show]:
 
 @contextmanager
 def _lines() -> Iterator[Show]:
+    said = ""
+
     def show(item: Run | Metric) -> None:
+        nonlocal said
         if isinstance(item, Metric):
             click.echo(metric_line(item))
+        elif item.waiting_for and told_of(item) != said:
+            said = told_of(item)
+            click.echo(said, err=True)
 
     yield show
 
@@ -107,6 +114,9 @@ def _bar(name: str) -> Iterator[Show]:
 def told_of(item: Run | Metric) -> str:
     """Return what stands beside the bar."""
     if isinstance(item, Run):
-        return f"{item.state}, {len(item.members)} members"
+        if item.waiting_for:
+            return f"round {item.round} waits for {', '.join(map(short, item.waiting_for))}"
+        count = len(item.members)
+        return f"{item.state}, {count} member{'s' if count != 1 else ''}"
     left = "" if item.eta_s is None else f", {duration(item.eta_s)} left"
     return f"round {item.round}/{item.rounds}, loss {loss(item.loss)}{left}"

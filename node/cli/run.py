@@ -78,7 +78,7 @@ def show(context: Context, name: str, as_json: bool) -> None:
         return
     names, me = _names(client)
     for head, text in run_lines(found.run, found.last, names):
-        click.echo(f"{head:<8}  {plain(text)}")
+        click.echo(f"{head:<9}  {plain(text)}")
     if found.contributions:
         click.echo()
         echo_table(PEER_HEADS, peer_rows(found.contributions, names, me))

@@ -58,9 +58,15 @@ def run_lines(
         ("round", _progress(run)),
         ("strategy", run.strategy or "-"),
         ("wire", f"{run.wire or '-'}, {run.lanes} lane{'s' if run.lanes != 1 else ''}"),
-        ("members", _people(run.members, names)),
+        ("members", people(run.members, names)),
         ("root", run.root or "-"),
     ]
+    if run.settings:
+        lines.insert(4, ("settings", run.settings))
+    if run.aggregator not in ("", "mean"):
+        lines.insert(4, ("averages", run.aggregator))
+    if run.waiting_for:
+        lines.append(("waits for", people(run.waiting_for, names)))
     if last is not None:
         lines.append(("last", _certificate(last, names)))
     if run.directory:
@@ -79,7 +85,8 @@ def _progress(run: Run) -> str:
     return ", ".join(parts)
 
 
-def _people(peers: Sequence[str], names: Mapping[str, str]) -> str:
+def people(peers: Sequence[str], names: Mapping[str, str]) -> str:
+    """Return how many peers, and their names and short IDs."""
     told = [f"{names.get(peer, '')} {short(peer)}".strip() for peer in peers]
     return f"{len(peers)}: {', '.join(told)}" if peers else "none"
 

@@ -86,7 +86,7 @@ def test_a_script_that_fails_says_why_and_what_to_type(daemon: Daemon, script: P
     assert "error: run broken failed: settings" in done.stderr  # the script's last words
     assert "`shoal run log broken` has more" in done.stderr
     shown = run(daemon.home, "run", "show", "broken")
-    assert "state     failed" in shown.stdout
+    assert "state      failed" in shown.stdout
     assert "broken: settings" in run(daemon.home, "runs").stderr
 
 
@@ -158,9 +158,9 @@ def test_a_name_that_is_none_is_refused_with_a_hint(daemon: Daemon, script: Path
 
 def fetch(url: str, key: str, method: str = "GET") -> tuple[int, bytes]:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    asked = urllib.request.Request(url, headers=headers, method=method)  # noqa: S310
+    asked = urllib.request.Request(url, headers=headers, method=method)
     try:
-        with urllib.request.urlopen(asked, timeout=PATIENCE_S) as reply:  # noqa: S310
+        with urllib.request.urlopen(asked, timeout=PATIENCE_S) as reply:
             return reply.status, reply.read()
     except urllib.error.HTTPError as error:
         with error:

@@ -127,22 +127,24 @@ def test_progress_is_told_in_one_line() -> None:
 
 def test_a_bar_is_told_what_goes_on() -> None:
     assert told_of(metric()) == "round 2/10, loss 5.000, 75 s left"
-    assert told_of(Run("a", "starting", members=[ADA])) == "starting, 1 members"
+    assert told_of(Run("a", "starting", members=[ADA])) == "starting, 1 member"
+    waits = Run("a", "training", 3, members=[ADA, BOB], waiting_for=[BOB])
+    assert told_of(waits) == f"round 3 waits for …{BOB[-8:]}"
 
 
 def test_a_pipe_gets_plain_lines_and_scripts_get_documents(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    items = [Run("a", "training"), metric(), Run("a", "finished", root="ff")]
+    waits = Run("a", "training", waiting_for=[BOB])
+    items = [Run("a", "training"), waits, waits, metric(), Run("a", "finished", root="ff")]
     assert show_all(items, "a", as_json=False) == items[-1]
-    assert capsys.readouterr().out == metric_line(metric()) + "\n"
+    said = capsys.readouterr()
+    assert said.out == metric_line(metric()) + "\n"
+    assert said.err == f"round 0 waits for …{BOB[-8:]}\n"
     show_all(items, "a", as_json=True)
     lines = capsys.readouterr().out.splitlines()
-    assert [msgspec.json.decode(line).get("state", "metric") for line in lines] == [
-        "training",
-        "metric",
-        "finished",
-    ]
+    states = [msgspec.json.decode(line).get("state", "metric") for line in lines]
+    assert states == ["training", "training", "training", "metric", "finished"]
 
 
 def test_the_last_certificate_is_that_of_the_last_round_and_lane() -> None:
@@ -156,6 +158,7 @@ def test_a_run_is_shown_with_names() -> None:
     run = Run(
         "a", "training", 5, 10, 125, 4.0, 3.5, [ADA, EVE], "cd" * 32,
         pid=7, strategy="diloco", wire="int4", lanes=2, error="slow",
+        settings="diloco every=25", aggregator="median", waiting_for=[EVE],
     )  # fmt: skip
     told = dict(run_lines(run, CERTIFICATE, {ADA: "ada", BOB: "bob"}))
     assert told["state"] == "training, pid 7"
@@ -164,6 +167,9 @@ def test_a_run_is_shown_with_names() -> None:
     assert told["members"] == f"2: ada …{ADA[-8:]}, …{EVE[-8:]}"
     assert told["last"].startswith("round 4, attempt 1, proposed by bob, int4, signed by 2 of 2")
     assert told["error"] == "slow"
+    assert told["settings"] == "diloco every=25"
+    assert told["averages"] == "median"
+    assert told["waits for"] == f"1: …{EVE[-8:]}"
     assert run_row(run)[:4] == ("a", "training", "5/10", "125")
     assert run_row(Run("b", "elsewhere"))[2] == "-"
 
@@ -183,7 +189,8 @@ def test_the_contribution_table_has_who_brought_most_first_and_the_banned_last()
 
 
 @pytest.mark.parametrize(
-    ("bytes_", "told"), [(0, "0 B"), (999, "999 B"), (999_800, "1 MB"), (1234, "1.23 kB"), (5.6e9, "5.6 GB")]
+    ("bytes_", "told"),
+    [(0, "0 B"), (999, "999 B"), (999_800, "1 MB"), (1234, "1.23 kB"), (5.6e9, "5.6 GB")],
 )
 def test_bytes_are_told_in_decimal_units(bytes_: float, told: str) -> None:
     assert size(bytes_) == told
