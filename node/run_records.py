@@ -13,7 +13,7 @@ from node.broadcast import Broadcast
 from node.children import Child
 from node.trainer_part import AttachedTrainer
 from protocols.modelsync.wire import RunName
-from shoal.runs import Metric, Run, StartRun, run_root
+from shoal.runs import Metric, RoundResult, Run, StartRun, run_root
 from wire.errors import Busy, NotFound, UsageError
 from wire.ids import PeerId
 
@@ -39,6 +39,29 @@ class Members(Protocol):
         """Why driving an attached run has ended; "" if it has not."""
         ...
 
+    def waiting_for(self, run: str, lane: int) -> list[PeerId]:
+        """Members that the round of a lane of an attached run waits for."""
+        ...
+
+
+@dataclass
+class Totals:
+    """What this node's rounds have taken since the run was begun here."""
+
+    committed: int = 0
+    attempts: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    seconds: float = 0.0
+
+    def count(self, result: RoundResult) -> None:
+        """Add a committed round."""
+        self.committed += 1
+        self.attempts += result.attempt + 1
+        self.bytes_in += result.bytes_in
+        self.bytes_out += result.bytes_out
+        self.seconds += result.seconds
+
 
 @dataclass
 class Record:
@@ -55,6 +78,9 @@ class Record:
     at: list[int] = field(default_factory=list[int])  # rounds that the lanes have had
     strategy: str = ""
     wire: str = ""
+    settings: str = ""
+    aggregator: str = ""
+    totals: Totals = field(default_factory=Totals)
     error: str = ""
     stopping: bool = False
     is_supervised: bool = False  # we started it, and say ourselves how it ended
@@ -80,6 +106,14 @@ class Records:
             if name not in here:
                 here[name] = Run(name, "elsewhere", members=list(self._swarm.members(name)))
         return [here[name] for name in sorted(here)]
+
+    def here(self) -> list[Record]:
+        """The runs that this node has trained since it started."""
+        return list(self._records.values())
+
+    def tell(self, record: Record) -> None:
+        """Show a run to those who follow it."""
+        record.news.send(self.view(record))
 
     def find(self, name: str) -> Record | None:
         """Return a run's record, if this node has trained it: also before its last restart."""
@@ -123,7 +157,7 @@ class Records:
         """Put a run into another state, and say so to those who follow it."""
         record.state = state
         _log.info("run", run=record.name, state=state, error=record.error)
-        record.news.send(self.view(record))
+        self.tell(record)
 
     def view(self, record: Record) -> Run:
         """A run as the control API shows it."""
@@ -146,7 +180,16 @@ class Records:
             strategy=record.strategy,
             wire=record.wire,
             lanes=max(1, len(record.at)),
+            settings=record.settings,
+            aggregator=record.aggregator,
+            waiting_for=self._waiting_for(record),
         )
+
+    def _waiting_for(self, record: Record) -> list[str]:
+        if record.trainer is None or record.state != "training":
+            return []
+        lanes = range(len(record.at))
+        return sorted({p for lane in lanes for p in self._swarm.waiting_for(record.name, lane)})
 
     def _remember(self, record: Record) -> None:
         if len(self._records) >= RUNS_MAX and record.name not in self._records:

@@ -1,8 +1,13 @@
 """What modelsync knows of a run, in the control API's words."""
 
+import math
+from collections.abc import Iterable
+
+from node.metrics import RunFigures
+from node.run_records import ACTIVE, Record
 from protocols.modelsync import part
 from protocols.modelsync.wire import Certificate
-from shoal.runs import CertificateView, Contribution
+from shoal.runs import CertificateView, Contribution, Run
 
 
 def certificate_view(certificate: Certificate) -> CertificateView:
@@ -35,4 +40,27 @@ def contribution_view(contribution: part.Contribution) -> Contribution:
         bytes_out=contribution.bytes_out,
         seconds=contribution.seconds,
         banned=contribution.banned,
+    )
+
+
+def run_figures(
+    record: Record, view: Run, contributions: Iterable[part.Contribution]
+) -> RunFigures:
+    """Show a run to Prometheus."""
+    found = list(contributions)
+    return RunFigures(
+        name=record.name,
+        is_active=record.state in ACTIVE,
+        round=view.round,
+        step=view.step,
+        members=len(view.members),
+        loss=math.nan if view.loss is None else view.loss,
+        val_loss=math.nan if view.val_loss is None else view.val_loss,
+        committed=record.totals.committed,
+        attempts=record.totals.attempts,
+        left_out=sum(each.left_out for each in found),
+        bytes_in=record.totals.bytes_in,
+        bytes_out=record.totals.bytes_out,
+        seconds=record.totals.seconds,
+        banned=sum(each.banned for each in found),
     )

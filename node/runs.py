@@ -13,9 +13,10 @@ import trio
 
 from node.checkpoints import export_state
 from node.children import open_child
+from node.metrics import RunFigures
 from node.run_files import begin_anew, how_it_ended, read_metrics
 from node.run_records import ACTIVE, Record, Records, load_start, save_start
-from node.run_views import certificate_view, contribution_view
+from node.run_views import certificate_view, contribution_view, run_figures
 from node.trainers import Trainers
 from protocols.modelsync.service import ModelSync
 from shoal.runs import (
@@ -103,6 +104,13 @@ class Runs:
         """What each peer has done for a run, as this node has seen it."""
         self._records.get(name)
         return [contribution_view(c) for c in self._sync.contributions(name)]
+
+    def figures(self) -> list[RunFigures]:
+        """What Prometheus is shown of each run."""
+        return [
+            run_figures(record, self._records.view(record), self._sync.contributions(record.name))
+            for record in self._records.here()
+        ]
 
     # -- doing -------------------------------------------------------------------------------
 

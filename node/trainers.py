@@ -122,6 +122,7 @@ class Trainers:
         shape = trainer.shape
         record.trainer, record.rounds, record.error = trainer, shape.rounds, ""
         record.strategy, record.wire = shape.strategy, shape.wire
+        record.settings, record.aggregator = shape.settings, shape.aggregator
         record.at, record.roots = [0] * len(shape.lanes), list(shape.roots)
 
     async def _watch(self, record: Record, trainer: AttachedTrainer) -> None:
@@ -188,11 +189,14 @@ class Trainers:
         outcome = await self._sync.outcome(name, lane, timeout_s=wait_s) if wait_s else None
         if outcome is None:
             waiting_for = [str(peer) for peer in self._sync.waiting_for(name, lane)]
+            if wait_s:
+                self._records.tell(record)
             return RoundResult("waiting", request.round, waiting_for=waiting_for, lane=lane)
         result = round_result(lane, request.round, outcome)
         if outcome.certificate is not None:
             trainer.last[lane] = result
             trainer.rounds_done += 1
+            record.totals.count(result)
             record.at[lane] = result.round + 1
             append_line(
                 record.directory / "certificates.jsonl", certificate_view(outcome.certificate)

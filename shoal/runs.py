@@ -35,7 +35,8 @@ class Run(_Body, frozen=True):
     """One run at this node.
 
     `state`: starting, training, finished, failed, stopped, or elsewhere (other nodes train it).
-    `round`: rounds that all lanes have had; `root`: of the run, from its lanes' roots.
+    `round`: rounds that all lanes have had; `root`: of the run, from its lanes' roots. `settings`:
+    what members must have alike; `waiting_for`: whom a round here waits for.
     """
 
     name: str
@@ -53,6 +54,9 @@ class Run(_Body, frozen=True):
     strategy: str = ""
     wire: str = ""
     lanes: int = 1
+    settings: str = ""
+    aggregator: str = ""
+    waiting_for: list[str] = []
 
 
 class LaneBody(_Body, frozen=True):
