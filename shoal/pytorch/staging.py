@@ -87,6 +87,11 @@ class Staging:
         if self._written is not None:
             self._written.record()
 
+    def finish(self) -> None:
+        """Wait until the device has done what it was given."""
+        if self._side is not None:
+            torch.cuda.synchronize(self._device)
+
     def scratch(self, elements: int) -> Vector:
         """Return host memory for values that are about to be written; valid until a read."""
         return self._in[:elements].numpy()
