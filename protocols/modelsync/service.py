@@ -148,13 +148,6 @@ class ModelSync:
         await self._renew(run)
         return fetched
 
-    def adopt(self, run: str, lane: int, certificate: Certificate | None) -> None:
-        """Our trainer begins with the state of a checkpoint, which this certificate led to.
-
-        Call it for each lane before `join`.
-        """
-        self._lane(run, lane).adopt(certificate)
-
     async def fetch(
         self, run: str, lane: int, target: Vector, *, at_least: int, root: bytes | None = None
     ) -> Fetched:
