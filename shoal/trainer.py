@@ -26,7 +26,7 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 
-from shoal.averaging import CONTRIBUTION_MAX, Vector, nesterov
+from shoal.learn.exact import CONTRIBUTION_MAX, Vector, nesterov
 from shoal.client import Client, connect
 from shoal.errors import ClientError
 from shoal.lifeline import watch

@@ -31,7 +31,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import shoal
-from shoal.averaging import nesterov, weighted_mean
+from shoal.learn.exact import nesterov, weighted_mean
 from shoal.trainer import flatten, load_vector
 
 Settings = dict[str, Any]

@@ -18,12 +18,8 @@ from functools import partial
 import numpy as np
 import trio
 
-from protocols.modelsync.codecs import (
-    Vector,
-    codec_named,
-    decode_contribution,
-    weighted_mean,
-)
+from protocols.modelsync.aggregate import weighted_mean
+from protocols.modelsync.codecs import Vector, codec_named, decode_contribution
 from protocols.modelsync.shards import chunks, shard_range
 from protocols.modelsync.wire import REDUCE, Piece, Prepare
 from protocols.modelsync.work import Work

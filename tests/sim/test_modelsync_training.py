@@ -11,7 +11,7 @@ import pytest
 import torch
 import trio
 
-from shoal.averaging import Vector, nesterov, weighted_mean
+from shoal.learn.exact import Vector, nesterov, weighted_mean
 from shoal.errors import ClientError
 from shoal.trainer import Trainer, Wire, flatten, load_vector
 from tests.sim.run_nodes import RunNodes

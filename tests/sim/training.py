@@ -14,7 +14,7 @@ from protocols.modelsync.part import Attachment, Outcome
 from protocols.modelsync.service import ModelSync
 from protocols.modelsync.state import state_root
 from protocols.rpc.service import RpcService
-from shoal.averaging import nesterov, weighted_mean
+from shoal.learn.exact import nesterov, weighted_mean
 from tests.sim.net import Net
 from wire.ids import PeerId, Signer
 from wire.ports import Item

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from protocols.modelsync.aggregate import weighted_mean
 from protocols.modelsync.codecs import (
     BLOCK,
     CONTRIBUTION_MAX,
@@ -17,10 +18,9 @@ from protocols.modelsync.codecs import (
     Codec,
     Vector,
     codec_named,
-    weighted_mean,
 )
 from protocols.modelsync.shards import CHUNK_ELEMENTS, chunks, equal_shards, shard_range
-from shoal import averaging
+from shoal.learn import exact
 from wire.errors import BadMessage
 
 VALUES = st.floats(width=32, allow_nan=False, min_value=-(2.0**66), max_value=2.0**66)
@@ -113,13 +113,13 @@ def test_the_mean_weighs_members_and_skips_those_of_weight_zero() -> None:
 def test_the_daemon_and_the_trainer_average_to_the_same_bits(seeds: list[int], size: int) -> None:
     vectors = [np.random.default_rng(s).standard_normal(size, dtype=np.float32) for s in seeds]
     weights = [index / 3 for index in range(len(seeds))]  # the first is 0: skipped by both
-    assert averaging.CONTRIBUTION_MAX == CONTRIBUTION_MAX
-    ours, theirs = weighted_mean(vectors, weights), averaging.weighted_mean(vectors, weights)
+    assert exact.CONTRIBUTION_MAX == CONTRIBUTION_MAX
+    ours, theirs = weighted_mean(vectors, weights), exact.weighted_mean(vectors, weights)
     assert ours.tobytes() == theirs.tobytes()
 
 
 def test_nesterov_is_the_textbook_step() -> None:
-    phi, m = averaging.nesterov(
+    phi, m = exact.nesterov(
         np.float32([1.0]), np.float32([1.0]), np.float32([0.25]), lr=0.5, momentum=0.5
     )
     assert m.tolist() == [0.75]  # 0.5 * 1 + 0.25

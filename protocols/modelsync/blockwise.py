@@ -1,0 +1,158 @@
+"""Int8 and int4: blocks of 4096 elements, each with a float32 scale and a small integer apiece.
+
+On the wire all scales come first, then all integers; two of four bits share a byte, the earlier
+element in its lower half. Rounding is to the nearest, ties to even: what is lost comes back by
+error feedback, and stochastic rounding would add noise to the mean, which has none.
+
+The scale of int8 is absmax / 127. Fifteen levels are too few for that: where outliers are rare
+it pays to clip them, so int4 tries four scales and keeps the one of least squared error (rms of
+a normal vector 0.117 instead of 0.158, of Laplace's 0.169 instead of 0.259).
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocols.modelsync.vectors import (
+    BLOCK,
+    Bytes,
+    Codec,
+    Vector,
+    blocks_of,
+    check_size,
+)
+from wire.errors import BadMessage
+
+Scales = NDArray[np.float32]
+Levels = NDArray[np.int8]
+RowsInto = Callable[[Vector, Scales, Levels], None]
+
+_GROUP = 16  # blocks worked on at a time: 256 KiB of float32 stay in a core's cache
+_SCALE_MIN = np.float32(2.0**-126)  # below, scales lose bits: such a block is sent as zeros
+_CLIPS = (0.8, 0.6, 0.4)  # of absmax, tried beside 1; more of them gain 2 %
+# Pairs of levels by byte, of int4.
+_PAIRS = np.empty((256, 2), dtype=np.float32)
+_PAIRS[:, 0] = (np.arange(256) % 16 + 8) % 16 - 8
+_PAIRS[:, 1] = (np.arange(256) // 16 + 8) % 16 - 8
+
+
+def _quantise(vector: Vector, rows_into: RowsInto) -> tuple[Scales, Levels]:
+    """Return scale and levels of each block, the last padded with zeros, made group by group."""
+    blocks, whole = blocks_of(len(vector)), len(vector) // BLOCK
+    scales = np.empty(blocks, dtype=np.float32)
+    levels = np.empty((blocks, BLOCK), dtype=np.int8)
+    rows = vector[: whole * BLOCK].reshape(whole, BLOCK)
+    for start in range(0, whole, _GROUP):
+        group = slice(start, min(start + _GROUP, whole))
+        rows_into(rows[group], scales[group], levels[group])
+    if blocks > whole:
+        last = np.zeros((1, BLOCK), dtype=np.float32)
+        last[0, : len(vector) - whole * BLOCK] = vector[whole * BLOCK :]
+        rows_into(last, scales[whole:], levels[whole:])
+    return scales, levels.reshape(-1)
+
+
+def _divided(rows: Vector, top: int, scales: Scales) -> Vector:
+    """Set scales to absmax / top and return rows / scales, all from -top to top.
+
+    A scale of at least 2^-126 has all its bits, so no quotient rounds to more than `top`.
+    """
+    work = np.abs(rows)
+    np.divide(work.max(axis=1), np.float32(top), out=scales)
+    scales[scales < _SCALE_MIN] = 0
+    divisors = np.where(scales > 0, scales, np.float32(np.inf))
+    return np.divide(rows, divisors[:, None], out=work)
+
+
+def _int8_rows(rows: Vector, scales: Scales, levels: Levels) -> None:
+    quotients = _divided(rows, 127, scales)
+    np.copyto(levels, np.rint(quotients, out=quotients), casting="unsafe")
+
+
+def _int4_rows(rows: Vector, scales: Scales, levels: Levels) -> None:
+    quotients = _divided(rows, 7, scales)
+    best = np.rint(quotients)
+    error = np.subtract(best, quotients)
+    least = np.einsum("ij,ij->i", error, error)
+    factors = np.ones(len(rows), dtype=np.float32)
+    tried = np.empty_like(best)
+    for clip in _CLIPS:
+        np.multiply(quotients, np.float32(1 / clip), out=tried)
+        np.clip(np.rint(tried, out=tried), np.float32(-7), np.float32(7), out=tried)
+        np.subtract(np.multiply(tried, np.float32(clip), out=error), quotients, out=error)
+        squares = np.einsum("ij,ij->i", error, error)
+        better = np.flatnonzero(squares < least)
+        best[better], least[better], factors[better] = tried[better], squares[better], clip
+    np.multiply(scales, factors, out=scales)
+    np.copyto(levels, best, casting="unsafe")
+
+
+def _scales_of(data: Bytes, blocks: int, most: float) -> Scales:
+    """Read the scales at the start of a chunk, from 0 to `most`. Raises BadMessage."""
+    scales = np.frombuffer(data, dtype="<f4", count=blocks).astype(np.float32, copy=False)
+    if blocks and not (scales.min() >= 0 and scales.max() <= np.float32(most)):
+        raise BadMessage("a scale out of range")
+    return scales
+
+
+def _scale_up(scales: Scales, out: Vector) -> None:
+    """Multiply each block of `out` by its scale, in place."""
+    whole = len(out) // BLOCK
+    rows = out[: whole * BLOCK].reshape(whole, BLOCK)
+    np.multiply(rows, scales[:whole, None], out=rows)
+    if len(scales) > whole:
+        last = out[whole * BLOCK :]
+        np.multiply(last, scales[whole], out=last)
+
+
+def quantise(vector: Vector) -> tuple[Scales, Levels]:
+    """Return int8's scales and levels; the levels of the last block are padded with zeros."""
+    return _quantise(vector, _int8_rows)
+
+
+def dequantise(scales: Bytes, levels: Levels, out: Vector, limit: float) -> None:
+    """Write levels times the scales of their blocks into `out`. Raises BadMessage."""
+    factors = _scales_of(scales, blocks_of(len(out)), limit / 128)
+    for start in range(0, len(out), _GROUP * BLOCK):
+        part = out[start : start + _GROUP * BLOCK]
+        part[:] = levels[start : start + len(part)]
+        _scale_up(factors[start // BLOCK : start // BLOCK + blocks_of(len(part))], part)
+
+
+def _encode_int8(vector: Vector) -> bytes:
+    scales, levels = quantise(vector)
+    return b"".join((scales.astype("<f4").tobytes(), levels[: len(vector)].data))
+
+
+def _decode_int8(data: Bytes, out: Vector, limit: float) -> None:
+    blocks = blocks_of(len(out))
+    check_size("int8", data, 4 * blocks + len(out))
+    dequantise(data, np.frombuffer(data, dtype=np.int8, offset=4 * blocks), out, limit)
+
+
+def _encode_int4(vector: Vector) -> bytes:
+    scales, levels = _quantise(vector, _int4_rows)
+    pairs = levels.view(np.uint8).reshape(-1, 2)[: (len(vector) + 1) // 2]
+    packed = np.left_shift(pairs[:, 1], np.uint8(4))
+    np.bitwise_or(packed, np.bitwise_and(pairs[:, 0], np.uint8(15)), out=packed)
+    return b"".join((scales.astype("<f4").tobytes(), packed.data))
+
+
+def _decode_int4(data: Bytes, out: Vector, limit: float) -> None:
+    blocks, pairs = blocks_of(len(out)), (len(out) + 1) // 2
+    check_size("int4", data, 4 * blocks + pairs)
+    scales = _scales_of(data, blocks, limit / 8)
+    packed = np.frombuffer(data, dtype=np.uint8, offset=4 * blocks)
+    for start in range(0, len(out), _GROUP * BLOCK):
+        part = out[start : start + _GROUP * BLOCK]
+        half = packed[start // 2 : start // 2 + (len(part) + 1) // 2]
+        whole = len(part) // 2
+        np.take(_PAIRS, half[:whole], axis=0, out=part[: 2 * whole].reshape(-1, 2), mode="clip")
+        if len(part) % 2:
+            part[-1] = _PAIRS[half[-1], 0]
+        _scale_up(scales[start // BLOCK : start // BLOCK + blocks_of(len(part))], part)
+
+
+INT8 = Codec("int8", 1.001, _encode_int8, _decode_int8, _encode_int8)
+INT4 = Codec("int4", 0.501, _encode_int4, _decode_int4, _encode_int4)
