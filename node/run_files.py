@@ -1,7 +1,7 @@
-"""Files of a run: metrics, the final state, the end of its log."""
+"""Files of a run: metrics, what is kept of its states, the end of its log."""
 
-import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -9,6 +9,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from node.checkpoints import FOLDER, lane_path
+from node.tensor_file import BadFile, find_tensor
 from protocols.modelsync.state import State
 from shoal.runs import Metric
 
@@ -29,20 +31,34 @@ def read_metrics(directory: Path) -> list[Metric]:
     return found
 
 
-def save_state(directory: Path, state: State) -> NDArray[np.float32]:
-    """Write a state as state.f32 and state.json; return it mapped from the file."""
-    path = directory / "state.f32"
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(state.vector.astype("<f4", copy=False).data)
-    os.replace(partial, path)
-    head = {
-        "round": state.round,
-        "root": state.root.hex(),
-        "elements": len(state.vector) // 2,
-        "layout": "parameters then outer momentum, little-endian float32",
-    }
-    (directory / "state.json").write_text(json.dumps(head, indent=1))
-    return np.memmap(path, dtype=np.float32, mode="r")
+def append_line(path: Path, item: msgspec.Struct) -> None:
+    """Add one line of JSON to a file. Raises OSError."""
+    with path.open("ab") as lines:
+        lines.write(msgspec.json.encode(item) + b"\n")
+
+
+def kept_states(directory: Path, states: list[State]) -> list[NDArray[np.float32]]:
+    """Return what was announced of each lane, to be given to others after its trainer's end.
+
+    It is mapped from the checkpoint if that has it, else copied: the trainer's memory goes away.
+    """
+    kept: list[NDArray[np.float32]] = []
+    for lane, state in enumerate(states):
+        try:
+            found = find_tensor(lane_path(directory, lane), "state")
+            is_it = found.metadata.get("root") == state.root.hex()
+            kept.append(found.mapped() if is_it else state.vector.copy())
+        except (OSError, BadFile):
+            kept.append(state.vector.copy())
+    return kept
+
+
+def begin_anew(directory: Path) -> None:
+    """Move the checkpoint of an earlier run of this name aside; the one before that is removed."""
+    checkpoint, aside = directory / FOLDER, directory / f"{FOLDER}.old"
+    if checkpoint.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(checkpoint, aside)
 
 
 def how_it_ended(status: int, log_path: Path) -> str:

@@ -1,7 +1,7 @@
 """Shoal for scripts: `shoal.connect()` is a typed client of the running daemon.
 
-What is named here is the public API. The asynchronous client (trio) and the trainer (torch) are
-imported when they are first used, so that `import shoal` stays cheap.
+What is named here is the public API. The asynchronous client (trio), averaging (numpy) and the
+trainer (torch) are imported when they are first used, so that `import shoal` stays cheap.
 """
 
 import importlib
@@ -31,7 +31,9 @@ __all__ = [
 _LATER = {
     "AsyncClient": "shoal.async_client",
     "connect_async": "shoal.async_client",
+    "RunClient": "shoal.run_client",
     "Trainer": "shoal.trainer",
+    "join": "shoal.rounds",
 }
 
 

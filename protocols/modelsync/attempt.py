@@ -21,10 +21,12 @@ from protocols.modelsync.wire import (
     Abort,
     Ack,
     Answer,
+    Beat,
     Certificate,
     Commit,
     Done,
     Failed,
+    Go,
     Nack,
     Order,
     Prepare,
@@ -41,7 +43,7 @@ ORDER_WAIT_S = 1.0  # seconds to get the decision out to each member
 VERDICT_WAIT_S = 2.0  # seconds for the proposer to decide after it was told of a fault
 NEWS_MAX = 1024  # events of one attempt: at most 4 a member, and 64 members
 
-Body = Ack | Nack | Done | Failed
+Body = Ack | Nack | Done | Failed | Beat
 OpenExchange = Callable[[Prepare, Callable[[Fault | Complete], None]], Exchange]
 
 
@@ -251,7 +253,7 @@ class Follow:
         self._is_superseded = True
         self._put(Nack("superseded", attempt))
 
-    def _obey(self, order: Prepare | Commit | Abort) -> Certificate | Aborted:
+    def _obey(self, order: Prepare | Go | Beat | Commit | Abort) -> Certificate | Aborted:
         match order:
             case Abort(excluded):
                 return Aborted(frozenset(excluded))
@@ -259,8 +261,8 @@ class Follow:
                 if self.holds(certificate) and certificate.is_signed():
                     return certificate
                 raise BadMessage("a certificate of something else")
-            case Prepare():
-                raise BadMessage("PREPARE in mid-attempt")
+            case _:
+                raise BadMessage("not an order of this attempt")
 
     def holds(self, certificate: Certificate) -> bool:
         """True if it certifies this very attempt and the mean that lies here."""

@@ -8,7 +8,8 @@ cost nothing: more false members with leases than true ones can still deceive a 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from protocols.modelsync.wire import Certificate, Latest
+from protocols.modelsync.latest_wire import Latest
+from protocols.modelsync.wire import Certificate
 from wire.codec import encode
 from wire.ids import PeerId
 
@@ -27,6 +28,7 @@ def offers(
     claims: Mapping[PeerId, Latest],
     *,
     run: str,
+    lane: int,
     elements: int,
     is_quorum: Callable[[Collection[PeerId]], bool],
 ) -> list[Offer]:
@@ -42,7 +44,8 @@ def offers(
         if latest.elements != elements or (certificate is None) != (latest.round == 0):
             continue
         if certificate is not None:
-            if (certificate.run, certificate.round) != (run, latest.round - 1):
+            of = (certificate.run, certificate.lane, certificate.round)
+            if of != (run, lane, latest.round - 1):
                 continue
             body = encode(certificate)  # another electorate is another offer
             if body not in signed:

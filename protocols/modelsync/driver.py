@@ -1,17 +1,18 @@
-"""Drives the machine of one run: announces that we are ready, leads and follows attempts."""
+"""Drives the machine of one lane: announces that we are ready, leads and follows attempts."""
 
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 
 import numpy as np
 import trio
 
 from protocols.modelsync.attempt import Aborted, Follow, Lead
+from protocols.modelsync.codecs import Vector
 from protocols.modelsync.exchange import Complete, Exchange, Fault
 from protocols.modelsync.machine import Behind, Diverged, Propose, Rounds
-from protocols.modelsync.part import Attachment, Census, Outcome
+from protocols.modelsync.part import Attachment, Census, Outcome, Wish
 from protocols.modelsync.wire import (
     READY,
     Answer,
@@ -36,7 +37,6 @@ READY_WAIT_S = 3.0  # seconds for an answer to it; who does not answer is not wa
 PREPARE_WAIT_S = 4.0  # seconds that data may come before its PREPARE
 MESSAGE_MAX = 512  # characters kept of a refusal
 OWN_FAILURES_MAX = 2  # such attempts of a round: then we would only hold up the others
-ABSENT_WAIT_S = 0.7  # seconds for a certificate that others may hold; less than a turn
 FAILED_WAIT_S = 1.0  # seconds before the next attempt after one that failed by our own fault
 
 _log = logging.getLogger(__name__)
@@ -55,12 +55,13 @@ class RunFailed(ShoalError):
     hint = "see the daemon's log; `shoal train` joins again"
 
 
-class RunDriver:
-    """One run that a trainer of this node takes part in."""
+class LaneDriver:
+    """The rounds of one lane of a run that a trainer of this node takes part in."""
 
     def __init__(
         self,
         attachment: Attachment,
+        number: int,
         rpc: Rpc,
         signer: Signer,
         *,
@@ -68,7 +69,9 @@ class RunDriver:
         on_commit: Callable[[Certificate], Awaitable[None]],
         work: Work,
     ) -> None:
-        self.attachment = attachment
+        self.attachment, self.number = attachment, number
+        self.shape = attachment.lane_shape(number)
+        self._slice = list(attachment.slices())[number]
         self.rounds = Rounds(
             attachment.run, rpc.peer, attachment.min_members, attachment.patience_s
         )
@@ -112,16 +115,57 @@ class RunDriver:
                 ):
                     await self._wake.wait()
 
+    @property
+    def contribution(self) -> Vector:
+        """This lane's slice of the trainer's exchange buffer."""
+        return self.attachment.exchange[self._slice]
+
+    @property
+    def is_bound(self) -> bool:
+        """True if we signed a result and do not know how the round ended."""
+        return self.rounds.mine is not None and self.rounds.mine.bound is not None
+
+    @property
+    def next_round(self) -> int:
+        """The round that this lane is to make next."""
+        certificate = self.rounds.certificate
+        return certificate.round + 1 if certificate is not None else 0
+
+    def is_electorate(self, members: Collection[PeerId]) -> bool:
+        """True if these speak for the members of the last certificate that we know."""
+        return self.rounds.is_quorum(members)
+
     # -- the trainer's side ------------------------------------------------------------------
 
-    def submit(self, round_: int, root: bytes, weight: float) -> None:
+    def submit(
+        self,
+        round_: int,
+        root: bytes,
+        weight: float,
+        *,
+        topology: str = "all",
+        wish: Wish | None = None,
+        is_new: bool = False,
+    ) -> None:
         """The buffer holds our contribution to a round (nothing to read there at weight 0)."""
-        attachment = self.attachment
         self._outcome = None
         self._refusals.clear()
         self._own_failures = 0
         self._submitted_at = trio.current_time()
-        self.rounds.submit(Ready(attachment.run, round_, root, weight, *attachment.shape))
+        self.rounds.submit(
+            Ready(
+                self.attachment.run,
+                round_,
+                root,
+                weight,
+                *self.shape,
+                lane=self.number,
+                topology=topology,
+                is_new=is_new,
+                wish_codec=(wish or Wish()).codec,
+                wish_every=(wish or Wish()).every,
+            )
+        )
         self._poke()
         self._spread_wake.set()
 
@@ -150,9 +194,8 @@ class RunDriver:
 
     def on_ready(self, peer: PeerId, ready: Ready) -> Heard:
         """Note that a peer is ready; tell it what we know."""
-        ours = self.attachment
-        if ready.shape != ours.shape:
-            raise SchemaMismatch(f"run {ours.run} has {ours.shape}; not {ready.shape}")
+        if ready.shape != self.shape:
+            raise SchemaMismatch(f"run {ready.run} has {self.shape}; not {ready.shape}")
         self.rounds.hear(peer, ready)
         self._poke()
         certificate = self.rounds.certificate
@@ -194,10 +237,6 @@ class RunDriver:
     # -- attempts ----------------------------------------------------------------------------
 
     async def _lead(self, prepare: Prepare) -> None:
-        if self.rounds.may_be_over:
-            await self._ask_absent(prepare)
-            if self.rounds.ballot != prepare.ballot:
-                return  # it was over, or a better attempt began
         lead = Lead(prepare, self._rpc, self._signer, self._open_exchange)
         self._supersede()
         self._current = lead
@@ -212,20 +251,6 @@ class RunDriver:
             self.fail(f"{OWN_FAILURES_MAX} attempts at round {prepare.round} failed here")
         self._settle(prepare.ballot, outcome, lead)
 
-    async def _ask_absent(self, prepare: Prepare) -> None:
-        """Ask those who do not take part if an earlier attempt was committed where they are."""
-        peers = set(self._census().live)
-        if self.rounds.certificate is not None:
-            peers.update(self.rounds.certificate.members)
-        if self._held is not None:
-            peers.update(self._held.prepare.members)
-        ready = self.rounds.mine
-        with trio.move_on_after(ABSENT_WAIT_S):
-            async with trio.open_nursery() as nursery:
-                for peer in peers - set(prepare.members):
-                    if ready is not None:
-                        nursery.start_soon(self._tell, peer, ready)
-
     def _open_exchange(
         self, prepare: Prepare, news: Callable[[Fault | Complete], None]
     ) -> Exchange:
@@ -234,8 +259,7 @@ class RunDriver:
                 self.rounds.bar(event.accused)  # we saw it ourselves: its stream is its own
             news(event)
 
-        contribution = self.attachment.exchange
-        exchange = Exchange(prepare, self._rpc, contribution, self._work, note)
+        exchange = Exchange(prepare, self._rpc, self.contribution, self._work, note)
         self._exchanges[prepare.ballot] = exchange
         self._change()
         return exchange
@@ -251,7 +275,7 @@ class RunDriver:
         self, ballot: Ballot, outcome: Certificate | Aborted, attempt: Lead | Follow
     ) -> None:
         """Take in how an attempt ended."""
-        exchange = attempt.exchange
+        exchange, prepare = attempt.exchange, attempt.prepare
         exchange.close()
         self._exchanges.pop(ballot, None)
         if self._current is attempt:
@@ -259,7 +283,7 @@ class RunDriver:
         if exchange.shards:
             self._held = exchange
             if self.rounds.ballot == ballot or self.rounds.ballot is None:
-                self.rounds.hold(result_of(exchange.shards))
+                self.rounds.hold(prepare.bound(result_of(exchange.shards)))
         self._poke()
         certificate = outcome if isinstance(outcome, Certificate) else outcome.certificate
         if certificate is not None:
@@ -286,7 +310,7 @@ class RunDriver:
             self._supersede()
             self._fall_behind(certificate.round + 1, None)
             return
-        np.copyto(self.attachment.exchange, held.mean)
+        np.copyto(self.contribution, held.mean)
         self._held = None
         self.rounds.committed(certificate)
         self._end(

@@ -210,7 +210,7 @@ class Exchange:
     def _piece(self, index: int, data: bytes) -> Piece:
         self.bytes_out += len(data)
         prepare = self.prepare
-        return Piece(prepare.run, *prepare.ballot, index=index, data=data)
+        return Piece(prepare.run, *prepare.ballot, index=index, data=data, lane=prepare.lane)
 
     def _data_of(self, piece: Piece, index: int) -> bytes:
         if piece.index != index:

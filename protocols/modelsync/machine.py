@@ -19,6 +19,7 @@ from protocols.modelsync.wire import (
     ATTEMPTS_MAX,
     MEMBERS_MAX,
     Ballot,
+    Bound,
     Certificate,
     Prepare,
     Ready,
@@ -133,15 +134,10 @@ class Rounds:
         self.mine = ready
         self._readies[self.me] = ready
 
-    def hold(self, result: bytes) -> None:
+    def hold(self, bound: Bound) -> None:
         """We signed an attempt of this round and do not know if it was committed."""
         if self.mine is not None:
-            self.submit(msgspec.structs.replace(self.mine, held=result))
-
-    @property
-    def may_be_over(self) -> bool:
-        """True if somebody signed an earlier attempt: another may hold its certificate."""
-        return any(ready.held is not None for ready in self._readies.values())
+            self.submit(msgspec.structs.replace(self.mine, bound=bound))
 
     def withdraw(self) -> None:
         """Our trainer is gone, or must fetch a state first."""
@@ -377,6 +373,8 @@ class Rounds:
             codec=mine.codec,
             base_root=mine.root,
             elements=mine.elements,
+            lane=mine.lane,
+            topology=mine.topology,
         )
         self.ballot = prepare.ballot
         return Propose(prepare)

@@ -1,11 +1,13 @@
 """What the replicated store knows of runs: leases of members, and certificates of rounds.
 
 Values hold 2 KiB, so a certificate is cut into parts. Each publisher writes under its own name,
-which nobody else may, and readers believe only what the members signed.
+which nobody else may, and readers believe only what the members signed. An author may have 10,000
+entries in a namespace, so a lane's certificates go into a ring of slots: the last rounds stay.
 """
 
 import logging
 from collections import defaultdict
+from collections.abc import Iterable
 
 import msgspec
 
@@ -16,18 +18,21 @@ from wire.ports import Item, Store
 
 NAMESPACE = "runs"
 CERTIFICATES_KEPT_S = 24 * 3600.0  # seconds that certificates stay in the store
-PART_BYTES = 1900  # a store value holds 2 KiB: 14 members a part
-PARTS_MAX = 5  # of one certificate: 64 members, signatures included, are 8.5 KiB
+PART_BYTES = 1900  # a store value holds 2 KiB
+PARTS_MAX = 12  # of one certificate: 64 members of a sealed round are 19 KiB
+ENTRIES_MAX = 8000  # of one run: an author may have 10,000, and leases want some
+SLOTS_MAX = 64  # rounds kept of a lane: who was away longer fetches a state anyway
 LOOK_BACK_MAX = 8  # rounds looked at for a certificate that holds: the rest is nonsense
 CHECKED_MAX = 4096  # certificates whose signatures need no second look
+BOUND = -1  # in a farewell: the member signed a result and does not know how the round ended
 
 _log = logging.getLogger(__name__)
 
 
 class MemberLease(msgspec.Struct, forbid_unknown_fields=False):
-    """The value under `NAME/member/@PEER`."""
+    """The value under `NAME/member/@PEER`. `at`: the round that each lane would have next."""
 
-    round: int = 0
+    at: list[int] = []
     left: bool = False
     elements: int = 0
     codec: str = ""
@@ -38,6 +43,28 @@ class MemberLease(msgspec.Struct, forbid_unknown_fields=False):
     def shape(self) -> Shape:
         """The shape of the run as this member has it."""
         return Shape(self.elements, self.codec, self.settings)
+
+    def round_of(self, lane: int) -> int:
+        """The round that a lane would have next; BOUND if nobody knows."""
+        return self.at[lane] if lane < len(self.at) else 0
+
+
+class _Part(msgspec.Struct, array_like=True, frozen=True):
+    """One part of a certificate, as it lies in a slot: old parts may lie beside new ones."""
+
+    round: int
+    parts: int
+    data: bytes
+
+
+def slots_of(lanes: int) -> int:
+    """How many rounds of each lane are kept, so that one author's entries stay bounded."""
+    return max(2, min(SLOTS_MAX, ENTRIES_MAX // (lanes * PARTS_MAX)))
+
+
+def preferred(certificates: Iterable[Certificate]) -> Certificate | None:
+    """Of several of one round (sampled runs) the one with most members, then the lowest hash."""
+    return min(certificates, key=lambda c: (-len(c.members), c.result), default=None)
 
 
 class Registry:
@@ -73,52 +100,80 @@ class Registry:
         except ShoalError as error:
             _log.warning("run.lease_failed run=%s error=%s", run, error)
 
-    async def publish(self, certificate: Certificate) -> None:
-        """Put a certificate into the store, in parts under our own name."""
+    async def publish(self, certificate: Certificate, *, lanes: int) -> None:
+        """Put a certificate into its slot, in parts under our own name."""
         data = msgspec.msgpack.encode(certificate)
-        prefix = f"{certificate.run}/round/{certificate.round:08d}/@{self._me}"
+        slot = certificate.round % slots_of(lanes)
+        prefix = f"{certificate.run}/round/{certificate.lane:03d}/{slot:03d}/@{self._me}"
+        pieces = [data[at : at + PART_BYTES] for at in range(0, len(data), PART_BYTES)]
         try:
-            for part, start in enumerate(range(0, len(data), PART_BYTES)):
-                value = data[start : start + PART_BYTES]
-                key = f"{prefix}/{part}"
+            for number, piece in enumerate(pieces):
+                value = [certificate.round, len(pieces), piece]
+                key = f"{prefix}/{number:02d}"
                 await self._store.put(NAMESPACE, key, value, ttl_s=CERTIFICATES_KEPT_S)
         except ShoalError as error:
             _log.warning("run.publish_failed run=%s error=%s", certificate.run, error)
 
-    def certificates(self, run: str, round_: int | None = None) -> list[Certificate]:
-        """Signed certificates of a run, or of one of its rounds, oldest first, one per round."""
-        prefix = f"{run}/round/" + ("" if round_ is None else f"{round_:08d}/")
-        found: dict[int, Certificate] = {}
-        parts: defaultdict[str, list[Item]] = defaultdict(list)
-        for item in self._store.scan(NAMESPACE, prefix):
-            parts[item.key.rpartition("/")[0]].append(item)
-        for key, items in parts.items():
-            certificate = self._certificate(items)
-            if certificate is None or certificate.run != run:
-                continue
-            if key.startswith(f"{run}/round/{certificate.round:08d}/@"):
-                found.setdefault(certificate.round, certificate)
-        return [found[number] for number in sorted(found)]
+    def certificates(self, run: str, lane: int = 0) -> list[Certificate]:
+        """Signed certificates of a lane's rounds, oldest first, one per round."""
+        found = self._written(run, lane)
+        chosen = [self._chosen(run, lane, number, found[number]) for number in sorted(found)]
+        return [certificate for certificate in chosen if certificate is not None]
 
-    def last_certificate(self, run: str) -> Certificate | None:
+    def certificate(self, run: str, lane: int, round_: int) -> Certificate | None:
+        """The signed certificate of one round, if the store has it."""
+        return self._chosen(run, lane, round_, self._written(run, lane).get(round_, []))
+
+    def last_certificate(self, run: str, lane: int = 0) -> Certificate | None:
         """The signed certificate of the latest round that has one."""
-        keys = [item.key.split("/") for item in self._store.scan(NAMESPACE, f"{run}/round/")]
-        rounds = {int(key[2]) for key in keys if len(key) > 2 and key[2].isdecimal()}
-        for number in sorted(rounds, reverse=True)[:LOOK_BACK_MAX]:
-            if found := self.certificates(run, number):
-                return found[0]
+        found = self._written(run, lane)
+        for number in sorted(found, reverse=True)[:LOOK_BACK_MAX]:
+            certificate = self._chosen(run, lane, number, found[number])
+            if certificate is not None:
+                return certificate
         return None
 
-    def _certificate(self, items: list[Item]) -> Certificate | None:
-        """Join the parts; None if they are no certificate that its members signed."""
-        if len(items) > PARTS_MAX:
-            return None
-        data = b"".join(item.value for item in items if isinstance(item.value, bytes))
+    # -- inside ------------------------------------------------------------------------------
+
+    def _written(self, run: str, lane: int) -> dict[int, list[bytes]]:
+        """What is in the lane's slots, by the round that its publisher says."""
+        slots: defaultdict[str, list[Item]] = defaultdict(list)
+        for item in self._store.scan(NAMESPACE, f"{run}/round/{lane:03d}/"):
+            prefix, _, number = item.key.rpartition("/")
+            if prefix.endswith(f"@{item.author}") and len(number) == 2:
+                slots[prefix].append(item)
+        found: defaultdict[int, list[bytes]] = defaultdict(list)
+        for items in slots.values():
+            round_, data = _joined(items)
+            if data:
+                found[round_].append(data)
+        return found
+
+    def _chosen(self, run: str, lane: int, round_: int, written: list[bytes]) -> Certificate | None:
+        believed = (self._believed(data) for data in written)
+        of = (run, lane, round_)
+        return preferred(c for c in believed if c is not None and (c.run, c.lane, c.round) == of)
+
+    def _believed(self, data: bytes) -> Certificate | None:
+        """The certificate, if its members signed it."""
         if data not in self._checked:
             while len(self._checked) >= CHECKED_MAX:
                 del self._checked[next(iter(self._checked))]
             self._checked[data] = _signed(data)
         return self._checked[data]
+
+
+def _joined(items: list[Item]) -> tuple[int, bytes]:
+    """Join the parts of one slot, in key order; nothing if they do not fit together."""
+    try:
+        parts = [msgspec.convert(item.value, _Part) for item in items]
+    except msgspec.ValidationError:
+        return 0, b""  # another member's nonsense
+    first = parts[0]
+    whole = [part for part in parts if (part.round, part.parts) == (first.round, first.parts)]
+    if len(whole) != first.parts or first.parts > PARTS_MAX:
+        return 0, b""  # half written
+    return first.round, b"".join(part.data for part in whole)
 
 
 def _signed(data: bytes) -> Certificate | None:

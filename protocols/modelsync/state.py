@@ -13,7 +13,8 @@ from functools import partial
 import trio
 
 from protocols.modelsync.codecs import Vector
-from protocols.modelsync.wire import STATE, Ask, Certificate, Latest, StatePart
+from protocols.modelsync.latest_wire import STATE, Latest, StatePart
+from protocols.modelsync.wire import Ask, Certificate
 from protocols.modelsync.work import Work
 from wire.errors import BadMessage, DeadlineExceeded, NotFound
 from wire.ids import PeerId
@@ -38,7 +39,7 @@ class State:
 
     def latest(self) -> Latest:
         """Describe it for the wire."""
-        return Latest(self.round, self.root, len(self.vector) // 2, self.certificate)
+        return Latest(self.round, self.root, len(self.vector), self.certificate)
 
 
 def chunk_count(elements: int) -> int:
@@ -94,7 +95,7 @@ async def give(call: Call[StatePart, Ask], state: State) -> None:
 
 
 async def fetch(
-    rpc: Rpc, donor: PeerId, run: str, target: Vector, work: Work, *, root: bytes
+    rpc: Rpc, donor: PeerId, ask: Ask, target: Vector, work: Work, *, root: bytes
 ) -> None:
     """Download the state with this hash into `target` (parameters, then momentum).
 
@@ -103,19 +104,19 @@ async def fetch(
     """
     view = target.data.cast("B")
     async with rpc.stream(donor, STATE, timeout_s=OPEN_S) as call:
-        await call.send(Ask(run))
+        await call.send(ask)
         latest = (await _next(call)).latest
-        if latest is None or 8 * latest.elements != len(view):
-            raise BadMessage(f"the state of {run} at {donor} is not of our size")
+        if latest is None or 4 * latest.elements != len(view):
+            raise BadMessage(f"the state of {ask.run} at {donor} is not of our size")
         if latest.root != root:
-            raise NotFound(f"{donor} has another state of {run} by now")
+            raise NotFound(f"{donor} has another state of {ask.run} by now")
         for start, stop in _parts(len(view)):
             part = await _next(call)
             if len(part.data) != stop - start:
                 raise BadMessage(f"state part of {len(part.data)} B, expected {stop - start} B")
             view[start:stop] = part.data
     if await work(partial(state_root, target)) != root:
-        raise BadMessage(f"the state of {run} from {donor} does not match its hash")
+        raise BadMessage(f"the state of {ask.run} from {donor} does not match its hash")
 
 
 async def _send(call: Call[StatePart, Ask], part: StatePart) -> None:

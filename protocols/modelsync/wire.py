@@ -1,4 +1,4 @@
-"""Wire messages of modelsync: PREPARE, ACK, data, DONE, COMMIT; readiness; state for joiners.
+"""Wire messages of modelsync: readiness, PREPARE, ACK, GO, data, DONE, COMMIT.
 
 Tensors travel as raw bytes in one of our codecs; nothing is ever unpickled.
 """
@@ -28,12 +28,14 @@ Peer = Annotated[PeerId, Meta(min_length=1, max_length=64)]
 Round = Annotated[int, Meta(ge=0, le=ROUNDS_MAX)]
 AttemptNumber = Annotated[int, Meta(ge=0, le=ATTEMPTS_MAX)]
 Hash = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Hashes = Annotated[tuple[Hash, ...], Meta(max_length=MEMBERS_MAX)]
 Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]
 Elements = Annotated[int, Meta(ge=1, le=ELEMENTS_MAX)]
 ShardSize = Annotated[int, Meta(ge=0, le=ELEMENTS_MAX)]
 Weight = Annotated[float, Meta(ge=0.0, le=WEIGHT_MAX)]
 CodecName = Annotated[str, Meta(pattern=r"\A[a-z][a-z0-9]*\Z", max_length=16)]
 Settings = Annotated[str, Meta(pattern=r"\A[a-z0-9_=.,:+ -]*\Z", max_length=256)]
+Terms = Annotated[str, Meta(pattern=r"\A[a-z0-9_=.,:+ -]*\Z", max_length=384)]
 LaneNumber = Annotated[int, Meta(ge=0, lt=LANES_MAX)]
 Topology = Annotated[str, Meta(pattern=r"\A(all|ring|exponential|complete|pairs)\Z", max_length=16)]
 Every = Annotated[int, Meta(ge=0, le=EVERY_MAX)]  # 0: no wish
@@ -56,7 +58,7 @@ class Shape(NamedTuple):
 
 
 class Ballot(NamedTuple):
-    """Names one attempt: no two attempts of a round share a number and a proposer."""
+    """Names one attempt of a lane: no two of a round share a number and a proposer."""
 
     round: int
     attempt: int
@@ -74,16 +76,32 @@ def _check_weights(*weights: float) -> None:
 
 
 class Bound(Message, frozen=True):
-    """What a member has signed in an attempt whose end it does not know: it stands by this result."""
+    """What a member has signed in an attempt whose end it does not know: it stands by this result.
+
+    `attempt` and `proposer` are of that attempt; the rest is of the one that made the result.
+    `members` are those whose contributions are in it, with their weights and shards; in sealed
+    rounds, with the hashes of what they brought.
+    """
 
     attempt: AttemptNumber
     proposer: Peer
     result: Hash
-    members: Members  # whose contributions are in it, with their weights
+    members: Members
     weights: Annotated[list[Weight], Meta(min_length=1, max_length=MEMBERS_MAX)]
     shards: Annotated[list[ShardSize], Meta(min_length=1, max_length=MEMBERS_MAX)]
     codec: CodecName
     every: Every = 0
+    commitments: Hashes = ()
+
+    def __post_init__(self) -> None:
+        """Refuse weights that the type alone cannot, and lists that do not fit each other."""
+        _check_weights(*self.weights)
+        if not len(self.members) == len(self.weights) == len(self.shards):
+            raise ValueError("a result has one weight and one shard for each who is in it")
+        if len(set(self.members)) != len(self.members):
+            raise ValueError("nobody is in a result twice")
+        if self.commitments and len(self.commitments) != len(self.members):
+            raise ValueError("a sealed result has one commitment for each who is in it")
 
 
 class Ready(Message, frozen=True):
@@ -100,7 +118,7 @@ class Ready(Message, frozen=True):
     weight: Weight
     elements: Elements  # of a contribution to this lane
     codec: CodecName  # "auto": as the proposer says
-    settings: Settings = ""
+    settings: Terms = ""
     lane: LaneNumber = 0
     topology: Topology = "all"
     rate: Rate = 0  # measured in the rounds before
@@ -109,7 +127,6 @@ class Ready(Message, frozen=True):
     wish_codec: CodecName = "float32"  # of an "auto" run
     wish_every: Every = 0
     bound: Bound | None = None
-    held: Hash | None = None  # of the first form; goes with it
 
     def __post_init__(self) -> None:
         """Refuse weights that the type alone cannot."""
@@ -125,9 +142,10 @@ class Certificate(Message, frozen=True):
     """The outcome of a round of a lane. `result` hashes the averaged bytes, shard by shard.
 
     Every member signed `body()`; `signatures` are in member order. `contributors` are those whose
-    contributions are in the result, with their weights: the members, unless an earlier attempt
-    was adopted. Sealed rounds also have each member's `commitments` (hash of its encoded contribution) and
-    `seals` (hash of 32 random bytes); `reveals` open the seals.
+    contributions are in the result: the members, unless an earlier attempt was adopted. In their
+    order come `weights` and, in sealed rounds, `commitments` (hash of an encoded contribution).
+    Sealed rounds also have `seals` (hashes of 32 random bytes) and `reveals`, which open them, in
+    member order.
     """
 
     run: RunName
@@ -135,18 +153,18 @@ class Certificate(Message, frozen=True):
     attempt: AttemptNumber
     proposer: Peer
     members: Members
-    weights: Annotated[list[Weight], Meta(max_length=MEMBERS_MAX)]
+    contributors: Members
+    weights: Annotated[list[Weight], Meta(min_length=1, max_length=MEMBERS_MAX)]
     codec: CodecName
     base_root: Hash
     result: Hash
     lane: LaneNumber = 0
     topology: Topology = "all"
     every: Every = 0  # local steps to the next round; 0: as before
-    contributors: Annotated[list[Peer], Meta(max_length=MEMBERS_MAX)] = []
-    commitments: Annotated[list[Hash], Meta(max_length=MEMBERS_MAX)] = []
-    seals: Annotated[list[Hash], Meta(max_length=MEMBERS_MAX)] = []
+    commitments: Hashes = ()
+    seals: Hashes = ()
     signatures: Annotated[tuple[Signature, ...], Meta(max_length=MEMBERS_MAX)] = ()
-    reveals: Annotated[tuple[Hash, ...], Meta(max_length=MEMBERS_MAX)] = ()
+    reveals: Hashes = ()
 
     def __post_init__(self) -> None:
         """Refuse weights that the type alone cannot."""
@@ -157,15 +175,25 @@ class Certificate(Message, frozen=True):
         return msgspec.msgpack.encode(msgspec.structs.replace(self, signatures=(), reveals=()))
 
     def is_signed(self) -> bool:
-        """True if every member signed it, once each."""
-        if len(set(self.members)) != len(self.members) or len(self.weights) != len(self.members):
+        """True if every member signed it, once each, and the lists fit each other."""
+        members, contributors = len(self.members), len(self.contributors)
+        if members != len(set(self.members)) or contributors != len(set(self.contributors)):
             return False
-        if len(self.signatures) != len(self.members):
+        if contributors != len(self.weights) or members != len(self.signatures):
+            return False
+        if self.seals and not self._is_unsealed():
             return False
         body = self.body()
         return all(
             verify(member, CERTIFICATE_TAG, body, signature)
             for member, signature in zip(self.members, self.signatures, strict=True)
+        )
+
+    def _is_unsealed(self) -> bool:
+        if not len(self.seals) == len(self.reveals) == len(self.members):
+            return False
+        return len(self.commitments) == len(self.contributors) and all(
+            seal_of(reveal) == seal for reveal, seal in zip(self.reveals, self.seals, strict=True)
         )
 
     @property
@@ -209,23 +237,48 @@ class Prepare(Message, frozen=True, tag="prepare"):
         """The attempt that this opens."""
         return Ballot(self.round, self.attempt, self.proposer)
 
-    def certificate(self, result: bytes) -> Certificate:
-        """Return the unsigned certificate of this attempt."""
+    def certificate(self, result: bytes, go: "Go | None" = None) -> Certificate:
+        """Return the unsigned certificate of this attempt; sealed rounds need what GO said."""
+        commitments, seals = self.commitments(go), go.seals if self.is_sealed and go else ()
+        source = self if self.adopt is None else self.adopt
         return Certificate(
             run=self.run,
             round=self.round,
             attempt=self.attempt,
             proposer=self.proposer,
             members=self.members,
-            weights=self.weights,
-            codec=self.codec,
+            contributors=source.members,
+            weights=source.weights,
+            codec=source.codec,
             base_root=self.base_root,
             result=result,
             lane=self.lane,
             topology=self.topology,
-            every=self.every,
-            contributors=self.members if self.adopt is None else self.adopt.members,
+            every=source.every,
+            commitments=commitments,
+            seals=seals,
         )
+
+    def bound(self, result: bytes, go: "Go | None" = None) -> Bound:
+        """Return what who signs `result` in this attempt stands by."""
+        source = self if self.adopt is None else self.adopt
+        return Bound(
+            attempt=self.attempt,
+            proposer=self.proposer,
+            result=result,
+            members=source.members,
+            weights=source.weights,
+            shards=source.shards,
+            codec=source.codec,
+            every=source.every,
+            commitments=self.commitments(go),
+        )
+
+    def commitments(self, go: "Go | None") -> tuple[bytes, ...]:
+        """Hashes of what the contributors brought, in a sealed round."""
+        if not self.is_sealed or go is None:
+            return ()
+        return go.commitments if self.adopt is None else self.adopt.commitments
 
 
 class Commit(Message, frozen=True, tag="commit"):
@@ -241,11 +294,12 @@ class Abort(Message, frozen=True, tag="abort"):
 
 
 class Ack(Message, frozen=True, tag="ack"):
-    """The member takes part, and in no worse attempt of this round.
+    """The member takes part, and in no worse attempt of this round; it is bound to `bound`.
 
     In a sealed round with the hash of its encoded contribution, and of 32 bytes it will reveal.
     """
 
+    bound: Bound | None = None
     commitment: Hash | None = None
     seal: Hash | None = None
 
@@ -267,10 +321,13 @@ class Done(Message, frozen=True, tag="done"):
 
 
 class Go(Message, frozen=True, tag="go"):
-    """Of a sealed round: what everybody has committed to, in member order. Data may flow."""
+    """Every member has said ACK, and nobody is bound to anything else: DONE may be said.
 
-    commitments: Annotated[list[Hash], Meta(min_length=1, max_length=MEMBERS_MAX)]
-    seals: Annotated[list[Hash], Meta(min_length=1, max_length=MEMBERS_MAX)]
+    In a sealed round with what everybody has committed to, in member order: data may flow.
+    """
+
+    commitments: Hashes = ()
+    seals: Hashes = ()
 
 
 class Beat(Message, frozen=True, tag="beat"):
@@ -314,33 +371,27 @@ class Piece(Message, frozen=True):
 
 
 class Ask(Message, frozen=True):
-    """Which state of this run's lane do you hold?"""
+    """About one lane of a run: are you there; which state of it do you hold?"""
 
     run: RunName
     lane: LaneNumber = 0
 
 
-class Latest(Message, frozen=True):
-    """The state before `round`, its hash, and the certificate of the round that led to it."""
+class Pong(Message, frozen=True):
+    """The receiver takes part in the run; `round` is the one that it is to make next."""
 
     round: Round
-    root: Hash
-    elements: Elements
-    certificate: Certificate | None = None
-
-
-class StatePart(Message, frozen=True):
-    """First `latest` alone, then bytes of the state: parameters, then momentum, raw float32."""
-
-    latest: Latest | None
-    data: Data
 
 
 READY = Method("modelsync.ready", Ready, Heard)
 ATTEMPT = Method("modelsync.attempt", Order, Answer)
+PING = Method("modelsync.ping", Ask, Pong)
 REDUCE = Method("modelsync.reduce", Piece, Piece, CHUNK_FRAME_MAX)
-LATEST = Method("modelsync.latest", Ask, Latest)
-STATE = Method("modelsync.state", Ask, StatePart, CHUNK_FRAME_MAX)
+
+
+def seal_of(reveal: bytes) -> bytes:
+    """Hash 32 random bytes to what ACK says of them."""
+    return hashlib.sha256(b"shoal/modelsync/seal/1" + reveal).digest()
 
 
 def result_of(shards: list[bytes]) -> bytes:

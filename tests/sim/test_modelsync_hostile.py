@@ -8,9 +8,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from protocols.modelsync import codecs, wire
+from protocols.modelsync import codecs, latest_wire, wire
 from protocols.modelsync.driver import RunFailed, SchemaMismatch
-from protocols.modelsync.service import DOWNLOADS_MAX
+from protocols.modelsync.states import DOWNLOADS_MAX
 from protocols.modelsync.state import state_root
 from tests.sim.net import Net
 from tests.sim.training import ELEMENTS, RUN, SharedStore, Swarm, Trainer
@@ -28,7 +28,7 @@ async def make_swarm(nursery: trio.Nursery, count: int, **options: Any) -> Swarm
 def bring(trainer: Trainer, value: float, weight: float) -> None:
     """Submit without the checks that an honest daemon makes."""
     trainer.buffer[:] = value
-    trainer.sync._driver(RUN).submit(trainer.round, trainer.roots[trainer.round], weight)
+    trainer.sync._lane(RUN, 0).submit(trainer.round, trainer.roots[trainer.round], weight)
 
 
 @pytest.mark.parametrize("codec", ["float32", "int8"])
@@ -43,7 +43,7 @@ async def test_a_mean_of_the_largest_legal_values_is_committed(
         await trainer.attach()
         bring(trainer, value, weight)
     for trainer in swarm.trainers:
-        outcome = await trainer.sync.outcome(RUN, timeout_s=20)
+        outcome = await trainer.sync.outcome(RUN, 0, timeout_s=20)
         assert outcome is not None
         assert outcome.certificate is not None
     assert swarm.trainers[0].buffer.tobytes() == swarm.trainers[1].buffer.tobytes()
@@ -61,7 +61,7 @@ async def test_who_brings_illegal_values_is_left_out_and_the_others_go_on(
     *others, hostile = swarm.trainers
     for trainer in swarm.trainers:
         await trainer.attach()
-    hostile_driver = hostile.sync._driver(RUN)
+    hostile_driver = hostile.sync._lane(RUN, 0)
     open_exchange = hostile_driver._open_exchange
 
     def careless(*details: Any) -> Any:
@@ -126,7 +126,7 @@ async def test_a_bug_in_one_run_ends_that_run_here_and_nothing_else(
     def fail(now: float) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(broken.sync._driver(RUN).rounds, "tick", fail)
+    monkeypatch.setattr(broken.sync._lane(RUN, 0).rounds, "tick", fail)
     with pytest.raises(RunFailed, match="a bug"):
         await broken.one_round(1.0)
     assert "a bug" in broken.sync.failure_of(RUN)
@@ -145,12 +145,12 @@ class Liar:
         self.state = np.full(2 * ELEMENTS, 42, np.float32)
         self.root = state_root(self.state)
         certificate = self._forged(round_ - 1) if forges else None
-        self.latest = wire.Latest(round_, self.root, ELEMENTS, certificate)
+        self.latest = latest_wire.Latest(round_, self.root, 2 * ELEMENTS, certificate)
         self.rpc = swarm.net.rpc(self.signer.peer)
         self.store = SharedStore(self.signer.peer, swarm.items)
-        self.rpc.serve(wire.LATEST, self._latest)
+        self.rpc.serve(latest_wire.LATEST, self._latest)
         self.rpc.serve(wire.READY, self._ready)
-        self.rpc.serve_stream(wire.STATE, self._give)
+        self.rpc.serve_stream(latest_wire.STATE, self._give)
 
     async def take_lease(self) -> None:
         await self.store.put("runs", f"{RUN}/member/@{self.signer.peer}", {"round": 1})
@@ -164,7 +164,7 @@ class Liar:
         signature = self.signer.sign(wire.CERTIFICATE_TAG, unsigned.body())
         return msgspec.structs.replace(unsigned, signatures=(signature,))
 
-    async def _latest(self, _: object, __: object) -> wire.Latest:
+    async def _latest(self, _: object, __: object) -> latest_wire.Latest:
         return self.latest
 
     async def _ready(self, _: object, ready: wire.Ready) -> wire.Heard:
@@ -172,10 +172,10 @@ class Liar:
 
     async def _give(self, call: Any) -> None:
         await call.receive()
-        await call.send(wire.StatePart(self.latest, b""))
+        await call.send(latest_wire.StatePart(self.latest, b""))
         view = self.state.data.cast("B")
         for start in range(0, len(view), 1 << 20):
-            await call.send(wire.StatePart(None, bytes(view[start : start + (1 << 20)])))
+            await call.send(latest_wire.StatePart(None, bytes(view[start : start + (1 << 20)])))
 
 
 @pytest.mark.parametrize("has_lease", [False, True])
@@ -254,7 +254,7 @@ async def test_only_some_states_are_given_at_a_time(
     rpc, donor = swarm.net.rpc(Signer(b"j" * 32).peer), swarm.peer(0)
 
     async def ask(wait_s: float) -> None:
-        async with rpc.stream(donor, wire.STATE, timeout_s=4) as call:
+        async with rpc.stream(donor, latest_wire.STATE, timeout_s=4) as call:
             await call.send(wire.Ask(RUN))
             await call.receive()
             await trio.sleep(wait_s)
@@ -270,7 +270,7 @@ async def test_only_some_states_are_given_at_a_time(
     nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("method", [wire.ATTEMPT, wire.REDUCE, wire.STATE])
+@pytest.mark.parametrize("method", [wire.ATTEMPT, wire.REDUCE, latest_wire.STATE])
 async def test_an_empty_call_is_a_bad_message_and_no_traceback(
     autojump_clock: MockClock,
     nursery: trio.Nursery,

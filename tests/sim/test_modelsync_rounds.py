@@ -196,7 +196,7 @@ async def test_who_is_behind_waits_for_a_state_that_is_new_enough(
         waiting.start_soon(one.go_on, 3)
         waiting.start_soon(two.go_on, 3)
         started = trio.current_time()
-        fetched = await other.sync.fetch("test", other.states[1], at_least=3)
+        fetched = await other.sync.fetch("test", 0, other.states[1], at_least=3)
     assert fetched.round == 3
     assert trio.current_time() - started >= 5
     nursery.cancel_scope.cancel()

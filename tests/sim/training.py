@@ -10,7 +10,7 @@ import numpy as np
 import trio
 
 from protocols.modelsync import codecs
-from protocols.modelsync.part import Attachment, Outcome
+from protocols.modelsync.part import Attachment, LaneShape, Outcome
 from protocols.modelsync.service import ModelSync
 from protocols.modelsync.state import state_root
 from protocols.rpc.service import RpcService
@@ -93,10 +93,16 @@ class Trainer:
     async def attach(self) -> None:
         await self.sync.attach(
             Attachment(
-                RUN, ELEMENTS, self.codec, 100, self.min_members, self.patience_s, self.buffer
+                RUN,
+                (LaneShape(ELEMENTS, 2 * ELEMENTS),),
+                self.codec,
+                100,
+                self.min_members,
+                self.patience_s,
+                self.buffer,
             )
         )
-        fetched = await self.sync.join(RUN, self.round, self.states[1])
+        fetched = await self.sync.join(RUN, 0, self.round, self.states[1])
         if fetched is not None:
             self.take(fetched.round)
         self.announce()
@@ -109,7 +115,7 @@ class Trainer:
     def announce(self) -> None:
         root = state_root(self.states[0])
         self.roots[self.round] = root
-        self.sync.announce(RUN, self.round, root, self.states[0])
+        self.sync.announce(RUN, 0, self.round, root, self.states[0])
 
     async def train(self, rounds: int) -> None:
         """Attach, then take part until `rounds` are done."""
@@ -126,12 +132,12 @@ class Trainer:
             weight = await self.one_round(weight)
 
     async def one_round(self, weight: float) -> float:
-        await self.sync.submit(RUN, self.round, self.roots[self.round], weight)
-        outcome = await self.sync.outcome(RUN, timeout_s=600)
+        await self.sync.submit(RUN, 0, self.round, self.roots[self.round], weight)
+        outcome = await self.sync.outcome(RUN, 0, timeout_s=600)
         assert outcome is not None
         if outcome.certificate is None:
             fetched = await self.sync.fetch(
-                RUN, self.states[1], at_least=outcome.at_least, root=outcome.root
+                RUN, 0, self.states[1], at_least=outcome.at_least, root=outcome.root
             )
             self.take(fetched.round)
             self.announce()

@@ -2,16 +2,11 @@
 
 import msgspec
 import pytest
-import trio
-from hypothesis import given
-from hypothesis import strategies as st
-from trio.testing import MockClock
 
 from protocols.modelsync import wire
 from protocols.modelsync.donors import Offer, offers
-from protocols.modelsync.registry import Registry
-from protocols.modelsync.wire import Certificate, Latest
-from tests.sim.training import SharedStore
+from protocols.modelsync.latest_wire import Latest
+from protocols.modelsync.wire import Certificate
 from wire.ids import PeerId, Signer
 
 SIGNERS = sorted((Signer(bytes([n + 1]) * 32) for n in range(64)), key=lambda s: s.peer)
@@ -23,14 +18,16 @@ def certificate(count: int, round_: int, *, start: int = 0, run: str = "run") ->
     signers = SIGNERS[start : start + count]
     members = [signer.peer for signer in signers]
     unsigned = Certificate(
-        run, round_, 0, members[0], members, [1.0] * count, "int8", ROOT, bytes(32)
+        run, round_, 0, members[0], members, members, [1.0] * count, "int8", ROOT, bytes(32)
     )
     signatures = tuple(s.sign(wire.CERTIFICATE_TAG, unsigned.body()) for s in signers)
     return msgspec.structs.replace(unsigned, signatures=signatures)
 
 
 def choose(claims: dict[PeerId, Latest], *, known: int = 0) -> list[Offer]:
-    return offers(claims, run="run", elements=10, is_quorum=lambda members: len(members) > known)
+    return offers(
+        claims, run="run", lane=0, elements=10, is_quorum=lambda members: len(members) > known
+    )
 
 
 def test_the_state_that_most_members_of_its_certificate_claim_comes_first() -> None:
@@ -78,43 +75,3 @@ def test_a_claim_without_the_certificate_of_the_round_before_is_no_offer(latest:
 def test_before_the_first_round_the_state_of_most_is_offered_first() -> None:
     claims = dict.fromkeys((B, C), Latest(0, ROOT, 10)) | {A: Latest(0, OTHER, 10)}
     assert [offer.root for offer in choose(claims)] == [ROOT, OTHER]
-
-
-@pytest.mark.parametrize("count", [1, 14, 15, 31, 64])
-async def test_a_certificate_of_any_size_is_stored_whole_with_its_signatures(
-    autojump_clock: MockClock, count: int
-) -> None:
-    store = SharedStore(A, {})
-    registry = Registry(store, A)
-    for round_ in (0, 1):
-        await registry.publish(certificate(count, round_))
-    assert registry.certificates("run") == [certificate(count, 0), certificate(count, 1)]
-    assert registry.certificates("run", 1) == [certificate(count, 1)]
-    assert registry.last_certificate("run") == certificate(count, 1)
-    assert all(len(msgspec.msgpack.encode(i.value)) <= 2048 for i, _ in store.items.values())
-
-
-async def test_what_others_write_in_place_of_certificates_is_ignored(
-    autojump_clock: MockClock,
-) -> None:
-    store = SharedStore(A, {})
-    registry = Registry(store, A)
-    await registry.publish(certificate(2, 3))
-    forged = msgspec.structs.replace(certificate(2, 4), result=OTHER)
-    for round_, value in ((4, forged), (9, certificate(2, 3)), (5, certificate(2, 5, run="other"))):
-        key = f"run/round/{round_:08d}/@{B}/0"
-        await store.put("runs", key, msgspec.msgpack.encode(value))
-    await store.put("runs", f"run/round/00000007/@{B}/0", {"no": "bytes"})
-    await store.put("runs", "run/round/no number", b"")
-    assert registry.certificates("run") == [certificate(2, 3)]
-    assert registry.last_certificate("run") == certificate(2, 3)
-
-
-@given(st.binary(max_size=200))
-def test_any_bytes_in_the_store_are_no_certificate(data: bytes) -> None:
-    async def check() -> None:
-        store = SharedStore(A, {})
-        await store.put("runs", f"run/round/00000000/@{A}/0", data)
-        assert Registry(store, A).certificates("run") == []
-
-    trio.run(check)

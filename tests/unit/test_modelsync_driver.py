@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from protocols.modelsync import wire
-from protocols.modelsync.driver import RunDriver, SchemaMismatch
-from protocols.modelsync.part import Attachment, Census
-from protocols.modelsync.wire import Certificate, Heard, Prepare, Ready, result_of
+from protocols.modelsync.driver import LaneDriver, SchemaMismatch
+from protocols.modelsync.part import Attachment, Census, LaneShape
+from protocols.modelsync.wire import Certificate, Prepare, Ready, result_of
 from wire.ids import Signer
 
 T = TypeVar("T")
@@ -44,12 +44,13 @@ def certify(about: Prepare, shards: list[bytes]) -> Certificate:
     return msgspec.structs.replace(unsigned, signatures=signatures)
 
 
-def holder() -> RunDriver:
+def holder() -> LaneDriver:
     """A node that was done with attempt 0, and never heard how it ended."""
     rpc: Any = Alone()
     on_commit: Callable[[Certificate], Awaitable[None]] = ignore
-    driver = RunDriver(
-        Attachment("run", 4, "float32", 9, 2, 10.0, np.zeros(4, np.float32)),
+    driver = LaneDriver(
+        Attachment("run", (LaneShape(4, 8),), "float32", 9, 2, 10.0, np.zeros(4, np.float32)),
+        0,
         rpc,
         SIGNERS[0],
         census=Census,
@@ -95,30 +96,6 @@ async def test_a_certificate_without_a_quorum_is_not_believed() -> None:
     )
     driver._learn(alone.certificate(bytes(32)))
     assert await driver.outcome(0) is None
-
-
-async def test_before_the_next_attempt_those_left_out_are_asked_if_the_last_one_was_committed() -> (
-    None
-):
-    driver = holder()
-    rpc: Any = driver._rpc
-    done = certify(prepare(0), [b"a" * 32, b"b" * 32])
-
-    async def call(*details: Any, timeout_s: float) -> Heard:
-        return Heard(None, done)
-
-    rpc.call = call
-    driver.rounds.min_members = 1
-    driver.rounds.hold(b"h" * 32)
-    alone = msgspec.structs.replace(
-        prepare(1), proposer=rpc.peer, members=[rpc.peer], weights=[1.0], shards=[4]
-    )
-    assert driver.rounds.offered(alone) == ""
-    await driver._lead(alone)
-    outcome = await driver.outcome(0)
-    assert outcome is not None
-    assert outcome.certificate == done
-    assert driver.attachment.exchange.tolist() == [7, 7, 7, 7]
 
 
 def test_a_member_with_another_outer_step_is_told_what_is_different() -> None:

@@ -41,7 +41,7 @@ def machine(me: PeerId, *, members: str = "", min_members: int = 2, round_: int 
 def certificate(members: str, round_: int) -> Certificate:
     names = [PeerId(name) for name in members]
     return Certificate(
-        "run", round_, 0, names[0], names, [1.0] * len(names), "float32", ROOT, bytes(32)
+        "run", round_, 0, names[0], names, names, [1.0] * len(names), "float32", ROOT, bytes(32)
     )
 
 

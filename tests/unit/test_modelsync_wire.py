@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocols.modelsync import wire
+from protocols.modelsync import latest_wire, wire
 from protocols.modelsync.shards import equal_shards
 from wire.codec import CHUNK_FRAME_MAX, decode, encode
 from wire.errors import BadMessage
@@ -19,8 +19,8 @@ MESSAGES = [
     wire.Answer,
     wire.Piece,
     wire.Ask,
-    wire.Latest,
-    wire.StatePart,
+    latest_wire.Latest,
+    latest_wire.StatePart,
     wire.Certificate,
 ]
 SIGNERS = sorted((Signer(bytes([n]) * 32) for n in (1, 2, 3)), key=lambda s: s.peer)
@@ -71,7 +71,7 @@ def test_any_bytes(type_: type, frame: bytes) -> None:
         wire.Answer(wire.Done([bytes(32)], bytes(64))),
         wire.Answer(wire.Failed(SIGNERS[1].peer, "silent")),
         wire.Piece("test", 1, 0, SIGNERS[0].peer, 7, b"data"),
-        wire.StatePart(wire.Latest(4, bytes(32), 10, certificate()), b""),
+        latest_wire.StatePart(latest_wire.Latest(4, bytes(32), 10, certificate()), b""),
     ],
 )
 def test_every_message_survives_the_wire_and_an_independent_reader(message: object) -> None:
@@ -106,11 +106,3 @@ def test_a_certificate_is_signed_by_every_member() -> None:
     double = replace(good, members=[good.members[0]] * 3, signatures=())
     signature = SIGNERS[0].sign(wire.CERTIFICATE_TAG, double.body())
     assert not replace(double, signatures=(signature,) * 3).is_signed()
-
-
-def test_a_certificate_of_fourteen_members_fits_a_store_value() -> None:
-    peers = [Signer(bytes([n + 1]) * 32).peer for n in range(14)]
-    long = msgspec.structs.replace(
-        certificate(), members=peers, weights=[1.0] * 14, signatures=(bytes(64),) * 14
-    )
-    assert len(encode(long)) <= 2048
