@@ -66,6 +66,7 @@ class Injector:
     role: str
     nth: int = 0  # messages of the phase that pass before
     at: float | None = None  # when it happened
+    acted: bool = False  # the node with the fault did something that others can notice
     _seen: int = 0
     _cut: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
 
@@ -87,6 +88,7 @@ class Injector:
 
     @property
     def healthy(self) -> list[int]:
+        """All others."""
         return [n for n in range(len(self.swarm.trainers)) if n != self.victim]
 
     def observe(self, number: int, message: object) -> None:
@@ -101,6 +103,7 @@ class Injector:
 
     def _begin(self) -> None:
         swarm, victim = self.swarm, self.victim
+        self.acted = self.fault in ("kill", "freeze", "cut")
         if self.fault == "kill":
             swarm.kill(victim)
         elif self.fault == "freeze":
@@ -108,8 +111,7 @@ class Injector:
                 swarm.net.cut(swarm.peer(victim), swarm.peer(other), silent=True)
             swarm.nursery.start_soon(self._heal)
         elif self.fault == "cut":
-            other = next(n for n in self.ranks if n != victim)
-            swarm.net.cut(swarm.peer(victim), swarm.peer(other))
+            swarm.net.cut(swarm.peer(victim), swarm.peer(self.dupe))
             swarm.nursery.start_soon(self._heal)
 
     async def _heal(self) -> None:
@@ -123,18 +125,21 @@ class Injector:
             return message
         if self.fault == "slow" and self.swarm.trainers[number].round == ROUND:
             if not is_beat(message):
+                self.acted = True
                 await trio.sleep(SLOW_S)
         if self.swarm.trainers[number].round != ROUND or not PHASES[self.phase](message):
             return message
+        other = message
         if self.fault == "corrupt":
-            return _corrupt(message)
-        if self.fault == "lie" and to == self.swarm.peer(self._dupe):
-            return _lie(message)
-        return message
+            other = _corrupt(message)
+        elif self.fault == "lie" and to == self.swarm.peer(self.dupe):
+            other = _lie(message)
+        self.acted = self.acted or other is not message
+        return other
 
     @property
-    def _dupe(self) -> int:
-        """Whom a liar lies to: the proposer, or if that is itself, the next in order."""
+    def dupe(self) -> int:
+        """Whom it lies to, or is cut from: the proposer, or if that is itself, the next in order."""
         return next(n for n in self.ranks if n != self.victim)
 
 

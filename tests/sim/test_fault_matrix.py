@@ -8,6 +8,7 @@ seeds (`make soak-learn`).
 
 import random
 from itertools import product
+from unittest import mock
 
 import pytest
 import trio
@@ -16,7 +17,8 @@ from trio.testing import MockClock
 from tests.sim import training
 from tests.sim.faults import FAULTS, PHASES, ROLES, ROUND, FaultyRpc, Injector
 from tests.sim.net import Net
-from tests.sim.training import Swarm
+from tests.sim.training import RUN, Swarm
+from wire.ids import PeerId
 
 NODES = 4
 ROUNDS = 3
@@ -25,7 +27,17 @@ PATIENCE_S = 1.5  # for a slow trainer, or a Ready that does not come
 # Seconds of the protocol's own that a fault may cost who is well, on top of a normal round.
 BOUND_S = {"kill": 1.0, "cut": 1.0, "freeze": 3.0, "slow": 3.0, "corrupt": 3.0, "lie": 3.0}
 CELLS = list(product(FAULTS, PHASES, ROLES))
+# States in which a fault shows before all have signed: then the certificate is without its node.
+BEFORE = ("ready", "prepare", "ack", "go", "data")
+LEFT_OUT = {
+    "kill": BEFORE,
+    "freeze": BEFORE,
+    "slow": ("ack", "go", "data"),
+    "corrupt": ("prepare", "ack", "go", "data", "done"),
+    "lie": ("data", "done"),
+}
 NEXT_S = 1.0  # a trainer's own time between rounds
+SPREAD_S = 0.2  # by which trainers differ
 WITHIN_S = 300.0
 
 
@@ -44,12 +56,11 @@ async def run_cell(fault: str, phase: str, role: str, seed: int, nursery: trio.N
         await swarm.add(
             min_members=NODES,
             patience_s=PATIENCE_S,
-            seconds_a_round=NEXT_S + (rng.random() * 0.2 if seed else number * 0.001),
+            seconds_a_round=NEXT_S + (rng.random() * SPREAD_S if seed else number * 0.001),
         )
     swarm.injector = injector = Injector(swarm, fault, phase, role, rng.randrange(3) if seed else 0)
     await swarm.train(ROUNDS, within_s=WITHIN_S)
-    if injector.at is None:
-        pytest.skip(f"no {phase} was sent in this round")
+    assert injector.at is not None, f"no {phase} was sent in this round"
     check(swarm, injector)
     return injector
 
@@ -58,37 +69,48 @@ def check(swarm: Swarm, injector: Injector) -> None:
     """What must hold after a fault."""
     assert injector.at is not None
     swarm.check(ROUNDS)
-    healthy = [swarm.trainers[number] for number in injector.healthy]
-    ill = swarm.peer(injector.victim)
-    for trainer in healthy:
-        assert trainer.fetched == 0, "who is well need not load a state"
-        assert [o.certificate.round for o in trainer.outcomes if o.certificate] == list(
-            range(ROUNDS)
-        )
-        certificate = trainer.outcomes[ROUND].certificate
-        assert certificate is not None
-        assert {swarm.peer(n) for n in injector.healthy} <= set(certificate.members)
-        if injector.fault not in ("cut",) and injector.phase in ("ack", "go", "data"):
-            assert ill not in certificate.members
-        took_s = trainer.committed_at[ROUND] - injector.at
-        normal_s = trainer.outcomes[0].seconds
-        allowed_s = BOUND_S[injector.fault] + normal_s + NEXT_S * 0.2
-        if injector.phase == "ready":
-            allowed_s += PATIENCE_S
-        assert took_s <= allowed_s, f"{took_s:.2f} s of {allowed_s:.2f}"
     assert swarm.net.errors == []
+    assert all(not t.sync.failure_of(RUN) for t in swarm.alive), "a daemon's part has ended"
+    well = [swarm.trainers[number] for number in injector.healthy]
+    if injector.fault == "cut":  # one of the two ends may be left out, and then is not well
+        ends = [swarm.trainers[n] for n in (injector.victim, injector.dupe)]
+        well = [t for t in swarm.trainers if t not in ends or not t.fetched]
+        assert len(well) >= NODES - 1, "both ends of a cut link were left out"
+    for trainer in well:
+        check_well(swarm, injector, trainer, {swarm.peer(t.number) for t in well})
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small vectors, and messages through the injector."""
-    monkeypatch.setattr(training, "ELEMENTS", SMALL)
-    monkeypatch.setattr(training, "Tripwire", FaultyRpc)
+def check_well(
+    swarm: Swarm, injector: Injector, trainer: training.Trainer, well: set[PeerId]
+) -> None:
+    """What must hold of one who had no fault."""
+    assert trainer.fetched == 0, "who is well need not load a state"
+    assert len(trainer.outcomes) == ROUNDS
+    outcome = trainer.outcomes[ROUND]
+    assert outcome.certificate is not None
+    members = set(outcome.certificate.members)
+    assert well <= members, "somebody who is well was left out"
+    if injector.acted and injector.phase in LEFT_OUT.get(injector.fault, ()):
+        assert swarm.peer(injector.victim) not in members, "the faulty one was not left out"
+    took_s = trainer.committed_at[ROUND] - injector.at
+    allowed_s = BOUND_S[injector.fault] + trainer.outcomes[0].seconds + SPREAD_S
+    if injector.phase == "ready":
+        allowed_s += PATIENCE_S
+    assert took_s <= allowed_s, f"commit after {took_s:.2f} s of {allowed_s:.2f}"
+
+
+def run(fault: str, phase: str, role: str, seed: int) -> None:
+    """Run one cell from beginning to end: small vectors, and all messages through the injector."""
+
+    async def cell() -> None:
+        async with trio.open_nursery() as nursery:
+            await run_cell(fault, phase, role, seed, nursery)
+            nursery.cancel_scope.cancel()
+
+    with mock.patch.multiple(training, ELEMENTS=SMALL, Tripwire=FaultyRpc):
+        trio.run(cell, clock=MockClock(autojump_threshold=0))
 
 
 @pytest.mark.parametrize(("fault", "phase", "role"), CELLS)
-async def test_a_fault_in_any_state_at_any_role_leaves_out_who_has_it_and_nobody_else(
-    autojump_clock: MockClock, nursery: trio.Nursery, fault: str, phase: str, role: str
-) -> None:
-    await run_cell(fault, phase, role, 0, nursery)
-    nursery.cancel_scope.cancel()
+def test_who_is_well_goes_on_within_a_bound_and_is_exact(fault: str, phase: str, role: str) -> None:
+    run(fault, phase, role, seed=0)
