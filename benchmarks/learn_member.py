@@ -16,7 +16,7 @@ import shoal
 from benchmarks.orders import Answer, answer_orders, say
 from shoal.learn.exact import state_root
 from shoal.run_client import RunClient, Shape
-from shoal.runs import Report
+from shoal.runs import LaneBody, Report
 
 STATE = 4096  # elements that replicas keep: what is timed is averaging, not the hash of a model
 WAIT_S = 60.0
@@ -44,7 +44,7 @@ class Member:
     def attach(self, run: str, elements: int, *, state: int = STATE, **shape: Any) -> Answer:
         """Join a run; the state begins as zeros."""
         began = time.perf_counter()
-        self.part = RunClient(run, Shape(lanes=((elements, state),), **shape), client=self.client)
+        self.part = RunClient(run, Shape(lanes=[LaneBody(elements, state)], **shape), client=self.client)
         self.part.attach()
         return {
             "member": self.part.member,
