@@ -133,6 +133,7 @@ class Swarm:
 @contextmanager
 def swarm(folder: Path, size: int) -> Generator[Swarm]:
     """Start daemons that know each other, with a trainer each; none is left running."""
+    folder.mkdir(exist_ok=True)
     made = Swarm([Node(folder / f"node-{number}") for number in range(size)])
     try:
         made.nodes[0].start()

@@ -15,12 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from hivemind import DHT, DecentralizedAverager
-from hivemind.compression import (
-    NoCompression,
-    Uniform8BitQuantization,
-    deserialize_torch_tensor,
-    serialize_torch_tensor,
-)
+from hivemind.compression import NoCompression, Uniform8BitQuantization
 
 from benchmarks.orders import Answer, answer_orders, say
 
@@ -115,23 +110,12 @@ class Node:
             tensors[0].numpy().tofile(path)
         return {}
 
-    def error(self, peers: int, elements: int) -> Answer:
-        """Rms error of a mean of normal vectors that were encoded one by one, and bytes each."""
-        codec, size, total = COMPRESSIONS["uniform8"], 0, torch.zeros(elements)
-        part = 524_288  # elements in its parts of 512 KiB once compressed
-        exact = torch.zeros(elements, dtype=torch.float64)
-        for peer in range(peers):
-            vector = _normal(peer, elements)
-            exact += vector.double()
-            for start in range(0, elements, part):
-                wire = serialize_torch_tensor(vector[start : start + part].clone(), codec.compression_type)
-                size += len(wire.buffer)
-                total[start : start + part] += deserialize_torch_tensor(wire)
-        difference = total.double() / peers - exact / peers
-        return {
-            "rms": float(difference.square().mean().sqrt()),
-            "bytes": size / peers / elements,
-        }
+    def distance(self, seeds: list[int]) -> Answer:
+        """Rms distance of the tensor from the exact mean of the normal tensors of all seeds."""
+        with self.averager.get_tensors() as tensors:
+            got = tensors[0].double()
+        exact = sum(_normal(seed, len(got)).double() for seed in seeds) / len(seeds)
+        return {"rms": float((got - exact).square().mean().sqrt())}
 
 
 def _normal(seed: int, elements: int) -> torch.Tensor:
@@ -145,7 +129,7 @@ def main(peers: int, elements: int, compression: str, initial: list[str]) -> Non
     torch.set_num_threads(1)
     node = Node(peers, elements, compression, initial)
     say({"address": str(node.dht.get_visible_maddrs()[0])})
-    orders = ("fill", "step", "peek", "values", "save", "error")
+    orders = ("fill", "step", "peek", "values", "save", "distance")
     answer_orders({name: getattr(node, name) for name in orders})
     os._exit(0)  # its own shutdown takes seconds
 
