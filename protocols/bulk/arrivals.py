@@ -31,11 +31,19 @@ from wire.ids import PeerId
 from wire.ports import Call
 
 FIRST_S = 10.0  # for the offer, after a call was opened
-REPORT_S = 0.1  # between two reports; a report costs both event loops 0.2 ms or so
+REPORT_S = 0.25  # between two reports; a report costs both event loops 0.2 ms or so
 LAST_REPORT_S = 5.0  # for the sender to take the last one; we have everything
 LET_GO_S = 4.0  # for a transfer that was cancelled to leave the buffer
 
 Progress = Callable[[int, int], None]  # bytes that have arrived, bytes in all
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Whom to tell how many bytes from the front are here, and after how many more of them."""
+
+    tell: Callable[[int], None]
+    step_bytes: int
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +54,7 @@ class _Expected:
 
     target: Target
     progress: Progress
+    prefix: Prefix | None = None
     taken: trio.Event = field(default_factory=trio.Event)  # the offer has come
     over: trio.Event = field(default_factory=trio.Event)  # and nobody is at the target any more
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -65,13 +74,20 @@ class Arrivals:
         self._changed = trio.lowlevel.ParkingLot()
 
     async def receive(
-        self, peer: PeerId, key: bytes, target: Target, progress: Progress, wait_s: float
+        self,
+        peer: PeerId,
+        key: bytes,
+        target: Target,
+        progress: Progress,
+        wait_s: float,
+        *,
+        prefix: Prefix | None = None,
     ) -> int:
         """Wait for the offer, then for the bytes."""
         if (peer, key) in self._expected:
             target.close()
             raise UsageError(f"{key.hex()} of {peer} is expected already")
-        expected = self._expected[peer, key] = _Expected(target, progress)
+        expected = self._expected[peer, key] = _Expected(target, progress, prefix)
         self._changed.unpark_all()
         try:
             with OnFailure(self._counters.add_failed):
@@ -120,7 +136,9 @@ class Arrivals:
         self, call: Call[ToSender, ToReceiver], offer: Offer, expected: _Expected
     ) -> None:
         arrival = Arrival(
-            target=expected.target, inbound=Inbound(offer.size_bytes, offer.piece_bytes)
+            target=expected.target,
+            inbound=Inbound(offer.size_bytes, offer.piece_bytes),
+            step_bytes=expected.prefix.step_bytes if expected.prefix is not None else 0,
         )
         desk, failure = self._pool.desk(call.peer), None
         try:
@@ -132,7 +150,7 @@ class Arrivals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_take_data, call, offer.transfer, arrival, desk)
                 try:
-                    await self._follow(call, arrival, desk, expected.progress)
+                    await self._follow(call, arrival, desk, expected)
                 except ShoalError as error:  # carried out of the nursery, which would wrap it
                     failure = error
                 nursery.cancel_scope.cancel()
@@ -149,27 +167,32 @@ class Arrivals:
         call: Call[ToSender, ToReceiver],
         arrival: Arrival,
         desk: Desk,
-        progress: Progress,
+        expected: _Expected,
     ) -> None:
         """Report what arrives, until all has. Raises why it will not."""
         inbound, seen_bytes, seen_at = arrival.inbound, 0, time.monotonic()
+        report_at = seen_at
         while True:
             here_bytes = inbound.arrived_bytes
             if here_bytes > seen_bytes:
                 self._counters.bytes_in += here_bytes - seen_bytes
                 seen_bytes, seen_at = here_bytes, time.monotonic()
-                progress(here_bytes, arrival.target.size_bytes)
+                expected.progress(here_bytes, arrival.target.size_bytes)
+                if expected.prefix is not None:
+                    expected.prefix.tell(inbound.prefix_bytes)
             if seen_bytes == arrival.target.size_bytes:
                 return
             if arrival.failure is not None:
                 raise arrival.failure
             if time.monotonic() > seen_at + self._stall_s:
                 raise Stalled(f"nothing arrived for {self._stall_s:g} s")
-            with trio.move_on_after(self._stall_s) as patience:
-                await _report(call, arrival, desk)
-            if patience.cancelled_caught:
-                raise Stalled(f"the sender took no report for {self._stall_s:g} s")
-            with trio.move_on_after(REPORT_S):
+            if time.monotonic() >= report_at:
+                with trio.move_on_after(self._stall_s) as patience:
+                    await _report(call, arrival, desk)
+                if patience.cancelled_caught:
+                    raise Stalled(f"the sender took no report for {self._stall_s:g} s")
+                report_at = time.monotonic() + REPORT_S
+            with trio.move_on_after(report_at - time.monotonic()):
                 await arrival.wake.wait()
 
 

@@ -76,6 +76,17 @@ class Arrival(Transfer):
 
     target: Target = field(kw_only=True)
     inbound: Inbound = field(kw_only=True)
+    step_bytes: int = 0  # `wake` whenever its front has become longer by as much; 0: never
+
+    told_bytes: int = 0  # of its front, when it was last news
+
+    def has_news(self) -> bool:
+        """True, once, if its front is a step longer than when it was last news."""
+        front_bytes = self.inbound.prefix_bytes
+        if not self.step_bytes or front_bytes < self.told_bytes + self.step_bytes:
+            return False
+        self.told_bytes = front_bytes
+        return True
 
     def close(self) -> None:
         """Give the bytes back to their owner."""
@@ -117,6 +128,12 @@ class Desk:
         with self._changed:
             self._departures[transfer] = departure
             self._turns.add(transfer, departure.outbound)
+            self._changed.notify_all()
+
+    def grow(self, departure: Departure, ready_bytes: int) -> None:
+        """More of it may go."""
+        with self._changed:
+            departure.outbound.grow(ready_bytes)
             self._changed.notify_all()
 
     def expect(self, transfer: int, arrival: Arrival) -> None:
@@ -244,10 +261,11 @@ class Desk:
                 arrival.inbound.kept(piece)
             else:
                 arrival.inbound.spoilt(piece)
+            is_news = arrival.has_news()
             is_complete = arrival.inbound.is_complete
             self._settled.notify_all()
         self._leave(arrival)
-        if is_complete:
+        if is_complete or is_news:
             arrival.wake.set()
 
     def _fail(self, transfer: Transfer, reason: str) -> None:

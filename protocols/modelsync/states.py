@@ -60,7 +60,7 @@ class States:
         self, rpc: Rpc, registry: Registry, work: Work, *, lane_of: Callable[[str, int], Lane]
     ) -> None:
         self._rpc, self._registry, self._work, self._lane_of = rpc, registry, work, lane_of
-        self._states: dict[tuple[str, int], states.State] = {}
+        self._states: dict[tuple[str, int], state_files.State] = {}
         self._downloads = 0
         rpc.serve(LATEST, self._on_latest)
         rpc.serve_stream(STATE, self._on_state)
@@ -106,7 +106,7 @@ class States:
         certificate: Certificate | None,
     ) -> None:
         """Offer a state to joiners; the buffer stays untouched until the announce after next."""
-        self._states[run, lane] = states.State(round_, root, vector, certificate)
+        self._states[run, lane] = state_files.State(round_, root, vector, certificate)
 
     def leave(self, run: str, keep: list[Vector] | None) -> dict[int, int]:
         """Go on giving only copies of the announced states; return their rounds by lane."""
@@ -115,12 +115,12 @@ class States:
             last = self._states.pop((name, lane))
             kept[lane] = last.round
             if keep is not None:
-                self._states[run, lane] = states.State(
+                self._states[run, lane] = state_files.State(
                     last.round, last.root, keep[lane], last.certificate
                 )
         return kept
 
-    def state_of(self, run: str, lane: int) -> states.State | None:
+    def state_of(self, run: str, lane: int) -> state_files.State | None:
         """The state that this node gives to joiners."""
         return self._states.get((run, lane))
 
@@ -162,7 +162,7 @@ class States:
         for offer in found:
             for donor in offer.donors:
                 try:
-                    await states.fetch(self._rpc, donor, ask, target, self._work, root=offer.root)
+                    await state_files.fetch(self._rpc, donor, ask, target, self._work, root=offer.root)
                 except ShoalError as error:
                     _log.info("run.fetch_failed run=%s donor=%s error=%s", ask.run, donor, error)
                     continue
@@ -172,7 +172,7 @@ class States:
 
     # -- for peers ---------------------------------------------------------------------------
 
-    def _state(self, ask: Ask) -> states.State:
+    def _state(self, ask: Ask) -> state_files.State:
         state = self._states.get((ask.run, ask.lane))
         if state is None:
             raise NotFound(f"no state of run {ask.run}, lane {ask.lane} here")
@@ -190,6 +190,6 @@ class States:
             raise Busy(f"{DOWNLOADS_MAX} nodes load a state from here already")
         self._downloads += 1
         try:
-            await states.give(call, state)
+            await state_files.give(call, state)
         finally:
             self._downloads -= 1

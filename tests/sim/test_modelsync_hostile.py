@@ -9,7 +9,8 @@ import trio
 from trio.testing import MockClock
 
 from protocols.modelsync import codecs, latest_wire, wire
-from protocols.modelsync.driver import RunFailed, SchemaMismatch
+from protocols.modelsync.driver import RunFailed
+from protocols.modelsync.herald import SchemaMismatch
 from protocols.modelsync.states import DOWNLOADS_MAX
 from protocols.modelsync.state import state_root
 from tests.sim.net import Net
