@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import msgspec
 
 from node.cli.context import short
@@ -17,6 +18,7 @@ from shoal.runs import Metric
 CURVES_MAX = 64  # in one picture; more cannot be told apart
 CURVE_ROWS = 12  # of text: the curve leaves room for what was said before it
 CURVE_COLUMNS = 70
+MARGIN = 0.03  # of the range, above and below: the extremes do not hide in the frame
 INK_MAX = 10  # colours of matplotlib's cycle: beyond it a curve's style changes too
 _STYLES = ("-", "--", "-.", ":")
 _UNPRINTED = re.compile(r"[^\x20-\x7e\u00a0-\uffff]|\$")  # `$` would begin a formula in matplotlib
@@ -132,7 +134,11 @@ def draw_text(curves: Mapping[str, list[Metric]], axis: Axis) -> None:
     for rows in curves.values():
         checked = points(rows, axis, "val_loss")
         lines.append(checked if checked[0] else points(rows, axis, "loss"))
-    uniplot.plot(
+    low = min(min(ys) for _, ys in lines)
+    high = max(max(ys) for _, ys in lines)
+    margin = (high - low) * MARGIN or 0.5
+    low, high = low - margin, high + margin
+    drawn: str = uniplot.plot_to_string(
         xs=[xs for xs, _ in lines],
         ys=[ys for _, ys in lines],
         lines=True,
@@ -140,4 +146,21 @@ def draw_text(curves: Mapping[str, list[Metric]], axis: Axis) -> None:
         title=f"held-out loss by {axis.label}",
         width=CURVE_COLUMNS,
         height=CURVE_ROWS,
+        y_min=low,
+        y_max=high,
+        y_gridlines=[],
+        y_labels=False,
     )
+    for line in with_labels(drawn.splitlines(), low, high):
+        click.echo(line)
+
+
+def with_labels(drawn: list[str], low: float, high: float) -> list[str]:
+    """Write values beside the top, middle and bottom row (uniplot's own are whole numbers)."""
+    first = next((number for number, line in enumerate(drawn) if "┌" in line), 0) + 1
+    labelled = list(drawn)
+    for row in (0, CURVE_ROWS // 2, CURVE_ROWS - 1):
+        value = high - (row + 0.5) / CURVE_ROWS * (high - low)
+        if first + row < len(labelled):
+            labelled[first + row] += f" {value:.3f}"
+    return labelled

@@ -178,7 +178,8 @@ def export(context: Context, name: str, out: Path | None, force: bool, as_json: 
         echo_json(found)
         return
     click.echo(found.path)
-    click.echo(f"{found.tensors} tensors before round {found.round}, root {found.root}", err=True)
+    rounds = "/".join(map(str, sorted(set(found.rounds))))
+    click.echo(f"{found.tensors} tensors before round {rounds}, root {found.root}", err=True)
 
 
 @run.command()

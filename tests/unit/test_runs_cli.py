@@ -126,10 +126,11 @@ def test_progress_is_told_in_one_line() -> None:
 
 
 def test_a_bar_is_told_what_goes_on() -> None:
-    assert told_of(metric()) == "round 2/10, loss 5.000, 75 s left"
-    assert told_of(Run("a", "starting", members=[ADA])) == "starting, 1 member"
+    assert told_of(metric(), {}) == "round 2/10, loss 5.000, 75 s left"
+    assert told_of(Run("a", "starting", members=[ADA]), {}) == "starting, 1 member"
     waits = Run("a", "training", 3, members=[ADA, BOB], waiting_for=[BOB])
-    assert told_of(waits) == f"round 3 waits for …{BOB[-8:]}"
+    assert told_of(waits, {}) == f"round 3 waits for …{BOB[-8:]}"
+    assert told_of(waits, {BOB: "bob\n"}) == "round 3 waits for bob?"
 
 
 def test_a_pipe_gets_plain_lines_and_scripts_get_documents(
@@ -137,11 +138,11 @@ def test_a_pipe_gets_plain_lines_and_scripts_get_documents(
 ) -> None:
     waits = Run("a", "training", waiting_for=[BOB])
     items = [Run("a", "training"), waits, waits, metric(), Run("a", "finished", root="ff")]
-    assert show_all(items, "a", as_json=False) == items[-1]
+    assert show_all(items, "a", {}, as_json=False) == items[-1]
     said = capsys.readouterr()
     assert said.out == metric_line(metric()) + "\n"
     assert said.err == f"round 0 waits for …{BOB[-8:]}\n"
-    show_all(items, "a", as_json=True)
+    show_all(items, "a", {}, as_json=True)
     lines = capsys.readouterr().out.splitlines()
     states = [msgspec.json.decode(line).get("state", "metric") for line in lines]
     assert states == ["training", "training", "training", "metric", "finished"]
@@ -190,7 +191,7 @@ def test_the_contribution_table_has_who_brought_most_first_and_the_banned_last()
 
 @pytest.mark.parametrize(
     ("bytes_", "told"),
-    [(0, "0 B"), (999, "999 B"), (999_800, "1 MB"), (1234, "1.23 kB"), (5.6e9, "5.6 GB")],
+    [(0, "0 B"), (999, "999 B"), (999_800, "1 MB"), (1234, "1.23 kB"), (5e9, "5 GB")],
 )
 def test_bytes_are_told_in_decimal_units(bytes_: float, told: str) -> None:
     assert size(bytes_) == told
@@ -225,6 +226,7 @@ def test_curves_of_several_nodes_become_one_picture(tmp_path: Path, by: str) -> 
     assert out.read_bytes().startswith(b"\x89PNG")
     assert str(out) in result.output
     assert "…neoneone" in result.output
+    assert result.output.splitlines()[2].endswith(" 6.972")  # the first row, of 7 to 5
 
 
 def test_a_name_that_is_a_formula_to_matplotlib_is_only_a_name(tmp_path: Path) -> None:
