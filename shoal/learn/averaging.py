@@ -4,7 +4,6 @@ What is sent is the pseudo-gradient, outer minus local parameters: it is small a
 lossy codecs cost little; applied with rate 1 it gives the mean of the parameters themselves.
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -66,7 +65,7 @@ class PseudoGradient(Strategy):
 
     def restore(self, own: dict[str, Vector]) -> None:
         """See Strategy."""
-        self.errors.restore(own, {n: lane.elements for n, lane in enumerate(self.lanes)})
+        self.errors.restore(own, {n: lane.contribution for n, lane in enumerate(self.lanes)})
 
 
 @dataclass(kw_only=True)
@@ -102,7 +101,7 @@ class FedAvg(PseudoGradient):
         """See Strategy."""
         if self.fraction == 1.0:
             return 0
-        return max(1, math.ceil(self.fraction * self.clients))
+        return max(1, round(self.fraction * self.clients))
 
 
 @dataclass(kw_only=True)

@@ -12,10 +12,27 @@ from dataclasses import fields
 from typing import cast
 
 from shoal.learn.averaging import DiLoCo, FedAvg, LocalSGD, Modest
+from shoal.learn.dilocox import DiLoCoX
+from shoal.learn.gossip import DecentralizedAdam, DecentralizedSGD, FinalMerge
+from shoal.learn.overlap import EagerDiLoCo, StreamingDiLoCo
 from shoal.learn.strategy import Option, Strategy, require
+from shoal.learn.variance import VarianceCorrected
 
 STRATEGIES: Mapping[str, type[Strategy]] = {
-    kind.name: kind for kind in (FedAvg, LocalSGD, DiLoCo, Modest)
+    kind.name: kind
+    for kind in (
+        FedAvg,
+        LocalSGD,
+        DiLoCo,
+        StreamingDiLoCo,
+        EagerDiLoCo,
+        DiLoCoX,
+        DecentralizedSGD,
+        DecentralizedAdam,
+        Modest,
+        FinalMerge,
+        VarianceCorrected,
+    )
 }
 
 

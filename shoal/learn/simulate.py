@@ -108,9 +108,9 @@ class Simulation:
         lanes = [member.strategy.prepare(parts, rounds) for member in self._members]
         cuts = lanes[0]
         self._lanes = [_Lane() for _ in cuts]
-        self._strategy = self._members[0].strategy  # asked for what all say alike
+        self.strategy = self._members[0].strategy  # asked for what all say alike
         for member in self._members:
-            flat = member.replica.flat() if self._strategy.replicas_differ else start
+            flat = member.replica.flat() if self.strategy.replicas_differ else start
             for lane, cut in enumerate(cuts):
                 member.states.append(member.strategy.first(lane, flat[cut.start : cut.stop]))
                 member.enter(lane, 0, member.states[lane])
@@ -135,7 +135,7 @@ class Simulation:
         """Return who takes part in a lane's round now: in sampled runs not all."""
         names = sample_of(
             [member.name for member in self._members],
-            self._strategy.sample_size,
+            self.strategy.sample_size,
             run=self._run,
             lane=lane,
             round_=self._lanes[lane].round,
@@ -143,7 +143,7 @@ class Simulation:
         return [member for member in self._members if member.name in names]
 
     def _begin(self, number: int, step: int) -> None:
-        lane, strategy = self._lanes[number], self._strategy
+        lane, strategy = self._lanes[number], self.strategy
         if lane.turns is not None or lane.round == self._rounds:
             return
         if strategy.begins(number, lane.round, lane.last) > step:
@@ -164,7 +164,7 @@ class Simulation:
         round_ = self._lanes[number].round
         weights = [member.weight for member in active]
         sent = [self._through(vector) if self._through else vector for vector in brought]
-        topology = self._strategy.topology(number, round_)
+        topology = self.strategy.topology(number, round_)
         names = [member.name for member in active]
         values: list[Vector]
         if topology == "all":
@@ -183,7 +183,7 @@ class Simulation:
 
     def _finish_all(self, step: int) -> Iterator[Finished]:
         for number, lane in enumerate(self._lanes):
-            if lane.turns is None or self._strategy.ends(number, lane.round, lane.last) > step:
+            if lane.turns is None or self.strategy.ends(number, lane.round, lane.last) > step:
                 continue
             turns, lane.turns = lane.turns, None
             done, lane.round = lane.round, lane.round + 1

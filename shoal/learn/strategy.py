@@ -28,6 +28,7 @@ Vector = NDArray[np.float32]
 Option = int | float | str | bool
 
 EVERY_MAX = 1 << 20  # local steps between two rounds, as on the wire (protocols/modelsync/wire.py)
+LANES_MAX = 256  # as on the wire
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ FUNCTION_LINES_MAX = 60
 TORCH_ROOMS = (
     "protocols/sharding/",
     "shoal/trainer.py",
+    "shoal/learn_torch.py",
     "shoal/pytorch/",
     "shoal/hf.py",
-    "shoal/deal.py",
 )
 FORBIDDEN_CALLS = {
     "pickle.load", "pickle.loads", "marshal.loads", "torch.load", "torch.jit.load", "eval", "exec",
