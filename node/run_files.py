@@ -31,6 +31,22 @@ def read_metrics(directory: Path) -> list[Metric]:
     return found
 
 
+def last_metric(directory: Path) -> Metric | None:
+    """Return the last whole line of metrics.jsonl; None if there is none."""
+    try:
+        with (directory / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            return msgspec.json.decode(line, type=Metric)
+        except msgspec.DecodeError:
+            continue  # cut off: by a crash at the end, by the tail at its beginning
+    return None
+
+
 def append_line(path: Path, item: msgspec.Struct) -> None:
     """Add one line of JSON to a file. Raises OSError."""
     with path.open("ab") as lines:

@@ -11,13 +11,14 @@ import trio
 
 from node.broadcast import Broadcast
 from node.children import Child
+from node.run_files import last_metric
 from node.trainer_part import AttachedTrainer
 from protocols.modelsync.wire import RunName
 from shoal.runs import Metric, RoundResult, Run, StartRun, run_root
 from wire.errors import Busy, NotFound, UsageError
 from wire.ids import PeerId
 
-RUNS_MAX = 256  # runs remembered; enough for a year of a person's training
+RUNS_MAX = 256  # runs shown; enough for a year of a person's training
 ACTIVE = ("starting", "training")
 START_FILE = "run.json"  # how the run was started, for those who resume it
 
@@ -119,9 +120,17 @@ class Records:
         """Return a run's record, if this node has trained it: also before its last restart."""
         record = self._records.get(name)
         if record is None and is_run_name(name) and (self._directory / name).is_dir():
-            record = Record(name, "stopped", self._directory / name)
+            record = recalled(self._directory / name)
             self._remember(record)
         return record
+
+    def recall(self) -> None:
+        """Find the runs again that this node trained before its last start, the latest ones."""
+        if not self._directory.is_dir():
+            return
+        folders = sorted(self._directory.iterdir(), key=lambda each: -each.lstat().st_mtime)
+        for folder in reversed(folders[:RUNS_MAX]):  # the latest is forgotten last
+            self.find(folder.name)
 
     def get(self, name: str) -> Record:
         """Return a run's record. Raises NotFound."""
@@ -192,9 +201,25 @@ class Records:
         return sorted({p for lane in lanes for p in self._swarm.waiting_for(record.name, lane)})
 
     def _remember(self, record: Record) -> None:
+        """Keep a record; when there are too many, the oldest that is over is forgotten."""
         if len(self._records) >= RUNS_MAX and record.name not in self._records:
-            raise Busy(f"{RUNS_MAX} runs are remembered", hint="restart the daemon")
+            over = next((r.name for r in self._records.values() if r.state not in ACTIVE), None)
+            if over is None:
+                raise Busy(f"{RUNS_MAX} runs are going on here", hint="stop one of them")
+            del self._records[over]
         self._records[record.name] = record
+
+
+def recalled(directory: Path) -> Record:
+    """Return the record of an earlier run, as its last metric left it."""
+    metric = last_metric(directory)
+    record = Record(directory.name, "stopped", directory, metric=metric)
+    if metric is not None:
+        record.rounds, record.at, record.wire = metric.rounds, [metric.round], metric.codec
+        record.roots = [metric.root]
+        if 0 < metric.rounds <= metric.round:
+            record.state = "finished"
+    return record
 
 
 def is_run_name(name: str) -> bool:

@@ -64,6 +64,7 @@ class Runs:
         """Supervise children and trainers until cancelled; cancelling ends the children."""
         async with trio.open_nursery() as nursery:
             self._nursery = self.trainers.nursery = nursery
+            self._records.recall()
             task_status.started()
             await trio.sleep_forever()
 

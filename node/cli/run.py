@@ -141,7 +141,9 @@ def resume(context: Context, name: str, detach: bool, as_json: bool) -> None:
     if as_json:
         echo_json(resumed)
     else:
-        click.echo(f"run {resumed.name} goes on from round {resumed.round}", err=True)
+        click.echo(
+            f"run {resumed.name} goes on; `shoal run stop {resumed.name}` stops it", err=True
+        )
     if not detach:
         follow_it(client, resumed.name, as_json=as_json)
 
