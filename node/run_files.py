@@ -15,15 +15,18 @@ from protocols.modelsync.state import State
 from shoal.runs import Metric
 
 _TAIL_BYTES = 4096  # read from the end of a log to find its last line
+_METRICS_BYTES = 16 * 1024  # of metrics.jsonl: some thirty lines, among them a held-out loss
 
 
 def read_metrics(directory: Path) -> list[Metric]:
     """Read metrics.jsonl; a line cut off by a crash is left out."""
     path = directory / "metrics.jsonl"
-    if not path.exists():
-        return []
+    return _metrics_in(path.read_bytes()) if path.exists() else []
+
+
+def _metrics_in(data: bytes) -> list[Metric]:
     found: list[Metric] = []
-    for line in path.read_bytes().splitlines():
+    for line in data.splitlines():
         try:
             found.append(msgspec.json.decode(line, type=Metric))
         except msgspec.DecodeError:
@@ -31,20 +34,14 @@ def read_metrics(directory: Path) -> list[Metric]:
     return found
 
 
-def last_metric(directory: Path) -> Metric | None:
-    """Return the last whole line of metrics.jsonl; None if there is none."""
+def last_metrics(directory: Path) -> list[Metric]:
+    """Return what the end of metrics.jsonl has, without lines that are cut off."""
     try:
         with (directory / "metrics.jsonl").open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
-            lines = file.read().splitlines()
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _METRICS_BYTES))
+            return _metrics_in(file.read())
     except OSError:
-        return None
-    for line in reversed(lines):
-        try:
-            return msgspec.json.decode(line, type=Metric)
-        except msgspec.DecodeError:
-            continue  # cut off: by a crash at the end, by the tail at its beginning
-    return None
+        return []
 
 
 def append_line(path: Path, item: msgspec.Struct) -> None:

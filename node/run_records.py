@@ -11,7 +11,7 @@ import trio
 
 from node.broadcast import Broadcast
 from node.children import Child
-from node.run_files import last_metric
+from node.run_files import last_metrics
 from node.trainer_part import AttachedTrainer
 from protocols.modelsync.wire import RunName
 from shoal.runs import Metric, RoundResult, Run, StartRun, run_root
@@ -74,6 +74,8 @@ class Record:
     child: Child | None = None
     trainer: AttachedTrainer | None = None
     metric: Metric | None = None
+    loss: float | None = None  # the last ones known: not every metric has them
+    val_loss: float | None = None
     rounds: int = 0
     roots: list[str] = field(default_factory=list[str])  # of the lanes' states
     at: list[int] = field(default_factory=list[int])  # rounds that the lanes have had
@@ -87,6 +89,12 @@ class Record:
     is_supervised: bool = False  # we started it, and say ourselves how it ended
     ended: trio.Event = field(default_factory=trio.Event)
     news: Broadcast[Run | Metric] = field(default_factory=Broadcast[Run | Metric])
+
+    def take(self, metric: Metric) -> None:
+        """Remember the last metric."""
+        self.metric = metric
+        self.loss = self.loss if metric.loss is None else metric.loss
+        self.val_loss = self.val_loss if metric.val_loss is None else metric.val_loss
 
 
 class Records:
@@ -179,8 +187,8 @@ class Records:
             round=min(record.at, default=0),
             rounds=record.rounds,
             step=metric.step if metric else 0,
-            loss=metric.loss if metric else None,
-            val_loss=metric.val_loss if metric else None,
+            loss=record.loss,
+            val_loss=record.val_loss,
             members=list(self._swarm.members(record.name)),
             root=run_root(record.roots) if record.roots and all(record.roots) else "",
             pid=pid,
@@ -212,13 +220,12 @@ class Records:
 
 def recalled(directory: Path) -> Record:
     """Return the record of an earlier run, as its last metric left it."""
-    metric = last_metric(directory)
-    record = Record(directory.name, "stopped", directory, metric=metric)
-    if metric is not None:
+    record = Record(directory.name, "stopped", directory)
+    for metric in last_metrics(directory):
+        record.take(metric)
         record.rounds, record.at, record.wire = metric.rounds, [metric.round], metric.codec
         record.roots = [metric.root]
-        if 0 < metric.rounds <= metric.round:
-            record.state = "finished"
+        record.state = "finished" if 0 < metric.rounds <= metric.round else "stopped"
     return record
 
 

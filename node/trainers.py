@@ -263,7 +263,7 @@ class Trainers:
             codec=last.codec,
             every=last.every or trainer.shape.every,
         )
-        record.metric = metric
+        record.take(metric)
         append_line(record.directory / "metrics.jsonl", metric)
         record.news.send(metric)
         return metric

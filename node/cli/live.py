@@ -75,13 +75,15 @@ def _documents() -> Iterator[Show]:
 
 @contextmanager
 def _lines(names: Names) -> Iterator[Show]:
-    said = ""
+    said, lanes = "", 1
 
     def show(item: Run | Metric) -> None:
-        nonlocal said
+        nonlocal said, lanes
         if isinstance(item, Metric):
-            click.echo(metric_line(item))
-        elif item.waiting_for and told_of(item, names) != said:
+            click.echo(metric_line(item, lanes))
+            return
+        lanes = item.lanes
+        if item.waiting_for and told_of(item, names) != said:
             said = told_of(item, names)
             click.echo(said, err=True)
 
@@ -102,13 +104,15 @@ def _bar(name: str, names: Names) -> Iterator[Show]:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=Console(), transient=True) as progress:
-        task = progress.add_task("", total=None, told="starting")
+        task, lanes = progress.add_task("", total=None, told="starting"), 1
 
         def show(item: Run | Metric) -> None:
+            nonlocal lanes
             if isinstance(item, Metric):
-                progress.console.print(
-                    metric_line(item), markup=False, highlight=False, soft_wrap=True
-                )
+                line = metric_line(item, lanes)
+                progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            else:
+                lanes = item.lanes
             total = item.rounds or None
             progress.update(task, total=total, completed=item.round, told=told_of(item, names))
 

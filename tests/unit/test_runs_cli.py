@@ -155,6 +155,7 @@ def test_progress_is_told_in_one_line() -> None:
         "round 2/10  step 50  loss 5.000  val 4.500  4 members  900 B out, 1.7 MB in int8"
         "  0.2 s  75 s left"
     )
+    assert metric_line(metric(lane=3), lanes=4).startswith("round 2/10 lane 3  step 50")
     assert "(2 attempts)" in metric_line(metric(attempt=1))
     assert metric_line(metric(loss=None, val_loss=None, peers=0, eta_s=None)) == (
         "round 2/10  step 50"
@@ -183,6 +184,13 @@ def test_a_pipe_gets_plain_lines_and_scripts_get_documents(
     lines = capsys.readouterr().out.splitlines()
     states = [msgspec.json.decode(line).get("state", "metric") for line in lines]
     assert states == ["training", "training", "training", "metric", "finished"]
+
+
+def test_lines_say_which_lane_if_there_are_several(capsys: pytest.CaptureFixture[str]) -> None:
+    show_all([metric(), Run("a", "training", lanes=4), metric()], "a", {}, as_json=False)
+    first, second = capsys.readouterr().out.splitlines()
+    assert "lane" not in first
+    assert "lane 0" in second
 
 
 def test_the_last_certificate_is_that_of_the_last_round_and_lane() -> None:
