@@ -6,6 +6,7 @@ A curve is the metrics of one run at one node: of this daemon's, or a metrics.js
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import click
@@ -18,6 +19,8 @@ from shoal.runs import Metric
 CURVES_MAX = 64  # in one picture; more cannot be told apart
 CURVE_ROWS = 12  # of text: the curve leaves room for what was said before it
 CURVE_COLUMNS = 70
+SMOOTH_FROM = 60  # points: fewer are drawn as they are
+SMOOTH_INTO = 30  # so many stretches have a mean of their own
 MARGIN = 0.03  # of the range, above and below: the extremes do not hide in the frame
 INK_MAX = 10  # colours of matplotlib's cycle: beyond it a curve's style changes too
 _STYLES = ("-", "--", "-.", ":")
@@ -94,6 +97,15 @@ def points(rows: list[Metric], axis: Axis, name: str) -> tuple[list[float], list
     return [x for x, _ in kept], [y for _, y in kept]
 
 
+def smoothed(ys: list[float]) -> list[float]:
+    """Return the mean around each of many values; the first and the last stay as they are."""
+    if len(ys) < SMOOTH_FROM:
+        return ys
+    reach, last, sums = len(ys) // SMOOTH_INTO // 2, len(ys) - 1, [0.0, *accumulate(ys)]
+    near = [min(reach, number, last - number) for number in range(len(ys))]
+    return [(sums[i + r + 1] - sums[i - r]) / (2 * r + 1) for i, r in enumerate(near)]
+
+
 def draw_png(curves: Mapping[str, list[Metric]], path: Path, axis: Axis) -> None:
     """Write the picture: training loss as a line, held-out loss as dots in the same colour."""
     try:
@@ -110,7 +122,9 @@ def draw_png(curves: Mapping[str, list[Metric]], path: Path, axis: Axis) -> None
         shown = _UNPRINTED.sub("?", label)
         trained, checked = points(rows, axis, "loss"), points(rows, axis, "val_loss")
         if trained[0]:
-            axes.plot(*trained, style, label=shown, color=ink)
+            axes.plot(trained[0], smoothed(trained[1]), style, label=shown, color=ink)
+        if len(trained[0]) >= SMOOTH_FROM:
+            axes.plot(*trained, color=ink, alpha=0.25, linewidth=0.7)
         if checked[0]:
             mark = f"o{style}"
             axes.plot(*checked, mark, alpha=0.7, label=f"{shown}, held out", color=ink)

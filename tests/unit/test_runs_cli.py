@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from node.cli.context import Context
-from node.cli.curves import AXES, points, read_file, together
+from node.cli.curves import AXES, points, read_file, smoothed, together
 from node.cli.live import show_all, told_of
 from node.cli.run import curves
 from node.cli.run_source import BadRunFile, read_run_file, read_source
@@ -285,6 +285,15 @@ def test_a_name_that_is_a_formula_to_matplotlib_is_only_a_name(tmp_path: Path) -
 def test_points_leave_gaps_out_and_may_be_drawn_over_time() -> None:
     rows = [metric(time_ms=60_000), metric(time_ms=120_000, loss=None), metric(time_ms=240_000)]
     assert points(rows, AXES["time"], "loss") == ([0.0, 3.0], [5.0, 5.0])
+
+
+def test_many_noisy_points_are_smoothed_and_few_are_not() -> None:
+    few = [float(n % 2) for n in range(59)]
+    assert smoothed(few) == few
+    many = smoothed([float(n % 2) for n in range(600)])
+    assert (many[0], many[-1]) == (0.0, 1.0)
+    assert all(abs(value - 0.5) < 0.03 for value in many[20:-20])
+    assert len(many) == 600
 
 
 def test_two_sources_of_one_member_keep_their_curves_apart() -> None:
