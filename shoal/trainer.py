@@ -227,7 +227,7 @@ class Trainer:
                 self._ranks.share_text(client.member)
                 self._ranks.share_text(client.directory)
                 replica.start(counters.steps if counters is not None else 0)
-                if client.source == "new":
+                if self.last is None:  # no round yet: where this model begins
                     self._measure(0)
             except BaseException:
                 replica.close()

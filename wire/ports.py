@@ -251,6 +251,47 @@ class Rpc(Protocol):
         ...
 
 
+class Bulk(Protocol):
+    """Large buffers between two peers: `send` here meets `receive_into` there, by a key of up to
+    64 bytes that both know. Both end when all is there. They raise DeadlineExceeded, BadMessage,
+    PeerUnreachable, RemoteError or another ShoalError; a cancelled one has let go of its buffer.
+    """
+
+    async def send(
+        self,
+        peer: PeerId,
+        key: bytes,
+        source: memoryview,
+        *,
+        ready: Callable[[int], Awaitable[int]] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        wait_s: float,
+    ) -> int:
+        """Send a buffer; returns its bytes once they are there.
+
+        ready: given how many bytes, from the front, may go already, it waits for more and returns
+        how many; without it all may go. progress: told what has arrived, of how much. wait_s: for
+        the peer to call `receive_into`.
+        """
+        ...
+
+    async def receive_into(
+        self,
+        peer: PeerId,
+        key: bytes,
+        buffer: memoryview,
+        *,
+        prefix: Callable[[int], None] | None = None,
+        wait_s: float,
+    ) -> int:
+        """Receive into a buffer of just that size; returns it.
+
+        prefix: told, on the event loop and soon, how many bytes from the front are here. They stay
+        as they are. wait_s: for the peer to call `send`.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Item:
     """One live value of the store, as readers see it. `value` is what the writer put."""

@@ -36,6 +36,7 @@ LAST_REPORT_S = 5.0  # for the sender to take the last one; we have everything
 LET_GO_S = 4.0  # for a transfer that was cancelled to leave the buffer
 
 Progress = Callable[[int, int], None]  # bytes that have arrived, bytes in all
+Prefix = Callable[[int], None]  # bytes from the front that have arrived
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class _Expected:
 
     target: Target
     progress: Progress
+    prefix: Prefix | None = None
     taken: trio.Event = field(default_factory=trio.Event)  # the offer has come
     over: trio.Event = field(default_factory=trio.Event)  # and nobody is at the target any more
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -65,13 +67,20 @@ class Arrivals:
         self._changed = trio.lowlevel.ParkingLot()
 
     async def receive(
-        self, peer: PeerId, key: bytes, target: Target, progress: Progress, wait_s: float
+        self,
+        peer: PeerId,
+        key: bytes,
+        target: Target,
+        progress: Progress,
+        wait_s: float,
+        *,
+        prefix: Prefix | None = None,
     ) -> int:
         """Wait for the offer, then for the bytes."""
         if (peer, key) in self._expected:
             target.close()
             raise UsageError(f"{key.hex()} of {peer} is expected already")
-        expected = self._expected[peer, key] = _Expected(target, progress)
+        expected = self._expected[peer, key] = _Expected(target, progress, prefix)
         self._changed.unpark_all()
         try:
             with OnFailure(self._counters.add_failed):
@@ -120,7 +129,9 @@ class Arrivals:
         self, call: Call[ToSender, ToReceiver], offer: Offer, expected: _Expected
     ) -> None:
         arrival = Arrival(
-            target=expected.target, inbound=Inbound(offer.size_bytes, offer.piece_bytes)
+            target=expected.target,
+            inbound=Inbound(offer.size_bytes, offer.piece_bytes),
+            is_followed=expected.prefix is not None,
         )
         desk, failure = self._pool.desk(call.peer), None
         try:
@@ -132,7 +143,7 @@ class Arrivals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_take_data, call, offer.transfer, arrival, desk)
                 try:
-                    await self._follow(call, arrival, desk, expected.progress)
+                    await self._follow(call, arrival, desk, expected)
                 except ShoalError as error:  # carried out of the nursery, which would wrap it
                     failure = error
                 nursery.cancel_scope.cancel()
@@ -149,27 +160,32 @@ class Arrivals:
         call: Call[ToSender, ToReceiver],
         arrival: Arrival,
         desk: Desk,
-        progress: Progress,
+        expected: _Expected,
     ) -> None:
         """Report what arrives, until all has. Raises why it will not."""
         inbound, seen_bytes, seen_at = arrival.inbound, 0, time.monotonic()
+        report_at = seen_at
         while True:
             here_bytes = inbound.arrived_bytes
             if here_bytes > seen_bytes:
                 self._counters.bytes_in += here_bytes - seen_bytes
                 seen_bytes, seen_at = here_bytes, time.monotonic()
-                progress(here_bytes, arrival.target.size_bytes)
+                expected.progress(here_bytes, arrival.target.size_bytes)
+                if expected.prefix is not None:
+                    expected.prefix(inbound.prefix_bytes)
             if seen_bytes == arrival.target.size_bytes:
                 return
             if arrival.failure is not None:
                 raise arrival.failure
             if time.monotonic() > seen_at + self._stall_s:
                 raise Stalled(f"nothing arrived for {self._stall_s:g} s")
-            with trio.move_on_after(self._stall_s) as patience:
-                await _report(call, arrival, desk)
-            if patience.cancelled_caught:
-                raise Stalled(f"the sender took no report for {self._stall_s:g} s")
-            with trio.move_on_after(REPORT_S):
+            if time.monotonic() >= report_at:
+                with trio.move_on_after(self._stall_s) as patience:
+                    await _report(call, arrival, desk)
+                if patience.cancelled_caught:
+                    raise Stalled(f"the sender took no report for {self._stall_s:g} s")
+                report_at = time.monotonic() + REPORT_S
+            with trio.move_on_after(report_at - time.monotonic()):
                 await arrival.wake.wait()
 
 

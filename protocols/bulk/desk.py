@@ -76,6 +76,7 @@ class Arrival(Transfer):
 
     target: Target = field(kw_only=True)
     inbound: Inbound = field(kw_only=True)
+    is_followed: bool = False  # `wake` for all that makes its front longer
 
     def close(self) -> None:
         """Give the bytes back to their owner."""
@@ -117,6 +118,12 @@ class Desk:
         with self._changed:
             self._departures[transfer] = departure
             self._turns.add(transfer, departure.outbound)
+            self._changed.notify_all()
+
+    def grow(self, departure: Departure, ready_bytes: int) -> None:
+        """More of it may go."""
+        with self._changed:
+            departure.outbound.grow(ready_bytes)
             self._changed.notify_all()
 
     def expect(self, transfer: int, arrival: Arrival) -> None:
@@ -240,14 +247,16 @@ class Desk:
 
     def _settle(self, arrival: Arrival, piece: Piece, *, is_kept: bool) -> None:
         with self._changed:
+            before = arrival.inbound.prefix_bytes
             if is_kept:
                 arrival.inbound.kept(piece)
             else:
                 arrival.inbound.spoilt(piece)
+            is_news = arrival.is_followed and arrival.inbound.prefix_bytes > before
             is_complete = arrival.inbound.is_complete
             self._settled.notify_all()
         self._leave(arrival)
-        if is_complete:
+        if is_complete or is_news:
             arrival.wake.set()
 
     def _fail(self, transfer: Transfer, reason: str) -> None:

@@ -72,9 +72,16 @@ class Outbound:
     """One transfer as its sender books it. Every piece is with at most one lane at a time."""
 
     def __init__(
-        self, size_bytes: int, piece_bytes: int = PIECE_MAX, *, rate_bytes_s: float | None = None
+        self,
+        size_bytes: int,
+        piece_bytes: int = PIECE_MAX,
+        *,
+        rate_bytes_s: float | None = None,
+        ready_bytes: int | None = None,
     ) -> None:
+        """ready_bytes: what may go, from the front on, until it `grow`s; None: all."""
         self._pieces = Pieces(size_bytes, piece_bytes)
+        self._ready_bytes = size_bytes if ready_bytes is None else ready_bytes
         self._fresh = 0  # the first piece that never went
         self._again = deque[int]()  # pieces of lanes that were lost
         self._lane_of = dict[int, int]()  # of each piece that is on its way
@@ -87,11 +94,19 @@ class Outbound:
         """True when everything has arrived."""
         return self.arrived_bytes == self._pieces.size_bytes
 
+    def grow(self, ready_bytes: int) -> None:
+        """So many bytes from the front may go now."""
+        self._ready_bytes = max(self._ready_bytes, ready_bytes)
+
+    def _has_fresh(self) -> bool:
+        end_bytes = min((self._fresh + 1) * self._pieces.piece_bytes, self._pieces.size_bytes)
+        return self._fresh < self._pieces.count and end_bytes <= self._ready_bytes
+
     def ready_at(self) -> float:
         """When a piece may go: infinity if there is none to send."""
         while self._again and self._is_here[self._again[0]]:
             self._again.popleft()  # it had arrived before its lane was lost
-        if not self._again and self._fresh == self._pieces.count:
+        if not self._again and not self._has_fresh():
             return math.inf
         return self._bucket.free_at if self._bucket else -math.inf
 
@@ -174,7 +189,13 @@ class Inbound:
         self._pieces = Pieces(size_bytes, piece_bytes)
         self._state = bytearray(self._pieces.count)
         self._news = list[int]()
+        self._first_missing = 0
         self.arrived_bytes = 0
+
+    @property
+    def prefix_bytes(self) -> int:
+        """How many bytes from the front are here."""
+        return min(self._first_missing * self._pieces.piece_bytes, self._pieces.size_bytes)
 
     @property
     def is_complete(self) -> bool:
@@ -201,6 +222,8 @@ class Inbound:
         self._state[piece.index] = _HERE
         self.arrived_bytes += piece.length
         self._news.append(piece.index)
+        while self._first_missing < self._pieces.count and self._state[self._first_missing] == _HERE:
+            self._first_missing += 1
 
     def spoilt(self, piece: Piece) -> None:
         """A claimed piece was none."""

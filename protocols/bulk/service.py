@@ -10,7 +10,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import trio
 
-from protocols.bulk.arrivals import Arrivals, Progress
+from protocols.bulk.arrivals import Arrivals, Prefix, Progress
 from protocols.bulk.counters import BulkCounters
 from protocols.bulk.desk import Departure, Job
 from protocols.bulk.machine import Outbound, piece_bytes_for
@@ -67,6 +67,8 @@ RETRY_S = 0.5  # after a lane could not be made, doubling
 RETRY_MAX_S = 10.0
 RATE_MIN_MB_S = 0.01  # below, a transfer would look stalled
 
+Ready = Callable[[int], Awaitable[int]]  # may go so far: wait for more
+
 log = logging.getLogger(__name__)
 
 _ERRORS: dict[str, type[ShoalError]] = {
@@ -97,14 +99,16 @@ class BulkService:
         source: "Readable",
         *,
         rate_mb_s: float | None = None,
+        ready: Ready | None = None,
         progress: Progress | None = None,
         wait_s: float = WAIT_S,
     ) -> int:
         """Send all of a buffer, file or range (`places.part_of`); returns its bytes once they are
         there. A buffer must not change meanwhile.
 
-        key: up to 64 bytes. rate_mb_s: at most so many 10^6 bytes a second. wait_s: for the peer to
-        call `receive_into`. Raises UsageError, SizeMismatch, TransferEnded (the receiver gave up),
+        key: up to 64 bytes. rate_mb_s: at most so many 10^6 bytes a second. ready: given how many
+        bytes from the front may go, waits until more may, and returns how many; None: all may go.
+        wait_s: for the peer to call `receive_into`. Raises UsageError, SizeMismatch, TransferEnded (the receiver gave up),
         DeadlineExceeded, Stalled, Busy, PeerUnreachable, RemoteError or BadMessage.
         """
         _check_key(key)
@@ -118,11 +122,16 @@ class BulkService:
         piece_bytes = piece_bytes_for(origin.size_bytes, rate_bytes_s)
         departure = Departure(
             source=origin,
-            outbound=Outbound(origin.size_bytes, piece_bytes, rate_bytes_s=rate_bytes_s),
+            outbound=Outbound(
+                origin.size_bytes,
+                piece_bytes,
+                rate_bytes_s=rate_bytes_s,
+                ready_bytes=None if ready is None else 0,
+            ),
         )
         offer = Offer(next(self._numbers), key, origin.size_bytes, piece_bytes)
         with OnFailure(self.counters.add_failed), _typed():
-            await self._send(peer, offer, departure, progress or _nothing, wait_s)
+            await self._send(peer, offer, departure, progress or _nothing, wait_s, ready)
         self.counters.sent += 1
         return offer.size_bytes
 
@@ -132,17 +141,21 @@ class BulkService:
         key: bytes,
         buffer: "Writable",
         *,
+        prefix: Prefix | None = None,
         progress: Progress | None = None,
         wait_s: float = WAIT_S,
     ) -> int:
         """Receive what the peer sends by this key into a buffer of exactly its size; returns that.
 
+        prefix: told soon how many bytes from the front have come; they stay as they are.
         If it fails, or is cancelled, the buffer holds anything; but nobody writes to it any more.
         Raises what `send` raises.
         """
         _check_key(key)
         target = memory_target(buffer)
-        return await self._arrivals.receive(peer, key, target, progress or _nothing, wait_s)
+        return await self._arrivals.receive(
+            peer, key, target, progress or _nothing, wait_s, prefix=prefix
+        )
 
     async def receive_file(
         self,
@@ -169,10 +182,11 @@ class BulkService:
         departure: Departure,
         progress: Progress,
         wait_s: float,
+        ready: Ready | None,
     ) -> None:
         try:
             async with self._rpc.stream(peer, TRANSFER, timeout_s=OPEN_S) as call:
-                await self._drive(call, offer, departure, progress, wait_s)
+                await self._drive(call, offer, departure, progress, wait_s, ready)
         finally:
             await self.pool.desk(peer).withdraw(offer.transfer, departure)
 
@@ -183,6 +197,7 @@ class BulkService:
         departure: Departure,
         progress: Progress,
         wait_s: float,
+        ready: Ready | None,
     ) -> None:
         """Offer, see that it is carried, and follow it to its end."""
         failure: ShoalError | None = None
@@ -193,6 +208,8 @@ class BulkService:
                 await _accepted(call, wait_s)
                 self.pool.desk(call.peer).send(offer.transfer, departure)
                 nursery.start_soon(self._carry, call, offer, departure)
+                if ready is not None:
+                    nursery.start_soon(self._grow, call.peer, departure, ready)
                 await self._follow(call, departure, progress)
             except ShoalError as error:  # carried out of the nursery, which would wrap it
                 failure = error
@@ -225,6 +242,14 @@ class BulkService:
             raise failure
         if not outbound.is_done:
             raise Stalled(f"nothing arrived for {self._stall_s:g} s")
+
+    async def _grow(self, peer: PeerId, departure: Departure, ready: Ready) -> None:
+        """Let more and more of it go."""
+        ready_bytes = 0
+        while ready_bytes < departure.source.size_bytes:
+            ready_bytes = await ready(ready_bytes)
+            self.pool.desk(peer).grow(departure, ready_bytes)
+            self.pool.changed.unpark_all()  # if it goes through the call
 
     async def _keep_lanes(self, peer: PeerId, size_bytes: int) -> None:
         """Have lanes for a transfer, and again when they are lost."""

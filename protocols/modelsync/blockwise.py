@@ -154,5 +154,13 @@ def _decode_int4(data: Bytes, out: Vector, limit: float) -> None:
         _scale_up(scales[start // BLOCK : start // BLOCK + blocks_of(len(part))], part)
 
 
-INT8 = Codec("int8", 1.001, _encode_int8, _decode_int8, _encode_int8)
-INT4 = Codec("int4", 0.501, _encode_int4, _decode_int4, _encode_int4)
+def _size_int8(elements: int) -> int:
+    return 4 * blocks_of(elements) + elements
+
+
+def _size_int4(elements: int) -> int:
+    return 4 * blocks_of(elements) + (elements + 1) // 2
+
+
+INT8 = Codec("int8", 1.001, _encode_int8, _decode_int8, _encode_int8, size=_size_int8)
+INT4 = Codec("int4", 0.501, _encode_int4, _decode_int4, _encode_int4, size=_size_int4)

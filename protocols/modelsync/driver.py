@@ -121,6 +121,11 @@ class LaneDriver:
         return self.attachment.exchange[self._slice]
 
     @property
+    def is_busy(self) -> bool:
+        """True while an attempt is going on."""
+        return self._current is not None
+
+    @property
     def is_bound(self) -> bool:
         """True if we signed a result and do not know how the round ended."""
         return self.rounds.mine is not None and self.rounds.mine.bound is not None

@@ -1,20 +1,22 @@
-"""The rounds of one run, as one node sees them: who is ready, whose turn it is to propose, which
+"""The rounds of one lane, as one node sees them: who is ready, whose turn it is to propose, which
 attempt we are in, and when the next goes on without whom. No I/O, no clock.
 
-Safety: an attempt commits only when every member of it signed, its members are more than half of
-the previous certificate's, and a member takes part in one attempt at a time, the best it knows.
-Views of who is alive may differ: they cost time (two proposers, one wins), never agreement.
+Safety is in ballots.py and tally.py: an attempt commits only when every member of it signed, its
+members are a quorum, and none of them was bound to anything else. Views of who is alive may
+differ: they cost time (two proposers, one wins), never agreement.
 """
 
-import hashlib
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 
-from protocols.modelsync.shards import equal_shards
+from protocols.modelsync.ballots import Electorate, order_of, rank_of, to_adopt
+from protocols.modelsync.codecs import CODECS, most_compact
+from protocols.modelsync.roster import Roster
+from protocols.modelsync.shards import weighted_shards
 from protocols.modelsync.wire import (
     ATTEMPTS_MAX,
     MEMBERS_MAX,
@@ -26,9 +28,10 @@ from protocols.modelsync.wire import (
 )
 from wire.ids import PeerId
 
-REFUSALS_MAX = 2  # attempts of ours in one round that a member may refuse: one is bad luck
 JUMP_MAX = 8  # attempts that a member may be ahead of us; more is a lie to use the numbers up
-TURN_S = 1.0  # the next in the proposers' order steps in after this long without a PREPARE
+TURN_S = 0.5  # the next in the proposers' order steps in after this long without a PREPARE
+
+_CODEC_NAMES = frozenset(codec.name for codec in CODECS)
 
 
 @dataclass(frozen=True)
@@ -55,137 +58,72 @@ class Behind:
 Effect = Propose | Diverged | Behind
 
 
-def order_of(run: str, round_: int, attempt: int, peer: PeerId) -> bytes:
-    """Rank of a proposer: lowest SHA-256(run, round, attempt, peer) is first. Rotates by itself."""
-    return hashlib.sha256(f"{run}\0{round_}\0{attempt}\0{peer}".encode()).digest()
-
-
-def is_better(run: str, new: Ballot, old: Ballot) -> bool:
-    """A later attempt beats an earlier one; within an attempt, the first in order wins."""
-    if new.attempt != old.attempt:
-        return new.attempt > old.attempt
-    ranks = [order_of(run, new.round, new.attempt, ballot.proposer) for ballot in (new, old)]
-    return ranks[0] < ranks[1]
-
-
-@dataclass(frozen=True)
-class Accusation:
-    """One member says that it cannot go on because of another.
-
-    Reasons: lost (the proposer's own stream to it), silent, bad, broken, aborted. The last two may
-    be the echo of another fault: a stream breaks when either end gives up.
-    """
-
-    accuser: PeerId
-    accused: PeerId
-    reason: str
-
-
-def blame(accusations: list[Accusation]) -> set[PeerId]:
-    """Decide whom the next attempt leaves out. Echoes count only if there is nothing better."""
-    certain = [a for a in accusations if a.reason in ("lost", "silent", "bad")]
-    return excluded_by((a.accuser, a.accused) for a in certain or accusations)
-
-
-def excluded_by(accusations: Iterable[tuple[PeerId, PeerId]]) -> set[PeerId]:
-    """Decide whom the next attempt leaves out, from (accuser, accused) pairs, deterministically.
-
-    An accuser that is itself out is not believed, so of two that cannot reach each other only
-    one is left out. The most accused go first.
-    """
-    pairs = set(accusations)
-    votes = Counter(accused for _, accused in pairs)
-    out: set[PeerId] = set()
-    for accuser, accused in sorted(pairs, key=lambda pair: (-votes[pair[1]], pair[1], pair[0])):
-        if accuser not in out:
-            out.add(accused)
-    return out
-
-
 @dataclass
 class Rounds:
-    """The state of one run at one node. Times are in seconds of the caller's clock."""
+    """The state of one lane at one node. Times are in seconds of the caller's clock."""
 
     run: str
     me: PeerId
-    min_members: int
+    electorate: Electorate
     patience_s: float
-    certificate: Certificate | None = None  # of the round before ours: the electorate
+    lane: int = 0
+    replicas_differ: bool = False  # roots are not compared
+    is_verified: bool = False  # all rounds are sealed, not only mixes
     mine: Ready | None = None
+    bound: Bound | None = None  # what we signed in this round
     ballot: Ballot | None = None  # the attempt that we are in
     attempt: int = 0  # the lowest attempt that we would take part in
     deadline: float = math.inf
-    _readies: dict[PeerId, Ready] = field(default_factory=dict[PeerId, Ready])
-    _live: frozenset[PeerId] = frozenset()
-    _left: Mapping[PeerId, int] = field(default_factory=dict[PeerId, int])
-    _unreachable: set[PeerId] = field(default_factory=set[PeerId])
-    _suspects: set[PeerId] = field(default_factory=set[PeerId])  # until it is ready again
-    _barred: set[PeerId] = field(default_factory=set[PeerId])  # until the round is over
-    _refusals: Counter[PeerId] = field(default_factory=Counter[PeerId])  # of this round
+    roster: Roster = field(init=False)
+    _round: int = -1  # that our promises are about
     _quorum_since: float | None = None
     _turn_since: float | None = None
 
+    def __post_init__(self) -> None:
+        """Nobody is ready yet."""
+        self.roster = Roster(self.me, self.electorate)
+
     # -- what we are told --------------------------------------------------------------------
 
+    @property
+    def certificate(self) -> Certificate | None:
+        """That of the last round that we know of: its members are the electorate."""
+        return self.electorate.certificate
+
     def submit(self, ready: Ready) -> None:
-        """Our trainer has its contribution; the same round again replaces it."""
-        if self.mine is None or self.mine.round != ready.round:
-            self._start_round(ready.round)
-        self.mine = ready
-        self._readies[self.me] = ready
+        """Our trainer has its contribution; the same round again replaces it, not our promises."""
+        self._start_round(ready.round)
+        self.mine = msgspec.structs.replace(ready, bound=self.bound)
+        self.roster.readies[self.me] = self.mine
 
     def hold(self, bound: Bound) -> None:
-        """We signed an attempt of this round and do not know if it was committed."""
+        """We have signed a result and do not know if it was committed."""
+        self.bound = bound
         if self.mine is not None:
-            self.submit(msgspec.structs.replace(self.mine, bound=bound))
+            self.submit(self.mine)
 
     def withdraw(self) -> None:
-        """Our trainer is gone, or must fetch a state first."""
+        """Our trainer is gone, or must fetch a state first. What we promised stays."""
         self.mine = None
         self.ballot = None
-        self._readies.pop(self.me, None)
+        self.roster.readies.pop(self.me, None)
 
     def adopt(self, certificate: Certificate | None) -> None:
-        """Take over the electorate that came with a downloaded state."""
-        self.certificate = certificate
+        """Take over the electorate that came with a downloaded state, or with a checkpoint."""
+        self.electorate.certificate = certificate
 
     def hear(self, peer: PeerId, ready: Ready) -> None:
-        """Another member is ready. One that says so is not suspect any more."""
-        if peer not in self._readies and not self._make_room(peer):
-            return
-        self._suspects.discard(peer)
-        self._unreachable.discard(peer)
-        self._readies[peer] = ready
-
-    def meet(self, peer: PeerId) -> None:
-        """A peer answers: worth waiting for, unless it is suspect of something else."""
-        self._unreachable.discard(peer)
-
-    def lose(self, peer: PeerId) -> None:
-        """We cannot reach a peer: do not wait for it until it answers again."""
-        if peer != self.me:
-            self._unreachable.add(peer)
-            self._readies.pop(peer, None)
-
-    def refused(self, peer: PeerId) -> None:
-        """A member did not take part in our attempt. It will say again that it is ready."""
-        if peer != self.me:
-            self._readies.pop(peer, None)
-            self._refusals[peer] += 1
-            if self._refusals[peer] >= REFUSALS_MAX:
-                self.bar(peer)
-
-    def bar(self, peer: PeerId) -> None:
-        """A peer has broken this round by its own doing: go on without it, whoever else can."""
-        if peer != self.me:
-            self._barred.add(peer)
+        """Another member is ready: believed, unless it claims to be bound to no possible result."""
+        if self._is_sound(ready):
+            self.roster.hear(peer, ready)
 
     def see(self, *, live: Collection[PeerId], left: Mapping[PeerId, int]) -> None:
         """Members by lease, and those that said goodbye, each with the round it would have had
         next. Who left before our round is no longer asked for a quorum; who left after it knows
         a later state.
         """
-        self._live, self._left = frozenset(live), dict(left)
+        self.electorate.live = frozenset(live) | {self.me}
+        self.electorate.left = dict(left)
 
     # -- proposing ---------------------------------------------------------------------------
 
@@ -195,42 +133,31 @@ class Rounds:
         mine = self.mine
         if mine is None or self.ballot is not None:
             return []
-        ready = self._ready_peers(mine)
-        if not self.is_quorum(ready):
+        ready = self.roster.ready(mine)
+        if not self.roster.is_quorum(ready):
             self._quorum_since = self._turn_since = None
-            later = self._later_farewell(mine.round)
+            later = self.electorate.later_farewell(mine.round)
             return [] if later is None else [Behind(later)]
         self._quorum_since = now if self._quorum_since is None else self._quorum_since
-        root = self._reference_root(ready)
-        same = {peer for peer in ready if self._readies[peer].root == root}
+        root = mine.root if self.replicas_differ else self._reference_root(mine.round, ready)
+        same = {p for p in ready if self.replicas_differ or self.roster.readies[p].root == root}
         if self.me not in same:
             return [Diverged(root)]
-        if not self._is_complete(same, now):
+        if not self._is_complete(same, ready, now):
             self._turn_since = None
             return []
         self._turn_since = now if self._turn_since is None else self._turn_since
-        order = sorted(same, key=lambda peer: order_of(self.run, mine.round, self.attempt, peer))
+        order = sorted(same, key=lambda peer: self._order(mine.round, self.attempt, peer))
         turn = self._turn_since + TURN_S * order.index(self.me)
         if now < turn:
             self.deadline = turn
             return []
-        return [self._propose(mine, sorted(same))]
-
-    def is_quorum(self, members: Collection[PeerId]) -> bool:
-        """More than half of the previous members that have not left; at first, `min_members`."""
-        if not members:
-            return False
-        if self.certificate is None:
-            return len(members) >= self.min_members
-        round_ = self.certificate.round + 1
-        gone = {peer for peer, left_at in self._left.items() if left_at <= round_}
-        electorate = set(self.certificate.members) - gone
-        return not electorate or 2 * len(electorate & set(members)) > len(electorate)
+        return [self._propose(mine, self._chosen(mine.round, same))]
 
     def waiting_for(self) -> list[PeerId]:
         """Members by lease that are expected and not ready yet."""
-        ready = set(self._ready_peers(self.mine)) if self.mine is not None else set[PeerId]()
-        return sorted(self._expected() - ready)
+        ready = set(self.roster.ready(self.mine)) if self.mine is not None else set[PeerId]()
+        return sorted(self.roster.expected() - ready)
 
     # -- taking part -------------------------------------------------------------------------
 
@@ -239,28 +166,43 @@ class Rounds:
         mine = self.mine
         if mine is None or mine.round > prepare.round:
             return "not_ready"
-        if prepare.proposer in self._barred:
+        if self.roster.is_unwanted(prepare.proposer):
             return "barred"
         if mine.round < prepare.round:
             return "behind"
-        if prepare.base_root != mine.root:
+        if prepare.base_root != mine.root and not self.replicas_differ:
             return "diverged"
-        if (prepare.elements, prepare.codec) != (mine.elements, mine.codec):
+        if not self._fits(prepare, mine):
             return "schema"
-        if not self._is_well_formed(prepare, mine) or not self.is_quorum(prepare.members):
+        if not self._is_well_formed(prepare, mine):
+            return "invalid"
+        if not self.electorate.is_quorum(prepare.members, prepare.newcomers):
             return "invalid"
         if prepare.attempt < self.attempt:
             return "old"
-        if self.ballot is not None and not is_better(self.run, prepare.ballot, self.ballot):
+        if self.ballot is not None and self._rank(prepare.ballot) <= self._rank(self.ballot):
             return "busy"
         self.ballot, self.attempt = prepare.ballot, prepare.attempt
         return ""
 
-    def failed(self, ballot: Ballot, excluded: Collection[PeerId], *, attempt: int = 0) -> None:
+    def failed(
+        self,
+        ballot: Ballot,
+        excluded: Collection[PeerId],
+        *,
+        stale: Collection[PeerId] = (),
+        attempt: int = 0,
+        bounds: Mapping[PeerId, Bound] | None = None,
+    ) -> None:
         """An attempt of ours failed; go on to the next one without `excluded`.
 
-        `attempt`: the attempt that others say they are in.
+        `stale` refused it; `attempt` is the one that others say they are in, `bounds` are what
+        they are bound to.
         """
+        for peer, bound in (bounds or {}).items():
+            self.roster.bind(peer, bound)
+        for peer in set(stale) - set(excluded):
+            self.roster.strike(peer, is_suspect=False)
         if self.ballot != ballot:
             return  # we have left it for a better one
         following = ballot.attempt + 1
@@ -269,122 +211,128 @@ class Rounds:
         self.attempt = min(ATTEMPTS_MAX, following)
         self.ballot = None
         self._turn_since = None
-        for peer in set(excluded) - {self.me}:
-            self._suspects.add(peer)
-            self._readies.pop(peer, None)
+        for peer in excluded:
+            self.roster.strike(peer, is_suspect=True)
 
     def committed(self, certificate: Certificate) -> None:
-        """The round is over for us; the certificate's members are the next electorate.
-
-        Whom it left out we do not wait for either until we hear of it: its proposer has waited.
-        """
-        self._suspects |= self._expected() - set(certificate.members)
-        self.certificate = certificate
+        """The round is over for us; the certificate's members are the next electorate."""
+        self.roster.committed(certificate.members)
+        self.electorate.certificate = certificate
         self._start_round(certificate.round + 1)
         self.mine = None
 
     # -- inside ------------------------------------------------------------------------------
 
-    def _expected(self) -> frozenset[PeerId]:
-        absent = self._left.keys() | self._suspects | self._unreachable | self._barred
-        return frozenset(self._live - absent - {self.me})
+    def _order(self, round_: int, attempt: int, peer: PeerId) -> bytes:
+        return order_of(self.run, self.lane, round_, attempt, peer)
 
-    def _later_farewell(self, round_: int) -> int | None:
-        """The latest round that a voter of ours has left with, if it is later than ours."""
-        voters = self.certificate.members if self.certificate is not None else self._left
-        later = max((self._left.get(peer, 0) for peer in voters), default=0)
-        return later if later > round_ else None
+    def _rank(self, ballot: Ballot) -> tuple[int, bytes]:
+        return rank_of(self.run, self.lane, ballot)
 
     def _start_round(self, round_: int) -> None:
-        self.ballot = None
-        self.attempt = 0
+        if round_ == self._round:
+            return
+        self._round, self.bound = round_, None
+        self.ballot, self.attempt = None, 0
         self._quorum_since = self._turn_since = None
-        self._barred.clear()
-        self._refusals.clear()
-        self._readies = {p: r for p, r in self._readies.items() if r.round >= round_}
+        self.roster.start_round(round_)
 
-    def _ready_peers(self, mine: Ready) -> list[PeerId]:
-        """Who could take part; those that are barred only where there is no quorum without."""
-        ready = [
-            peer
-            for peer, ready in self._readies.items()
-            if (ready.round, ready.shape) == (mine.round, mine.shape)
-        ]
-        allowed = [peer for peer in ready if peer not in self._barred]
-        return allowed if self.is_quorum(allowed) else ready
-
-    def _voters(self) -> frozenset[PeerId]:
-        """Members of the last certificate; before any, those with a lease, and we."""
-        if self.certificate is not None:
-            return frozenset(self.certificate.members)
-        return self._live | {self.me}
-
-    def _make_room(self, peer: PeerId) -> bool:
-        """True if one more may be ready: voters and lease holders take the places of others."""
-        if len(self._readies) < MEMBERS_MAX - 1:
-            return True
-        first, second = self._voters() | {self.me}, self._live
-        rank = {p: (p in first) * 2 + (p in second) for p in [*self._readies, peer]}
-        last = min(self._readies, key=lambda p: rank[p])
-        if rank[last] >= rank[peer]:
-            return False
-        del self._readies[last]
-        return True
-
-    def _reference_root(self, ready: Collection[PeerId]) -> bytes:
+    def _reference_root(self, round_: int, ready: Collection[PeerId]) -> bytes:
         """The state that most ready voters start from; ties go to the first proposer.
 
         Newcomers have no vote: names cost nothing, and they bring no state that we need.
         """
-        voters = [peer for peer in ready if peer in self._voters()] or ready
-        votes = Counter(self._readies[peer].root for peer in voters)
+        voters = self.electorate.voters() if not self.electorate.sample else frozenset(ready)
+        voting = [peer for peer in ready if peer in voters] or list(ready)
+        votes = Counter(self.roster.readies[peer].root for peer in voting)
         most = max(votes.values())
-        round_ = self._readies[next(iter(voters))].round
         first = min(
-            (peer for peer in voters if votes[self._readies[peer].root] == most),
-            key=lambda peer: order_of(self.run, round_, 0, peer),
+            (peer for peer in voting if votes[self.roster.readies[peer].root] == most),
+            key=lambda peer: self._order(round_, 0, peer),
         )
-        return self._readies[first].root
+        return self.roster.readies[first].root
 
-    def _is_complete(self, same: set[PeerId], now: float) -> bool:
+    def _is_complete(self, same: set[PeerId], ready: Collection[PeerId], now: float) -> bool:
         """True if nobody is worth waiting for, or the patience for slow members is over."""
-        if not self.is_quorum(same):
+        if not self.roster.is_quorum(same):
             return False
         assert self._quorum_since is not None
-        missing = self._expected() - same
-        missing |= {p for p in self._ready_peers(self._readies[self.me]) if p not in same}
+        missing = (self.roster.expected() | set(ready)) - same
         patience_over = self._quorum_since + self.patience_s
         if not missing or now >= patience_over:
-            self._suspects |= missing  # not waited for again until it is heard
+            self.roster.suspect(missing)  # not waited for again until it is heard
             return True
         self.deadline = patience_over
         return False
 
+    def _chosen(self, round_: int, same: set[PeerId]) -> list[PeerId]:
+        """Members of the attempt, in member order: we, voters first if there are too many."""
+        most, voters = self.electorate.sample or MEMBERS_MAX, self.electorate.voters()
+        places = sorted(
+            same, key=lambda p: (p != self.me, p not in voters, self._order(round_, 0, p))
+        )
+        return sorted(places[:most])
+
     def _propose(self, mine: Ready, members: list[PeerId]) -> Propose:
-        members = members[:MEMBERS_MAX]
+        readies = [self.roster.readies[peer] for peer in members]
+        adopt = to_adopt(self.run, self.lane, mine.round, (ready.bound for ready in readies))
+        wishes = [ready.wish_codec for ready in readies if ready.wish_codec in _CODEC_NAMES]
+        rates = [ready.rate for ready in readies]
+        owns = [ready.owns and not ready.is_new for ready in readies]
         prepare = Prepare(
             run=self.run,
             round=mine.round,
             attempt=self.attempt,
             proposer=self.me,
             members=members,
-            weights=[self._readies[peer].weight for peer in members],
-            shards=equal_shards(mine.elements, len(members)),
-            codec=mine.codec,
+            weights=[ready.weight for ready in readies],
+            shards=weighted_shards(mine.elements, rates, owns),
+            codec=most_compact(wishes) if mine.codec == "auto" else mine.codec,
             base_root=mine.root,
             elements=mine.elements,
             lane=mine.lane,
             topology=mine.topology,
+            every=max(ready.wish_every for ready in readies),
+            is_sealed=self._is_sealed(mine),
+            newcomers=tuple(sorted(self.roster.new(members))),
+            adopt=adopt,
         )
         self.ballot = prepare.ballot
         return Propose(prepare)
 
+    def _is_sealed(self, mine: Ready) -> bool:
+        return self.is_verified or mine.topology != "all"
+
+    def _is_sound(self, ready: Ready) -> bool:
+        """False for a member that claims to be bound to what cannot be a result of its lane."""
+        bound = ready.bound
+        if bound is None:
+            return True
+        return sum(bound.shards) == ready.elements and _is_codec_of(ready, bound.codec)
+
+    def _fits(self, prepare: Prepare, mine: Ready) -> bool:
+        ours = (mine.elements, mine.topology, self._is_sealed(mine))
+        if (prepare.elements, prepare.topology, prepare.is_sealed) != ours:
+            return False
+        return _is_codec_of(mine, prepare.codec)
+
     def _is_well_formed(self, prepare: Prepare, mine: Ready) -> bool:
-        members = prepare.members
+        members, adopt = prepare.members, prepare.adopt
         if len({len(members), len(prepare.weights), len(prepare.shards)}) != 1:
             return False
         if len(set(members)) != len(members) or sum(prepare.shards) != prepare.elements:
             return False
         if prepare.proposer not in members or self.me not in members:
             return False
+        if not set(prepare.newcomers) <= set(members) or self.roster.are_banned(members):
+            return False
+        if mine.is_new != (self.me in prepare.newcomers):
+            return False
+        if adopt is not None and not self._is_sound(msgspec.structs.replace(mine, bound=adopt)):
+            return False
         return prepare.weights[members.index(self.me)] == mine.weight
+
+
+def _is_codec_of(ready: Ready, codec: str) -> bool:
+    """True if a run with this readiness may have a round on that wire."""
+    return codec == ready.codec if ready.codec != "auto" else codec in _CODEC_NAMES

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import trio
 
-from protocols.modelsync import state as states
+from protocols.modelsync import state as state_files
 from protocols.modelsync.codecs import CONTRIBUTION_MAX, Vector, is_within
 from protocols.modelsync.driver import LaneDriver
-from protocols.modelsync.states import States
 from protocols.modelsync.part import Attachment, Census, Contribution, Fetched, Outcome, Wish
 from protocols.modelsync.registry import BOUND, MemberLease, Registry
+from protocols.modelsync.states import States
 from protocols.modelsync.wire import (
     ATTEMPT,
     READY,
@@ -82,7 +82,9 @@ class ModelSync:
         self._parts: dict[str, _Part] = {}
         self._work = work or in_threads()
         self._on_certificate = on_certificate
-        self._states = States(rpc, self._registry, self._work, lane_of=self._lane)
+        self._states = States(
+            rpc, self._registry, self._work, lane_of=self._lane, is_busy=self._is_busy
+        )
         self._nursery: trio.Nursery | None = None
         rpc.serve(READY, self._on_ready)
         rpc.serve_stream(ATTEMPT, self._on_attempt)
@@ -95,6 +97,7 @@ class ModelSync:
             task_status.started()
             while True:
                 await trio.sleep(LEASE_RENEW_S)
+                self._states.tidy()
                 for run in list(self._parts):
                     await self._renew(run)
 
@@ -134,10 +137,6 @@ class ModelSync:
         self._parts[run] = part
         await self._nursery.start(self._drive, run, part)
 
-    def adopt(self, run: str, lane: int, certificate: Certificate | None) -> None:
-        """The trainer goes on from a checkpoint: its certificate names the lane's electorate."""
-        self._lane(run, lane).adopt(certificate)
-
     async def join(self, run: str, lane: int, round_: int, target: Vector) -> Fetched | None:
         """If members hold a later state than that before `round_`, load it into `target`.
 
@@ -146,6 +145,13 @@ class ModelSync:
         fetched = await self._states.join(run, lane, round_, target)
         await self._renew(run)
         return fetched
+
+    def adopt(self, run: str, lane: int, certificate: Certificate | None) -> None:
+        """Our trainer begins with the state of a checkpoint, which this certificate led to.
+
+        Call it for each lane before `join`.
+        """
+        self._lane(run, lane).adopt(certificate)
 
     async def fetch(
         self, run: str, lane: int, target: Vector, *, at_least: int, root: bytes | None = None
@@ -226,7 +232,7 @@ class ModelSync:
         """Every run that has a member in the swarm."""
         return self._registry.run_names()
 
-    def state_of(self, run: str, lane: int) -> states.State | None:
+    def state_of(self, run: str, lane: int) -> state_files.State | None:
         """The state that this node gives to joiners."""
         return self._states.state_of(run, lane)
 
@@ -297,6 +303,10 @@ class ModelSync:
                 return
         lanes = len(part.lanes) if part is not None else 1
         await self._registry.publish(certificate, lanes=lanes)
+
+    def _is_busy(self) -> bool:
+        """True while a round moves data: states are given slowly then."""
+        return any(lane.is_busy for part in self._parts.values() for lane in part.lanes)
 
     # -- for peers ---------------------------------------------------------------------------
 

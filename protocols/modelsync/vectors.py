@@ -40,6 +40,7 @@ class Codec:
     decode_into: Callable[[Bytes, Vector, float], None]
     encode_mean: Callable[[Vector], bytes]
     is_exact: bool = False
+    size: Callable[[int], int] | None = None  # exact bytes of so many elements; None: it depends
 
     def decode(self, data: Bytes, elements: int, limit: float = MEAN_MAX) -> Vector:
         """Return `elements` values of magnitude at most `limit`. Raises BadMessage."""

@@ -226,6 +226,7 @@ class Prepare(Message, frozen=True, tag="prepare"):
     topology: Topology = "all"
     every: Every = 0
     is_sealed: bool = False  # ACK commits to the contribution, GO tells all of all
+    newcomers: Annotated[tuple[Peer, ...], Meta(max_length=MEMBERS_MAX)] = ()
     adopt: Bound | None = None  # no sums: spread this result of an earlier attempt
 
     def __post_init__(self) -> None:

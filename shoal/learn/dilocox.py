@@ -78,7 +78,8 @@ class DiLoCoX(EagerDiLoCo):
 
     def ends(self, lane: int, round_: int, begun: int) -> int:
         """See Strategy."""
-        return begun + self._pace.get(lane, self.every)
+        last = round_ + 1 == self.rounds
+        return begun if last else begun + self._pace.get(lane, self.every)
 
     def size(self, lane: int, round_: int, state: Vector) -> int:
         """See Strategy: what this round's rank needs."""

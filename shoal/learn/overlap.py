@@ -103,8 +103,8 @@ class EagerDiLoCo(DiLoCo):
         return self._go_on_from(lane, state[: self.lanes[lane].elements])
 
     def ends(self, lane: int, round_: int, begun: int) -> int:
-        """See Strategy."""
-        return begun + self.every
+        """See Strategy: nothing is left to do while the last round runs."""
+        return begun if round_ + 1 == self.rounds else begun + self.every
 
     def contribution(self, lane: int, round_: int, state: Vector, local: Vector) -> Vector:
         """See Strategy: what we moved since the last contribution, other than by rounds."""

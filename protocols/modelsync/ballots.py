@@ -1,0 +1,108 @@
+"""Which attempt beats which, who may decide a round, and what a proposer must adopt. Pure.
+
+Single-decree Paxos (Lamport, "The Part-Time Parliament", 1998) for each round of a lane:
+members are the acceptors, ACK is the promise, DONE the vote, and the mean of the first attempt that
+could have been committed is the value. Quorums come from the members of the round before.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from protocols.modelsync.wire import Ballot, Bound, Certificate
+from wire.ids import PeerId
+
+Rank = tuple[int, bytes]  # of an attempt; the greater one wins
+
+
+def order_of(run: str, lane: int, round_: int, attempt: int, peer: PeerId) -> bytes:
+    """Rank of a proposer: the lowest SHA-256 is first. Rotates by itself."""
+    return hashlib.sha256(f"{run}\0{lane}\0{round_}\0{attempt}\0{peer}".encode()).digest()
+
+
+def rank_of(run: str, lane: int, ballot: Ballot) -> Rank:
+    """A later attempt beats an earlier one; within an attempt, the first in order wins."""
+    order = order_of(run, lane, ballot.round, ballot.attempt, ballot.proposer)
+    return ballot.attempt, bytes(255 - byte for byte in order)
+
+
+def to_adopt(run: str, lane: int, round_: int, bounds: Iterable[Bound | None]) -> Bound | None:
+    """Return what a proposer must adopt of what members are bound to: that of the best ballot.
+
+    Of two results of one ballot neither was committed; the one that more members hold is taken.
+    """
+    some = [bound for bound in bounds if bound is not None]
+    if not some:
+        return None
+    votes = Counter(bound.result for bound in some)
+    return max(
+        some,
+        key=lambda bound: (
+            rank_of(run, lane, Ballot(round_, bound.attempt, bound.proposer)),
+            votes[bound.result],
+            bound.result,
+        ),
+    )
+
+
+def is_covered(run: str, lane: int, round_: int, bound: Bound | None, adopt: Bound | None) -> bool:
+    """True if an attempt that adopts `adopt` may have a member that is bound to `bound`."""
+    if bound is None:
+        return True
+    if adopt is None:
+        return False
+    theirs = rank_of(run, lane, Ballot(round_, bound.attempt, bound.proposer))
+    return theirs <= rank_of(run, lane, Ballot(round_, adopt.attempt, adopt.proposer))
+
+
+@dataclass
+class Electorate:
+    """Whose presence makes an attempt one that may be committed.
+
+    `live` are members by lease; `left` those that said goodbye, with the round that each would
+    have had next: who left before ours is no longer asked for.
+    """
+
+    min_members: int
+    sample: int = 0
+    certificate: Certificate | None = None  # of the round before ours
+    live: frozenset[PeerId] = frozenset()
+    left: Mapping[PeerId, int] = field(default_factory=dict[PeerId, int])
+
+    def voters(self) -> frozenset[PeerId]:
+        """Members of the last certificate that have not left; before any, those with a lease."""
+        if self.certificate is None:
+            return self.live
+        next_round = self.certificate.round + 1
+        gone = {peer for peer, left_at in self.left.items() if left_at <= next_round}
+        return frozenset(self.certificate.members) - gone
+
+    def is_quorum(self, members: Collection[PeerId], new: Collection[PeerId] = ()) -> bool:
+        """True if these may decide the round: any two such sets share one that remembers.
+
+        More than half of the voters, and those of them that are not new at least half. What new
+        ones may have promised is only moot if there is nobody else to ask: if every voter is
+        here, or every one that has a lease, and all are new.
+        """
+        if self.sample:
+            needed = -(-2 * self.sample // 3)
+            return needed <= len(members) <= self.sample
+        if self.certificate is None and len(members) < self.min_members:
+            return False
+        voters = self.voters()
+        if not voters:
+            return bool(members)
+        here = voters & set(members)
+        if 2 * len(here) <= len(voters):
+            return False
+        old = here - set(new)
+        if self.certificate is None or 2 * len(old) >= len(voters) or here == voters:
+            return True
+        return not old and not (voters & self.live) - here
+
+    def later_farewell(self, round_: int) -> int | None:
+        """The latest round that a voter of ours has left with, if it is later than ours."""
+        voters = self.certificate.members if self.certificate is not None else self.left
+        later = max((self.left.get(peer, 0) for peer in voters), default=0)
+        return later if later > round_ else None
