@@ -91,8 +91,8 @@ def show(context: Context, name: str, as_json: bool) -> None:
 def peers(context: Context, name: str, as_json: bool) -> None:
     """Show what each peer has done for a run, as this node has seen it.
 
-    SAMPLES is the weight that it brought in all, LEFT OUT how many rounds went on without it; IN,
-    OUT and TIME are of this node's exchanges with it. A peer that was found guilty is banned.
+    SAMPLES is the weight that it brought in all, LEFT OUT how many attempts went on without it, IN
+    and OUT what this node exchanged with it, WAITED how long this node was ready before it.
     """
     client = context.client()
     found = contributions_of(client, name)
