@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
+
 from shoal.learn.exact import nesterov
 from shoal.learn.lowrank import LowRank
 from shoal.learn.overlap import EagerDiLoCo
@@ -19,12 +21,15 @@ class DiLoCoX(EagerDiLoCo):
     """DiLoCoX: each stage is a lane with an outer optimiser of its own; contributions are low rank.
 
     M = Δ_i + e_i;  C(M) of rank r (`lowrank.py`; the wire makes int4 of it);  e_i ← M - C(M);
-    φ, m ← Nesterov(φ, m, mean C(M)), one interval late as in EagerDiLoCo. The rank is twice the
+    φ, m ← Nesterov(φ, m, mean C(M)), one interval late as in EagerDiLoCo; what the others have
+    not got stays with the member: θ_i ← φ - e_i - (what it has moved since). The rank is twice the
     effective rank of the averaged delta, over 5 rounds, at most `rank`; H follows in proportion,
     so that the link stays as busy: H_t = H · r_t / rank. Bases and rank are part of the state.
-    Defaults: rank 8, int4, feedback 1. The paper's workers hold one stage each; here a member
-    holds all lanes, so memory is not saved, traffic is. `stages` are cut between tensors.
-    Source: Qi et al., "DiLoCoX", 2025; the exact rule of adaption is ours.
+    Defaults: rank 8, feedback 1. Without e_i in the model it learns anew what it owes already, and
+    that counts twice (Shakespeare, 10 rounds: 2.74 nats instead of 2.60). The paper's workers hold
+    one stage each; here a member holds all lanes: what is saved is traffic, not memory.
+    Source: Qi et al., "DiLoCoX", 2025, the exact rule of adaption is ours; e_i in the model as in
+    Xie et al., "CSER: communication-efficient SGD with error reset", 2020.
     """
 
     feedback: float = 1.0
@@ -118,6 +123,14 @@ class DiLoCoX(EagerDiLoCo):
             assert turn.sent is not None, "a strategy with feedback is told what was sent"
             n = self.lanes[lane].elements
             self.errors.settle(lane, self._low[lane].restore(turn.round, rank, basis, turn.sent, n))
+
+    def local(self, lane: int, state: Vector, now: Vector) -> Vector:
+        """See the class."""
+        owed = None if lane in self._lost else self.errors.owed(lane)
+        model = super().local(lane, state, now)
+        if owed is not None:
+            model = self._anchors[lane] = np.subtract(model, owed)
+        return model
 
     def restore(self, own: dict[str, Vector]) -> None:
         """See Strategy: residuals are of the lane's parameters, not of what is sent."""
