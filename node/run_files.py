@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from node.checkpoints import FOLDER, lane_path
 from node.tensor_file import BadFile, find_tensor
 from protocols.modelsync.state import State
-from shoal.runs import Metric
+from shoal.runs import Contribution, Metric
 
+CONTRIBUTIONS = "contributions.json"  # in a run's folder
 _TAIL_BYTES = 4096  # read from the end of a log to find its last line
 _METRICS_BYTES = 16 * 1024  # of metrics.jsonl: some thirty lines, among them a held-out loss
 
@@ -66,8 +67,25 @@ def kept_states(directory: Path, states: list[State]) -> list[NDArray[np.float32
     return kept
 
 
+def save_contributions(directory: Path, table: list[Contribution]) -> None:
+    """Keep what peers have done for a run. Raises OSError."""
+    partial = directory / f"{CONTRIBUTIONS}.partial"
+    partial.write_bytes(msgspec.json.encode(table))
+    os.replace(partial, directory / CONTRIBUTIONS)
+
+
+def load_contributions(directory: Path) -> list[Contribution]:
+    """Return what was kept; nothing if that is no table."""
+    try:
+        data = (directory / CONTRIBUTIONS).read_bytes()
+        return msgspec.json.decode(data, type=list[Contribution])
+    except (OSError, msgspec.DecodeError):
+        return []
+
+
 def begin_anew(directory: Path) -> None:
     """Move the checkpoint of an earlier run of this name aside; the one before that is removed."""
+    (directory / CONTRIBUTIONS).unlink(missing_ok=True)
     checkpoint, aside = directory / FOLDER, directory / f"{FOLDER}.old"
     if checkpoint.exists():
         shutil.rmtree(aside, ignore_errors=True)

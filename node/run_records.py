@@ -11,10 +11,10 @@ import trio
 
 from node.broadcast import Broadcast
 from node.children import Child
-from node.run_files import last_metrics
+from node.run_files import last_metrics, load_contributions
 from node.trainer_part import AttachedTrainer
 from protocols.modelsync.wire import RunName
-from shoal.runs import Metric, RoundResult, Run, StartRun, run_root
+from shoal.runs import Contribution, Metric, RoundResult, Run, StartRun, run_root
 from wire.errors import Busy, NotFound, UsageError
 from wire.ids import PeerId
 
@@ -84,6 +84,7 @@ class Record:
     settings: str = ""
     aggregator: str = ""
     totals: Totals = field(default_factory=Totals)
+    before: list[Contribution] = field(default_factory=list[Contribution])  # of earlier trainers
     error: str = ""
     stopping: bool = False
     is_supervised: bool = False  # we started it, and say ourselves how it ended
@@ -166,7 +167,7 @@ class Records:
             raise Busy(f"run {name} is going on here", hint=f"`shoal run stop {name}` stops it")
         directory = self._directory / name
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        record = Record(name, "starting", directory)
+        record = Record(name, "starting", directory, before=load_contributions(directory))
         self._remember(record)
         return record
 
@@ -220,7 +221,8 @@ class Records:
 
 def recalled(directory: Path) -> Record:
     """Return the record of an earlier run, as its last metric left it."""
-    record = Record(directory.name, "stopped", directory)
+    before = load_contributions(directory)
+    record = Record(directory.name, "stopped", directory, before=before)
     for metric in last_metrics(directory):
         record.take(metric)
         record.rounds, record.at, record.wire = metric.rounds, [metric.round], metric.codec

@@ -6,7 +6,18 @@ from node.cli.context import plain, short
 from shoal.runs import CertificateView, Contribution, Metric, Run
 
 RUN_HEADS = ("RUN", "STATE", "ROUND", "STEP", "LOSS", "VAL", "MEMBERS", "STRATEGY", "WIRE", "ROOT")
-PEER_HEADS = ("PEER", "NAME", "ROUNDS", "SAMPLES", "SHARE", "LEFT OUT", "IN", "OUT", "WAITED", "NOTE")
+PEER_HEADS = (
+    "PEER",
+    "NAME",
+    "ROUNDS",
+    "SAMPLES",
+    "SHARE",
+    "LEFT OUT",
+    "IN",
+    "OUT",
+    "WAITED",
+    "NOTE",
+)
 ROOT_SHOWN = 12  # hex digits: enough to see that two are equal
 _MINUTES_FROM_S, _HOURS_FROM_S = 90, 5400  # where a smaller unit would be hard to read
 

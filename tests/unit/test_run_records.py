@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from node.metrics import Metrics, RunFigures, training_figures
+from node.run_files import begin_anew, save_contributions
 from node.run_records import RUNS_MAX, Records, Totals
-from node.run_views import run_figures
-from protocols.modelsync.part import Contribution
-from shoal.runs import Metric, RoundResult
+from node.run_views import merged, run_figures
+from shoal.runs import Contribution, Metric, RoundResult
 from wire.errors import Busy, NotFound
 from wire.ids import PeerId
 
@@ -93,13 +93,33 @@ def test_totals_count_what_rounds_took() -> None:
     assert totals == Totals(committed=2, attempts=4, bytes_in=20, bytes_out=40, seconds=1.0)
 
 
+def test_tables_of_two_trainers_add_up_and_survive_a_restart(tmp_path: Path) -> None:
+    first = [Contribution("a", rounds=3, weight=30.0, banned=True), Contribution("b", rounds=1)]
+    then = [Contribution("b", rounds=2, left_out=1, bytes_in=5), Contribution("c", seconds=1.5)]
+    table = merged(first, then)
+    assert table == [
+        Contribution("a", rounds=3, weight=30.0, banned=True),
+        Contribution("b", rounds=3, left_out=1, bytes_in=5),
+        Contribution("c", seconds=1.5),
+    ]
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    save_contributions(folder, table)
+    assert Records(tmp_path, Nobody()).get("mine").before == table
+    assert Records(tmp_path, Nobody()).new("mine").before == table
+    begin_anew(folder)
+    assert Records(tmp_path, Nobody()).new("mine").before == []
+    (folder / "contributions.json").write_text('[{"peer": 3}]')
+    assert Records(tmp_path, Nobody()).new("mine").before == []
+
+
 def test_prometheus_is_shown_each_run(tmp_path: Path) -> None:
     records = Records(tmp_path, Nobody())
     record = records.new("mine")
     record.totals.count(RoundResult("committed", 1, 1, bytes_in=10, bytes_out=20, seconds=0.5))
     found = [
-        Contribution(PeerId("a"), rounds=3, left_out=2),
-        Contribution(PeerId("b"), left_out=1, banned=True),
+        Contribution("a", rounds=3, left_out=2),
+        Contribution("b", left_out=1, banned=True),
     ]
     shown = run_figures(record, records.view(record), found)
     assert (shown.left_out, shown.banned, shown.is_active) == (3, 1, True)
