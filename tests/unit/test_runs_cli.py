@@ -175,7 +175,13 @@ def test_a_pipe_gets_plain_lines_and_scripts_get_documents(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     waits = Run("a", "training", waiting_for=[BOB])
-    items = [Run("a", "training"), waits, waits, metric(), Run("a", "finished", root="ff")]
+    items: list[Run | Metric] = [
+        Run("a", "training"),
+        waits,
+        waits,
+        metric(),
+        Run("a", "finished", root="ff"),
+    ]
     assert show_all(items, "a", {}, as_json=False) == items[-1]
     said = capsys.readouterr()
     assert said.out == metric_line(metric()) + "\n"
