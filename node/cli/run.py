@@ -1,7 +1,7 @@
 """The group `shoal run`: everything about one training run."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -46,6 +46,12 @@ class RunDetail(msgspec.Struct, frozen=True):
     run: Run
     last: CertificateView | None
     contributions: list[Contribution]
+
+
+class LogText(msgspec.Struct, frozen=True):
+    """What `run log --json` prints: a line of the script."""
+
+    line: str
 
 
 @click.group()
@@ -240,8 +246,9 @@ def _metrics(context: Context, source: str) -> list[Metric]:
     "-n", "--lines", default=20, show_default=True, type=click.IntRange(0, 100_000),
     help="How many of the last lines.",
 )  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document per line.")
 @click.pass_obj
-def log(context: Context, name: str, goes_on: bool, lines: int) -> None:
+def log(context: Context, name: str, goes_on: bool, lines: int, as_json: bool) -> None:
     """Print the end of what a run's script has said: its train.log."""
     client = context.client()
     path = Path(get_run(client, name).directory) / "train.log"
@@ -251,7 +258,12 @@ def log(context: Context, name: str, goes_on: bool, lines: int) -> None:
             hint="only a run that `shoal train` started has one; others print where they run",
         )
     with suppress(KeyboardInterrupt):  # the reader has seen enough
-        for piece in read_log(client, name, path, lines=lines, goes_on=goes_on):
+        pieces = read_log(client, name, path, lines=lines, goes_on=goes_on)
+        if as_json:
+            for line in whole_lines(pieces):
+                echo_json(LogText(line))
+            return
+        for piece in pieces:
             click.echo(piece, nl=False)
 
 
@@ -272,6 +284,17 @@ def read_log(
             return
         else:
             time.sleep(LOG_POLL_S)
+
+
+def whole_lines(pieces: Iterable[bytes]) -> Iterator[str]:
+    """Yield lines, each when it is whole; at the end also one that is not."""
+    kept = b""
+    for piece in pieces:
+        *lines, kept = (kept + piece).split(b"\n")
+        for line in lines:
+            yield line.decode("utf-8", "replace")
+    if kept:
+        yield kept.decode("utf-8", "replace")
 
 
 def _read_on(path: Path, position: int) -> tuple[bytes, int]:

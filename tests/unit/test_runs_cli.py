@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from node.cli.context import Context
 from node.cli.curves import AXES, points, read_file, smoothed, together
 from node.cli.live import show_all, told_of
-from node.cli.run import curves
+from node.cli.run import curves, whole_lines
 from node.cli.run_source import BadRunFile, read_run_file, read_source
 from node.cli.run_text import duration, latest, metric_line, peer_rows, run_lines, run_row, size
 from node.cli.runs import WIRES
@@ -310,6 +310,11 @@ def test_two_sources_of_one_member_keep_their_curves_apart() -> None:
     ]
     with pytest.raises(ClientError, match=r"nothing is recorded yet for z"):
         together([("z", [metric(loss=None, val_loss=None)])])
+
+
+def test_a_log_is_told_by_whole_lines_however_it_is_read() -> None:
+    pieces = [b"one\ntw", b"o\n\n", "thr\u00e9e".encode()[:4], "thr\u00e9e".encode()[4:]]
+    assert list(whole_lines(pieces)) == ["one", "two", "", "thr\u00e9e"]
 
 
 def test_a_last_line_cut_off_by_a_crash_is_left_out_but_garbage_is_named(tmp_path: Path) -> None:
