@@ -66,6 +66,12 @@ def read_file(path: Path) -> list[Metric]:
     return rows
 
 
+def since_start(rows: list[Metric]) -> list[Metric]:
+    """Leave out what an earlier run of the same name left in the file: it began with round 0."""
+    starts = [number for number, row in enumerate(rows) if row.round == 0]
+    return rows[starts[-1] :] if starts else rows
+
+
 def label_of(rows: list[Metric], source: str) -> str:
     """Say which run at which member a curve is of."""
     return f"{rows[0].run} {short(rows[0].member)}" if rows else source
@@ -76,7 +82,8 @@ def together(found: list[tuple[str, list[Metric]]]) -> dict[str, list[Metric]]:
     if len(found) > CURVES_MAX:
         raise ClientError(f"{len(found)} curves in one picture: at most {CURVES_MAX}")
     curves: dict[str, list[Metric]] = {}
-    for source, rows in found:
+    for source, every in found:
+        rows = since_start(every)
         label = label_of(rows, source)
         if label in curves:
             label = f"{label} ({source})"

@@ -4,7 +4,7 @@ In a pipe there are lines only; with --json one document for each event.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
 import click
@@ -69,12 +69,12 @@ def _display(name: str, names: Names, *, as_json: bool) -> AbstractContextManage
 
 
 @contextmanager
-def _documents() -> Iterator[Show]:
+def _documents() -> Generator[Show]:
     yield echo_json
 
 
 @contextmanager
-def _lines(names: Names) -> Iterator[Show]:
+def _lines(names: Names) -> Generator[Show]:
     said, lanes = "", 1
 
     def show(item: Run | Metric) -> None:
@@ -91,7 +91,7 @@ def _lines(names: Names) -> Iterator[Show]:
 
 
 @contextmanager
-def _bar(name: str, names: Names) -> Iterator[Show]:
+def _bar(name: str, names: Names) -> Generator[Show]:
     """Keep a bar below the lines; it goes away with the block."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
+from node.cli import live
 from node.cli.context import Context
 from node.cli.curves import AXES, points, read_file, smoothed, together
 from node.cli.live import show_all, told_of
@@ -300,6 +301,31 @@ def test_many_noisy_points_are_smoothed_and_few_are_not() -> None:
     assert (many[0], many[-1]) == (0.0, 1.0)
     assert all(abs(value - 0.5) < 0.03 for value in many[20:-20])
     assert len(many) == 600
+
+
+def test_an_earlier_run_of_the_same_name_is_not_drawn() -> None:
+    rounds = [0, 1, 2, 0, 1]
+    rows = [metric(round=number, time_ms=place) for place, number in enumerate(rounds)]
+    (kept,) = together([("x", rows)]).values()
+    assert [row.time_ms for row in kept] == [3, 4]
+    (joined,) = together([("x", rows[1:3])]).values()
+    assert joined == rows[1:3]
+
+
+def test_on_a_terminal_lines_stay_and_nothing_in_them_is_markup(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "on_terminal", lambda: True)
+    items: list[Run | Metric] = [
+        Run("a", "training", rounds=10, lanes=2),
+        metric(note="[bold]not bold[/bold] " + "long " * 40),
+        Run("a", "finished"),
+    ]
+    assert show_all(items, "a", {}, as_json=False) == items[-1]
+    said = capsys.readouterr().out.splitlines()
+    assert [line for line in said if line.startswith("round 2/10 lane 0")] == [
+        metric_line(metric(note="[bold]not bold[/bold] " + "long " * 40), 2)
+    ]
 
 
 def test_two_sources_of_one_member_keep_their_curves_apart() -> None:
