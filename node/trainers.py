@@ -94,7 +94,8 @@ class Trainers:
                 self._records.enter(record, "failed")
             raise
         self._records.enter(record, "training")
-        return Attached(self._member, lanes, source, str(record.directory))
+        members = sorted({*map(str, self._sync.members(name)), str(self._member)})
+        return Attached(self._member, lanes, source, str(record.directory), members)
 
     async def leave(self, name: str, request: Leave) -> Run:
         """The trainer is done; keep its states for others if it has finished the run."""

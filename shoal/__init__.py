@@ -33,6 +33,8 @@ __all__ = [
 _LATER = {
     "AsyncClient": "shoal.async_client",
     "connect_async": "shoal.async_client",
+    "Deal": "shoal.deal",
+    "DealSampler": "shoal.deal",
     "RunClient": "shoal.run_client",
     "Trainer": "shoal.trainer",
     "join": "shoal.rounds",

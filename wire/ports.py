@@ -282,12 +282,13 @@ class Bulk(Protocol):
         buffer: memoryview,
         *,
         prefix: Callable[[int], None] | None = None,
+        step_bytes: int,
         wait_s: float,
     ) -> int:
         """Receive into a buffer of just that size; returns it.
 
-        prefix: told, on the event loop and soon, how many bytes from the front are here. They stay
-        as they are. wait_s: for the peer to call `send`.
+        prefix: told, on the event loop, how many bytes from the front are here, whenever it is
+        `step_bytes` more. They stay as they are. wait_s: for the peer to call `send`.
         """
         ...
 

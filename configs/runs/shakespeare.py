@@ -94,14 +94,14 @@ class Corpus:
         whole = len(tokens) // self._context * self._context
         windows = tokens[:whole].reshape(-1, self._context)
         self._validation = windows[::HELD_OUT]
-        self._training = np.delete(windows, np.s_[::HELD_OUT], axis=0)
+        self.training = np.delete(windows, np.s_[::HELD_OUT], axis=0)
 
     def batch(self, member: str, step: int) -> torch.Tensor:
         """Return the windows [batch, context] that `member` trains on at `step`."""
         seed = hashlib.sha256(f"{self._seed}:{member}:{step}".encode()).digest()
         random = np.random.default_rng(int.from_bytes(seed[:8]))
         return torch.from_numpy(
-            self._training[random.integers(len(self._training), size=self._batch)]
+            self.training[random.integers(len(self.training), size=self._batch)]
         )
 
     def held_out(self, count: int) -> torch.Tensor:

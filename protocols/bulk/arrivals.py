@@ -31,12 +31,20 @@ from wire.ids import PeerId
 from wire.ports import Call
 
 FIRST_S = 10.0  # for the offer, after a call was opened
-REPORT_S = 0.1  # between two reports; a report costs both event loops 0.2 ms or so
+REPORT_S = 0.25  # between two reports; a report costs both event loops 0.2 ms or so
 LAST_REPORT_S = 5.0  # for the sender to take the last one; we have everything
 LET_GO_S = 4.0  # for a transfer that was cancelled to leave the buffer
 
 Progress = Callable[[int, int], None]  # bytes that have arrived, bytes in all
-Prefix = Callable[[int], None]  # bytes from the front that have arrived
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Whom to tell how many bytes from the front are here, and after how many more of them."""
+
+    tell: Callable[[int], None]
+    step_bytes: int
+
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +139,7 @@ class Arrivals:
         arrival = Arrival(
             target=expected.target,
             inbound=Inbound(offer.size_bytes, offer.piece_bytes),
-            is_followed=expected.prefix is not None,
+            step_bytes=expected.prefix.step_bytes if expected.prefix is not None else 0,
         )
         desk, failure = self._pool.desk(call.peer), None
         try:
@@ -172,7 +180,7 @@ class Arrivals:
                 seen_bytes, seen_at = here_bytes, time.monotonic()
                 expected.progress(here_bytes, arrival.target.size_bytes)
                 if expected.prefix is not None:
-                    expected.prefix(inbound.prefix_bytes)
+                    expected.prefix.tell(inbound.prefix_bytes)
             if seen_bytes == arrival.target.size_bytes:
                 return
             if arrival.failure is not None:

@@ -222,7 +222,9 @@ class Inbound:
         self._state[piece.index] = _HERE
         self.arrived_bytes += piece.length
         self._news.append(piece.index)
-        while self._first_missing < self._pieces.count and self._state[self._first_missing] == _HERE:
+        while (
+            self._first_missing < self._pieces.count and self._state[self._first_missing] == _HERE
+        ):
             self._first_missing += 1
 
     def spoilt(self, piece: Piece) -> None:

@@ -8,9 +8,11 @@ entries in a namespace, so a lane's certificates go into a ring of slots: the la
 import logging
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 
 import msgspec
 
+from protocols.modelsync.ballots import Electorate
 from protocols.modelsync.wire import Certificate, Shape
 from wire.errors import ShoalError
 from wire.ids import PeerId
@@ -133,7 +135,33 @@ class Registry:
                 return certificate
         return None
 
+    def continuing(self, run: str, lane: int, electorate: Electorate) -> list[Certificate]:
+        """The certificates that follow the last one that an electorate knows, without a gap: each
+        made by a quorum of the members of the one before.
+        """
+        found, chain = self._written(run, lane), list[Certificate]()
+        known, round_ = electorate, electorate.next_round
+        while round_ in found:
+            fitting = (self._fitting(run, lane, round_, known, data) for data in found[round_])
+            certificate = preferred(c for c in fitting if c is not None)
+            if certificate is None:
+                break
+            chain.append(certificate)
+            known, round_ = replace(known, certificate=certificate), round_ + 1
+        return chain
+
     # -- inside ------------------------------------------------------------------------------
+
+    def _fitting(
+        self, run: str, lane: int, round_: int, electorate: Electorate, data: bytes
+    ) -> Certificate | None:
+        """The certificate, if it is of this round; signatures last, for they cost most."""
+        certificate = _parsed(data)
+        if certificate is None or not electorate.is_quorum(certificate.members):
+            return None
+        if (certificate.run, certificate.lane, certificate.round) != (run, lane, round_):
+            return None
+        return self._believed(data)
 
     def _written(self, run: str, lane: int) -> dict[int, list[bytes]]:
         """What is in the lane's slots, by the round that its publisher says."""
@@ -176,9 +204,13 @@ def _joined(items: list[Item]) -> tuple[int, bytes]:
     return first.round, b"".join(part.data for part in whole)
 
 
-def _signed(data: bytes) -> Certificate | None:
+def _parsed(data: bytes) -> Certificate | None:
     try:
-        certificate = msgspec.msgpack.decode(data, type=Certificate)
+        return msgspec.msgpack.decode(data, type=Certificate)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return None  # another member's nonsense
-    return certificate if certificate.is_signed() else None
+
+
+def _signed(data: bytes) -> Certificate | None:
+    certificate = _parsed(data)
+    return certificate if certificate is not None and certificate.is_signed() else None

@@ -14,26 +14,31 @@ from pathlib import Path
 import trio
 
 from protocols.modelsync import state as state_files
+from protocols.modelsync.accounts import Accounts
 from protocols.modelsync.codecs import CONTRIBUTION_MAX, Vector, is_within
 from protocols.modelsync.driver import LaneDriver
 from protocols.modelsync.part import Attachment, Census, Contribution, Fetched, Outcome, Wish
 from protocols.modelsync.registry import BOUND, MemberLease, Registry
+from protocols.modelsync.sampling import Sampler
 from protocols.modelsync.states import States
 from protocols.modelsync.wire import (
     ATTEMPT,
+    PING,
     READY,
     REDUCE,
     Answer,
+    Ask,
     Certificate,
     Heard,
     Order,
     Piece,
+    Pong,
     Ready,
 )
 from protocols.modelsync.work import Work, in_threads
 from wire.errors import BadMessage, NotFound, UsageError
 from wire.ids import PeerId, Signer
-from wire.ports import Call, In, Out, Rpc, Store
+from wire.ports import Bulk, Call, In, Out, Rpc, Store
 
 LEASE_TTL_S = 15.0  # seconds without renewal until a member is not waited for any more
 LEASE_RENEW_S = 5.0  # three chances per lease
@@ -49,7 +54,9 @@ class _Part:
     """A run that a trainer of this node takes part in."""
 
     attachment: Attachment
+    accounts: Accounts = field(default_factory=Accounts)
     lanes: list[LaneDriver] = field(default_factory=list[LaneDriver])
+    samplers: list[Sampler] = field(default_factory=list[Sampler])
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
     @property
@@ -61,8 +68,8 @@ class _Part:
 class ModelSync:
     """The runs that trainers of this node take part in, and the states it can give to others.
 
-    `on_certificate` is told of each round that was committed here. `folder` is where what is
-    being downloaded may lie.
+    `on_certificate` is told of each round that was committed here. `owns` says if we can average
+    shards for others (not behind a relay). `folder` is where what is being downloaded may lie.
     """
 
     def __init__(
@@ -72,11 +79,13 @@ class ModelSync:
         signer: Signer,
         *,
         peers: Callable[[], list[PeerId]],
-        bulk: object | None = None,
+        bulk: Bulk | None = None,
         work: Work | None = None,
         folder: Path | None = None,
         on_certificate: Callable[[Certificate], None] | None = None,
+        owns: Callable[[], bool] = lambda: True,
     ) -> None:
+        self._bulk, self._owns = bulk, owns
         self._rpc, self._signer, self._peers = rpc, signer, peers
         self._registry = Registry(store, rpc.peer)
         self._parts: dict[str, _Part] = {}
@@ -87,6 +96,7 @@ class ModelSync:
         )
         self._nursery: trio.Nursery | None = None
         rpc.serve(READY, self._on_ready)
+        rpc.serve(PING, self._on_ping)
         rpc.serve_stream(ATTEMPT, self._on_attempt)
         rpc.serve_stream(REDUCE, self._on_reduce)
 
@@ -110,11 +120,8 @@ class ModelSync:
         run = attachment.run
         if run in self._parts:
             raise UsageError(f"a trainer of run {run} is attached to this node already")
-        others = [
-            lease.shape
-            for peer, lease in self._registry.leases(run).items()
-            if not lease.left and peer != self._rpc.peer
-        ]
+        live = {p: lease for p, lease in self._registry.leases(run).items() if not lease.left}
+        others = [lease.shape for peer, lease in live.items() if peer != self._rpc.peer]
         unlike = [shape for shape in others if shape != attachment.shape]
         if 2 * len(unlike) > len(others):
             raise UsageError(
@@ -124,16 +131,7 @@ class ModelSync:
         assert self._nursery is not None, "the service does not run"
         part = _Part(attachment)
         for lane in range(len(attachment.lanes)):
-            driver = LaneDriver(
-                attachment,
-                lane,
-                self._rpc,
-                self._signer,
-                census=partial(self._census, run, lane),
-                on_commit=self._committed,
-                work=self._work,
-            )
-            part.lanes.append(driver)
+            self._add_lane(part, lane, is_back=self._rpc.peer in live)
         self._parts[run] = part
         await self._nursery.start(self._drive, run, part)
 
@@ -191,7 +189,11 @@ class ModelSync:
         """Of a sampled run: True if we are in this round's sample; False if the round is over
         without us; None if neither is so yet: ask again.
         """
-        raise NotImplementedError
+        self._lane(run, lane)
+        part = self._parts[run]
+        if not part.samplers:
+            raise UsageError(f"run {run} has no samples: every round is everybody's turn")
+        return await part.samplers[lane].turn(round_, timeout_s=timeout_s)
 
     def failure_of(self, run: str) -> str:
         """Why driving an attached run has ended; "" if it has not."""
@@ -245,9 +247,47 @@ class ModelSync:
 
     def contributions(self, run: str) -> list[Contribution]:
         """What each member has brought to the rounds that this node took part in."""
-        raise NotImplementedError
+        part = self._parts.get(run)
+        return part.accounts.table() if part is not None else []
+
+    def ban(self, run: str, peer: PeerId) -> None:
+        """A member was found guilty: it takes part in no round of ours any more."""
+        part = self._parts.get(run)
+        if part is not None:
+            part.accounts.ban(peer)
+            for lane in part.lanes:
+                lane.rounds.roster.ban(peer)
 
     # -- leases and certificates -------------------------------------------------------------
+
+    def _add_lane(self, part: _Part, number: int, *, is_back: bool) -> None:
+        run, sample = part.attachment.run, part.attachment.sample
+
+        def is_over(round_: int) -> bool:
+            last = self._registry.last_certificate(run, number)
+            return last is not None and last.round >= round_
+
+        census = partial(self._census, run, number)
+        if sample:
+            members = partial(self.members, run)
+            sampler = Sampler(self._rpc, run, number, sample, members, is_over)
+            part.samplers.append(sampler)
+            census = partial(self._census_of, run, number, sampler)
+        lane = LaneDriver(
+            part.attachment,
+            number,
+            self._rpc,
+            self._signer,
+            census=census,
+            on_commit=self._committed,
+            stored=partial(self._registry.continuing, run, number),
+            accounts=part.accounts,
+            work=self._work,
+            bulk=self._bulk,
+            owns=self._owns,
+            is_back=is_back,
+        )
+        part.lanes.append(lane)
 
     async def _drive(
         self,
@@ -291,6 +331,10 @@ class ModelSync:
             others=self._peers()[:OTHERS_MAX],
         )
 
+    def _census_of(self, run: str, lane: int, sampler: Sampler) -> Census:
+        """In a sampled run only the sample is waited for, and told."""
+        return Census(live=sampler.sample, left=self._census(run, lane).left)
+
     async def _committed(self, certificate: Certificate) -> None:
         """Put the certificate into the store: the proposer at once, others if it did not."""
         part = self._parts.get(certificate.run)
@@ -321,6 +365,9 @@ class ModelSync:
         if ready.run not in self._parts and finished and finished.round > ready.round:
             return Heard(None, finished.certificate)
         return self._lane(ready.run, ready.lane).on_ready(peer, ready)
+
+    async def _on_ping(self, peer: PeerId, ask: Ask) -> Pong:
+        return Pong(self._lane(ask.run, ask.lane).next_round)
 
     async def _on_attempt(self, call: Call[Answer, Order]) -> None:
         order = await _first(call)
