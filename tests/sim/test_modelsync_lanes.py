@@ -190,9 +190,9 @@ async def test_a_lying_hash_costs_the_liar_and_one_attempt(
 
     with trio.move_on_after(30):
         await liar.attach()
-        lane = lane_of(RUN, 0)
-        open_exchange = lane._open_exchange
-        lane._open_exchange = lambda prepare, news: open_exchange(  # type: ignore[method-assign]
+        exchanges = lane_of(RUN, 0)._exchanges
+        open_exchange = exchanges.open
+        exchanges.open = lambda prepare, news: open_exchange(  # type: ignore[method-assign]
             prepare, lambda event: news(lie(event))
         )
         async with trio.open_nursery() as training:
