@@ -53,6 +53,7 @@ class Butterfly(Side):
         self._given_memory = None if self._borrows else lay_out(list(self._gives.values()), memory)
         self._hashes: dict[PeerId, bytes] = {}
         self._openings: dict[PeerId, Opening] = {}
+        self._squares: dict[PeerId, float] = {}
         self._places: dict[PeerId, Vector] = {}  # where a chunk of each member is decoded
         self._grown = trio.Event()  # some mean has become longer
         for parcel in self._means.values():
@@ -63,6 +64,18 @@ class Butterfly(Side):
         """The complete result. It shares memory with this exchange, until `take`."""
         data = [self._means[owner].chunks() for owner in self.prepare.members]
         return Held(self.prepare, self.shards, data)
+
+    @property
+    def brought(self) -> list[memoryview]:
+        """The chunks that we have committed to; empty if we brought nothing."""
+        if not self._head or self._weights[self._me] == 0:
+            return []
+        return [chunk for parcel in self._gives.values() for chunk in parcel.chunks()[1:]]
+
+    @property
+    def lengths(self) -> Mapping[PeerId, float]:
+        """In sealed rounds: the norm of each contribution to our own shard."""
+        return {member: float(np.sqrt(square)) for member, square in self._squares.items()}
 
     async def seal(self) -> bytes:
         """Encode all of our contribution; return its hash: SHA-256 over the shards' hashes."""
@@ -250,6 +263,13 @@ class Butterfly(Side):
 
     def _vector(self, member: PeerId, index: int) -> Vector:
         """Decode a contribution's chunk; in place if it can be. Raises BadMessage."""
+        vector = self._decoded(member, index)
+        if self._head:
+            square = float(np.sum(np.square(vector, dtype=np.float64)))
+            self._squares[member] = self._squares.get(member, 0.0) + square
+        return vector
+
+    def _decoded(self, member: PeerId, index: int) -> Vector:
         parcel, opening = self._takes[member], self._openings.get(member)
         data, (start, stop) = parcel.chunk(index + self._head), self._own[index]
         if opening is not None:

@@ -78,6 +78,16 @@ class Side:
         """Bytes/s that we were able to send; 0 if there were too few to measure."""
         return self._traffic.meter.rate
 
+    @property
+    def brought(self) -> list[memoryview]:
+        """What we have committed to, chunk by chunk. Only sums keep it."""
+        return []
+
+    @property
+    def lengths(self) -> Mapping[PeerId, float]:
+        """Norms of contributions to our shard. Only owners have them."""
+        return {}
+
     async def seal(self) -> bytes:
         """Return the hash of our encoded contribution. Only kinds that sum have one."""
         raise BadMessage("a sealed attempt without contributions")
