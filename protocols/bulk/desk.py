@@ -47,7 +47,8 @@ class Wake:
 @dataclass
 class Front:
     """Tells somebody on the event loop how many bytes from the front of a transfer are here,
-    whenever it is `step_bytes` more: a call, for less than it costs to wake a task.
+    whenever it is `step_bytes` more, and when its head is: a call, for less than it costs to wake
+    a task.
     """
 
     tell: Callable[[int], None]
@@ -56,9 +57,10 @@ class Front:
     is_over: bool = False  # nobody wants to know any more
     _token: trio.lowlevel.TrioToken = field(default_factory=trio.lowlevel.current_trio_token)
 
-    def reached(self, front_bytes: int) -> None:
+    def reached(self, front_bytes: int, head_bytes: int) -> None:
         """The front is there; from any thread, one at a time."""
-        if front_bytes >= self.told_bytes + self.step_bytes:
+        is_head = self.told_bytes < head_bytes <= front_bytes
+        if is_head or front_bytes >= self.told_bytes + self.step_bytes:
             self.told_bytes = front_bytes
             with suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self._say, front_bytes)
@@ -276,7 +278,7 @@ class Desk:
             else:
                 arrival.inbound.spoilt(piece)
             if arrival.front is not None:
-                arrival.front.reached(arrival.inbound.prefix_bytes)
+                arrival.front.reached(arrival.inbound.prefix_bytes, arrival.target.head_bytes)
             is_complete = arrival.inbound.is_complete
             self._settled.notify_all()
         self._leave(arrival)

@@ -151,7 +151,8 @@ class BulkService:
     ) -> int:
         """Receive what the peer sends by this key into a buffer of exactly its size; returns that.
 
-        prefix: told how many bytes from the front have come, whenever it is `step_bytes` more.
+        prefix: told how many bytes from the front have come, whenever it is `step_bytes` more,
+        or the first of two buffers.
         If it fails, or is cancelled, the buffer holds anything; but nobody writes to it any more.
         Raises what `send` raises.
         """
