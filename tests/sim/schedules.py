@@ -222,10 +222,8 @@ class World:
 
     def hear(self, node: Node, source: PeerId, ready: Ready) -> None:
         node.rounds.hear(source, ready)
-        certificate = node.rounds.certificate
-        if certificate is not None and certificate.round < ready.round:
-            certificate = None
-        self.send(node.peer, source, Heard(node.rounds.mine, certificate))
+        heard = Heard(node.rounds.mine, node.rounds.ending(ready.round))
+        self.send(node.peer, source, heard)
 
     def join(self, node: Node, prepare: Prepare) -> None:
         """Say ACK; the data begins to flow."""
@@ -243,10 +241,8 @@ class World:
         pledge = node.pledge
         if isinstance(body, Prepare):
             reason = node.rounds.offered(body)
-            known = node.rounds.certificate
             if reason:
-                over = known if known is not None and known.round >= body.round else None
-                self.send(node.peer, source, Answer(Nack(reason, node.rounds.attempt, over)))
+                self.send(node.peer, source, Answer(node.rounds.refusal(body, reason)))
             else:
                 self.join(node, body)
         elif isinstance(body, Commit):
