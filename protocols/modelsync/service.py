@@ -149,13 +149,6 @@ class ModelSync:
         await self._renew(run)
         return fetched
 
-    def adopt(self, run: str, lane: int, certificate: Certificate | None) -> None:
-        """Our trainer begins with the state of a checkpoint, which this certificate led to.
-
-        Call it for each lane before `join`.
-        """
-        self._lane(run, lane).adopt(certificate)
-
     async def fetch(
         self, run: str, lane: int, target: Vector, *, at_least: int, root: bytes | None = None
     ) -> Fetched:
@@ -348,9 +341,10 @@ class ModelSync:
     def _census(self, run: str, lane: int) -> Census:
         leases = self._registry.leases(run)
         left = {peer: lease.round_of(lane) for peer, lease in leases.items() if lease.left}
+        lost = partial(self._registry.is_given_up, run, lane)
         return Census(
             live=[peer for peer, lease in leases.items() if not lease.left],
-            left={peer: round_ for peer, round_ in left.items() if round_ != BOUND},
+            left={peer: at for peer, at in left.items() if at != BOUND and not lost(peer, at)},
             others=self._peers()[:OTHERS_MAX],
         )
 

@@ -32,7 +32,7 @@ class TransferEnded(ShoalError):
 
 @dataclass
 class _Place:
-    buffer: memoryview
+    buffer: tuple[memoryview, ...]
     tell: Callable[[int], None] | None
     step_bytes: int
     scope: trio.CancelScope
@@ -54,6 +54,25 @@ class Meadow:
     transfers: int = 0
 
 
+def cut(sizes: list[int]) -> list[tuple[int, int]]:
+    """Return the pieces of buffers: none crosses an edge."""
+    pieces, start = list[tuple[int, int]](), 0
+    for size in sizes:
+        starts = range(start, start + size, PIECE_BYTES)
+        pieces += [(at, min(at + PIECE_BYTES, start + size)) for at in starts]
+        start += size
+    return pieces
+
+
+def scatter(buffers: tuple[memoryview, ...], at: int, data: bytes) -> None:
+    """Write over buffers that follow one another."""
+    for buffer in buffers:
+        if 0 <= at < len(buffer):
+            count = min(len(data), len(buffer) - at)
+            buffer[at : at + count], data, at = data[:count], data[count:], at + count
+        at -= len(buffer)
+
+
 @dataclass
 class SimBulk:
     """The Bulk port of one node."""
@@ -65,7 +84,7 @@ class SimBulk:
         self,
         peer: PeerId,
         key: bytes,
-        source: memoryview,
+        source: tuple[memoryview, ...],
         *,
         ready: Callable[[int], Awaitable[int]] | None = None,
         progress: Callable[[int, int], None] | None = None,
@@ -73,21 +92,21 @@ class SimBulk:
     ) -> int:
         """Copy piece by piece."""
         place = await self._meet(peer, key, wait_s)
-        size, may_go, told = len(source), len(source) if ready is None else 0, 0
+        size, told = sum(map(len, source)), 0
+        may_go = size if ready is None else 0
         self.meadow.transfers += 1
         try:
-            if size != len(place.buffer):
+            if [*map(len, source)] != [*map(len, place.buffer)]:
                 raise TransferEnded("another size")
-            for at in range(0, size, PIECE_BYTES):
-                end = min(at + PIECE_BYTES, size)
+            for at, end in cut([len(part) for part in source]):
                 while may_go < end:
                     assert ready is not None
                     may_go = await ready(may_go)
                 await trio.sleep(self.meadow.slow_s.get(self.peer, LATENCY_S))
-                data = self.meadow.spoil(self.peer, peer, at, bytes(source[at:end]))
+                data = self.meadow.spoil(self.peer, peer, at, b"".join(source)[at:end])
                 if place.scope.cancel_called:
                     raise TransferEnded("the receiver gave up")
-                place.buffer[at:end] = data
+                scatter(place.buffer, at, data)
                 if progress is not None:
                     progress(end, size)
                 if place.tell is not None and (end >= told + place.step_bytes or end == size):
@@ -104,7 +123,7 @@ class SimBulk:
         self,
         peer: PeerId,
         key: bytes,
-        buffer: memoryview,
+        buffer: tuple[memoryview, ...],
         *,
         prefix: Callable[[int], None] | None = None,
         step_bytes: int,
@@ -121,7 +140,7 @@ class SimBulk:
             self.meadow.places.pop((peer, self.peer, key), None)
         if place.error is not None:
             raise place.error
-        return len(buffer)
+        return sum(map(len, buffer))
 
     async def _meet(self, peer: PeerId, key: bytes, wait_s: float) -> _Place:
         with trio.move_on_after(wait_s):

@@ -335,13 +335,11 @@ async def test_bytes_that_are_spoilt_in_a_transfer_are_the_senders_fault(
 ) -> None:
     members = Members(nursery, 3, LARGE, by_bulk=True)
     villain, victim = members.nodes[1], members.nodes[0]
-    seen = set[int]()
+    mean_at = 4 * weighted_shards(LARGE, [0] * 3, [True] * 3)[0]  # it follows the contribution
 
     def spoil(sender: Any, receiver: Any, at: int, data: bytes) -> bytes:
-        if (sender, receiver) != (villain.peer, victim.peer) or at:
-            return data
-        seen.add(len(seen))  # the contribution's first piece comes before the mean's
-        return b"\xff" * len(data) if (what == "mean") == (len(seen) == 2) else data
+        is_meant = (sender, receiver) == (villain.peer, victim.peer)
+        return b"\xff" * len(data) if is_meant and (at >= mean_at) == (what == "mean") else data
 
     members.meadow.spoil = spoil
     await members.run(members.prepare(), within_s=3)
