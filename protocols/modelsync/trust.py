@@ -13,6 +13,7 @@ import msgspec
 import trio
 
 from protocols.modelsync import verify
+from protocols.modelsync.part import Attachment
 from protocols.modelsync.registry import NAMESPACE
 from protocols.modelsync.sealed import (
     Chunks,
@@ -39,7 +40,7 @@ from protocols.modelsync.verify_wire import (
 )
 from protocols.modelsync.wire import Certificate
 from protocols.modelsync.work import Work
-from wire.errors import BadMessage, Busy, NotFound, ShoalError
+from wire.errors import BadMessage, Busy, NotFound, ShoalError, UsageError
 from wire.ids import PeerId
 from wire.ports import Call, Rpc, Store
 
@@ -364,3 +365,13 @@ class Trust:
 
 def _about(run: str, case: Case) -> str:
     return f"{run}/trust/case/{case.lane:03d}/{case.round:08d}/{case.target}/"
+
+
+def check_verifiable(attachment: Attachment) -> None:
+    """Refuse what cannot be verified: contributions must follow from the common state alone."""
+    odd = attachment.sample or attachment.replicas_differ or attachment.sent is not None
+    if attachment.is_verified and odd:
+        raise UsageError(
+            "a verified run has neither samples, nor mixes, nor error feedback",
+            hint="use fedavg, localsgd or diloco on the wire float32, bfloat16 or int8",
+        )

@@ -10,7 +10,7 @@ from trio.testing import MockClock
 
 from protocols.modelsync import verify
 from protocols.modelsync.part import Attachment, LaneShape
-from protocols.modelsync.service import check_verifiable
+from protocols.modelsync.trust import check_verifiable
 from protocols.modelsync.vectors import Vector
 from protocols.modelsync.wire import Certificate
 from tests.sim.net import Net

@@ -81,8 +81,9 @@ async def test_honest_trainers_find_each_other_honest(
 
 
 async def test_a_trainer_that_lies_is_banned_and_the_others_finish(
-    nursery: trio.Nursery, tmp_path: Path
+    nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("node.trainers.ROUND_WAIT_S", 1.0)  # who is banned waits in vain
     nodes, clients = await swarm(nursery, tmp_path)
     ends: list[tuple[str, set[str]]] = []
 
