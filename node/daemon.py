@@ -19,6 +19,7 @@ import trio
 import node.control.blobs as blob_routes
 import node.control.channels as channel_routes
 import node.control.core as core_routes
+import node.control.dashboard as dashboard_routes
 import node.control.models as model_routes
 import node.control.openai as openai_routes
 import node.control.rpc as rpc_routes
@@ -32,6 +33,7 @@ from node.channels import ChannelDesk, origin_of
 from node.config import Loaded, http_address
 from node.control.api import Api, Event
 from node.control.server import ControlServer
+from node.control.web import keys_of
 from node.home import Home
 from node.host.gate import Limits
 from node.host.mdns import Mdns
@@ -50,6 +52,7 @@ from node.metrics import (
     core_figures,
     rpc_figures,
     store_figures,
+    training_figures,
 )
 from node.models import Models
 from node.notify import notify
@@ -134,7 +137,7 @@ class Daemon:
         self.membership = Membership(
             self.store, self.host, self._about_us, self.clock, finder=self.dht
         )
-        self.modelsync = ModelSync(self.rpc, self.store, start.signer, peers=peers)
+        self.modelsync = ModelSync(self.rpc, self.store, start.signer, peers=peers, bulk=self.bulk)
         self.runs = Runs(
             home.runs,
             self.modelsync,
@@ -146,6 +149,8 @@ class Daemon:
         self.lag = LoopLag()
         self.api = self._declare_routes()
         self.control = ControlServer(self.api)
+        self.dashboard = dashboard_routes.Dashboard(self.control, home.token)
+        dashboard_routes.routes(self.api, self.dashboard)
 
     def _make_blobs(self) -> BlobService:
         options = self.start.loaded.config.blobs
@@ -191,7 +196,7 @@ class Daemon:
         metrics.add(*core_figures(node), *rpc_figures(self.rpc.counters))
         metrics.add(*bulk_figures(self.bulk.counters), *store_figures(self.store.stats))
         metrics.add(*channel_figures(self.channels), *blob_figures(self.blobs))
-        metrics.add(*app_figures(self.apps))
+        metrics.add(*app_figures(self.apps), *training_figures(self.runs.figures))
         api = Api()
         core = core_routes.routes(api, node, metrics)
         desk = ChannelDesk(self.channels, self.membership.name_of, core.resolve)
@@ -238,6 +243,7 @@ class Daemon:
                 self.modelsync,
                 self.runs,
                 self.models,
+                self.dashboard,
             ):
                 await nursery.start(part.run)
             await nursery.start(self.control.serve_unix, self.start.home.socket)
@@ -255,8 +261,9 @@ class Daemon:
         address = http_address(self.start.loaded.config.http.listen)
         if address is None:
             return
-        token = load_or_make_token(self.start.home.token)
-        port = await nursery.start(self.control.serve_tcp, *address, token)
+        keys = keys_of(load_or_make_token(self.start.home.token))
+        port = await nursery.start(self.control.serve_tcp, *address, keys)
+        self.dashboard.is_at(address[0], port)
         _log.info("http", listen=f"{address[0]}:{port}", token=self.start.home.token)
 
     async def _start_mdns(self, nursery: trio.Nursery) -> None:

@@ -6,7 +6,7 @@ Nothing is counted here: each part keeps its own counters, and this file gives t
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -190,6 +190,54 @@ def app_figures(apps: AppRpc) -> list[Figure]:
         _total("shoal_app_errors_out", "Calls out that failed.", lambda: counters.errors_out),
         _total("shoal_app_errors_in", "Calls in that failed.", lambda: counters.errors_in),
         _total("shoal_app_refused", "Calls in answered busy.", lambda: counters.refused),
+    ]
+
+
+@dataclass(frozen=True)
+class RunFigures:
+    """What one run of this node shows: where it is, and totals since the daemon started."""
+
+    name: str
+    is_active: bool
+    round: int
+    step: int
+    members: int
+    loss: float = math.nan
+    val_loss: float = math.nan
+    committed: int = 0
+    attempts: int = 0
+    left_out: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    seconds: float = 0.0
+    banned: int = 0
+
+
+def training_figures(runs: Callable[[], Sequence[RunFigures]]) -> list[Figure]:
+    """Return the figures of training runs, one value for each run of this node."""
+
+    def each(name: str, text: str, of: Callable[[RunFigures], float]) -> Figure:
+        def read() -> Mapping[str, float]:
+            values = {run.name: of(run) for run in runs()}
+            return {name: value for name, value in values.items() if math.isfinite(value)}
+
+        is_total = name.endswith("_total")
+        return Figure(f"shoal_run_{name.removesuffix('_total')}", text, read, is_total, "run")
+
+    return [
+        each("active", "1 while it trains here.", lambda run: run.is_active),
+        each("round", "Rounds that its state has behind it.", lambda run: run.round),
+        each("step", "Local steps, as the run counts them.", lambda run: run.step),
+        each("members", "Members by lease.", lambda run: run.members),
+        each("loss", "Training loss at the last report.", lambda run: run.loss),
+        each("val_loss", "Held-out loss at the last report.", lambda run: run.val_loss),
+        each("committed_total", "Rounds committed with this node.", lambda run: run.committed),
+        each("attempts_total", "Attempts that these took.", lambda run: run.attempts),
+        each("left_out_total", "Members that attempts went on without.", lambda run: run.left_out),
+        each("bytes_in_total", "Tensor bytes from members.", lambda run: run.bytes_in),
+        each("bytes_out_total", "Tensor bytes to members.", lambda run: run.bytes_out),
+        each("seconds_total", "From contribution to commit.", lambda run: run.seconds),
+        each("banned", "Members found guilty.", lambda run: run.banned),
     ]
 
 

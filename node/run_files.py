@@ -1,7 +1,7 @@
-"""Files of a run: metrics, the final state, the end of its log."""
+"""Files of a run: metrics, what is kept of its states, the end of its log."""
 
-import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -9,19 +9,25 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from node.checkpoints import FOLDER, lane_path
+from node.tensor_file import BadFile, find_tensor
 from protocols.modelsync.state import State
-from shoal.runs import Metric
+from shoal.runs import Contribution, Metric
 
+CONTRIBUTIONS = "contributions.json"  # in a run's folder
 _TAIL_BYTES = 4096  # read from the end of a log to find its last line
+_METRICS_BYTES = 16 * 1024  # of metrics.jsonl: some thirty lines, among them a held-out loss
 
 
 def read_metrics(directory: Path) -> list[Metric]:
     """Read metrics.jsonl; a line cut off by a crash is left out."""
     path = directory / "metrics.jsonl"
-    if not path.exists():
-        return []
+    return _metrics_in(path.read_bytes()) if path.exists() else []
+
+
+def _metrics_in(data: bytes) -> list[Metric]:
     found: list[Metric] = []
-    for line in path.read_bytes().splitlines():
+    for line in data.splitlines():
         try:
             found.append(msgspec.json.decode(line, type=Metric))
         except msgspec.DecodeError:
@@ -29,20 +35,61 @@ def read_metrics(directory: Path) -> list[Metric]:
     return found
 
 
-def save_state(directory: Path, state: State) -> NDArray[np.float32]:
-    """Write a state as state.f32 and state.json; return it mapped from the file."""
-    path = directory / "state.f32"
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(state.vector.astype("<f4", copy=False).data)
-    os.replace(partial, path)
-    head = {
-        "round": state.round,
-        "root": state.root.hex(),
-        "elements": len(state.vector) // 2,
-        "layout": "parameters then outer momentum, little-endian float32",
-    }
-    (directory / "state.json").write_text(json.dumps(head, indent=1))
-    return np.memmap(path, dtype=np.float32, mode="r")
+def last_metrics(directory: Path) -> list[Metric]:
+    """Return what the end of metrics.jsonl has, without lines that are cut off."""
+    try:
+        with (directory / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _METRICS_BYTES))
+            return _metrics_in(file.read())
+    except OSError:
+        return []
+
+
+def append_line(path: Path, item: msgspec.Struct) -> None:
+    """Add one line of JSON to a file. Raises OSError."""
+    with path.open("ab") as lines:
+        lines.write(msgspec.json.encode(item) + b"\n")
+
+
+def kept_states(directory: Path, states: list[State]) -> list[NDArray[np.float32]]:
+    """Return what was announced of each lane, to be given to others after its trainer's end.
+
+    It is mapped from the checkpoint if that has it, else copied: the trainer's memory goes away.
+    """
+    kept: list[NDArray[np.float32]] = []
+    for lane, state in enumerate(states):
+        try:
+            found = find_tensor(lane_path(directory, lane), "state")
+            is_it = found.metadata.get("root") == state.root.hex()
+            kept.append(found.mapped() if is_it else state.vector.copy())
+        except (OSError, BadFile):
+            kept.append(state.vector.copy())
+    return kept
+
+
+def save_contributions(directory: Path, table: list[Contribution]) -> None:
+    """Keep what peers have done for a run. Raises OSError."""
+    partial = directory / f"{CONTRIBUTIONS}.partial"
+    partial.write_bytes(msgspec.json.encode(table))
+    os.replace(partial, directory / CONTRIBUTIONS)
+
+
+def load_contributions(directory: Path) -> list[Contribution]:
+    """Return what was kept; nothing if that is no table."""
+    try:
+        data = (directory / CONTRIBUTIONS).read_bytes()
+        return msgspec.json.decode(data, type=list[Contribution])
+    except (OSError, msgspec.DecodeError):
+        return []
+
+
+def begin_anew(directory: Path) -> None:
+    """Move the checkpoint of an earlier run of this name aside; the one before that is removed."""
+    (directory / CONTRIBUTIONS).unlink(missing_ok=True)
+    checkpoint, aside = directory / FOLDER, directory / f"{FOLDER}.old"
+    if checkpoint.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(checkpoint, aside)
 
 
 def how_it_ended(status: int, log_path: Path) -> str:

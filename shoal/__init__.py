@@ -1,7 +1,7 @@
 """Shoal for scripts: `shoal.connect()` is a typed client of the running daemon.
 
-What is named here is the public API. The asynchronous client (trio) and the trainer (torch) are
-imported when they are first used, so that `import shoal` stays cheap.
+What is named here is the public API. The asynchronous client (trio), averaging (numpy) and the
+trainer (torch) are imported when they are first used, so that `import shoal` stays cheap.
 """
 
 import importlib
@@ -11,6 +11,7 @@ from shoal import errors
 from shoal.client import Client, connect
 from shoal.errors import ApiError, ClientError, DaemonUnreachable, TimedOut
 from shoal.rpc_api import RpcError
+from shoal.run_options import run_options
 
 if TYPE_CHECKING:
     from shoal.async_client import AsyncClient, connect_async
@@ -26,12 +27,17 @@ __all__ = [
     "connect",
     "connect_async",
     "errors",
+    "run_options",
 ]
 
 _LATER = {
     "AsyncClient": "shoal.async_client",
     "connect_async": "shoal.async_client",
+    "Deal": "shoal.deal",
+    "DealSampler": "shoal.deal",
+    "RunClient": "shoal.run_client",
     "Trainer": "shoal.trainer",
+    "join": "shoal.rounds",
 }
 
 

@@ -138,6 +138,12 @@ class Waited(_Reply, frozen=True):
     waited_s: float
 
 
+class DashboardAt(_Reply, frozen=True):
+    """Where the dashboard is. The address holds a key that may look, and do nothing else."""
+
+    url: str
+
+
 @dataclass(frozen=True)
 class Event:
     """One server-sent event as it arrived; `name` is "" if it has none."""

@@ -1,61 +1,49 @@
-"""`shoal.Trainer`: averaging over the swarm in a plain PyTorch loop (DiLoCo).
+"""`shoal.Trainer`: learning together with the swarm in a plain PyTorch loop.
 
-    with shoal.Trainer(model, run="mine", rounds=10, sync_every=25) as trainer:
+    with shoal.Trainer(model, optimizer, run="mine", rounds=10) as trainer:
         while not trainer.done:
             loss = ...; loss.backward(); optimizer.step(); optimizer.zero_grad()
             trainer.step(loss)
 
-Every `sync_every` steps the pseudo-gradient (outer minus local parameters) goes through shared
-memory to the daemon, which averages it over the live members; then every member makes the same
-outer Nesterov step, in numpy float32 without fused operations, so that all replicas stay
-bit-identical on any mix of processors. The inner optimizer is the user's own and is never sent;
-neither are buffers such as batch-norm statistics.
+That is DiLoCo: every 25 steps the pseudo-gradient goes through shared memory to the daemon, which
+averages it over the live members; then every member makes the same outer step. Other strategies by
+name, with their options (`shoal.learn.names`): `Trainer(…, strategy="streaming", every=50)`.
+The inner optimizer is the user's own and is never sent; neither are buffers such as batch-norm
+statistics. Under `torchrun` every process makes a Trainer; rank 0 alone speaks to the daemon.
 """
 
-# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
-# torch's annotations are incomplete; what it hands us ends in numpy arrays at once.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# torch's annotations are incomplete.
 
 import hashlib
-import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
-from typing import Literal, TypeVar
 
-import numpy as np
 import torch
 
-from shoal.learn.exact import CONTRIBUTION_MAX, Vector, nesterov
-from shoal.client import Client, connect
-from shoal.errors import ClientError
+from shoal.client import Client
+from shoal.learn.feedback import DECAYS
+from shoal.learn.names import options_of, strategy_named
+from shoal.learn.strategy import Option, Strategy, Vector
 from shoal.lifeline import watch
-from shoal.runs import (
-    Attach,
-    Attached,
-    FetchState,
-    Leave,
-    Metric,
-    Report,
-    RoundResult,
-    Run,
-    StateAt,
-    SubmitRound,
-    path_of,
+from shoal.pacing import Pace
+from shoal.pytorch import saved
+from shoal.pytorch.ranks import Order, Ranks
+from shoal.pytorch.staging import Staging, TrainingError, flatten, load_vector
+from shoal.pytorch.together import Follower, Leader
+from shoal.replica import Replica
+from shoal.run_client import RunClient, Shape
+from shoal.runs import LaneBody, Report, RoundResult, Tensor, run_root
+
+__all__ = ["Trainer", "TrainingError", "flatten", "load_vector"]
+
+CHECKPOINT_S = (
+    60.0  # seconds between two files of the optimizer: writing Adam's costs 8 B a parameter
 )
-from shoal.shared import SharedVector
-
-ATTACH_WAIT_S = 120.0  # seconds to join, the download of a state included
-ROUND_WAIT_S = 60.0  # seconds for one answer; the daemon says "waiting" after 20 s
-FETCH_WAIT_S = 120.0  # seconds to load a state
-CALL_WAIT_S = 30.0  # seconds for anything small
-
-T = TypeVar("T")
-Wire = Literal["float32", "int8"]
-
-
-class TrainingError(ClientError):
-    """The model or the settings do not fit the run."""
 
 
 class Trainer:
@@ -64,8 +52,12 @@ class Trainer:
     model: its trainable parameters are averaged; on return from the constructor they are the
         run's current ones. All members must build it with the same seed, or the first round
         begins with the parameters of one of them.
-    rounds, sync_every: the run ends after `rounds` averagings, `sync_every` steps apart.
-    weight: this member's share in the mean, for example its batch size.
+    optimizer: the inner one; given, its state is in the checkpoints of a run that is resumed.
+    rounds: the run ends after so many rounds (of each lane).
+    strategy: a name, with its `options` as further keywords, or a strategy made already.
+    wire: codec (float32, bfloat16, float16, int8, int4, topk, fedzip), or "auto".
+    aggregator: mean; or median, trimmed, clip, flag, which a minority of liars cannot move.
+    weight: this member's share in the mean, for example its number of samples.
     evaluate: called after each round; its result is recorded as the validation loss.
     Raises shoal.errors.ClientError if the daemon is not there or refuses.
     """
@@ -73,43 +65,80 @@ class Trainer:
     def __init__(
         self,
         model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
         *,
         run: str,
         rounds: int,
-        sync_every: int = 25,
-        outer_lr: float = 0.7,
-        outer_momentum: float = 0.5,
-        wire: Wire = "int8",
+        strategy: str | Strategy = "diloco",
+        wire: str = "int8",
+        aggregator: str = "mean",
         min_members: int = 1,
         patience_s: float = 20.0,
         weight: float = 1.0,
         evaluate: Callable[[], float] | None = None,
+        checkpoint_s: float = CHECKPOINT_S,
         client: Client | None = None,
+        **options: Option,
     ) -> None:
         watch()  # a child of the daemon ends with it
-        self.run, self.rounds, self.sync_every = run, rounds, sync_every
-        self.round = 0  # averagings that this model has taken part in or caught up with
-        self.steps = 0  # local steps made by this process
+        self.run, self.rounds = run, rounds
         self.last: RoundResult | None = None
-        self._outer = (outer_lr, outer_momentum)
-        self._weight, self._evaluate = weight, evaluate
-        self._client = client or connect()
-        self._model = model
-        self._elements = sum(p.numel() for p in _trainable(model))
-        if not self._elements:
-            raise TrainingError("the model has no trainable parameters")
-        self._losses: list[float] = []
-        self._is_open = True
-        self._exchange = SharedVector(self._elements)
-        self._states = [SharedVector(2 * self._elements) for _ in range(2)]
-        self._active = 0  # which of the two states is ours; the other is scratch
-        try:
-            self._join(wire, min_members, patience_s)
-        except BaseException:
-            self._free()
-            raise
+        self._optimizer, self._evaluate = optimizer, evaluate
+        self._ranks, self._staging = Ranks(), Staging(model)
+        self._strategy = make_strategy(strategy, wire, options)
+        self._strategy.prepare(self._staging.parts, rounds)
+        self._loss: torch.Tensor | float = 0.0
+        self._losses = self._steps = 0
+        self._checkpoint_s, self._saved_at = checkpoint_s, time.monotonic()
+        self._evaluated = -1
+        self._pace = pace_of(self._strategy) if wire == "auto" else None
+        self._client: RunClient | None = None
+        self._replica: Replica | None = None
+        self._follower: Follower | None = None
+        if self._ranks.is_first:
+            shape = shape_of(
+                self._strategy,
+                rounds=rounds,
+                wire=wire,
+                aggregator=aggregator,
+                min_members=min_members,
+                patience_s=patience_s,
+            )
+            self._lead(RunClient(run, shape, client=client), weight)
+        else:
+            self._follower = Follower(
+                self._staging, self._ranks, evaluate or (lambda: None), self._save, self._reload
+            )
+            self._follower.obey()
 
     # -- what a training loop uses -----------------------------------------------------------
+
+    @property
+    def member(self) -> str:
+        """This node's peer ID."""
+        return (self._client or self._following()).member
+
+    @property
+    def directory(self) -> str:
+        """The run's folder: HOME/runs/NAME."""
+        return (self._client or self._following()).directory
+
+    @property
+    def members(self) -> list[str]:
+        """Peer IDs of those who made the last round; before the first, whoever was there."""
+        if self._client is None:
+            return self._following().members
+        return self.last.members if self.last is not None else self._client.members
+
+    @property
+    def round(self) -> int:
+        """Rounds that this model has taken part in or caught up with (every lane has)."""
+        return (self._replica or self._following()).round
+
+    @property
+    def steps(self) -> int:
+        """Local steps made by this process."""
+        return self._steps
 
     @property
     def done(self) -> bool:
@@ -117,48 +146,69 @@ class Trainer:
         return self.round >= self.rounds
 
     @property
+    def global_step(self) -> int:
+        """Local steps as the run counts them: a member that joins late starts where the run is."""
+        if self._replica is not None:
+            return self._replica.global_step
+        return self._following().offset + self._steps
+
+    @property
     def root(self) -> str:
-        """SHA-256 of the outer parameters and momentum: equal on all members, every round."""
-        return self._root
+        """Hash of the run's state: equal on all members, every round. Empty but on rank 0."""
+        return run_root([lane.root for lane in self._client.lanes]) if self._client else ""
 
     @property
     def parameters_hash(self) -> str:
-        """SHA-256 of the outer parameters alone."""
-        return hashlib.sha256(self._phi.astype("<f4", copy=False).data).hexdigest()
-
-    @property
-    def global_step(self) -> int:
-        """Local steps as the run counts them: a member that joins late starts where the run is."""
-        return self.round * self.sync_every + self.steps % self.sync_every
+        """SHA-256 of the run's parameters alone. Empty but on rank 0."""
+        digest = hashlib.sha256()
+        if self._client is None:
+            return ""
+        for number, lane in enumerate(self._strategy.lanes):
+            parameters = self._client.state(number)[: lane.elements]
+            digest.update(parameters.astype("<f4", copy=False).data)
+        return digest.hexdigest()
 
     def step(self, loss: torch.Tensor | float | None = None) -> bool:
-        """Call it after each optimizer step; every `sync_every` calls it averages.
+        """Call it after each optimizer step: it does what the strategy has due.
 
-        Returns True when the run is done. Waits as long as the round has no quorum.
+        Returns True when the run is done. Waits as long as a round has no quorum.
         """
         if self.done:
             return True
-        if loss is not None:
-            self._losses.append(float(loss.detach() if isinstance(loss, torch.Tensor) else loss))
-        self.steps += 1
-        if self.steps % self.sync_every == 0:
-            self._sync()
+        if loss is not None:  # summed where it is: reading it would stop a GPU at every step
+            self._loss = self._loss + (loss.detach() if isinstance(loss, torch.Tensor) else loss)
+            self._losses += 1
+        self._steps += 1
+        if self._replica is None:
+            if self._steps >= self._following().due:
+                self._following().obey()
+            return self.done
+        is_due = self._replica.remaining() <= 1
+        if self._pace is not None:
+            if is_due:
+                self._staging.finish()  # or the time of a step would be that of launching it
+            self._pace.arrive()
+        with self._telling(is_due):
+            self._replica.step()
+        if self._pace is not None:
+            self._pace.leave()
         return self.done
 
-    def report(self, *, val_loss: float | None = None, note: str = "") -> Metric:
+    def report(self, *, val_loss: float | None = None, note: str = "", lane: int = 0) -> None:
         """Record a figure in metrics.jsonl, with the mean loss since the last one."""
-        loss = sum(self._losses) / len(self._losses) if self._losses else None
-        self._losses.clear()
-        body = Report(self.global_step, self.round, loss, val_loss, note)
-        return self._post("report", body, Metric)
+        loss = float(self._loss) / self._losses if self._losses else None
+        self._loss, self._losses = 0.0, 0
+        if self._client is not None:
+            round_ = self._client.lanes[lane].round
+            self._client.report(Report(self.global_step, round_, loss, val_loss, note, lane))
 
     def close(self) -> None:
         """Leave the run and free the shared memory. A finished run stays served to joiners."""
-        if not self._is_open:
-            return
-        with suppress(ClientError):  # the daemon may be gone, and with it the run
-            self._post("leave", Leave(self.done), Run)
-        self._free()
+        if self._client is not None and self._replica is not None:
+            self._replica.close()
+            if not self.done and self._ranks.size == 1:
+                self._save()
+            self._client.leave(finished=self.done)
 
     def __enter__(self) -> "Trainer":
         return self
@@ -171,176 +221,161 @@ class Trainer:
     ) -> None:
         self.close()
 
-    # -- joining -----------------------------------------------------------------------------
+    # -- rank 0 ------------------------------------------------------------------------------
 
-    def _join(self, wire: str, min_members: int, patience_s: float) -> None:
-        self._phi[:] = self._flat()
-        self._momentum[:] = 0
-        self._root = _hash(self._state)
-        body = Attach(
-            pid=os.getpid(),
-            exchange=self._exchange.name,
-            states=[state.name for state in self._states],
-            elements=self._elements,
-            wire=wire,
-            rounds=self.rounds,
-            min_members=min_members,
-            patience_s=patience_s,
-            round=0,
-            root=self._root,
-            settings=self._settings,
+    def _lead(self, client: RunClient, weight: float) -> None:
+        model = Leader(self._staging, self._ranks)
+        replica = Replica(
+            self._strategy,
+            client,
+            model,
+            weight=weight,
+            on_round=self._on_round,
+            wish=self._pace.wish if self._pace else lambda: ("float32", 0),
+            on_wait=lambda: self._ranks.tell(Order.WAIT),
         )
-        attached = self._post("attach", body, Attached, timeout_s=ATTACH_WAIT_S)
-        self.member, self.directory = attached.member, attached.directory
-        for vector in (self._exchange, *self._states):
-            vector.unlink()
-        if attached.fetched:
-            self._take_other(attached.round, attached.root)
-        self._announce()
-        if attached.fetched:
-            self._catch_up()
-        else:
-            self._report_round()
+        with self._telling(is_due=True):
+            try:
+                replica.attach()
+                self._client, self._replica = client, replica
+                counters = self._reload() if client.source != "new" else None
+                self._ranks.tell(Order.JOINED, int(counters is not None))
+                self._ranks.share_text(client.member)
+                self._ranks.share_text(client.directory)
+                replica.start(counters.steps if counters is not None else 0)
+                if self.last is None:  # no round yet: where this model begins
+                    self._measure(0)
+            except BaseException:
+                replica.close()
+                client.leave(finished=False)
+                raise
 
-    def _catch_up(self) -> None:
-        """Enter the round that is going on, without data: nobody waits for us, and from its end
-        on we are exact.
-        """
-        self._note(f"loaded the state before round {self.round}")
-        while not self.done and not self._average(0.0):
-            continue
-        self._report_round()
+    @contextmanager
+    def _telling(self, is_due: bool) -> Generator[None]:
+        """Let the other processes know how it ended, if they wait for it."""
+        try:
+            yield
+        except BaseException:
+            self._ranks.tell(Order.FAILED)
+            raise
+        replica = self._replica
+        if is_due and replica is not None:
+            offset = replica.global_step - self._steps
+            self._ranks.tell(Order.DONE, self._steps + replica.remaining(), replica.round, offset)
+            self._ranks.share_text(",".join(self.members))
 
-    def _take_other(self, round_: int, root: str) -> None:
-        """The scratch buffer holds a newer state: make it ours and load it into the model."""
-        self._active = 1 - self._active
-        self.round = round_
-        self._root = root
-        load_vector(self._model, self._phi)
-
-    # -- a round -----------------------------------------------------------------------------
-
-    def _sync(self) -> None:
-        delta = np.subtract(self._phi, self._flat())
-        weight = self._weight
-        if not bool((np.abs(delta) <= np.float32(CONTRIBUTION_MAX)).all()):  # NaN neither
-            self._note("the parameters are not finite or beyond 1e29: nothing of us in this round")
-            weight = 0.0
-        self._exchange.array[:] = delta
-        while not self.done:
-            if self._average(weight):
-                break
-            weight = 0.0  # our steps were made from a state that the run has left behind
-        self._report_round()
-
-    def _average(self, weight: float) -> bool:
-        """Take part in one round. False if we were behind; then the newer state is loaded."""
-        fresh = True
-        while True:
-            body = SubmitRound(self.round, self._root, weight, fresh)
-            result = self._post("round", body, RoundResult, timeout_s=ROUND_WAIT_S)
-            if result.outcome != "waiting":
-                break
-            waiting_for = ", ".join(peer[-8:] for peer in result.waiting_for)
-            self._note(f"round {self.round} waits for {waiting_for or 'more members'}")
-            fresh = False
-        if result.outcome == "behind":
-            self._note(f"behind: loading the state before round {result.at_least} or later")
-            self._fetch(result)
-            return False
+    def _on_round(self, lane: int, result: RoundResult) -> None:
         self.last = result
-        self._outer_step()
-        return True
+        if self._pace is not None:
+            self._pace.finished(result)
+        self._measure(lane)
+        now = time.monotonic()
+        if now - self._saved_at >= self._checkpoint_s and not self.done:
+            self._saved_at = now
+            self._save()
 
-    def _outer_step(self) -> None:
-        lr, momentum = self._outer
-        scratch = self._states[1 - self._active].array
-        phi, buffer = nesterov(
-            self._phi, self._momentum, self._exchange.array, lr=lr, momentum=momentum
-        )
-        scratch[: self._elements] = phi
-        scratch[self._elements :] = buffer
-        self._take_other(self.round + 1, _hash(scratch))
-        self._announce()
+    def _measure(self, lane: int) -> None:
+        """Report a lane's round; once every lane had it, with the validation loss."""
+        val_loss = None
+        if self._evaluate is not None and self.round > self._evaluated:
+            self._evaluated = self.round
+            self._ranks.tell(Order.EVALUATE)
+            val_loss = self._evaluate()
+        self.report(val_loss=val_loss, lane=lane)
 
-    def _fetch(self, result: RoundResult) -> None:
-        body = FetchState(1 - self._active, result.at_least, result.root)
-        found = self._post("fetch", body, StateAt, timeout_s=FETCH_WAIT_S)
-        self._take_other(found.round, found.root)
-        self._announce()
-
-    def _announce(self) -> None:
-        body = StateAt(self.round, self._root, self._active)
-        self._client.call("POST", path_of(self.run, "state"), body, timeout_s=CALL_WAIT_S)
-
-    def _report_round(self) -> None:
-        self.report(val_loss=self._evaluate() if self._evaluate is not None else None)
+    # -- every rank --------------------------------------------------------------------------
 
     @property
-    def _settings(self) -> str:
-        """What members must have alike, or each would make another step of the same mean."""
-        lr, momentum = self._outer
-        return f"sync_every={self.sync_every} outer_lr={lr:.9g} outer_momentum={momentum:.9g}"
+    def _path(self) -> Path:
+        """Where this process's own things are kept; under FSDP each has a file of its own."""
+        is_alone = self._ranks.is_first or not self._staging.is_sharded
+        rank = "" if is_alone else f"-{self._ranks.rank}"
+        name = f"trainer-{self.member}{rank}.safetensors"
+        return Path(self.directory) / "checkpoint" / name
 
-    # -- vectors -----------------------------------------------------------------------------
+    def _save(self) -> None:
+        counters, own = saved.Counters([], 0), dict[str, Vector]()
+        if self._replica is not None and self._client is not None:
+            if self._staging.is_sharded:
+                self._ranks.tell(Order.SAVE)
+            rounds = [lane.round for lane in self._client.lanes]
+            counters = saved.Counters(rounds, self.global_step)
+            own = self._strategy.export()
+        try:
+            saved.save(self._path, counters, own, self._optimizer)
+        except OSError as error:  # a full disk: a resumed run starts with a cold optimizer
+            print(f"shoal: {self.run}: no checkpoint: {error}", file=sys.stderr, flush=True)
 
-    @property
-    def _state(self) -> Vector:
-        return self._states[self._active].array
-
-    @property
-    def _phi(self) -> Vector:
-        return self._state[: self._elements]
-
-    @property
-    def _momentum(self) -> Vector:
-        return self._state[self._elements :]
-
-    def _flat(self) -> Vector:
-        """Copy the model's parameters into one vector. Raises TrainingError if they changed."""
-        vector = flatten(self._model)
-        if len(vector) != self._elements:
+    def _reload(self) -> saved.Counters | None:
+        """Take back what `_save` wrote; of error feedback only what belongs to these rounds."""
+        try:
+            found = saved.load(self._path, self._optimizer)
+            if found is None:
+                if not self._ranks.is_first:  # rank 0 has one: we would go on with other moments
+                    raise TrainingError(f"{self._path} is not here; rank 0 has one")
+                return None
+            counters, own = found
+            lanes = self._client.lanes if self._client is not None else []
+            if lanes and counters.rounds == [lane.round for lane in lanes]:
+                self._strategy.restore(own)
+        except ValueError as error:
             raise TrainingError(
-                f"the model has {len(vector)} trainable parameters, it joined with {self._elements}"
-            )
-        return vector
+                str(error), hint="delete that file to go on with a fresh optimizer"
+            ) from error
+        return counters
 
-    # -- the daemon --------------------------------------------------------------------------
-
-    def _post(
-        self, verb: str, body: object, reply: type[T], *, timeout_s: float = CALL_WAIT_S
-    ) -> T:
-        return self._client.call(
-            "POST", path_of(self.run, verb), body, reply=reply, timeout_s=timeout_s
-        )
-
-    def _note(self, text: str) -> None:
-        print(f"shoal: {self.run}: {text}", file=sys.stderr, flush=True)
-
-    def _free(self) -> None:
-        self._is_open = False
-        for vector in (self._exchange, *self._states):
-            vector.unlink()
+    def _following(self) -> Follower:
+        assert self._follower is not None, "rank 0 has a replica, the others follow"
+        return self._follower
 
 
-def flatten(model: torch.nn.Module) -> Vector:
-    """Copy a model's trainable parameters into one float32 vector, in the model's order."""
-    return np.concatenate([p.detach().float().cpu().reshape(-1).numpy() for p in _trainable(model)])
+def make_strategy(strategy: str | Strategy, wire: str, options: dict[str, Option]) -> Strategy:
+    """Make a strategy by its name; codecs that leave much out get their error feedback.
+
+    Raises TrainingError, in words for a person, for options that it does not take.
+    """
+    if isinstance(strategy, Strategy):
+        if options:
+            raise TrainingError(f"a strategy that is made already takes no {', '.join(options)}")
+        return strategy
+    try:
+        decays = {**DECAYS, "auto": min(DECAYS.values())}  # auto may end at any codec
+        if wire in decays and "feedback" not in options and "feedback" in options_of(strategy):
+            options = {**options, "feedback": decays[wire]}
+        return strategy_named(strategy, **options)
+    except (ValueError, KeyError) as error:
+        raise TrainingError(str(error)) from error
 
 
-def load_vector(model: torch.nn.Module, vector: Vector) -> None:
-    """Copy a vector that `flatten` made into a model of the same shape."""
-    start = 0
-    with torch.no_grad():
-        for parameter in _trainable(model):
-            stop = start + parameter.numel()
-            parameter.copy_(torch.from_numpy(vector[start:stop].copy()).view_as(parameter))
-            start = stop
+def pace_of(strategy: Strategy) -> Pace:
+    """Return what measures for a prepared strategy on the wire `auto`."""
+    most = max(lane.contribution for lane in strategy.lanes)
+    lanes = len(strategy.lanes)
+    return Pace(strategy.every, elements=most, lanes=lanes, now=time.monotonic)
 
 
-def _trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    return [p for p in model.parameters() if p.requires_grad]
-
-
-def _hash(vector: Vector) -> str:
-    return hashlib.sha256(vector.astype("<f4", copy=False).data).hexdigest()
+def shape_of(
+    strategy: Strategy,
+    *,
+    rounds: int,
+    wire: str = "int8",
+    aggregator: str = "mean",
+    min_members: int = 1,
+    patience_s: float = 20.0,
+) -> Shape:
+    """Return a run's shape for a prepared strategy."""
+    return Shape(
+        [LaneBody(lane.contribution, lane.state, lane.start, lane.stop) for lane in strategy.lanes],
+        rounds=rounds,
+        wire=wire,
+        min_members=min_members,
+        patience_s=patience_s,
+        needs_sent=strategy.needs_sent,
+        settings=strategy.settings,
+        strategy=strategy.name,
+        every=strategy.every,
+        aggregator=aggregator,
+        sample=strategy.sample_size,
+        replicas_differ=strategy.replicas_differ,
+        layout=[Tensor(part.name, list(part.shape)) for part in strategy.parts],
+    )

@@ -1,7 +1,8 @@
 """The command `shoal`: one lazy group. A command's module is imported when the command is called.
 
 Global options, the table of commands and what an error looks like are here; commands are in
-core.py (the daemon), channels.py, blobs.py, store.py, runs.py (training) and models.py (serving).
+core.py (the daemon), channels.py, blobs.py, store.py, runs.py and run.py (training), models.py
+(serving) and dashboard.py.
 """
 
 import importlib
@@ -36,6 +37,7 @@ _MODELS = "node.cli.models:COMMANDS"
 _CHANNELS = "node.cli.channels:COMMANDS"
 _BLOBS = "node.cli.blobs:COMMANDS"
 _STORE = "node.cli.store:COMMANDS"
+_DASHBOARD = "node.cli.dashboard:COMMANDS"
 _DEMO = "node.cli.demo:COMMANDS"
 
 # Name -> (where it is, the line in `shoal --help`: known without importing it).
@@ -63,11 +65,12 @@ TABLE = {
     "store": (_STORE, "Keep values that the whole swarm agrees on."),
     "train": (_RUNS, "Train a model together with the swarm."),
     "runs": (_RUNS, "List training runs."),
-    "plot": (_RUNS, "Draw a run's curves."),
+    "run": (_RUNS, "Look at one run, stop, resume or export it, draw its curves."),
     "serve": (_MODELS, "Serve a model split over the swarm."),
     "generate": (_MODELS, "Let a served model continue a text."),
     "models": (_MODELS, "List served models."),
     "unserve": (_MODELS, "Take a model out of service."),
+    "dashboard": (_DASHBOARD, "Print the address of this node's dashboard."),
     "demo": (_DEMO, "Show all of it on this machine: meet, train, fail, serve."),
 }
 

@@ -104,11 +104,12 @@ class Events:
 
 @dataclass(frozen=True)
 class Raw:
-    """A reply in some other content type than JSON."""
+    """A reply in some other content type than JSON, with headers of its own."""
 
     body: bytes
     content_type: str
     status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ class Connection:
 
     async def reply_raw(self, raw: Raw) -> None:
         """Send a reply in a content type of its own."""
-        await self.reply(raw.status, raw.body, {"Content-Type": raw.content_type})
+        await self.reply(raw.status, raw.body, {"Content-Type": raw.content_type, **raw.headers})
 
     async def stream(self, events: Events, say_error: Callable[[Exception], Event | None]) -> None:
         """Send events until the source ends. An error of the source becomes a last event."""

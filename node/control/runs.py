@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from pathlib import Path
 
 from node.control.api import Api, Event, Events, Request
 from node.runs import Runs
@@ -13,7 +14,7 @@ class RunRoutes:
     """The handlers; each is one route."""
 
     def __init__(self, runs: Runs) -> None:
-        self._runs = runs
+        self._runs, self._trainers = runs, runs.trainers
 
     async def start(self, request: Request) -> Run:
         """Start a script as a child of the daemon."""
@@ -31,29 +32,42 @@ class RunRoutes:
         """Stop a run here."""
         return await self._runs.stop(request.params["run"])
 
+    async def resume(self, request: Request) -> Run:
+        """Start a run's script again."""
+        return self._runs.resume(request.params["run"])
+
+    async def export(self, request: Request) -> shapes.Exported:
+        """Write a run's parameters to a file."""
+        path = Path(request.read(shapes.Export).path)
+        return await self._runs.export(request.params["run"], path)
+
     async def attach(self, request: Request) -> shapes.Attached:
         """Let a trainer take part."""
-        return await self._runs.attach(request.params["run"], request.read(shapes.Attach))
+        return await self._trainers.attach(request.params["run"], request.read(shapes.Attach))
 
     async def round(self, request: Request) -> shapes.RoundResult:
         """Average a contribution."""
-        return await self._runs.round(request.params["run"], request.read(shapes.SubmitRound))
+        return await self._trainers.round(request.params["run"], request.read(shapes.SubmitRound))
+
+    async def turn(self, request: Request) -> shapes.TurnAnswer:
+        """Tell whether we make a round of a sampled run."""
+        return await self._trainers.turn(request.params["run"], request.read(shapes.AskTurn))
 
     async def fetch(self, request: Request) -> shapes.StateAt:
         """Load the run's state."""
-        return await self._runs.fetch(request.params["run"], request.read(shapes.FetchState))
+        return await self._trainers.fetch(request.params["run"], request.read(shapes.FetchState))
 
     async def announce(self, request: Request) -> None:
         """Offer a state to joiners."""
-        self._runs.announce(request.params["run"], request.read(shapes.StateAt))
+        self._trainers.announce(request.params["run"], request.read(shapes.StateAt))
 
     async def report(self, request: Request) -> shapes.Metric:
         """Record progress."""
-        return await self._runs.report(request.params["run"], request.read(shapes.Report))
+        return await self._trainers.report(request.params["run"], request.read(shapes.Report))
 
     async def leave(self, request: Request) -> Run:
         """Let the trainer go."""
-        return await self._runs.leave(request.params["run"], request.read(shapes.Leave))
+        return await self._trainers.leave(request.params["run"], request.read(shapes.Leave))
 
     async def metrics(self, request: Request) -> list[shapes.Metric]:
         """Return metrics.jsonl."""
@@ -62,6 +76,10 @@ class RunRoutes:
     async def certificates(self, request: Request) -> list[shapes.CertificateView]:
         """Return what was committed."""
         return self._runs.certificates(request.params["run"])
+
+    async def contributions(self, request: Request) -> list[shapes.Contribution]:
+        """Return what each peer has done."""
+        return self._runs.contributions(request.params["run"])
 
     async def events(self, request: Request) -> Events:
         """Stream metrics as they come, and changes of state."""
@@ -95,9 +113,19 @@ def routes(api: Api, runs: Runs) -> None:
         summary="A run's committed rounds",
         reply=list[shapes.CertificateView],
     )
+    api.add(
+        "GET",
+        f"{one}/contributions",
+        it.contributions,
+        summary="What each peer has done for a run",
+        reply=list[shapes.Contribution],
+    )
     for verb, handler, summary, body, reply in (
+        ("resume", it.resume, "Go on with a stopped or failed run", None, Run),
+        ("export", it.export, "Write a run's parameters to a file", shapes.Export, shapes.Exported),
         ("attach", it.attach, "Trainer: take part", shapes.Attach, shapes.Attached),
         ("round", it.round, "Trainer: average", shapes.SubmitRound, shapes.RoundResult),
+        ("turn", it.turn, "Trainer: are we sampled", shapes.AskTurn, shapes.TurnAnswer),
         ("fetch", it.fetch, "Trainer: load the state", shapes.FetchState, shapes.StateAt),
         ("state", it.announce, "Trainer: offer a state", shapes.StateAt, None),
         ("report", it.report, "Trainer: record progress", shapes.Report, shapes.Metric),

@@ -1,11 +1,8 @@
 """The control server: routes on the unix socket and, if configured, on a loopback port.
 
-Who may ask is decided by a guard per listener: the peer's uid on the socket; a bearer token, Host
-and Origin (against DNS rebinding and foreign web pages) on the port.
+Who may ask is decided by a guard per listener: the peer's uid on the socket, web.py on the port.
 """
 
-import hmac
-import ipaddress
 import os
 import socket
 import stat
@@ -14,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import msgspec
 import structlog
@@ -33,6 +29,7 @@ from node.control.api import (
     status_of,
 )
 from node.control.http import Connection, Head, HungUp
+from node.control.web import Forbidden, Keys, check_web
 from wire.errors import Busy, DeadlineExceeded, ShoalError, UsageError
 from wire.faults import root_cause
 
@@ -43,18 +40,6 @@ _UCRED = struct.Struct("3i")  # pid, uid, gid: unix(7)
 _log = structlog.get_logger("control")
 
 Guard = Callable[[Head], None]  # raises ShoalError to refuse
-
-
-class Unauthorised(ShoalError):
-    """No token, or a wrong one."""
-
-    code = "unauthorised"
-
-
-class Forbidden(ShoalError):
-    """The wrong user, host or origin."""
-
-    code = "forbidden"
 
 
 @dataclass(eq=False)
@@ -88,7 +73,7 @@ class ControlServer:
         self,
         host: str,
         port: int,
-        token: str,
+        keys: Keys,
         *,
         task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
     ) -> None:
@@ -107,7 +92,7 @@ class ControlServer:
             ) from error
         bound: int = link.getsockname()[1]
         task_status.started(bound)
-        guard = partial(check_web, token=token, port=bound)
+        guard = partial(check_web, keys=keys, port=bound)
         await self._listen(trio.SocketListener(link), lambda _: None, guard)
 
     async def drain(self) -> None:
@@ -322,35 +307,3 @@ def check_uid(uid: int) -> None:
 
 def _let_pass(_: Head) -> None:
     """The socket's file mode and `_same_user` have decided already."""
-
-
-def check_web(head: Head, *, token: str, port: int) -> None:
-    """Decide about a request on the loopback port. Raises Forbidden or Unauthorised."""
-    host = head.headers.get("host", "")
-    if not _is_ours(f"http://{host}", port):
-        raise Forbidden(f"host {host[:64]!r} is not this machine's loopback address")
-    origin = head.headers.get("origin")
-    if origin is not None and not _is_ours(origin, port):
-        raise Forbidden(f"origin {origin[:64]!r} is not this daemon's own page")
-    scheme, _, given = head.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(
-        given.strip().encode(), token.encode()
-    ):
-        raise Unauthorised(
-            "this port wants the token of HOME/http.token",
-            hint="send `Authorization: Bearer TOKEN`",
-        )
-
-
-def _is_ours(url: str, port: int) -> bool:
-    try:
-        parts = urlsplit(url)
-        name, given_port = parts.hostname or "", parts.port or 80
-    except ValueError:
-        return False
-    if parts.scheme != "http" or given_port != port or parts.path or parts.username is not None:
-        return False
-    try:
-        return name == "localhost" or ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False

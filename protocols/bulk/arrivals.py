@@ -14,7 +14,6 @@ from protocols.bulk.machine import Inbound
 from protocols.bulk.places import Target
 from protocols.bulk.pool import Pool
 from protocols.bulk.wire import (
-    PIECE_MAX,
     PIECES_MAX,
     Accept,
     Got,
@@ -31,12 +30,20 @@ from wire.ids import PeerId
 from wire.ports import Call
 
 FIRST_S = 10.0  # for the offer, after a call was opened
-REPORT_S = 0.1  # between two reports; a report costs both event loops 0.2 ms or so
+REPORT_S = 0.25  # between two reports; a report costs both event loops 0.2 ms or so
 LAST_REPORT_S = 5.0  # for the sender to take the last one; we have everything
 LET_GO_S = 4.0  # for a transfer that was cancelled to leave the buffer
 
 Progress = Callable[[int, int], None]  # bytes that have arrived, bytes in all
-Prefix = Callable[[int], None]  # bytes from the front that have arrived
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Whom to tell how many bytes from the front are here, and after how many more of them."""
+
+    tell: Callable[[int], None]
+    step_bytes: int
+
 
 log = logging.getLogger(__name__)
 
@@ -130,14 +137,15 @@ class Arrivals:
     ) -> None:
         arrival = Arrival(
             target=expected.target,
-            inbound=Inbound(offer.size_bytes, offer.piece_bytes),
-            is_followed=expected.prefix is not None,
+            inbound=Inbound(offer.size_bytes, offer.piece_bytes, head_bytes=offer.head_bytes),
+            step_bytes=expected.prefix.step_bytes if expected.prefix is not None else 0,
         )
         desk, failure = self._pool.desk(call.peer), None
         try:
-            if offer.size_bytes != expected.target.size_bytes:
-                room = f"there is room for {expected.target.size_bytes}"
-                raise SizeMismatch(f"{offer.size_bytes} B are offered, {room}")
+            target = expected.target
+            if (offer.size_bytes, offer.head_bytes) != (target.size_bytes, target.head_bytes):
+                room = f"there is room for {target.head_bytes} of {target.size_bytes}"
+                raise SizeMismatch(f"{offer.head_bytes} of {offer.size_bytes} B offered, {room}")
             desk.expect(offer.transfer, arrival)
             await call.send(ToSender(Accept()))
             async with trio.open_nursery() as nursery:
@@ -172,7 +180,7 @@ class Arrivals:
                 seen_bytes, seen_at = here_bytes, time.monotonic()
                 expected.progress(here_bytes, arrival.target.size_bytes)
                 if expected.prefix is not None:
-                    expected.prefix(inbound.prefix_bytes)
+                    expected.prefix.tell(inbound.prefix_bytes)
             if seen_bytes == arrival.target.size_bytes:
                 return
             if arrival.failure is not None:
@@ -198,6 +206,8 @@ async def _offer_of(call: Call[ToSender, ToReceiver]) -> Offer:
         offer = message.body
         if not isinstance(offer, Offer):
             raise BadMessage("data before the offer")
+        if offer.head_bytes > offer.size_bytes:
+            raise BadMessage(f"a head of {offer.head_bytes} B in {offer.size_bytes}")
         if offer.size_bytes > offer.piece_bytes * PIECES_MAX:
             raise BadMessage(f"{offer.size_bytes} B in pieces of {offer.piece_bytes}")
         return offer
@@ -213,13 +223,13 @@ async def _take_data(
     call: Call[ToSender, ToReceiver], transfer: int, arrival: Arrival, desk: Desk
 ) -> None:
     """Take the pieces that come through the call, and notice its end."""
-    spare = memoryview(bytearray(PIECE_MAX))
     try:
         async for message in call:
             data = message.body
             if isinstance(data, Offer):
                 raise BadMessage("a second offer")
             header = (transfer, data.offset, len(data.data))
+            spare = memoryview(bytearray(len(data.data)))
 
             def fill(place: memoryview, data: bytes = data.data) -> None:
                 place[:] = data

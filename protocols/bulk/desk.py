@@ -76,7 +76,17 @@ class Arrival(Transfer):
 
     target: Target = field(kw_only=True)
     inbound: Inbound = field(kw_only=True)
-    is_followed: bool = False  # `wake` for all that makes its front longer
+    step_bytes: int = 0  # `wake` whenever its front has become longer by as much; 0: never
+
+    told_bytes: int = 0  # of its front, when it was last news
+
+    def has_news(self) -> bool:
+        """True, once, if its front is a step longer than when it was last news."""
+        front_bytes = self.inbound.prefix_bytes
+        if not self.step_bytes or front_bytes < self.told_bytes + self.step_bytes:
+            return False
+        self.told_bytes = front_bytes
+        return True
 
     def close(self) -> None:
         """Give the bytes back to their owner."""
@@ -247,12 +257,11 @@ class Desk:
 
     def _settle(self, arrival: Arrival, piece: Piece, *, is_kept: bool) -> None:
         with self._changed:
-            before = arrival.inbound.prefix_bytes
             if is_kept:
                 arrival.inbound.kept(piece)
             else:
                 arrival.inbound.spoilt(piece)
-            is_news = arrival.is_followed and arrival.inbound.prefix_bytes > before
+            is_news = arrival.has_news()
             is_complete = arrival.inbound.is_complete
             self._settled.notify_all()
         self._leave(arrival)

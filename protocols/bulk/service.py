@@ -26,6 +26,7 @@ from protocols.bulk.places import Source, file_target, memory_target, source_of
 from protocols.bulk.pool import Pool, Sockets
 from protocols.bulk.wire import (
     KEY_MAX,
+    PIECE_MAX,
     SIZE_MAX,
     TRANSFER,
     Accept,
@@ -103,13 +104,14 @@ class BulkService:
         progress: Progress | None = None,
         wait_s: float = WAIT_S,
     ) -> int:
-        """Send all of a buffer, file or range (`places.part_of`); returns its bytes once they are
-        there. A buffer must not change meanwhile.
+        """Send all of a buffer, a tuple of two, a file or range (`places.part_of`); return its
+        bytes once they are there. A buffer must not change meanwhile.
 
         key: up to 64 bytes. rate_mb_s: at most so many 10^6 bytes a second. ready: given how many
         bytes from the front may go, waits until more may, and returns how many; None: all may go.
-        wait_s: for the peer to call `receive_into`. Raises UsageError, SizeMismatch, TransferEnded (the receiver gave up),
-        DeadlineExceeded, Stalled, Busy, PeerUnreachable, RemoteError or BadMessage.
+        wait_s: for the peer to call `receive_into`. Raises UsageError, SizeMismatch, TransferEnded
+        (the receiver gave up), DeadlineExceeded, Stalled, Busy, PeerUnreachable, RemoteError or
+        BadMessage.
         """
         _check_key(key)
         if rate_mb_s is not None and not RATE_MIN_MB_S <= rate_mb_s < math.inf:
@@ -127,9 +129,10 @@ class BulkService:
                 piece_bytes,
                 rate_bytes_s=rate_bytes_s,
                 ready_bytes=None if ready is None else 0,
+                head_bytes=origin.head_bytes,
             ),
         )
-        offer = Offer(next(self._numbers), key, origin.size_bytes, piece_bytes)
+        offer = Offer(next(self._numbers), key, origin.size_bytes, piece_bytes, origin.head_bytes)
         with OnFailure(self.counters.add_failed), _typed():
             await self._send(peer, offer, departure, progress or _nothing, wait_s, ready)
         self.counters.sent += 1
@@ -141,20 +144,26 @@ class BulkService:
         key: bytes,
         buffer: "Writable",
         *,
-        prefix: Prefix | None = None,
+        prefix: Callable[[int], None] | None = None,
+        step_bytes: int = PIECE_MAX,
         progress: Progress | None = None,
         wait_s: float = WAIT_S,
     ) -> int:
         """Receive what the peer sends by this key into a buffer of exactly its size; returns that.
 
-        prefix: told soon how many bytes from the front have come; they stay as they are.
+        prefix: told how many bytes from the front have come, whenever it is `step_bytes` more.
         If it fails, or is cancelled, the buffer holds anything; but nobody writes to it any more.
         Raises what `send` raises.
         """
         _check_key(key)
         target = memory_target(buffer)
         return await self._arrivals.receive(
-            peer, key, target, progress or _nothing, wait_s, prefix=prefix
+            peer,
+            key,
+            target,
+            progress or _nothing,
+            wait_s,
+            prefix=None if prefix is None else Prefix(prefix, step_bytes),
         )
 
     async def receive_file(

@@ -70,20 +70,24 @@ class Electorate:
     live: frozenset[PeerId] = frozenset()
     left: Mapping[PeerId, int] = field(default_factory=dict[PeerId, int])
 
+    @property
+    def next_round(self) -> int:
+        """The round that these are to decide."""
+        return self.certificate.round + 1 if self.certificate is not None else 0
+
     def voters(self) -> frozenset[PeerId]:
         """Members of the last certificate that have not left; before any, those with a lease."""
         if self.certificate is None:
             return self.live
-        next_round = self.certificate.round + 1
-        gone = {peer for peer, left_at in self.left.items() if left_at <= next_round}
+        gone = {peer for peer, left_at in self.left.items() if left_at <= self.next_round}
         return frozenset(self.certificate.members) - gone
 
     def is_quorum(self, members: Collection[PeerId], new: Collection[PeerId] = ()) -> bool:
         """True if these may decide the round: any two such sets share one that remembers.
 
         More than half of the voters, and those of them that are not new at least half. What new
-        ones may have promised is only moot if there is nobody else to ask: if every voter is
-        here, or every one that has a lease, and all are new.
+        ones may have promised does not matter if there is nobody else to ask: if every voter that
+        has a lease is here.
         """
         if self.sample:
             needed = -(-2 * self.sample // 3)
@@ -96,13 +100,15 @@ class Electorate:
         here = voters & set(members)
         if 2 * len(here) <= len(voters):
             return False
-        old = here - set(new)
-        if self.certificate is None or 2 * len(old) >= len(voters) or here == voters:
-            return True
-        return not old and not (voters & self.live) - here
+        return 2 * len(here - set(new)) >= len(voters) or not (voters & self.live) - here
 
     def later_farewell(self, round_: int) -> int | None:
         """The latest round that a voter of ours has left with, if it is later than ours."""
         voters = self.certificate.members if self.certificate is not None else self.left
         later = max((self.left.get(peer, 0) for peer in voters), default=0)
         return later if later > round_ else None
+
+    def is_over(self, passed: Collection[PeerId]) -> bool:
+        """True if so many voters are in later rounds that the rest cannot decide this one."""
+        voters = self.voters()
+        return 2 * len(voters - set(passed)) <= len(voters) and not self.sample

@@ -43,18 +43,18 @@ def excluded_by(accusations: Iterable[tuple[PeerId, PeerId]]) -> set[PeerId]:
     return out
 
 
-def outvoted(members: Sequence[PeerId], shards: Mapping[PeerId, Sequence[bytes]]) -> set[PeerId]:
+def outvoted(shards: Mapping[PeerId, Sequence[bytes]], *, owners: Sequence[PeerId]) -> set[PeerId]:
     """Return who is at fault where members do not report the same hash of a shard.
 
     Who differs from more than half of all; without such a majority, the owner, who told them
-    different things. `shards`: each member's hashes, in the order of `members`, the owners.
+    different things. `shards`: each member's hashes, in the order of `owners`.
     """
     out: set[PeerId] = set()
-    for index, owner in enumerate(members):
-        votes = Counter(shards[member][index] for member in members)
+    for index, owner in enumerate(owners):
+        votes = Counter(hashes[index] for hashes in shards.values())
         ((most, count),) = votes.most_common(1)
-        if 2 * count > len(members):
-            out |= {member for member in members if shards[member][index] != most}
+        if 2 * count > len(shards):
+            out |= {member for member, hashes in shards.items() if hashes[index] != most}
         else:
             out.add(owner)
     return out

@@ -1,227 +1,348 @@
-"""The data of one attempt: a butterfly all-reduce over streams, one per member and shard owner.
+"""A butterfly all-reduce: each member owns a shard, averages it for all, and gets the others'.
 
-Each member streams its encoded contribution to a shard to the shard's owner and gets the mean of
-the shard back on the same stream. The owner sums in member order in float32, divides by the total
-weight, encodes once; everybody, the owner too, decodes those same bytes, so all hold the same bits
-whatever the codec. Nothing is applied here: the mean lies in a buffer of its own until COMMIT.
-
-A fault of another member becomes a `Fault` and stops only the task that met it: the streams stay
-open until the proposer has decided, or a healthy member's retreat would look like a second fault.
+A member encodes its contribution chunk by chunk and sends each owner its shard's. The owner
+aggregates **in member order** in float32, encodes the result once and sends it to all; everybody,
+the owner too, decodes those same bytes, so all hold the same bits whatever the codec. Also our own
+contribution counts as others would decode it: the result does not depend on who owns what.
 """
 
 import hashlib
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
 import trio
 
-from protocols.modelsync.aggregate import weighted_mean
-from protocols.modelsync.codecs import Vector, codec_named, decode_contribution
-from protocols.modelsync.news import MEAN_WAIT_S, OPEN_S, PIECE_WAIT_S, Complete, Fault
-from protocols.modelsync.shards import chunks, shard_range
-from protocols.modelsync.wire import REDUCE, Piece, Prepare
-from protocols.modelsync.work import Work
-from wire.errors import BadMessage, PeerError, PeerUnreachable, ShoalError
+from protocols.modelsync.codecs import MEAN_MAX, VALUE_MAX, Vector
+from protocols.modelsync.links import CallLink, blaming, chunk_wait_s
+from protocols.modelsync.news import MEAN_WAIT_S, OPEN_S, PIECE_WAIT_S, Fault, Held
+from protocols.modelsync.parcels import Parcel, is_raw, lay_out, raw_parcel
+from protocols.modelsync.sealing import HASH_BYTES, NOTHING, Opening, hash_of
+from protocols.modelsync.shards import CHUNK_ELEMENTS, chunks, shard_range
+from protocols.modelsync.side import Side, Terms
+from protocols.modelsync.vectors import check_within
+from protocols.modelsync.wire import REDUCE, Piece
+from wire.errors import BadMessage
 from wire.ids import PeerId
-from wire.ports import Call, Rpc
+from wire.ports import Call
 
-SLOT_CHUNKS = 2  # chunks of one contribution kept while others are slower; then it waits
-
-
-class _Slot:
-    """Decoded chunks of one member's contribution to our shard."""
-
-    def __init__(self) -> None:
-        # Bounded: a member ahead of the others waits.
-        self.send, self.receive = trio.open_memory_channel[Vector](SLOT_CHUNKS)
-        self.is_taken = False
+BATCH = 8  # chunks worked on in one go: a thread is held for some milliseconds, not more
 
 
-class Butterfly:
-    """One node's side of the data of one attempt. `news` gets one Complete, or Faults."""
+class Butterfly(Side):
+    """One member's side of an all-reduce."""
 
-    def __init__(
-        self,
-        prepare: Prepare,
-        rpc: Rpc,
-        contribution: Vector,
-        work: Work,
-        news: Callable[[Fault | Complete], None],
-    ) -> None:
-        self.prepare = prepare
-        self.mean: Vector = np.zeros(prepare.elements, dtype=np.float32)
-        self.bytes_in = 0  # payload of pieces, without frames and encryption
-        self.bytes_out = 0
-        self.shards: list[bytes] = []
-        self._rpc = rpc
-        self._contribution = contribution
-        self._work = work
-        self._news = news
-        self._codec = codec_named(prepare.codec)
-        me = prepare.members.index(rpc.peer)
-        self._own = list(chunks(*shard_range(prepare.shards, me)))
-        self._weights = dict(zip(prepare.members, prepare.weights, strict=True))
-        self._slots = {m: _Slot() for m in prepare.members if m != rpc.peer}
-        self._made: list[bytes] = []
-        self._made_event = [trio.Event() for _ in self._own]
+    def __init__(self, terms: Terms) -> None:
+        super().__init__(terms)
+        members, codec = self.prepare.members, self._codec
+        self._is_raw = is_raw(codec)
+        self._borrows = self._is_raw and not self.prepare.is_sealed  # sends from the contribution
+        self._head = 1 if self.prepare.is_sealed else 0  # chunks before those of elements
+        self._own = self._parts(members.index(self._me))
+        self._gives = {owner: self._give(index) for index, owner in enumerate(members)}
+        self._means = {owner: Parcel(codec, self._parts(i)) for i, owner in enumerate(members)}
+        self._takes: dict[PeerId, Parcel] = {  # contributions to our shard, in member order
+            member: self._gives[member] if member == self._me else self._parcel(self._own)
+            for member, weight in self._weights.items()
+            if weight > 0
+        }
+        self._others_takes = [p for m, p in self._takes.items() if m != self._me]
+        memory = terms.memory
+        self._taken_memory = lay_out(self._others_takes, memory)
+        self._mean_memory = lay_out(list(self._means.values()), memory)
+        self._given_memory = None if self._borrows else lay_out(list(self._gives.values()), memory)
         self._hashes: dict[PeerId, bytes] = {}
-        self._scopes: set[trio.CancelScope] = set()
+        self._openings: dict[PeerId, Opening] = {}
+        self._squares: dict[PeerId, float] = {}
+        self._places: dict[PeerId, Vector] = {}  # where a chunk of each member is decoded
+        self._grown = trio.Event()  # some mean has become longer
+        for parcel in self._means.values():
+            parcel.on_grow = lambda: self._grown.set()
+
+    @property
+    def held(self) -> Held:
+        """The complete result. It shares memory with this exchange, until `take`."""
+        data = [self._means[owner].chunks() for owner in self.prepare.members]
+        return Held(self.prepare, self.shards, data)
+
+    @property
+    def brought(self) -> list[memoryview]:
+        """The chunks that we have committed to; empty if we brought nothing."""
+        if not self._head or self._weights[self._me] == 0:
+            return []
+        return [chunk for parcel in self._gives.values() for chunk in parcel.chunks()[1:]]
+
+    @property
+    def lengths(self) -> Mapping[PeerId, float]:
+        """In sealed rounds: the norm of each contribution to our own shard."""
+        return {member: float(np.sqrt(square)) for member, square in self._squares.items()}
+
+    async def seal(self) -> bytes:
+        """Encode all of our contribution; return its hash: SHA-256 over the shards' hashes."""
+        if self._weights[self._me] == 0:
+            return NOTHING
+        parcels = list(self._gives.values())
+        for parcel in parcels:
+            parcel.write(0, bytes(HASH_BYTES * len(parcels)))  # its place; what it is, comes last
+        await self._encode()
+        work = self._terms.work
+        head = b"".join([await work(partial(hash_of, parcel, 1)) for parcel in parcels])
+        for parcel in parcels:
+            parcel.write(0, head)
+            parcel.grow(parcel.count)
+        return hashlib.sha256(head).digest()
+
+    def go(self, commitments: Mapping[PeerId, bytes]) -> None:
+        """Let data flow; what members bring must match these."""
+        index = self.prepare.members.index(self._me)
+        self._openings = {
+            member: Opening(commitments[member], index)
+            for member in self._takes
+            if member != self._me and self._head
+        }
+        super().go(commitments)
 
     async def run(self) -> None:
-        """Move the data until done. Cancel it to abort; `close` also ends the owner's streams."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._reduce)
-            for owner in self._slots:
-                nursery.start_soon(self._trade, owner)
-
-    def close(self) -> None:
-        """End the streams that others opened to us."""
-        for scope in self._scopes:
-            scope.cancel()
+        """Move the data until done. Cancel it to abort."""
+        await self._may_flow.wait()
+        wait_s = chunk_wait_s(len(self._weights))
+        self._watched = [(m, p, wait_s) for m, p in self._takes.items() if m != self._me]
+        wait_s += MEAN_WAIT_S - PIECE_WAIT_S
+        self._watched += [(m, p, wait_s) for m, p in self._means.items() if m != self._me]
+        async with trio.open_nursery() as outer:
+            outer.start_soon(self._watch)
+            async with trio.open_nursery() as nursery:
+                if self._weights[self._me] > 0 and not self._borrows and not self._head:
+                    nursery.start_soon(self._encode)
+                nursery.start_soon(self._reduce)
+                nursery.start_soon(self._check_means)
+                for peer in self._others:
+                    nursery.start_soon(self._trade, peer)
+            outer.cancel_scope.cancel()
 
     async def serve(self, call: Call[Piece, Piece], first: Piece) -> None:
         """As owner: take one member's contribution to our shard, give back the mean."""
-        slot = self._slots.get(call.peer)
-        if slot is None or slot.is_taken:
-            raise BadMessage("not a member of this attempt, or here already")
-        slot.is_taken = True
-        async with trio.open_nursery() as nursery:
-            self._scopes.add(nursery.cancel_scope)
-            nursery.start_soon(self._collect, call, first, slot)
-            await self._give(call)
-        self._scopes.discard(nursery.cancel_scope)
-        if nursery.cancel_scope.cancelled_caught:
-            raise _Aborted("the attempt is over")
+        async with self._serving(call) as link:
+            parcel = self._takes.get(call.peer)
+            if parcel is not None and parcel.count:
+                link.take(parcel, first)
+            await self._swap(link, [self._means[self._me]], [parcel] if parcel is not None else [])
 
-    # -- as owner of a shard -----------------------------------------------------------------
+    def close(self) -> None:
+        """End the streams that others opened to us, and let go of what came on them."""
+        super().close()
+        for parcel in self._others_takes:
+            parcel.close()
+        if self._taken_memory is not None:
+            self._terms.memory.give_back(self._taken_memory)
+            self._taken_memory = None
 
-    async def _collect(self, call: Call[Piece, Piece], first: Piece, slot: _Slot) -> None:
-        if self._weights[call.peer] == 0:
-            return
-        with self._blame(call.peer):
-            piece = first
-            for index, (start, stop) in enumerate(self._own):
-                if index:
-                    piece = await call.receive()
-                data = self._data_of(piece, index)
-                vector = await self._work(
-                    partial(decode_contribution, self._codec, data, stop - start)
-                )
-                await slot.send.send(vector)
+    def take(self, into: Vector, sent: Vector | None = None) -> None:
+        """Put the result into `into`, and what others decoded of ours into `sent`."""
+        if sent is not None:
+            if self._weights[self._me] > 0:
+                self._decode(self._gives, sent, self._head)
+            else:
+                sent.fill(0)
+        self._decode(self._means, into, 0)
+        for memory in (self._given_memory, self._mean_memory):
+            if memory is not None:
+                self._terms.memory.give_back(memory)
+        self._given_memory = self._mean_memory = None
 
-    async def _give(self, call: Call[Piece, Piece]) -> None:
-        with self._blame(call.peer):
-            for index in range(len(self._own)):
-                await self._made_event[index].wait()
-                await call.send(self._piece(index, self._made[index]))
+    # -- moving ------------------------------------------------------------------------------
+
+    def _parts(self, owner: int) -> list[tuple[int, int]]:
+        return list(chunks(*shard_range(self.prepare.shards, owner)))
+
+    def _parcel(self, parts: list[tuple[int, int]]) -> Parcel:
+        """Return a parcel for a contribution. In sealed rounds all shards' hashes go first."""
+        return Parcel(
+            self._codec, parts, head_bytes=self._head * HASH_BYTES * len(self.prepare.members)
+        )
+
+    def _give(self, owner: int) -> Parcel:
+        parts = self._parts(owner)
+        if self._borrows:
+            return raw_parcel(self._codec, parts, self._terms.contribution)
+        return self._parcel(parts)
+
+    async def _trade(self, peer: PeerId) -> None:
+        """Give a member our contribution to its shard and the mean of ours, and take both."""
+        mean, theirs = self._means[self._me], self._means[peer]
+        give = [self._gives[peer]] if self._weights[self._me] > 0 and theirs.count else []
+        link = self._bulk_link(peer, mean, theirs)
+        if link is not None:
+            take = [self._takes[peer]] if peer in self._takes and mean.count else []
+            give, take = [*give, mean], [*take, theirs]
+            await self._swap(link, *([p for p in way if p.count] for way in (give, take)))
+        elif theirs.count:  # of our own shard, the stream that it opens to us takes care
+            with blaming(peer, self._fault):
+                async with self._terms.rpc.stream(peer, REDUCE, timeout_s=OPEN_S) as call:
+                    over_call = CallLink(call, self.prepare, self._traffic)
+                    if not give:
+                        await call.send(over_call.piece(0, b""))  # it opens the stream
+                    await self._swap(over_call, give, [theirs])
+
+    # -- crunching ---------------------------------------------------------------------------
+
+    async def _encode(self) -> None:
+        """Encode our contribution: the first chunk of each shard first."""
+        parcels = list(self._gives.values())
+        for index in range(max(len(parcel.parts) for parcel in parcels)):
+            row = [parcel for parcel in parcels if index < len(parcel.parts)]
+            await self._terms.work(partial(self._encode_row, row, index))
+            if not self._head:
+                for parcel in row:
+                    parcel.grow(index + 1)
+
+    def _encode_row(self, row: list[Parcel], index: int) -> None:
+        for parcel in row:
+            start, stop = parcel.parts[index]
+            data = self._codec.encode(self._terms.contribution[start:stop])
+            parcel.write(index + self._head, data)
 
     async def _reduce(self) -> None:
-        me, digest = self._rpc.peer, hashlib.sha256()
-        for index, (start, stop) in enumerate(self._own):
-            vectors: list[Vector] = []
-            weights: list[float] = []
-            for member, weight in self._weights.items():
-                if weight == 0:
-                    continue
-                vector = self._contribution[start:stop]
-                if member != me:
-                    taken = await self._take(member)
-                    if taken is None:
-                        return
-                    vector = taken
-                vectors.append(vector)
-                weights.append(weight)
-            vectors = vectors or [np.zeros(stop - start, dtype=np.float32)]
-            data, mean = await self._work(partial(self._average, vectors, weights or [0.0]))
-            self.mean[start:stop] = mean
-            digest.update(data)
-            self._made.append(data)
-            self._made_event[index].set()
-        self._finish(me, digest.digest())
+        """As owner: average chunks as soon as everybody's are here."""
+        mean, digest, done = self._means[self._me], hashlib.sha256(), 0
+        is_chunked = self._terms.aggregator.is_chunked
+        while done < mean.count:
+            need = done + 1 if is_chunked else mean.count
+            for parcel in self._takes.values():
+                await parcel.wait(need + self._head)
+            here = min((parcel.here for parcel in self._takes.values()), default=mean.count)
+            upto = min(here - self._head, done + BATCH) if is_chunked else mean.count
+            average = self._average if is_chunked else self._aggregate
+            culprit = await self._terms.work(partial(average, done, upto, digest))
+            if culprit is not None:
+                self._fault(Fault(culprit, "bad"))
+                return
+            mean.grow(upto)
+            done = upto
+        self._finish(self._me, digest.digest())
 
-    async def _take(self, member: PeerId) -> Vector | None:
-        with trio.move_on_after(PIECE_WAIT_S):
-            return await self._slots[member].receive.receive()
-        self._news(Fault(member, "silent"))
+    def _average(self, first: int, upto: int, digest: "hashlib._Hash") -> PeerId | None:
+        """Make chunks of the mean; return whose contribution is none, if one is not."""
+        mean = self._means[self._me]
+        for index in range(first, upto):
+            start, stop = self._own[index]
+            vectors: list[Vector] = []
+            for member in self._takes:
+                try:
+                    vectors.append(self._vector(member, index))
+                except BadMessage:
+                    return member
+            mean.write(index, self._codec.encode_mean(self._combined(vectors, stop - start)))
+        _update(digest, mean, first, upto)
         return None
 
-    def _average(self, vectors: list[Vector], weights: list[float]) -> tuple[bytes, Vector]:
-        """Encode the mean, and decode it again: what we apply is what the others decode."""
-        data = self._codec.encode(weighted_mean(vectors, weights))
-        return data, self._codec.decode(data, len(vectors[0]))
+    def _aggregate(self, first: int, upto: int, digest: "hashlib._Hash") -> PeerId | None:
+        """The same for an aggregator that must see the whole shard."""
+        mean, start = self._means[self._me], self._own[0][0]
+        vectors: list[Vector] = []
+        for member in self._takes:
+            vector = np.empty(self._own[-1][1] - start, dtype=np.float32)
+            try:
+                for index, (at, stop) in enumerate(self._own):
+                    vector[at - start : stop - start] = self._vector(member, index)
+            except BadMessage:
+                return member
+            vectors.append(vector)
+        result = self._combined(vectors, self._own[-1][1] - start)
+        for index, (at, stop) in enumerate(self._own):
+            mean.write(index, self._codec.encode_mean(result[at - start : stop - start]))
+        _update(digest, mean, first, upto)
+        return None
 
-    # -- as member of another's shard --------------------------------------------------------
+    def _combined(self, vectors: list[Vector], elements: int) -> Vector:
+        weights = [self._weights[member] for member in self._takes]
+        if not vectors:
+            return np.zeros(elements, dtype=np.float32)
+        return self._terms.aggregator(vectors, weights)
 
-    async def _trade(self, owner: PeerId) -> None:
-        index = self.prepare.members.index(owner)
-        parts = list(chunks(*shard_range(self.prepare.shards, index)))
-        with self._blame(owner):
-            async with (
-                self._rpc.stream(owner, REDUCE, timeout_s=OPEN_S) as call,
-                trio.open_nursery() as nursery,
-            ):
-                nursery.start_soon(self._contribute, call, parts)
-                with self._blame(owner):
-                    self._finish(owner, await self._collect_mean(call, parts))
+    def _vector(self, member: PeerId, index: int) -> Vector:
+        """Decode a contribution's chunk; in place if it can be. Raises BadMessage."""
+        vector = self._decoded(member, index)
+        if self._head:
+            square = float(np.sum(np.square(vector, dtype=np.float64)))
+            self._squares[member] = self._squares.get(member, 0.0) + square
+        return vector
 
-    async def _contribute(self, call: Call[Piece, Piece], parts: list[tuple[int, int]]) -> None:
-        with self._blame(call.peer):
-            if self._weights[self._rpc.peer] == 0 or not parts:
-                await call.send(self._piece(0, b""))
-            else:
-                for index, (start, stop) in enumerate(parts):
-                    values = self._contribution[start:stop]
-                    data = await self._work(partial(self._codec.encode, values))
-                    await call.send(self._piece(index, data))
+    def _decoded(self, member: PeerId, index: int) -> Vector:
+        parcel, opening = self._takes[member], self._openings.get(member)
+        data, (start, stop) = parcel.chunk(index + self._head), self._own[index]
+        if opening is not None:
+            if not index:
+                opening.head(parcel.chunk(0))
+            opening.update(data)
+            if index == len(self._own) - 1:
+                opening.end()
+        if self._is_raw:
+            vector = np.frombuffer(data, dtype=np.float32)
+            check_within(vector, VALUE_MAX)
+            return vector
+        if member not in self._places:
+            self._places[member] = np.empty(CHUNK_ELEMENTS, dtype=np.float32)
+        place = self._places[member][: stop - start]
+        self._codec.decode_into(data, place, VALUE_MAX)
+        return place
 
-    async def _collect_mean(self, call: Call[Piece, Piece], parts: list[tuple[int, int]]) -> bytes:
-        digest = hashlib.sha256()
-        for index, (start, stop) in enumerate(parts):
-            with trio.fail_after(MEAN_WAIT_S):
-                piece = await call.receive()
-            data = self._data_of(piece, index)
-            values = await self._work(partial(self._codec.decode, data, stop - start))
-            self.mean[start:stop] = values
-            digest.update(data)
-        return digest.digest()
+    async def _check_means(self) -> None:
+        """Check and hash the means of others' shards as they come."""
+        digests = {owner: hashlib.sha256() for owner in self._others}
+        done = dict.fromkeys(self._others, 0)
+        while done:
+            self._grown = trio.Event()
+            for owner in [owner for owner in done if done[owner] == self._means[owner].count]:
+                del done[owner]
+                self._finish(owner, digests[owner].digest())
+            jobs = {o: (n, min(self._means[o].here, n + BATCH)) for o, n in done.items()}
+            jobs = {owner: (first, upto) for owner, (first, upto) in jobs.items() if first < upto}
+            if not jobs:
+                if done:
+                    await self._grown.wait()
+                continue
+            culprits = await self._terms.work(partial(self._check, jobs, digests))
+            for owner in culprits:
+                self._fault(Fault(owner, "bad"))
+                del done[owner]
+            done |= {owner: upto for owner, (_, upto) in jobs.items() if owner in done}
 
-    # -- both --------------------------------------------------------------------------------
-
-    def _piece(self, index: int, data: bytes) -> Piece:
-        self.bytes_out += len(data)
-        prepare = self.prepare
-        return Piece(prepare.run, *prepare.ballot, index=index, data=data, lane=prepare.lane)
-
-    def _data_of(self, piece: Piece, index: int) -> bytes:
-        if piece.index != index:
-            raise BadMessage(f"chunk {piece.index} where {index} was due")
-        self.bytes_in += len(piece.data)
-        return piece.data
+    def _check(
+        self, jobs: dict[PeerId, tuple[int, int]], digests: "dict[PeerId, hashlib._Hash]"
+    ) -> list[PeerId]:
+        """Hash chunks of means; return owners of one that could not be decoded after COMMIT."""
+        culprits: list[PeerId] = []
+        for owner, (first, upto) in jobs.items():
+            parcel = self._means[owner]
+            _update(digests[owner], parcel, first, upto)
+            try:
+                for index in range(first, upto):
+                    start, stop = parcel.parts[index]
+                    if self._is_raw:
+                        vector = np.frombuffer(parcel.chunk(index), dtype=np.float32)
+                        check_within(vector, MEAN_MAX)
+                    else:
+                        self._codec.decode(parcel.chunk(index), stop - start)
+            except BadMessage:
+                culprits.append(owner)
+        return culprits
 
     def _finish(self, owner: PeerId, digest: bytes) -> None:
         self._hashes[owner] = digest
-        if len(self._hashes) == len(self.prepare.members):
-            self.shards = [self._hashes[member] for member in self.prepare.members]
-            self._news(Complete(self.shards))
+        if len(self._hashes) == len(self._means):
+            self._complete([self._hashes[member] for member in self._means])
 
-    @contextmanager
-    def _blame(self, peer: PeerId) -> Generator[None]:
-        """Turn what goes wrong with a peer into a Fault; the task ends, nothing else does."""
-        try:
-            yield
-        except trio.TooSlowError:
-            self._news(Fault(peer, "silent"))
-        except (PeerUnreachable, trio.EndOfChannel):
-            self._news(Fault(peer, "broken"))
-        except PeerError:
-            self._news(Fault(peer, "bad"))
-        except ShoalError as error:
-            self._news(Fault(peer, "aborted" if error.code == _Aborted.code else "broken"))
+    def _decode(self, parcels: dict[PeerId, Parcel], into: Vector, skip: int) -> None:
+        for parcel in parcels.values():
+            for index, (start, stop) in enumerate(parcel.parts):
+                data = parcel.chunk(index + skip)
+                if self._is_raw:
+                    np.copyto(into[start:stop], np.frombuffer(data, dtype=np.float32))
+                else:
+                    self._codec.decode_into(data, into[start:stop], MEAN_MAX)
 
 
-class _Aborted(ShoalError):
-    """The owner has left the attempt; no fault of anybody's on this stream."""
-
-    code = "aborted"
+def _update(digest: "hashlib._Hash", parcel: Parcel, first: int, upto: int) -> None:
+    for index in range(first, upto):
+        digest.update(parcel.chunk(index))

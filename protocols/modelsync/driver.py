@@ -5,18 +5,27 @@ import math
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 
-import numpy as np
 import trio
 
-from protocols.modelsync.attempt import Aborted, Follow, Lead
+from protocols.modelsync.accounts import Accounts
+from protocols.modelsync.aggregate import aggregator_named
+from protocols.modelsync.ballots import Electorate
 from protocols.modelsync.codecs import Vector
-from protocols.modelsync.exchange import Complete, Exchange, Fault
+from protocols.modelsync.exchange import Exchange, open_exchange
+from protocols.modelsync.follow import Follow
+from protocols.modelsync.herald import Herald, SchemaMismatch
+from protocols.modelsync.lead import Lead
 from protocols.modelsync.machine import Behind, Diverged, Propose, Rounds
+from protocols.modelsync.memory import Memory
+from protocols.modelsync.news import Complete, Fault
 from protocols.modelsync.part import Attachment, Census, Outcome, Wish
+from protocols.modelsync.tally import Aborted
+from protocols.modelsync.trust import Trust
+from protocols.modelsync.verify import suspect
 from protocols.modelsync.wire import (
-    READY,
     Answer,
     Ballot,
+    Bound,
     Certificate,
     Heard,
     Nack,
@@ -27,26 +36,17 @@ from protocols.modelsync.wire import (
     result_of,
 )
 from protocols.modelsync.work import Work
-from wire.errors import BadMessage, RemoteError, ShoalError
+from wire.errors import BadMessage, ShoalError
 from wire.ids import PeerId, Signer
-from wire.ports import Call, Rpc
+from wire.ports import Bulk, Call, Rpc
 
-REPEAT_S = 2.0  # seconds between two announcements that we are ready, for those who missed one
 LOOK_S = 0.5  # seconds between two looks at the members' leases while we wait
-READY_WAIT_S = 3.0  # seconds for an answer to it; who does not answer is not waited for
+STORE_LOOK_S = 3.0  # seconds of waiting between two looks for our round's certificate in the store
 PREPARE_WAIT_S = 4.0  # seconds that data may come before its PREPARE
-MESSAGE_MAX = 512  # characters kept of a refusal
 OWN_FAILURES_MAX = 2  # such attempts of a round: then we would only hold up the others
 FAILED_WAIT_S = 1.0  # seconds before the next attempt after one that failed by our own fault
 
 _log = logging.getLogger(__name__)
-
-
-class SchemaMismatch(ShoalError):
-    """Another member's run of this name has other parameters or another codec."""
-
-    code = "schema"
-    hint = "give the run another --name, or start all its members with the same settings"
 
 
 class RunFailed(ShoalError):
@@ -67,34 +67,53 @@ class LaneDriver:
         *,
         census: Callable[[], Census],
         on_commit: Callable[[Certificate], Awaitable[None]],
+        stored: Callable[[Electorate], list[Certificate]],
+        accounts: Accounts,
         work: Work,
+        trust: Trust | None = None,
+        bulk: Bulk | None = None,
+        owns: Callable[[], bool] = lambda: True,
+        is_back: bool = False,
     ) -> None:
+        """`trust`: of verified runs. `is_back`: this node has been in the run before, and has
+        forgotten what it promised.
+        """
         self.attachment, self.number = attachment, number
         self.shape = attachment.lane_shape(number)
         self._slice = list(attachment.slices())[number]
         self.rounds = Rounds(
-            attachment.run, rpc.peer, attachment.min_members, attachment.patience_s
+            attachment.run,
+            rpc.peer,
+            Electorate(attachment.min_members, attachment.sample),
+            attachment.patience_s,
+            lane=number,
+            replicas_differ=attachment.replicas_differ,
+            is_verified=attachment.is_verified,
         )
-        self._rpc, self._signer = rpc, signer
-        self._census, self._on_commit, self._work = census, on_commit, work
+        self._rpc, self._signer, self._bulk, self._memory = rpc, signer, bulk, Memory()
+        self._census, self._on_commit, self._stored = census, on_commit, stored
+        self._accounts, self._work, self._owns, self._trust = accounts, work, owns, trust
+        self._aggregator = aggregator_named(attachment.aggregator)
+        self._herald = Herald(rpc, self.rounds.roster, census, self._announced, self._on_heard)
         self._current: Lead | Follow | None = None
         self._exchanges: dict[Ballot, Exchange] = {}
-        self._held: Exchange | None = None  # a whole mean whose COMMIT we have not seen
+        self._held: Exchange | None = None  # the result that we are bound to
         self._outcome: Outcome | None = None
-        self._submitted_at = 0.0
-        self._wake = trio.Event()
-        self._spread_wake = trio.Event()
-        self._changed = trio.Event()
-        self._refusals: dict[PeerId, str] = {}
+        self._submitted_at = self._looked_at = 0.0
+        self._is_back = is_back
+        self._first_round: int | None = None  # of this driver, which remembers nothing before it
+        self._rate = 0
+        self._waited: set[PeerId] = set()  # for whose readiness we have counted the seconds
+        self._wake, self._changed = trio.Event(), trio.Event()
         self._own_failures = 0
-        self.failure = ""  # why this run has ended here, if it has
+        self.failure = ""  # why this lane has ended here, if it has
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
         """Drive rounds until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            nursery.start_soon(self._spread)
+            nursery.start_soon(self._herald.run)
             while True:
                 self._wake = trio.Event()
                 census = self._census()
@@ -110,6 +129,9 @@ class LaneDriver:
                             assert self.rounds.mine is not None
                             self._fall_behind(self.rounds.mine.round, root)
                 waits = self.rounds.mine is not None
+                if waits and now - self._looked_at > STORE_LOOK_S:
+                    self._looked_at = now
+                    self._look_in_store()
                 with trio.move_on_at(
                     min(self.rounds.deadline, now + LOOK_S if waits else math.inf)
                 ):
@@ -121,24 +143,23 @@ class LaneDriver:
         return self.attachment.exchange[self._slice]
 
     @property
-    def is_busy(self) -> bool:
-        """True while an attempt is going on."""
-        return self._current is not None
-
-    @property
     def is_bound(self) -> bool:
         """True if we signed a result and do not know how the round ended."""
-        return self.rounds.mine is not None and self.rounds.mine.bound is not None
+        return self.rounds.bound is not None
+
+    @property
+    def is_busy(self) -> bool:
+        """True while an attempt moves data."""
+        return self._current is not None
 
     @property
     def next_round(self) -> int:
         """The round that this lane is to make next."""
-        certificate = self.rounds.certificate
-        return certificate.round + 1 if certificate is not None else 0
+        return self.rounds.electorate.next_round
 
     def is_electorate(self, members: Collection[PeerId]) -> bool:
         """True if these speak for the members of the last certificate that we know."""
-        return self.rounds.is_quorum(members)
+        return self.rounds.electorate.is_quorum(members)
 
     # -- the trainer's side ------------------------------------------------------------------
 
@@ -153,26 +174,32 @@ class LaneDriver:
         is_new: bool = False,
     ) -> None:
         """The buffer holds our contribution to a round (nothing to read there at weight 0)."""
-        self._outcome = None
-        self._refusals.clear()
-        self._own_failures = 0
-        self._submitted_at = trio.current_time()
-        self.rounds.submit(
-            Ready(
-                self.attachment.run,
-                round_,
-                root,
-                weight,
-                *self.shape,
-                lane=self.number,
-                topology=topology,
-                is_new=is_new,
-                wish_codec=(wish or Wish()).codec,
-                wish_every=(wish or Wish()).every,
-            )
+        if self._first_round is None:
+            self._first_round = round_
+        may_have_promised = self._is_back or self.rounds.certificate is not None
+        wish = wish or Wish()
+        ready = Ready(
+            self.attachment.run,
+            round_,
+            root,
+            weight,
+            *self.shape,
+            lane=self.number,
+            topology=topology,
+            rate=self._rate,
+            owns=self._owns(),
+            is_new=is_new or (may_have_promised and round_ == self._first_round),
+            wish_codec=wish.codec,
+            wish_every=wish.every,
         )
+        self._outcome = None
+        self._own_failures = 0
+        self._submitted_at = self._looked_at = trio.current_time()
+        self._waited.clear()
+        self._herald.start_round()
+        self.rounds.submit(ready)
         self._poke()
-        self._spread_wake.set()
+        self._herald.poke()
 
     async def outcome(self, timeout_s: float) -> Outcome | None:
         """Wait for the end of the submitted round. Raises SchemaMismatch if others refuse us."""
@@ -180,19 +207,18 @@ class LaneDriver:
             while self._outcome is None:
                 if self.failure:
                     raise RunFailed(self.failure)
-                self._check_refusals()
+                self._herald.check(self.rounds.certificate)
                 await self._changed.wait()
         return self._outcome
 
     def fail(self, failure: str) -> None:
-        """Driving this run has failed: tell the trainer, take part no more."""
+        """Driving this lane has failed: tell the trainer, take part no more."""
         self.failure = failure
         self.rounds.withdraw()
         self._change()
 
     def adopt(self, certificate: Certificate | None) -> None:
-        """Our trainer has loaded a downloaded state; its certificate names the electorate."""
-        self._held = None
+        """Our trainer has loaded a state; its certificate names the electorate."""
         self.rounds.adopt(certificate)
 
     # -- what peers ask of us ----------------------------------------------------------------
@@ -201,7 +227,7 @@ class LaneDriver:
         """Note that a peer is ready; tell it what we know."""
         if ready.shape != self.shape:
             raise SchemaMismatch(f"run {ready.run} has {self.shape}; not {ready.shape}")
-        self.rounds.hear(peer, ready)
+        self._hear(peer, ready)
         self._poke()
         certificate = self.rounds.certificate
         if certificate is not None and certificate.round < ready.round:
@@ -221,16 +247,19 @@ class LaneDriver:
             await call.send(Answer(nack))
             return
         self._supersede()
-        follow = Follow(order, call, self._signer, self._open_exchange)
+        bound = self.rounds.bound
+        follow = Follow(
+            order, call, self._signer, self._open_exchange, hold=self._hold, bound=bound
+        )
         self._current = follow
         outcome: Certificate | Aborted = Aborted(frozenset({order.proposer}))
         try:
             outcome = await follow.run()
         finally:  # also when the proposer cancels the call
-            self._settle(order.ballot, outcome, follow)
+            self._settle(outcome, follow)
 
     async def on_reduce(self, call: Call[Piece, Piece], first: Piece) -> None:
-        """Average our shard for the peer that opened this stream."""
+        """Serve the data of an attempt to the peer that opened this stream."""
         with trio.move_on_after(PREPARE_WAIT_S):
             while first.ballot not in self._exchanges:
                 await self._changed.wait()
@@ -242,10 +271,19 @@ class LaneDriver:
     # -- attempts ----------------------------------------------------------------------------
 
     async def _lead(self, prepare: Prepare) -> None:
-        lead = Lead(prepare, self._rpc, self._signer, self._open_exchange)
+        if self.rounds.ballot != prepare.ballot:
+            return  # a better attempt began meanwhile
         self._supersede()
+        lead = Lead(
+            prepare,
+            self._rpc,
+            self._signer,
+            self._open_exchange,
+            hold=self._hold,
+            bound=lambda: self.rounds.bound,
+        )
         self._current = lead
-        outcome: Certificate | Aborted = Aborted(frozenset())
+        outcome: Certificate | Aborted = Aborted()
         try:
             outcome = await lead.run()
         except* ShoalError as errors:  # of this attempt; the next may do better
@@ -254,81 +292,113 @@ class LaneDriver:
             await trio.sleep(FAILED_WAIT_S)
         if self._own_failures >= OWN_FAILURES_MAX:
             self.fail(f"{OWN_FAILURES_MAX} attempts at round {prepare.round} failed here")
-        self._settle(prepare.ballot, outcome, lead)
+        self._settle(outcome, lead)
 
     def _open_exchange(
         self, prepare: Prepare, news: Callable[[Fault | Complete], None]
     ) -> Exchange:
         def note(event: Fault | Complete) -> None:
             if isinstance(event, Fault) and event.reason == "bad":
-                self.rounds.bar(event.accused)  # we saw it ourselves: its stream is its own
+                self.rounds.roster.bar(event.accused)  # we saw it ourselves: its stream is its own
             news(event)
 
-        exchange = Exchange(prepare, self._rpc, self.contribution, self._work, note)
+        adopt, held = prepare.adopt, self._held
+        if adopt is not None and held is not None and result_of(held.shards) == adopt.result:
+            held_result = held.held
+        else:
+            held_result = None
+        exchange = open_exchange(
+            prepare,
+            rpc=self._rpc,
+            bulk=self._bulk,
+            contribution=self.contribution,
+            work=self._work,
+            news=note,
+            aggregator=self._aggregator,
+            memory=self._memory,
+            held=held_result,
+        )
         self._exchanges[prepare.ballot] = exchange
         self._change()
         return exchange
 
+    def _hold(self, bound: Bound, exchange: Exchange) -> None:
+        """We sign a result: until we know how the round ended, we stand by it."""
+        self._held = exchange
+        self.rounds.hold(bound)
+        if self._trust is not None and exchange.brought:
+            commitment = bound.commitments[bound.members.index(self._rpc.peer)]
+            data = [bytes(chunk) for chunk in exchange.brought]
+            self._trust.brought(self.attachment.run, self.number, commitment, data)
+
     def _supersede(self) -> None:
-        if isinstance(self._current, Follow):
+        if self._current is not None:
             self._current.supersede(self.rounds.attempt)
-        elif self._current is not None:
-            self._current.supersede()
         self._current = None
 
-    def _settle(
-        self, ballot: Ballot, outcome: Certificate | Aborted, attempt: Lead | Follow
-    ) -> None:
+    def _settle(self, outcome: Certificate | Aborted, attempt: Lead | Follow) -> None:
         """Take in how an attempt ended."""
-        exchange, prepare = attempt.exchange, attempt.prepare
-        exchange.close()
+        ballot, exchange = attempt.prepare.ballot, attempt.seat.exchange
+        attempt.seat.leave()
         self._exchanges.pop(ballot, None)
         if self._current is attempt:
             self._current = None
-        if exchange.shards:
-            self._held = exchange
-            if self.rounds.ballot == ballot or self.rounds.ballot is None:
-                self.rounds.hold(prepare.bound(result_of(exchange.shards)))
+        self._rate = exchange.rate or self._rate
+        self._accounts.moved(exchange.bytes_by_peer)
         self._poke()
-        certificate = outcome if isinstance(outcome, Certificate) else outcome.certificate
-        if certificate is not None:
-            self._learn(certificate)
         if isinstance(outcome, Certificate):
+            self._learn(outcome)
             return
-        for peer in outcome.stale:
-            self.rounds.refused(peer)
-        self.rounds.failed(ballot, outcome.excluded, attempt=outcome.attempt)
+        if outcome.certificate is not None:
+            self._learn(outcome.certificate)
+        self._accounts.left_out(outcome.excluded)
+        self.rounds.failed(
+            ballot,
+            outcome.excluded,
+            stale=outcome.stale,
+            attempt=outcome.attempt,
+            bounds=outcome.bounds,
+        )
+        self._herald.poke()  # of what we are bound to; and who was left out is welcome again
+
+    # -- how a round ends --------------------------------------------------------------------
 
     def _learn(self, certificate: Certificate) -> None:
-        """A round is over somewhere: apply its mean if we hold it, else we are behind."""
+        """A round is over somewhere: apply its result if we hold it, else we are behind."""
         mine, held = self.rounds.mine, self._held
-        if mine is None or certificate.run != mine.run or certificate.round < mine.round:
+        of = (certificate.run, certificate.lane)
+        if mine is None or of != (mine.run, mine.lane) or certificate.round < mine.round:
             return
-        if not self.rounds.is_quorum(certificate.members):
+        if not self.rounds.electorate.is_quorum(certificate.members) or not certificate.is_signed():
             return
-        is_held = (
-            held is not None
-            and certificate.ballot == held.prepare.ballot
-            and certificate.result == result_of(held.shards)
-        )
-        if held is None or not is_held:
-            self._supersede()
+        self._supersede()
+        is_held = held is not None and certificate.result == result_of(held.shards)
+        if held is None or not is_held or certificate.round != mine.round:
             self._fall_behind(certificate.round + 1, None)
             return
-        np.copyto(self.contribution, held.mean)
-        self._held = None
         self.rounds.committed(certificate)
-        self._end(
-            Outcome(
-                certificate,
-                at_least=certificate.round + 1,
-                bytes_in=held.bytes_in,
-                bytes_out=held.bytes_out,
-                seconds=trio.current_time() - self._submitted_at,
-            )
-        )
+        self._held = None
+        self._accounts.committed(certificate)
         if self._nursery is not None:
-            self._nursery.start_soon(self._on_commit, certificate)
+            self._nursery.start_soon(self._apply, certificate, held)
+
+    async def _apply(self, certificate: Certificate, held: Exchange) -> None:
+        """Put the result where the trainer finds it, then tell it and the world."""
+        sent = self.attachment.sent
+        own = sent[self._slice] if sent is not None else None
+        await self._work(partial(held.take, self.contribution, own))
+        outcome = Outcome(
+            certificate,
+            at_least=certificate.round + 1,
+            bytes_in=held.bytes_in,
+            bytes_out=held.bytes_out,
+            seconds=trio.current_time() - self._submitted_at,
+        )
+        if self._trust is not None:
+            shards = (held.prepare.adopt or held.prepare).shards
+            self._trust.committed(certificate, shards, suspect=suspect(held.lengths))
+        self._end(outcome)
+        await self._on_commit(certificate)
 
     def _fall_behind(self, at_least: int, root: bytes | None) -> None:
         self.rounds.withdraw()
@@ -339,54 +409,38 @@ class LaneDriver:
         self._change()
         self._poke()
 
+    def _look_in_store(self) -> None:
+        """The round may be over without anybody in reach who knows."""
+        chain = self._stored(self.rounds.electorate)
+        if not chain or self.rounds.mine is None:
+            return
+        self._learn(chain[0])
+        if self.rounds.mine is not None and chain[-1].round >= self.rounds.mine.round:
+            self._fall_behind(chain[-1].round + 1, None)
+
     # -- telling others ----------------------------------------------------------------------
 
-    async def _spread(self) -> None:
-        """While we wait for a round, tell the others that we are ready."""
-        while True:
-            self._spread_wake = trio.Event()
-            mine = self.rounds.mine
-            if mine is not None and self.rounds.ballot is None:
-                await self._tell_all(mine)
-            wait_s = REPEAT_S if mine is not None else math.inf
-            with trio.move_on_after(wait_s):
-                await self._spread_wake.wait()
+    def _announced(self) -> Ready | None:
+        """What the others should hear of us: nothing while we are in an attempt."""
+        return self.rounds.mine if self.rounds.ballot is None else None
 
-    async def _tell_all(self, ready: Ready) -> None:
-        census = self._census()
-        peers = set(census.live) | set(census.others)
-        async with trio.open_nursery() as nursery:
-            for peer in peers - {self._rpc.peer}:
-                nursery.start_soon(partial(self._tell, peer, ready))
-
-    async def _tell(self, peer: PeerId, ready: Ready) -> None:
-        try:
-            heard = await self._rpc.call(peer, READY, ready, timeout_s=READY_WAIT_S)
-        except RemoteError as error:
-            self.rounds.lose(peer)  # not in the run, or in another of the same name
-            if error.code == SchemaMismatch.code:
-                self._refusals[peer] = str(error)[:MESSAGE_MAX]
-                self._change()
-        except ShoalError:
-            self.rounds.lose(peer)
-        else:
-            self.rounds.meet(peer)
-            if heard.ready is not None:
-                self.rounds.hear(peer, heard.ready)
-            if heard.certificate is not None and heard.certificate.is_signed():
-                self._learn(heard.certificate)
+    def _on_heard(self, peer: PeerId, heard: Heard) -> None:
+        """What a peer has answered to our readiness."""
+        if heard.ready is not None and heard.ready.shape == self.shape:
+            self._hear(peer, heard.ready)
+        if heard.certificate is not None:
+            self._learn(heard.certificate)
+        self._change()
         self._poke()
 
-    def _check_refusals(self) -> None:
-        """Believe that we do not fit the run if most of its other members say so, and it has not
-        had a round with us.
-        """
-        certificate, others = self.rounds.certificate, set(self._census().live) - {self._rpc.peer}
-        if certificate is not None and self._rpc.peer in certificate.members:
+    def _hear(self, peer: PeerId, ready: Ready) -> None:
+        mine = self.rounds.mine
+        if ready.lane != self.number or ready.run != self.attachment.run:
             return
-        said = sorted(others & self._refusals.keys())
-        if 2 * len(said) > len(others):
-            raise SchemaMismatch(self._refusals[said[0]])
+        if mine is not None and mine.round == ready.round and peer not in self._waited:
+            self._waited.add(peer)
+            self._accounts.waited(peer, trio.current_time() - self._submitted_at)
+        self.rounds.hear(peer, ready)
 
     def _poke(self) -> None:
         self._wake.set()

@@ -50,7 +50,7 @@ class Diverged:
 
 @dataclass(frozen=True)
 class Behind:
-    """Members left the run after a later round than ours: fetch a state of at least theirs."""
+    """Members are in a later round than ours, or left after one: fetch a state of it."""
 
     at_least: int
 
@@ -137,6 +137,9 @@ class Rounds:
         if not self.roster.is_quorum(ready):
             self._quorum_since = self._turn_since = None
             later = self.electorate.later_farewell(mine.round)
+            passed = [p for p, r in self.roster.readies.items() if r.round > mine.round]
+            if later is None and passed and self.electorate.is_over(passed):
+                later = mine.round + 1
             return [] if later is None else [Behind(later)]
         self._quorum_since = now if self._quorum_since is None else self._quorum_since
         root = mine.root if self.replicas_differ else self._reference_root(mine.round, ready)
@@ -166,7 +169,7 @@ class Rounds:
         mine = self.mine
         if mine is None or mine.round > prepare.round:
             return "not_ready"
-        if self.roster.is_unwanted(prepare.proposer):
+        if self.roster.is_unwanted(prepare.proposer, mine):
             return "barred"
         if mine.round < prepare.round:
             return "behind"

@@ -8,9 +8,11 @@ entries in a namespace, so a lane's certificates go into a ring of slots: the la
 import logging
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 
 import msgspec
 
+from protocols.modelsync.ballots import Electorate
 from protocols.modelsync.wire import Certificate, Shape
 from wire.errors import ShoalError
 from wire.ids import PeerId
@@ -73,6 +75,7 @@ class Registry:
     def __init__(self, store: Store, me: PeerId) -> None:
         self._store, self._me = store, me
         self._checked: dict[bytes, Certificate | None] = {}
+        self._given_up: set[bytes] = set()  # certificates of rounds whose states are lost
 
     def run_names(self) -> list[str]:
         """Every run that has a member in the swarm."""
@@ -133,7 +136,48 @@ class Registry:
                 return certificate
         return None
 
+    def continuing(self, run: str, lane: int, electorate: Electorate) -> list[Certificate]:
+        """The certificates that follow the last one that an electorate knows, without a gap: each
+        made by a quorum of the members of the one before.
+        """
+        found, chain = self._written(run, lane), list[Certificate]()
+        known, round_ = electorate, electorate.next_round
+        while round_ in found:
+            fitting = (self._fitting(run, lane, round_, known, data) for data in found[round_])
+            certificate = preferred(c for c in fitting if c is not None)
+            if certificate is None:
+                break
+            chain.append(certificate)
+            known, round_ = replace(known, certificate=certificate), round_ + 1
+        return chain
+
+    def give_up(self, run: str, lane: int, round_: int) -> None:
+        """Nobody has a state after this round or a later one: do not believe any more what says
+        that these rounds are over, so that they are made again (States.fetch).
+        """
+        for number, written in self._written(run, lane).items():
+            if number >= round_:
+                self._given_up.update(written)
+        for peer, lease in self.leases(run).items():
+            if lease.left and lease.round_of(lane) > round_:
+                self._given_up.add(_farewell(run, lane, peer, lease.round_of(lane)))
+
+    def is_given_up(self, run: str, lane: int, peer: PeerId, round_: int) -> bool:
+        """True if the state that this member left with is lost."""
+        return _farewell(run, lane, peer, round_) in self._given_up
+
     # -- inside ------------------------------------------------------------------------------
+
+    def _fitting(
+        self, run: str, lane: int, round_: int, electorate: Electorate, data: bytes
+    ) -> Certificate | None:
+        """The certificate, if it is of this round; signatures last, for they cost most."""
+        certificate = _parsed(data)
+        if certificate is None or not electorate.is_quorum(certificate.members):
+            return None
+        if (certificate.run, certificate.lane, certificate.round) != (run, lane, round_):
+            return None
+        return self._believed(data)
 
     def _written(self, run: str, lane: int) -> dict[int, list[bytes]]:
         """What is in the lane's slots, by the round that its publisher says."""
@@ -156,11 +200,17 @@ class Registry:
 
     def _believed(self, data: bytes) -> Certificate | None:
         """The certificate, if its members signed it."""
+        if data in self._given_up:
+            return None
         if data not in self._checked:
             while len(self._checked) >= CHECKED_MAX:
                 del self._checked[next(iter(self._checked))]
             self._checked[data] = _signed(data)
         return self._checked[data]
+
+
+def _farewell(run: str, lane: int, peer: PeerId, round_: int) -> bytes:
+    return f"{run}/{lane}/{peer}/{round_}".encode()
 
 
 def _joined(items: list[Item]) -> tuple[int, bytes]:
@@ -176,9 +226,13 @@ def _joined(items: list[Item]) -> tuple[int, bytes]:
     return first.round, b"".join(part.data for part in whole)
 
 
-def _signed(data: bytes) -> Certificate | None:
+def _parsed(data: bytes) -> Certificate | None:
     try:
-        certificate = msgspec.msgpack.decode(data, type=Certificate)
+        return msgspec.msgpack.decode(data, type=Certificate)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return None  # another member's nonsense
-    return certificate if certificate.is_signed() else None
+
+
+def _signed(data: bytes) -> Certificate | None:
+    certificate = _parsed(data)
+    return certificate if certificate is not None and certificate.is_signed() else None

@@ -58,11 +58,9 @@ class Roster:
             self._suspects.add(peer)
             self.left_out[peer] += 1
         self._strikes[peer] += 1
-        if self._strikes[peer] >= STRIKES_MAX:
-            self.bar(peer)
 
     def bar(self, peer: PeerId) -> None:
-        """A peer has broken this round by its own doing: go on without it, whoever else can."""
+        """We saw a peer break this round by its own doing: whoever can goes on without it."""
         if peer != self.me:
             self._barred.add(peer)
 
@@ -100,22 +98,23 @@ class Roster:
 
     def expected(self) -> frozenset[PeerId]:
         """Others, by lease, that are worth waiting for."""
-        absent = self._suspects | self._unreachable | self._barred | self._banned
+        absent = self._suspects | self._unreachable | self._avoided() | self._banned
         return self.electorate.live - self.electorate.left.keys() - absent - {self.me}
 
-    def is_unwanted(self, peer: PeerId) -> bool:
-        """True if we follow nobody of that name."""
-        return peer in self._barred or peer in self._banned
+    def is_unwanted(self, peer: PeerId, mine: Ready) -> bool:
+        """True if we do not follow that proposer: the round can do without it."""
+        return peer in self._banned or (peer in self._barred and peer not in self.ready(mine))
 
     def are_banned(self, members: Collection[PeerId]) -> bool:
         """True if one of them is."""
         return not self._banned.isdisjoint(members)
 
     def ready(self, mine: Ready) -> list[PeerId]:
-        """Who could take part; those that are barred only where there is no quorum without."""
+        """Who could take part; who has spoilt the round only where there is no quorum without."""
         of = (mine.round, mine.shape, mine.topology)
         ready = [p for p, r in self.readies.items() if (r.round, r.shape, r.topology) == of]
-        allowed = [peer for peer in ready if peer not in self._barred]
+        avoided = self._avoided()
+        allowed = [peer for peer in ready if peer not in avoided]
         return allowed if self.is_quorum(allowed) else ready
 
     def new(self, peers: Collection[PeerId]) -> set[PeerId]:
@@ -127,6 +126,10 @@ class Roster:
         if self.electorate.sample:  # more may be ready than take part
             ready = list(ready)[: self.electorate.sample]
         return self.electorate.is_quorum(ready, self.new(ready))
+
+    def _avoided(self) -> set[PeerId]:
+        """Those that have spoilt this round, or that often that we do not wait for them."""
+        return self._barred | {p for p, count in self._strikes.items() if count >= STRIKES_MAX}
 
     def _make_room(self, peer: PeerId) -> bool:
         """True if one more may be ready: voters and lease holders take the places of others."""

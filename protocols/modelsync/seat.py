@@ -1,4 +1,4 @@
-"""What every member of an attempt does, its proposer too: move its data, and sign what came of it."""
+"""What every member of an attempt does: move its data, and sign what came of it."""
 
 import secrets
 from collections.abc import Callable

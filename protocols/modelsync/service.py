@@ -14,26 +14,34 @@ from pathlib import Path
 import trio
 
 from protocols.modelsync import state as state_files
+from protocols.modelsync.accounts import Accounts
 from protocols.modelsync.codecs import CONTRIBUTION_MAX, Vector, is_within
 from protocols.modelsync.driver import LaneDriver
 from protocols.modelsync.part import Attachment, Census, Contribution, Fetched, Outcome, Wish
 from protocols.modelsync.registry import BOUND, MemberLease, Registry
+from protocols.modelsync.sampling import Sampler
 from protocols.modelsync.states import States
+from protocols.modelsync.trust import Trust
+from protocols.modelsync.verify import Duty
+from protocols.modelsync.verify_wire import Case
 from protocols.modelsync.wire import (
     ATTEMPT,
+    PING,
     READY,
     REDUCE,
     Answer,
+    Ask,
     Certificate,
     Heard,
     Order,
     Piece,
+    Pong,
     Ready,
 )
 from protocols.modelsync.work import Work, in_threads
 from wire.errors import BadMessage, NotFound, UsageError
 from wire.ids import PeerId, Signer
-from wire.ports import Call, In, Out, Rpc, Store
+from wire.ports import Bulk, Call, In, Out, Rpc, Store
 
 LEASE_TTL_S = 15.0  # seconds without renewal until a member is not waited for any more
 LEASE_RENEW_S = 5.0  # three chances per lease
@@ -49,7 +57,9 @@ class _Part:
     """A run that a trainer of this node takes part in."""
 
     attachment: Attachment
+    accounts: Accounts = field(default_factory=Accounts)
     lanes: list[LaneDriver] = field(default_factory=list[LaneDriver])
+    samplers: list[Sampler] = field(default_factory=list[Sampler])
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
     @property
@@ -61,8 +71,8 @@ class _Part:
 class ModelSync:
     """The runs that trainers of this node take part in, and the states it can give to others.
 
-    `on_certificate` is told of each round that was committed here. `folder` is where what is
-    being downloaded may lie.
+    `on_certificate` is told of each round that was committed here. `owns` says if we can average
+    shards for others (not behind a relay). `folder` is where what is being downloaded may lie.
     """
 
     def __init__(
@@ -72,11 +82,13 @@ class ModelSync:
         signer: Signer,
         *,
         peers: Callable[[], list[PeerId]],
-        bulk: object | None = None,
+        bulk: Bulk | None = None,
         work: Work | None = None,
         folder: Path | None = None,
         on_certificate: Callable[[Certificate], None] | None = None,
+        owns: Callable[[], bool] = lambda: True,
     ) -> None:
+        self._bulk, self._owns = bulk, owns
         self._rpc, self._signer, self._peers = rpc, signer, peers
         self._registry = Registry(store, rpc.peer)
         self._parts: dict[str, _Part] = {}
@@ -85,8 +97,10 @@ class ModelSync:
         self._states = States(
             rpc, self._registry, self._work, lane_of=self._lane, is_busy=self._is_busy
         )
+        self._trust = Trust(rpc, store, self._work, on_ban=self.ban)
         self._nursery: trio.Nursery | None = None
         rpc.serve(READY, self._on_ready)
+        rpc.serve(PING, self._on_ping)
         rpc.serve_stream(ATTEMPT, self._on_attempt)
         rpc.serve_stream(REDUCE, self._on_reduce)
 
@@ -110,32 +124,25 @@ class ModelSync:
         run = attachment.run
         if run in self._parts:
             raise UsageError(f"a trainer of run {run} is attached to this node already")
-        others = [
-            lease.shape
-            for peer, lease in self._registry.leases(run).items()
-            if not lease.left and peer != self._rpc.peer
-        ]
+        live = {p: lease for p, lease in self._registry.leases(run).items() if not lease.left}
+        others = [lease.shape for peer, lease in live.items() if peer != self._rpc.peer]
         unlike = [shape for shape in others if shape != attachment.shape]
         if 2 * len(unlike) > len(others):
             raise UsageError(
                 f"run {run} has {unlike[0]}; not {attachment.shape}",
                 hint="give the run another --name, or use the settings of its members",
             )
+        check_verifiable(attachment)
         assert self._nursery is not None, "the service does not run"
         part = _Part(attachment)
         for lane in range(len(attachment.lanes)):
-            driver = LaneDriver(
-                attachment,
-                lane,
-                self._rpc,
-                self._signer,
-                census=partial(self._census, run, lane),
-                on_commit=self._committed,
-                work=self._work,
-            )
-            part.lanes.append(driver)
+            self._add_lane(part, lane, is_back=self._rpc.peer in live)
         self._parts[run] = part
         await self._nursery.start(self._drive, run, part)
+
+    def adopt(self, run: str, lane: int, certificate: Certificate | None) -> None:
+        """The trainer goes on from a checkpoint: its certificate names the lane's electorate."""
+        self._lane(run, lane).adopt(certificate)
 
     async def join(self, run: str, lane: int, round_: int, target: Vector) -> Fetched | None:
         """If members hold a later state than that before `round_`, load it into `target`.
@@ -145,13 +152,6 @@ class ModelSync:
         fetched = await self._states.join(run, lane, round_, target)
         await self._renew(run)
         return fetched
-
-    def adopt(self, run: str, lane: int, certificate: Certificate | None) -> None:
-        """Our trainer begins with the state of a checkpoint, which this certificate led to.
-
-        Call it for each lane before `join`.
-        """
-        self._lane(run, lane).adopt(certificate)
 
     async def fetch(
         self, run: str, lane: int, target: Vector, *, at_least: int, root: bytes | None = None
@@ -191,7 +191,11 @@ class ModelSync:
         """Of a sampled run: True if we are in this round's sample; False if the round is over
         without us; None if neither is so yet: ask again.
         """
-        raise NotImplementedError
+        self._lane(run, lane)
+        part = self._parts[run]
+        if not part.samplers:
+            raise UsageError(f"run {run} has no samples: every round is everybody's turn")
+        return await part.samplers[lane].turn(round_, timeout_s=timeout_s)
 
     def failure_of(self, run: str) -> str:
         """Why driving an attached run has ended; "" if it has not."""
@@ -245,9 +249,63 @@ class ModelSync:
 
     def contributions(self, run: str) -> list[Contribution]:
         """What each member has brought to the rounds that this node took part in."""
-        raise NotImplementedError
+        part = self._parts.get(run)
+        return part.accounts.table() if part is not None else []
+
+    def ban(self, run: str, peer: PeerId) -> None:
+        """A member was found guilty: it takes part in no round of ours any more."""
+        part = self._parts.get(run)
+        if part is not None:
+            part.accounts.ban(peer)
+            for lane in part.lanes:
+                lane.rounds.roster.ban(peer)
+
+    def duties(self, run: str, lane: int) -> list[Duty]:
+        """Contributions that our trainer is to make anew before it goes on, oldest first.
+
+        It brings nothing to the next round then: it has no time for it.
+        """
+        return self._trust.duties(run, lane)
+
+    async def verdict(self, run: str, case: Case) -> bool:
+        """The lane's slice of the exchange buffer holds a contribution that was made anew.
+
+        Returns True if its bits are those that were committed to; else they are compared, and
+        what comes of it is told to the others. Raises NotFound if that is no duty of ours.
+        """
+        return await self._trust.verdict(run, case, self._lane(run, case.lane).contribution)
 
     # -- leases and certificates -------------------------------------------------------------
+
+    def _add_lane(self, part: _Part, number: int, *, is_back: bool) -> None:
+        run, sample = part.attachment.run, part.attachment.sample
+
+        def is_over(round_: int) -> bool:
+            last = self._registry.last_certificate(run, number)
+            return last is not None and last.round >= round_
+
+        census = partial(self._census, run, number)
+        if sample:
+            members = partial(self.members, run)
+            sampler = Sampler(self._rpc, run, number, sample, members, is_over)
+            part.samplers.append(sampler)
+            census = partial(self._census_of, run, number, sampler)
+        lane = LaneDriver(
+            part.attachment,
+            number,
+            self._rpc,
+            self._signer,
+            census=census,
+            on_commit=self._committed,
+            stored=partial(self._registry.continuing, run, number),
+            accounts=part.accounts,
+            work=self._work,
+            trust=self._trust if part.attachment.is_verified else None,
+            bulk=self._bulk,
+            owns=self._owns,
+            is_back=is_back,
+        )
+        part.lanes.append(lane)
 
     async def _drive(
         self,
@@ -259,6 +317,8 @@ class ModelSync:
         with part.scope:
             task_status.started()
             async with trio.open_nursery() as nursery:
+                if part.attachment.is_verified:
+                    await nursery.start(self._trust.run, run)
                 for lane in part.lanes:
                     nursery.start_soon(self._drive_lane, run, lane)
 
@@ -285,11 +345,16 @@ class ModelSync:
     def _census(self, run: str, lane: int) -> Census:
         leases = self._registry.leases(run)
         left = {peer: lease.round_of(lane) for peer, lease in leases.items() if lease.left}
+        lost = partial(self._registry.is_given_up, run, lane)
         return Census(
             live=[peer for peer, lease in leases.items() if not lease.left],
-            left={peer: round_ for peer, round_ in left.items() if round_ != BOUND},
+            left={peer: at for peer, at in left.items() if at != BOUND and not lost(peer, at)},
             others=self._peers()[:OTHERS_MAX],
         )
+
+    def _census_of(self, run: str, lane: int, sampler: Sampler) -> Census:
+        """In a sampled run only the sample is waited for, and told."""
+        return Census(live=sampler.sample, left=self._census(run, lane).left)
 
     async def _committed(self, certificate: Certificate) -> None:
         """Put the certificate into the store: the proposer at once, others if it did not."""
@@ -322,6 +387,9 @@ class ModelSync:
             return Heard(None, finished.certificate)
         return self._lane(ready.run, ready.lane).on_ready(peer, ready)
 
+    async def _on_ping(self, peer: PeerId, ask: Ask) -> Pong:
+        return Pong(self._lane(ask.run, ask.lane).next_round)
+
     async def _on_attempt(self, call: Call[Answer, Order]) -> None:
         order = await _first(call)
         run, lane = getattr(order.body, "run", ""), getattr(order.body, "lane", 0)
@@ -330,6 +398,16 @@ class ModelSync:
     async def _on_reduce(self, call: Call[Piece, Piece]) -> None:
         piece = await _first(call)
         await self._lane(piece.run, piece.lane).on_reduce(call, piece)
+
+
+def check_verifiable(attachment: Attachment) -> None:
+    """Refuse what cannot be verified: contributions must follow from the common state alone."""
+    odd = attachment.sample or attachment.replicas_differ or attachment.sent is not None
+    if attachment.is_verified and odd:
+        raise UsageError(
+            "a verified run has neither samples, nor mixes, nor error feedback",
+            hint="use fedavg, localsgd or diloco on the wire float32, bfloat16 or int8",
+        )
 
 
 async def _first(call: Call[Out, In]) -> In:

@@ -73,12 +73,13 @@ class Tally:
         members = self.prepare.members
         if self.sent_go is None or member in self.dones:
             return Aborted(frozenset({member}))
-        if len(done.shards) != len(members) or not self._is_revealed(member, done):
+        owners = self.prepare.source.members
+        if len(done.shards) != len(owners) or not self._is_revealed(member, done):
             return Aborted(frozenset({member}))
         self.dones[member] = done
         if len(self.dones) < len(members):
             return None
-        faulty = outvoted(members, {member: done.shards for member, done in self.dones.items()})
+        faulty = outvoted({m: done.shards for m, done in self.dones.items()}, owners=owners)
         if faulty:
             return Aborted(frozenset(faulty))
         certificate = self.prepare.certificate(result_of(done.shards), self.sent_go)

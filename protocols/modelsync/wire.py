@@ -238,10 +238,15 @@ class Prepare(Message, frozen=True, tag="prepare"):
         """The attempt that this opens."""
         return Ballot(self.round, self.attempt, self.proposer)
 
+    @property
+    def source(self) -> "Prepare | Bound":
+        """What tells whose contributions are in the result, and how it was made."""
+        return self if self.adopt is None else self.adopt
+
     def certificate(self, result: bytes, go: "Go | None" = None) -> Certificate:
         """Return the unsigned certificate of this attempt; sealed rounds need what GO said."""
         commitments, seals = self.commitments(go), go.seals if self.is_sealed and go else ()
-        source = self if self.adopt is None else self.adopt
+        source = self.source
         return Certificate(
             run=self.run,
             round=self.round,
@@ -262,7 +267,7 @@ class Prepare(Message, frozen=True, tag="prepare"):
 
     def bound(self, result: bytes, go: "Go | None" = None) -> Bound:
         """Return what who signs `result` in this attempt stands by."""
-        source = self if self.adopt is None else self.adopt
+        source = self.source
         return Bound(
             attempt=self.attempt,
             proposer=self.proposer,

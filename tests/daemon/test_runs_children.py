@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from shoal.runs import Attach, Run, StartRun
+from shoal.runs import Attach, LaneBody, Run, StartRun
 from shoal.shared import SharedVector
 from tests.sim.run_nodes import RunNodes
 from wire.errors import Busy, NotFound, UsageError
@@ -23,15 +23,12 @@ class Shape:
         names = [vector.name for vector in self.vectors]
         self.attach = Attach(
             pid=pid,
+            lanes=[LaneBody(100, 200)],
             exchange=names[0],
             states=names[1:],
-            elements=100,
-            wire="int8",
+            roots=["00" * 32],
             rounds=3,
-            min_members=1,
             patience_s=1.0,
-            round=0,
-            root="00" * 32,
         )
 
     def close(self) -> None:
@@ -122,7 +119,7 @@ async def test_a_trainer_that_is_killed_frees_its_place(
     runs = nodes.runs[0]
     process = await trio.lowlevel.open_process(["sleep", "60"])
     shape = Shape(process.pid)
-    await runs.attach("mine", shape.attach)
+    await runs.trainers.attach("mine", shape.attach)
     assert runs.view("mine").pid == process.pid
     process.kill()
     await process.wait()

@@ -10,7 +10,8 @@ from trio.testing import MockClock
 
 from protocols.modelsync import codecs, state_wire, wire
 from protocols.modelsync.donor import Donor
-from protocols.modelsync.driver import RunFailed, SchemaMismatch
+from protocols.modelsync.driver import RunFailed
+from protocols.modelsync.herald import SchemaMismatch
 from protocols.modelsync.state import State, state_root
 from tests.sim.net import Net
 from tests.sim.training import ELEMENTS, RUN, SharedStore, Swarm, Trainer, in_place

@@ -13,7 +13,7 @@ import trio
 
 from shoal.learn.exact import Vector, nesterov, weighted_mean
 from shoal.errors import ClientError
-from shoal.trainer import Trainer, Wire, flatten, load_vector
+from shoal.trainer import Trainer, flatten, load_vector
 from tests.sim.run_nodes import RunNodes
 
 ROUNDS, SYNC_EVERY = 3, 4
@@ -61,13 +61,13 @@ def simulate(members: list[str]) -> Vector:
 
 
 def train(
-    learner: Learner, client: object, members: int, wire: Wire = "float32"
+    learner: Learner, client: object, members: int, wire: str = "float32"
 ) -> tuple[Vector, str]:
     with Trainer(
         learner.model,
         run="tiny",
         rounds=ROUNDS,
-        sync_every=SYNC_EVERY,
+        every=SYNC_EVERY,
         wire=wire,
         min_members=members,
         client=client,
@@ -123,9 +123,9 @@ async def test_a_finished_run_is_given_to_who_comes_later_from_its_file(
     first, second = await nodes.add(), await nodes.add()
     ((parameters, root),) = await in_threads([partial(train, Learner(), first, 1)])
     assert [path.name for path in sorted((tmp_path / nodes.peers[0] / "tiny").iterdir())] == [
+        "certificates.jsonl",
+        "checkpoint",
         "metrics.jsonl",
-        "state.f32",
-        "state.json",
     ]
     ((late, late_root),) = await in_threads([partial(train, Learner(), second, 1)])
     assert late.tobytes() == parameters.tobytes()
@@ -141,7 +141,7 @@ async def test_a_contribution_that_is_not_finite_stays_at_home(
 
     def poisoned(learner: Learner, client: object, *, sick: bool) -> tuple[Vector, str]:
         with Trainer(
-            learner.model, run="tiny", rounds=2, sync_every=1, min_members=2, client=client
+            learner.model, run="tiny", rounds=2, every=1, min_members=2, client=client
         ) as trainer:
             while not trainer.done:
                 learner.step(trainer.member, trainer.global_step)
@@ -170,7 +170,7 @@ async def test_a_model_that_changed_its_shape_is_an_error_that_says_so(
 
     def grow() -> tuple[Vector, str]:
         learner = Learner()
-        with Trainer(learner.model, run="tiny", rounds=2, sync_every=1, client=client) as trainer:
+        with Trainer(learner.model, run="tiny", rounds=2, every=1, client=client) as trainer:
             learner.model.append(torch.nn.Linear(1, 1))
             trainer.step()
         return flatten(learner.model), ""
@@ -181,13 +181,13 @@ async def test_a_model_that_changed_its_shape_is_an_error_that_says_so(
     nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("other", [{"outer_lr": 0.8}, {"outer_momentum": 0.4}, {"sync_every": 2}])
+@pytest.mark.parametrize("other", [{"lr": 0.8}, {"momentum": 0.4}, {"every": 2}])
 async def test_a_trainer_with_another_outer_step_is_refused_and_told_why(
     nursery: trio.Nursery, tmp_path: Path, other: dict[str, Any]
 ) -> None:
     nodes = RunNodes(nursery, tmp_path)
     clients = [await nodes.add() for _ in range(2)]
-    options: dict[str, Any] = {"run": "tiny", "rounds": 9, "sync_every": 1}
+    options: dict[str, Any] = {"run": "tiny", "rounds": 9, "every": 1}
 
     def both() -> None:
         with (
@@ -234,7 +234,7 @@ async def test_steps_made_from_a_state_that_the_run_has_left_behind_are_not_coun
             learner.model,
             run="tiny",
             rounds=4,
-            sync_every=1,
+            every=1,
             min_members=3,
             patience_s=0.0,
             client=client,

@@ -12,7 +12,13 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("shoal", "node", "protocols", "dht", "crdt", "wire")
 FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 60
-TORCH_ROOMS = ("protocols/sharding/", "shoal/trainer.py", "shoal/learn_torch.py")
+TORCH_ROOMS = (
+    "protocols/sharding/",
+    "shoal/trainer.py",
+    "shoal/learn_torch.py",
+    "shoal/pytorch/",
+    "shoal/hf.py",
+)
 FORBIDDEN_CALLS = {
     "pickle.load", "pickle.loads", "marshal.loads", "torch.load", "torch.jit.load", "eval", "exec",
 }  # fmt: skip

@@ -1,0 +1,86 @@
+"""Whose turn it is in a sampled run: MoDeST (de Vos et al., 2023), without its aggregators.
+
+A round of a lane is made by the first members in an order that changes with the round, of those
+that answer. Members that do not answer are skipped, so a run goes on while few of many are there.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import trio
+
+from protocols.modelsync.wire import PING, Ask
+from wire.errors import ShoalError
+from wire.ids import PeerId
+from wire.ports import Rpc
+
+PING_WAIT_S = 1.0  # seconds for a candidate to answer
+PINGS_MAX = 32  # at a time
+DEAD_S = 10.0  # seconds that one that did not answer is skipped without asking again
+LOOK_S = 0.5  # seconds between two looks at whose turn it is
+
+
+def sample_order(run: str, lane: int, round_: int, peers: Iterable[PeerId]) -> list[PeerId]:
+    """Return peers in the order in which they are asked: by SHA-256(run, lane, round, peer)."""
+    return sorted(
+        peers, key=lambda p: hashlib.sha256(f"{run}\0{lane}\0{round_}\0{p}".encode()).digest()
+    )
+
+
+@dataclass
+class Sampler:
+    """Finds the sample of a round of one lane, as one node sees it.
+
+    `candidates`: members by lease. `is_over`: a certificate of that round, or of a later one, is
+    in the store.
+    """
+
+    rpc: Rpc
+    run: str
+    lane: int
+    size: int
+    candidates: Callable[[], Iterable[PeerId]]
+    is_over: Callable[[int], bool]
+    sample: list[PeerId] = field(default_factory=list[PeerId])
+    _dead_at: dict[PeerId, float] = field(default_factory=dict[PeerId, float])
+
+    async def turn(self, round_: int, *, timeout_s: float) -> bool | None:
+        """True: we are in the sample. False: the round is over. None: neither is so yet."""
+        with trio.move_on_after(timeout_s):
+            while True:
+                if self.is_over(round_):
+                    return False
+                sample, latest = await self._ask(round_)
+                if latest > round_:
+                    return False
+                if self.rpc.peer in sample:
+                    self.sample = sample
+                    return True
+                await trio.sleep(LOOK_S)
+        return None
+
+    async def _ask(self, round_: int) -> tuple[list[PeerId], int]:
+        """Return the first candidates that answer, and the latest round that one of them is in."""
+        order = sample_order(self.run, self.lane, round_, {*self.candidates(), self.rpc.peer})
+        now = trio.current_time()
+        self._dead_at = {p: at for p, at in self._dead_at.items() if at + DEAD_S > now}
+        order = [peer for peer in order if peer not in self._dead_at]
+        rounds: dict[PeerId, int] = {self.rpc.peer: 0}
+
+        async def ping(peer: PeerId) -> None:
+            ask = Ask(self.run, self.lane)
+            try:
+                rounds[peer] = (await self.rpc.call(peer, PING, ask, timeout_s=PING_WAIT_S)).round
+            except ShoalError:
+                self._dead_at[peer] = trio.current_time()
+
+        for start in range(0, len(order), PINGS_MAX):
+            async with trio.open_nursery() as nursery:
+                for peer in order[start : start + PINGS_MAX]:
+                    if peer != self.rpc.peer:
+                        nursery.start_soon(ping, peer)
+            sample = [peer for peer in order[: start + PINGS_MAX] if peer in rounds][: self.size]
+            if len(sample) == self.size:
+                return sample, max(rounds.values())
+        return [peer for peer in order if peer in rounds], max(rounds.values())
