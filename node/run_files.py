@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -12,20 +13,20 @@ from numpy.typing import NDArray
 from node.checkpoints import FOLDER, lane_path
 from node.tensor_file import BadFile, find_tensor
 from protocols.modelsync.state import State
-from shoal.runs import Metric
+T = TypeVar("T")
 
+METRICS, CERTIFICATES = "metrics.jsonl", "certificates.jsonl"
 _TAIL_BYTES = 4096  # read from the end of a log to find its last line
 
 
-def read_metrics(directory: Path) -> list[Metric]:
-    """Read metrics.jsonl; a line cut off by a crash is left out."""
-    path = directory / "metrics.jsonl"
+def read_lines(path: Path, kind: type[T]) -> list[T]:
+    """Read a file of JSON lines; one cut off by a crash is left out."""
     if not path.exists():
         return []
-    found: list[Metric] = []
+    found: list[T] = []
     for line in path.read_bytes().splitlines():
         try:
-            found.append(msgspec.json.decode(line, type=Metric))
+            found.append(msgspec.json.decode(line, type=kind))
         except msgspec.DecodeError:
             continue
     return found
@@ -54,11 +55,13 @@ def kept_states(directory: Path, states: list[State]) -> list[NDArray[np.float32
 
 
 def begin_anew(directory: Path) -> None:
-    """Move the checkpoint of an earlier run of this name aside; the one before that is removed."""
-    checkpoint, aside = directory / FOLDER, directory / f"{FOLDER}.old"
-    if checkpoint.exists():
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(checkpoint, aside)
+    """Move what an earlier run of this name has left aside; what it had moved aside is removed."""
+    for name in (FOLDER, CERTIFICATES):
+        path, aside = directory / name, directory / f"{name}.old"
+        if path.exists():
+            if aside.is_dir():
+                shutil.rmtree(aside)
+            os.replace(path, aside)
 
 
 def how_it_ended(status: int, log_path: Path) -> str:
@@ -72,7 +75,8 @@ def last_line(path: Path) -> str:
     """Return the last line of a log that says something; "" if there is none."""
     try:
         with path.open("rb") as log:
-            log.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            log.seek(max(0, path.stat().st_size - METRICS, CERTIFICATES = "metrics.jsonl", "certificates.jsonl"
+_TAIL_BYTES))
             lines = log.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return ""
