@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from node.checkpoints import FOLDER, lane_path
 from node.tensor_file import BadFile, find_tensor
 from protocols.modelsync.state import State
+
 T = TypeVar("T")
 
 METRICS, CERTIFICATES = "metrics.jsonl", "certificates.jsonl"
@@ -75,8 +76,7 @@ def last_line(path: Path) -> str:
     """Return the last line of a log that says something; "" if there is none."""
     try:
         with path.open("rb") as log:
-            log.seek(max(0, path.stat().st_size - METRICS, CERTIFICATES = "metrics.jsonl", "certificates.jsonl"
-_TAIL_BYTES))
+            log.seek(max(0, path.stat().st_size - _TAIL_BYTES))
             lines = log.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return ""
