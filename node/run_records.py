@@ -12,6 +12,7 @@ import trio
 from node.broadcast import Broadcast
 from node.children import Child
 from node.trainer_part import AttachedTrainer
+from protocols.modelsync.part import Contribution
 from protocols.modelsync.wire import RunName
 from shoal.runs import Metric, RoundResult, Run, StartRun, run_root
 from wire.errors import Busy, NotFound, UsageError
@@ -80,6 +81,7 @@ class Record:
     wire: str = ""
     settings: str = ""
     aggregator: str = ""
+    contributions: list[Contribution] = field(default_factory=list[Contribution])  # at its end
     totals: Totals = field(default_factory=Totals)
     error: str = ""
     stopping: bool = False

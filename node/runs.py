@@ -18,6 +18,7 @@ from node.run_files import CERTIFICATES, METRICS, begin_anew, how_it_ended, read
 from node.run_records import ACTIVE, Record, Records, load_start, save_start
 from node.run_views import certificate_view, contribution_view, run_figures
 from node.trainers import Trainers
+from protocols.modelsync import part
 from protocols.modelsync.service import ModelSync
 from shoal.runs import (
     CertificateView,
@@ -110,13 +111,12 @@ class Runs:
 
     def contributions(self, name: str) -> list[Contribution]:
         """What each peer has done for a run, as this node has seen it."""
-        self._records.get(name)
-        return [contribution_view(c) for c in self._sync.contributions(name)]
+        return [contribution_view(c) for c in self._contributions(self._records.get(name))]
 
     def figures(self) -> list[RunFigures]:
         """What Prometheus is shown of each run."""
         return [
-            run_figures(record, self._records.view(record), self._sync.contributions(record.name))
+            run_figures(record, self._records.view(record), self._contributions(record))
             for record in self._records.here()
         ]
 
@@ -167,6 +167,10 @@ class Runs:
         return Exported(str(done.path), done.rounds, root, done.tensors)
 
     # -- inside ------------------------------------------------------------------------------
+
+    def _contributions(self, record: Record) -> list[part.Contribution]:
+        """What each peer has done: as it is now, or as it was when our trainer left."""
+        return self._sync.contributions(record.name) if record.trainer else record.contributions
 
     @staticmethod
     def _check_script(request: StartRun) -> None:

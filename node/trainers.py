@@ -45,6 +45,7 @@ from wire.ids import PeerId
 from wire.ports import OffLoop
 
 ROUND_WAIT_S = 20.0  # seconds that one request waits at most; the trainer then asks again
+LOOK_S = 0.1  # seconds between two looks at who is there
 
 _log = structlog.get_logger("runs")
 
@@ -94,8 +95,8 @@ class Trainers:
                 self._records.enter(record, "failed")
             raise
         self._records.enter(record, "training")
-        members = sorted({*map(str, self._sync.members(name)), str(self._member)})
-        return Attached(self._member, lanes, source, str(record.directory), members)
+        folder, members = str(record.directory), self._members(name)
+        return Attached(self._member, lanes, source, folder, members)
 
     async def leave(self, name: str, request: Leave) -> Run:
         """The trainer is done; keep its states for others if it has finished the run."""
@@ -113,11 +114,16 @@ class Trainers:
         trainer.close()
         name, lanes = record.name, range(len(trainer.shape.lanes))
         await trainer.checkpoints.flush()
+        record.contributions = self._sync.contributions(name)
         states = [state for lane in lanes if (state := self._sync.state_of(name, lane))]
         kept = None
         if len(states) == len(lanes):
             kept = await self._off_loop(partial(kept_states, record.directory, states))
         await self._sync.leave(name, keep=kept)
+
+    def _members(self, name: str) -> list[str]:
+        """Who is in a run by lease, ourselves included."""
+        return sorted({*map(str, self._sync.members(name)), str(self._member)})
 
     def _take(self, record: Record, trainer: AttachedTrainer) -> None:
         shape = trainer.shape
@@ -208,8 +214,13 @@ class Trainers:
 
     async def turn(self, name: str, request: AskTurn) -> TurnAnswer:
         """Of a sampled run: wait a while until it is known whether we make this round."""
-        self._records.attached(name)
-        is_ours = await self._sync.turn(name, request.lane, request.round, timeout_s=ROUND_WAIT_S)
+        _, trainer = self._records.attached(name)
+        lane, round_, is_ours = request.lane, request.round, None
+        with trio.move_on_after(ROUND_WAIT_S):
+            # A sample of those who are early would be another one than that of all.
+            while round_ == 0 and len(self._members(name)) < trainer.shape.min_members:  # noqa: ASYNC110 - leases
+                await trio.sleep(LOOK_S)
+            is_ours = await self._sync.turn(name, lane, round_, timeout_s=ROUND_WAIT_S)
         return TurnAnswer({True: "in", False: "out", None: "waiting"}[is_ours])
 
     async def fetch(self, name: str, request: FetchState) -> StateAt:

@@ -225,8 +225,8 @@ class Replica:
             client.note(f"behind: loading the state before round {result.at_least} or later")
             self._fetch(lane, result.at_least, result.root)
             standing.begun = self.steps
-            if self._is_over(lane):
-                break
+            if self._is_over(lane) or self._strategy.sample_size:
+                break  # of a sampled run: it waits for its turn first
             self._submit(lane, 0.0)
         if self.done:
             self._leave()
