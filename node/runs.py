@@ -16,9 +16,8 @@ from node.children import open_child
 from node.metrics import RunFigures
 from node.run_files import CERTIFICATES, METRICS, begin_anew, how_it_ended, read_lines
 from node.run_records import ACTIVE, Record, Records, load_start, save_start
-from node.run_views import certificate_view, contribution_view, run_figures
+from node.run_views import certificate_view, contribution_view, merged, run_figures
 from node.trainers import Trainers
-from protocols.modelsync import part
 from protocols.modelsync.service import ModelSync
 from shoal.runs import (
     CertificateView,
@@ -65,6 +64,7 @@ class Runs:
         """Supervise children and trainers until cancelled; cancelling ends the children."""
         async with trio.open_nursery() as nursery:
             self._nursery = self.trainers.nursery = nursery
+            self._records.recall()
             task_status.started()
             await trio.sleep_forever()
 
@@ -111,12 +111,12 @@ class Runs:
 
     def contributions(self, name: str) -> list[Contribution]:
         """What each peer has done for a run, as this node has seen it."""
-        return [contribution_view(c) for c in self._contributions(self._records.get(name))]
+        return self._table(self._records.get(name))
 
     def figures(self) -> list[RunFigures]:
         """What Prometheus is shown of each run."""
         return [
-            run_figures(record, self._records.view(record), self._contributions(record))
+            run_figures(record, self._records.view(record), self._table(record))
             for record in self._records.here()
         ]
 
@@ -127,6 +127,7 @@ class Runs:
         self._check_script(request)
         record = self._records.new(request.name)
         begin_anew(record.directory)
+        record.before = []
         return self._launch(record, request)
 
     def resume(self, name: str) -> Run:
@@ -168,9 +169,9 @@ class Runs:
 
     # -- inside ------------------------------------------------------------------------------
 
-    def _contributions(self, record: Record) -> list[part.Contribution]:
-        """What each peer has done: as it is now, or as it was when our trainer left."""
-        return self._sync.contributions(record.name) if record.trainer else record.contributions
+    def _table(self, record: Record) -> list[Contribution]:
+        now = [contribution_view(each) for each in self._sync.contributions(record.name)]
+        return merged(record.before, now)
 
     @staticmethod
     def _check_script(request: StartRun) -> None:

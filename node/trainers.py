@@ -14,9 +14,15 @@ import structlog
 import trio
 
 from node.checkpoints import Checkpoints, Layout, Shape, Slice, load_checkpoint, save_layout
-from node.run_files import CERTIFICATES, METRICS, append_line, kept_states
+from node.run_files import (
+    CERTIFICATES,
+    METRICS,
+    append_line,
+    kept_states,
+    save_contributions,
+)
 from node.run_records import ACTIVE, Record, Records
-from node.run_views import certificate_view
+from node.run_views import certificate_view, contribution_view, merged
 from node.trainer_part import (
     AttachedTrainer,
     check_weight,
@@ -114,12 +120,17 @@ class Trainers:
         trainer.close()
         name, lanes = record.name, range(len(trainer.shape.lanes))
         await trainer.checkpoints.flush()
-        record.contributions = self._sync.contributions(name)
         states = [state for lane in lanes if (state := self._sync.state_of(name, lane))]
         kept = None
         if len(states) == len(lanes):
             kept = await self._off_loop(partial(kept_states, record.directory, states))
+        table = [contribution_view(each) for each in self._sync.contributions(name)]
         await self._sync.leave(name, keep=kept)
+        record.before = merged(record.before, table)
+        try:
+            save_contributions(record.directory, record.before)
+        except OSError as error:  # a full disk: the table is shown until the daemon ends
+            _log.warning("contributions_lost", run=name, error=str(error))
 
     def _members(self, name: str) -> list[str]:
         """Who is in a run by lease, ourselves included."""
@@ -273,7 +284,7 @@ class Trainers:
             codec=last.codec,
             every=last.every or trainer.shape.every,
         )
-        record.metric = metric
+        record.take(metric)
         append_line(record.directory / METRICS, metric)
         record.news.send(metric)
         return metric
