@@ -103,6 +103,7 @@ async def test_a_finished_run_is_given_to_who_comes_later_from_its_file(
     assert [path.name for path in sorted((tmp_path / nodes.peers[0] / "tiny").iterdir())] == [
         "certificates.jsonl",
         "checkpoint",
+        "contributions.json",
         "metrics.jsonl",
     ]
     ((late, late_root),) = await in_threads([partial(train, Learner(), second, 1)])
