@@ -32,10 +32,13 @@ from node.trainer_part import (
 )
 from protocols.modelsync.part import Wish
 from protocols.modelsync.service import ModelSync
+from protocols.modelsync.verify_wire import Case
 from shoal.runs import (
     AskTurn,
     Attach,
     Attached,
+    Checked,
+    Duty,
     FetchState,
     Leave,
     Metric,
@@ -45,6 +48,7 @@ from shoal.runs import (
     StateAt,
     SubmitRound,
     TurnAnswer,
+    Verdict,
 )
 from wire.errors import Busy, ShoalError, UsageError
 from wire.ids import PeerId
@@ -210,7 +214,11 @@ class Trainers:
             if wait_s:
                 self._records.tell(record)
             return RoundResult("waiting", request.round, waiting_for=waiting_for, lane=lane)
-        result = round_result(lane, request.round, outcome)
+        duties = [
+            Duty(str(duty.case.target), duty.case.round, lane)
+            for duty in self._sync.duties(name, lane)
+        ]
+        result = round_result(lane, request.round, outcome, duties)
         if outcome.certificate is not None:
             trainer.last[lane] = result
             trainer.rounds_done += 1
@@ -233,6 +241,12 @@ class Trainers:
                 await trio.sleep(LOOK_S)
             is_ours = await self._sync.turn(name, lane, round_, timeout_s=ROUND_WAIT_S)
         return TurnAnswer({True: "in", False: "out", None: "waiting"}[is_ours])
+
+    async def verdict(self, name: str, verdict: Verdict) -> Checked:
+        """Compare what a trainer has made anew with what its member had committed to."""
+        self._records.attached(name)
+        case = Case(verdict.lane, verdict.round, PeerId(verdict.target))
+        return Checked(await self._sync.verdict(name, case))
 
     async def fetch(self, name: str, request: FetchState) -> StateAt:
         """Load the run's state of a lane into the trainer's buffer."""

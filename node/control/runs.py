@@ -53,6 +53,10 @@ class RunRoutes:
         """Tell whether we make a round of a sampled run."""
         return await self._trainers.turn(request.params["run"], request.read(shapes.AskTurn))
 
+    async def verdict(self, request: Request) -> shapes.Checked:
+        """Take what a trainer has made anew."""
+        return await self._trainers.verdict(request.params["run"], request.read(shapes.Verdict))
+
     async def fetch(self, request: Request) -> shapes.StateAt:
         """Load the run's state."""
         return await self._trainers.fetch(request.params["run"], request.read(shapes.FetchState))
@@ -126,6 +130,7 @@ def routes(api: Api, runs: Runs) -> None:
         ("attach", it.attach, "Trainer: take part", shapes.Attach, shapes.Attached),
         ("round", it.round, "Trainer: average", shapes.SubmitRound, shapes.RoundResult),
         ("turn", it.turn, "Trainer: are we sampled", shapes.AskTurn, shapes.TurnAnswer),
+        ("verdict", it.verdict, "Trainer: check a member", shapes.Verdict, shapes.Checked),
         ("fetch", it.fetch, "Trainer: load the state", shapes.FetchState, shapes.StateAt),
         ("state", it.announce, "Trainer: offer a state", shapes.StateAt, None),
         ("report", it.report, "Trainer: record progress", shapes.Report, shapes.Metric),
