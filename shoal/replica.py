@@ -189,8 +189,10 @@ class Replica:
     def _bring(self, lane: int, local: Callable[[], Vector]) -> None:
         client, strategy = self._client, self._strategy
         round_, state = client.lanes[lane].round, client.state(lane)
-        ours = client.contribution(lane)[: strategy.size(lane, round_, state)]
-        ours[:] = strategy.contribution(lane, round_, state, local())[: len(ours)]
+        whole, size = client.contribution(lane), strategy.size(lane, round_, state)
+        ours = whole[:size]
+        ours[:] = strategy.contribution(lane, round_, state, local())[:size]
+        whole[size:] = 0
         weight = self.weight
         if not is_sound(ours):
             client.note("the parameters are not finite or beyond 1e29: nothing of us in this round")
@@ -231,8 +233,8 @@ class Replica:
                 client.note(f"behind: loading the state before round {result.at_least} or later")
                 self._fetch(lane, result.at_least, result.root)
             standing.begun = self.steps
-            if self._is_over(lane):
-                break
+            if self._is_over(lane) or self._strategy.sample_size:
+                break  # of a sampled run: it waits for its turn first
             self._submit(lane, 0.0)
         if self.done:
             self._leave()
