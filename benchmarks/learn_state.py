@@ -1,17 +1,28 @@
-"""A state from three donors and from one, where the donors' links are the limit; a spoilt chunk.
+"""A state from three donors and from one, where the donors' links are the limit; a spoilt chunk;
+and what a joiner costs those who train.
 
 `python -m benchmarks.learn_state` prints one JSON object a line. QUICK=1 moves a quarter.
 """
 
 import re
+import shutil
+import statistics
 import sys
+import tempfile
 from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
 
+from benchmarks.learn_swarm import Node, Swarm, swarm
 from benchmarks.orders import Answer, Child, Failed
 from benchmarks.report import QUICK, ROUNDS, progress, report
 
 MEMBERS = 3
 RATE_MB_S = 15.0  # of each donor's link: far below what a processor encrypts
+RUN = "joined"
+JOIN_ELEMENTS = 4_000_000  # of contributions and of states: 16 MB
+JOIN_ROUNDS = 8
+LEARN_S = 1.0  # seconds that a trainer learns between two rounds
 ELEMENTS = 4_000_000 if QUICK else 16_000_000
 
 
@@ -32,8 +43,52 @@ def _load(joiner: Child, root: str, donors: int) -> Answer:
     return answer
 
 
-def main() -> None:
-    """Measure all of it."""
+def _round_seconds(members: list[Node], late: Node | None) -> tuple[list[float], int]:
+    """Let members make rounds, and one join again and again, with an empty disk, if there is one.
+
+    Returns the seconds of each round at the slowest member, and how often the state was loaded.
+    """
+    for node in members:
+        node.child.tell("steps", count=JOIN_ROUNDS, pause_s=LEARN_S)
+    loads = 0
+    while late is not None and loads < JOIN_ROUNDS // 2:
+        answer = late.child.ask("attach", run=RUN, elements=JOIN_ELEMENTS, state=JOIN_ELEMENTS)
+        if answer["source"] != "peers":
+            raise Failed(f"the joiner has its state from {answer['source']}")
+        late.child.ask("leave")
+        shutil.rmtree(late.home / "runs" / RUN)
+        loads += 1
+    ends = [node.child.wait(120.0)["ends"] for node in members]
+    slowest = [max(moments) for moments in zip(*ends, strict=True)]
+    took = [end - begin for begin, end in pairwise(slowest)]
+    return took, loads
+
+
+def _joiner(made: Swarm) -> None:
+    *members, late = made.nodes
+    for node in members:
+        node.child.tell(
+            "attach", run=RUN, elements=JOIN_ELEMENTS, state=JOIN_ELEMENTS, min_members=MEMBERS
+        )
+    for node in members:
+        node.child.wait()
+    _round_seconds(members, None)  # opens connections
+    alone, beside = list[float](), list[float]()
+    for number in range(1 if QUICK else 3):
+        progress(f"rounds of {MEMBERS} members, alone and while one joins, {number + 1}")
+        alone += _round_seconds(members, None)[0]
+        took, loads = _round_seconds(members, late)
+        progress(f"the state was loaded {loads} times")
+        beside += took
+    report(
+        *("learn.state_joiner_round", [statistics.mean(beside)], "s"),
+        against="the same rounds without a joiner",
+        against_values=[statistics.mean(alone)],
+        goal_ratio=1.05,
+    )
+
+
+def _donors() -> None:
     module = [sys.executable, "-m", "benchmarks.learn_state_node"]
     with ExitStack() as stack:
         nodes = [
@@ -63,6 +118,14 @@ def main() -> None:
             better="higher",
             goal=1.0,
         )
+
+
+def main() -> None:
+    """Measure all of it."""
+    _donors()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        _joiner(stack.enter_context(swarm(folder, MEMBERS + 1)))
 
 
 if __name__ == "__main__":
