@@ -43,25 +43,23 @@ def _load(joiner: Child, root: str, donors: int) -> Answer:
     return answer
 
 
-def _round_seconds(members: list[Node], late: Node | None) -> tuple[list[float], int]:
-    """Let members make rounds, and one join again and again, with an empty disk, if there is one.
+def _round_seconds(members: list[Node], late: Node | None) -> list[float]:
+    """Let members make rounds, and one with an empty disk join meanwhile, if there is one.
 
-    Returns the seconds of each round at the slowest member, and how often the state was loaded.
+    Returns the seconds of each round at the slowest member.
     """
     for node in members:
         node.child.tell("steps", count=JOIN_ROUNDS, pause_s=LEARN_S)
-    loads = 0
-    while late is not None and loads < JOIN_ROUNDS // 2:
+    if late is not None:
         answer = late.child.ask("attach", run=RUN, elements=JOIN_ELEMENTS, state=JOIN_ELEMENTS)
         if answer["source"] != "peers":
             raise Failed(f"the joiner has its state from {answer['source']}")
+        late.child.ask("step", weight=0.0, is_new=True)  # as any joiner: none waits in vain
         late.child.ask("leave")
         shutil.rmtree(late.home / "runs" / RUN)
-        loads += 1
     ends = [node.child.wait(120.0)["ends"] for node in members]
     slowest = [max(moments) for moments in zip(*ends, strict=True)]
-    took = [end - begin for begin, end in pairwise(slowest)]
-    return took, loads
+    return [end - begin for begin, end in pairwise(slowest)]
 
 
 def _joiner(made: Swarm) -> None:
@@ -76,10 +74,8 @@ def _joiner(made: Swarm) -> None:
     alone, beside = list[float](), list[float]()
     for number in range(1 if QUICK else 3):
         progress(f"rounds of {MEMBERS} members, alone and while one joins, {number + 1}")
-        alone += _round_seconds(members, None)[0]
-        took, loads = _round_seconds(members, late)
-        progress(f"the state was loaded {loads} times")
-        beside += took
+        alone += _round_seconds(members, None)
+        beside += _round_seconds(members, late)
     report(
         *("learn.state_joiner_round", [statistics.mean(beside)], "s"),
         against="the same rounds without a joiner",
