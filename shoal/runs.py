@@ -291,8 +291,8 @@ class Contribution(_Body, frozen=True):
     """What one peer has done for a run, as this node has seen it.
 
     `rounds` that it was a member of; `weight`: what it brought in all (samples, if that is the
-    weight); `left_out`: rounds that went on without it; bytes and seconds are of our exchanges
-    with it; `banned`: found guilty in a verified run.
+    weight); `left_out`: attempts that went on without it; bytes are of our exchanges with it;
+    `seconds` that we were ready before it was; `banned`: found guilty in a verified run.
     """
 
     peer: str

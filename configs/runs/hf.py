@@ -63,6 +63,7 @@ def main() -> None:
         logging_steps=5,
         save_strategy="no",
         report_to=[],
+        disable_tqdm=True,
     )
     callback = ShoalCallback(on_join=windows.join, **options)
     Trainer(model, arguments, train_dataset=windows, callbacks=[callback]).train()
