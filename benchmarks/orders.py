@@ -8,6 +8,7 @@ standard library, for rivals live in environments of their own.
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,14 +34,22 @@ class Child:
     """
 
     def __init__(
-        self, name: str, argv: list[str], *, environment: dict[str, str] | None = None
+        self,
+        name: str,
+        argv: list[str],
+        *,
+        environment: dict[str, str] | None = None,
+        has_children: bool = False,
     ) -> None:
-        self.name = name
+        """has_children: it has a process group of its own, which is killed with it."""
+        self.name, self._has_children = name, has_children
         self._process = subprocess.Popen(
             argv,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL if has_children else None,
             env={**os.environ, **(environment or {}), "PYTHONUNBUFFERED": "1"},
+            start_new_session=has_children,
         )
         self._buffer = b""
 
@@ -94,9 +103,17 @@ class Child:
             self._process.wait(timeout_s)
         self.kill()
 
+    def signal(self, number: int) -> None:
+        """Send a signal to it, and to its children where it has a group of its own."""
+        with suppress(ProcessLookupError):
+            if self._has_children:
+                os.killpg(self.pid, number)
+            else:
+                self._process.send_signal(number)
+
     def kill(self) -> None:
         """End it at once; nothing happens if it has ended."""
-        self._process.kill()
+        self.signal(signal.SIGKILL)
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:

@@ -101,9 +101,10 @@ def lattica_python() -> str:
     return rival_python(LATTICA_HOME, LATTICA)
 
 
-def rival_python(home: Path, *requirements: str) -> str:
+def rival_python(home: Path, *requirements: str, before: tuple[str, ...] = ()) -> str:
     """Return the Python of an environment with packages of rivals in it; build it if need be.
 
+    before: what is installed first, by itself, so that no resolver chooses another build of it.
     Raises Missing.
     """
     python, done, names = home / "bin" / "python", home / ".installed", " and ".join(requirements)
@@ -111,7 +112,8 @@ def rival_python(home: Path, *requirements: str) -> str:
         progress(f"installing {names} into {home.parent.name}/{home.name}")
         pip = [str(python), "-m", "pip", "-qq", "--disable-pip-version-check", "install"]
         try:
-            for argv in ([sys.executable, "-m", "venv", str(home)], [*pip, *requirements]):
+            steps = [[*pip, one] for one in before] + [[*pip, *requirements]]
+            for argv in ([sys.executable, "-m", "venv", str(home)], *steps):
                 subprocess.run(
                     argv, check=True, timeout=INSTALL_S, stdout=sys.stderr, stderr=sys.stderr
                 )

@@ -69,11 +69,19 @@ class Donor:
     """The states of this node's runs, and the copies that joiners load them from.
 
     Serves HOLDING and CHUNKS. `is_busy`: a round of this node moves data now; giving then takes
-    at most a twentieth of the time. Call `tidy` every few seconds: it drops copies nobody loads.
+    at most a twentieth of the time. `next_round` of a run's lane: the one to be made next (0 if
+    that is not known). Call `tidy` every few seconds: it drops copies nobody loads.
     """
 
-    def __init__(self, rpc: Rpc, work: Work, *, is_busy: Callable[[], bool]) -> None:
-        self._work, self._is_busy = work, is_busy
+    def __init__(
+        self,
+        rpc: Rpc,
+        work: Work,
+        *,
+        is_busy: Callable[[], bool],
+        next_round: Callable[[str, int], int] = lambda run, lane: 0,
+    ) -> None:
+        self._work, self._is_busy, self._next_round = work, is_busy, next_round
         self._lanes: dict[Lane, _Lane] = {}
         self._downloads = 0
         self._turn = trio.Lock()  # of giving a chunk while a round moves data
@@ -125,7 +133,8 @@ class Donor:
         known = self._lane(ask.run, ask.lane)
         state = known.state
         past = tuple(Past(round_, root, root in known.copies) for round_, root in known.past)
-        return Holding(state.round, state.root, len(state.vector), state.certificate, past)
+        next_ = max(state.round, self._next_round(ask.run, ask.lane))
+        return Holding(state.round, state.root, len(state.vector), state.certificate, next_, past)
 
     async def _on_chunks(self, call: Call[StateAnswer, StateAsk]) -> None:
         asked = await _next(call)

@@ -60,6 +60,18 @@ class Exchange(Protocol):
         """The complete result. It shares memory with this exchange."""
         ...
 
+    @property
+    def brought(self) -> list[memoryview]:
+        """Of a sealed sum: the chunks that we have committed to, without the head; empty if we
+        brought nothing. They share memory with this exchange, until `take`.
+        """
+        ...
+
+    @property
+    def lengths(self) -> Mapping[PeerId, float]:
+        """Of a sealed sum: the norm of each contribution to our own shard."""
+        ...
+
     async def seal(self) -> bytes:
         """Encode all of our contribution; return its hash: SHA-256 over the shards' hashes."""
         ...

@@ -5,7 +5,7 @@ members do, and ends with exactly the state that a root names, or with an error.
 """
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import trio
@@ -16,7 +16,7 @@ from protocols.modelsync.download import Download, Progress
 from protocols.modelsync.state_wire import HOLDING, Holding
 from protocols.modelsync.wire import Ask, Certificate
 from protocols.modelsync.work import Work
-from wire.errors import DeadlineExceeded, ShoalError
+from wire.errors import DeadlineExceeded, NotFound, ShoalError
 from wire.ids import PeerId
 from wire.ports import Rpc
 
@@ -28,9 +28,18 @@ RETRY_S = 0.25  # seconds between two surveys: members announce within milliseco
 RESURVEY_S = 2.0  # seconds between two while a download goes on: new donors, newer states
 BARREN_S = 8.0  # seconds without a chunk until another offer is tried, if there is one
 STALL_S = 120.0  # seconds without a chunk until it is given up: all donors may be cut off for less
+LOST_S = 15.0  # seconds until a state is given up that most of its makers do not have: a lease
 MOVES_MAX = 8  # to newer states: members that are faster than the download are not chased forever
 
 _log = logging.getLogger(__name__)
+
+
+class StateLost(NotFound):
+    """A state that was made is nowhere: most of those who made it are here, and back at an earlier
+    round, as after a power cut that hit all of them.
+    """
+
+    code = "state_lost"
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,7 @@ class Aim:
     `at_least`: the earliest round that it may precede; a state before that very round must have
     `root`, if that is given. `members`: whom to ask, those of the last certificate first, then
     by lease. `is_quorum` says if peers speak for the members that we know (Rounds.is_quorum).
+    `makers`: the members of the last certificate, without whom no state is given up.
     """
 
     run: str
@@ -48,12 +58,23 @@ class Aim:
     members: Callable[[], list[PeerId]]
     is_quorum: Callable[[Collection[PeerId]], bool]
     root: bytes | None = None
+    makers: Callable[[], Collection[PeerId]] = tuple
+
+    def __str__(self) -> str:
+        """As a person is told of it."""
+        return f"the state of lane {self.lane} of run {self.run} before round {self.at_least}"
 
     def fits(self, offer: Offer) -> bool:
         """True if this state is sought."""
         if offer.round == self.at_least:
             return self.root in (None, offer.root)
         return offer.round > self.at_least
+
+    def is_lost(self, claims: Mapping[PeerId, Holding], me: PeerId) -> bool:
+        """True if more than half of the makers are here, and no member knows of such a round."""
+        makers, here = set(self.makers()), claims.keys() | {me}
+        is_earlier = all(holding.next < self.at_least for holding in claims.values())
+        return is_earlier and 2 * len(makers & here) > len(makers)
 
 
 @dataclass(frozen=True)
@@ -130,6 +151,7 @@ class Joining:
         progress: Progress | None = None,
     ) -> Loaded | None:
         """Load the state that is sought into `target`. None: nobody has one (not `must_exist`).
+        Raises StateLost if it did exist, and does not any more.
 
         `target` may hold an old state or part of a download, and `held` a state of ours (not the
         same memory): chunks that are right already are not fetched. Raises DeadlineExceeded if
@@ -144,20 +166,24 @@ class Joining:
                     return done
                 offer = done
             return None
-        what = f"the state of lane {aim.lane} of run {aim.run} before round {aim.at_least}"
-        raise DeadlineExceeded(f"no member gives {what}")
+        raise DeadlineExceeded(f"no member gives {aim}")
 
     async def _choose(self, load: _Load, *, must_exist: bool) -> Offer | None:
         """Wait for a state that most members claim; for a while only, if there is any."""
-        sure_until = trio.current_time() + GRACE_S
+        sure_until, lost_at = trio.current_time() + GRACE_S, trio.current_time() + LOST_S
         while True:
-            found = load.fitting(self._offers(load, await self._survey(load.aim)))
+            claims = await self._survey(load.aim)
+            found, now = load.fitting(self._offers(load, claims)), trio.current_time()
             if not found and not must_exist:
                 return None
             if found:
                 is_named = found[0].root == load.aim.root  # by the certificate, or by most voters
-                if found[0].is_sure or is_named or trio.current_time() >= sure_until:
+                if found[0].is_sure or is_named or now >= sure_until:
                     return found[0]
+            if not load.aim.is_lost(claims, self._rpc.peer):
+                lost_at = now + LOST_S
+            elif now >= lost_at:
+                raise StateLost(f"{load.aim} is lost: its makers have earlier ones only")
             await trio.sleep(RETRY_S)
 
     async def _download(self, load: _Load, offer: Offer) -> Loaded | Offer:

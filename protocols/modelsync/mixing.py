@@ -11,7 +11,7 @@ import numpy as np
 import trio
 
 from protocols.modelsync.codecs import MEAN_MAX, VALUE_MAX, Vector
-from protocols.modelsync.links import CallLink, Link, blaming, chunk_wait_s
+from protocols.modelsync.links import CallLink, blaming, chunk_wait_s
 from protocols.modelsync.neighbours import sources, targets
 from protocols.modelsync.news import OPEN_S, Fault, Held
 from protocols.modelsync.parcels import Parcel, is_raw, lay_out, raw_parcel
@@ -77,7 +77,7 @@ class Mix(Side):
             outer.start_soon(self._watch)
             async with trio.open_nursery() as nursery:
                 for peer in self._targets:
-                    nursery.start_soon(self._push, peer)
+                    nursery.start_soon(self._give_to, peer)
                 for peer in self._takes:
                     nursery.start_soon(self._pull, peer)
                 nursery.start_soon(self._mix)
@@ -90,7 +90,7 @@ class Mix(Side):
             if parcel is None:
                 raise BadMessage("not a neighbour")
             link.take(parcel, first)
-            await link.pull(parcel)
+            await link.pull([parcel])
 
     def close(self) -> None:
         """End the streams that others opened to us."""
@@ -113,20 +113,20 @@ class Mix(Side):
 
     # -- moving ------------------------------------------------------------------------------
 
-    async def _push(self, peer: PeerId) -> None:
+    async def _give_to(self, peer: PeerId) -> None:
         with blaming(peer, self._fault):
-            link: Link | None = self._bulk_link(peer, self._give, "mix", "mix")
+            link = self._bulk_link(peer, self._give)
             if link is not None:
-                await link.push(self._give)
+                await link.push([self._give])
                 return
             async with self._terms.rpc.stream(peer, REDUCE, timeout_s=OPEN_S) as call:
-                await CallLink(call, self.prepare, self._traffic).push(self._give)
+                await CallLink(call, self.prepare, self._traffic).push([self._give])
 
     async def _pull(self, peer: PeerId) -> None:
-        link = self._bulk_link(peer, self._takes[peer], "mix", "mix")
+        link = self._bulk_link(peer, self._takes[peer])
         if link is not None:
             with blaming(peer, self._fault):
-                await link.pull(self._takes[peer])
+                await link.pull([self._takes[peer]])
 
     # -- crunching ---------------------------------------------------------------------------
 

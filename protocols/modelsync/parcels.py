@@ -80,8 +80,8 @@ class Parcel:
         if self.flat is not None:
             self.flat[self._start(index) : self._ends[index]] = data
             return
-        assert index == len(self._chunks), "chunks come in order"
-        self._chunks.append(memoryview(data))
+        assert index <= len(self._chunks), "chunks come in order"
+        self._chunks[index : index + 1] = [memoryview(data)]
 
     def grow(self, here: int) -> None:
         """So many chunks are here; wakes who waits for them."""

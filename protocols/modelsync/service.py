@@ -21,6 +21,9 @@ from protocols.modelsync.part import Attachment, Census, Contribution, Fetched, 
 from protocols.modelsync.registry import BOUND, MemberLease, Registry
 from protocols.modelsync.sampling import Sampler
 from protocols.modelsync.states import States
+from protocols.modelsync.trust import Trust
+from protocols.modelsync.verify import Duty
+from protocols.modelsync.verify_wire import Case
 from protocols.modelsync.wire import (
     ATTEMPT,
     PING,
@@ -94,6 +97,7 @@ class ModelSync:
         self._states = States(
             rpc, self._registry, self._work, lane_of=self._lane, is_busy=self._is_busy
         )
+        self._trust = Trust(rpc, store, self._work, on_ban=self.ban)
         self._nursery: trio.Nursery | None = None
         rpc.serve(READY, self._on_ready)
         rpc.serve(PING, self._on_ping)
@@ -128,6 +132,7 @@ class ModelSync:
                 f"run {run} has {unlike[0]}; not {attachment.shape}",
                 hint="give the run another --name, or use the settings of its members",
             )
+        check_verifiable(attachment)
         assert self._nursery is not None, "the service does not run"
         part = _Part(attachment)
         for lane in range(len(attachment.lanes)):
@@ -143,13 +148,6 @@ class ModelSync:
         fetched = await self._states.join(run, lane, round_, target)
         await self._renew(run)
         return fetched
-
-    def adopt(self, run: str, lane: int, certificate: Certificate | None) -> None:
-        """Our trainer begins with the state of a checkpoint, which this certificate led to.
-
-        Call it for each lane before `join`.
-        """
-        self._lane(run, lane).adopt(certificate)
 
     async def fetch(
         self, run: str, lane: int, target: Vector, *, at_least: int, root: bytes | None = None
@@ -258,6 +256,21 @@ class ModelSync:
             for lane in part.lanes:
                 lane.rounds.roster.ban(peer)
 
+    def duties(self, run: str, lane: int) -> list[Duty]:
+        """Contributions that our trainer is to make anew before it goes on, oldest first.
+
+        It brings nothing to the next round then: it has no time for it.
+        """
+        return self._trust.duties(run, lane)
+
+    async def verdict(self, run: str, case: Case) -> bool:
+        """The lane's slice of the exchange buffer holds a contribution that was made anew.
+
+        Returns True if its bits are those that were committed to; else they are compared, and
+        what comes of it is told to the others. Raises NotFound if that is no duty of ours.
+        """
+        return await self._trust.verdict(run, case, self._lane(run, case.lane).contribution)
+
     # -- leases and certificates -------------------------------------------------------------
 
     def _add_lane(self, part: _Part, number: int, *, is_back: bool) -> None:
@@ -283,6 +296,7 @@ class ModelSync:
             stored=partial(self._registry.continuing, run, number),
             accounts=part.accounts,
             work=self._work,
+            trust=self._trust if part.attachment.is_verified else None,
             bulk=self._bulk,
             owns=self._owns,
             is_back=is_back,
@@ -299,6 +313,8 @@ class ModelSync:
         with part.scope:
             task_status.started()
             async with trio.open_nursery() as nursery:
+                if part.attachment.is_verified:
+                    await nursery.start(self._trust.run, run)
                 for lane in part.lanes:
                     nursery.start_soon(self._drive_lane, run, lane)
 
@@ -325,9 +341,10 @@ class ModelSync:
     def _census(self, run: str, lane: int) -> Census:
         leases = self._registry.leases(run)
         left = {peer: lease.round_of(lane) for peer, lease in leases.items() if lease.left}
+        lost = partial(self._registry.is_given_up, run, lane)
         return Census(
             live=[peer for peer, lease in leases.items() if not lease.left],
-            left={peer: round_ for peer, round_ in left.items() if round_ != BOUND},
+            left={peer: at for peer, at in left.items() if at != BOUND and not lost(peer, at)},
             others=self._peers()[:OTHERS_MAX],
         )
 
@@ -377,6 +394,16 @@ class ModelSync:
     async def _on_reduce(self, call: Call[Piece, Piece]) -> None:
         piece = await _first(call)
         await self._lane(piece.run, piece.lane).on_reduce(call, piece)
+
+
+def check_verifiable(attachment: Attachment) -> None:
+    """Refuse what cannot be verified: contributions must follow from the common state alone."""
+    odd = attachment.sample or attachment.replicas_differ or attachment.sent is not None
+    if attachment.is_verified and odd:
+        raise UsageError(
+            "a verified run has neither samples, nor mixes, nor error feedback",
+            hint="use fedavg, localsgd or diloco on the wire float32, bfloat16 or int8",
+        )
 
 
 async def _first(call: Call[Out, In]) -> In:

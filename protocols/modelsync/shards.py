@@ -16,8 +16,8 @@ def weighted_shards(elements: int, rates: Sequence[float], owns: Sequence[bool])
 
     Member i with shard s_i sends d - s_i elements to owners and s_i to n - 1 members, and receives
     as much: d + (n - 2) s_i each way. The longest of (d + (n - 2) s_i) / rate_i is least when all
-    that own something take equally long (water-filling). Equal shards unless rates differ by more than
-    `SPREAD`; of two members always: each sends d whatever it owns.
+    that own something take equally long (water-filling). Equal shards unless rates differ by more
+    than `SPREAD`; of two members always: each sends d whatever it owns.
     """
     members = len(rates)
     owners = [i for i in range(members) if owns[i]] or list(range(members))

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from protocols.modelsync.codecs import Vector
 from protocols.modelsync.wire import Certificate
@@ -46,7 +47,7 @@ def chunk_hashes(vector: Vector, *, threads: int = THREADS) -> list[bytes]:
     if threads == 1 or len(indexes) < _THREADS_FROM:
         return [_hash_of(plain, index) for index in indexes]
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda index: _hash_of(plain, index), indexes))
+        return list(pool.map(partial(_hash_of, plain), indexes))
 
 
 def root_of(hashes: Iterable[bytes]) -> bytes:

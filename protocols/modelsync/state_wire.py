@@ -43,13 +43,15 @@ class Past(Message, frozen=True):
 class Holding(Message, frozen=True):
     """The state before `round` of a lane, and the certificate of the round that led to it.
 
-    `past` are the states before it, the latest first.
+    `next`: the round that the holder is to make next, later than `round` while its trainer still
+    makes the state of a round that was committed. `past` are the states before it, latest first.
     """
 
     round: Round
     root: Hash
     elements: Elements
     certificate: Certificate | None = None
+    next: Round = 0
     past: Annotated[tuple[Past, ...], Meta(max_length=PAST_MAX)] = ()
 
 

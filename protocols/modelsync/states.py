@@ -3,7 +3,9 @@
 ModelSync owns one `States` and passes calls through; it knows lanes only as `Lane` below.
 """
 
+import logging
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -11,14 +13,17 @@ import numpy as np
 from protocols.modelsync.codecs import Vector
 from protocols.modelsync.donor import Donor
 from protocols.modelsync.download import Progress
-from protocols.modelsync.joining import Aim, Joining, Loaded
+from protocols.modelsync.joining import Aim, Joining, Loaded, StateLost
 from protocols.modelsync.part import Attachment, Fetched
 from protocols.modelsync.registry import Registry
 from protocols.modelsync.state import State
 from protocols.modelsync.wire import Certificate
 from protocols.modelsync.work import Work
+from wire.errors import NotFound
 from wire.ids import PeerId
 from wire.ports import Rpc
+
+_log = logging.getLogger(__name__)
 
 
 class Lane(Protocol):
@@ -32,6 +37,11 @@ class Lane(Protocol):
     @property
     def number(self) -> int:
         """Which lane of the run."""
+        ...
+
+    @property
+    def next_round(self) -> int:
+        """The round that it is to make next."""
         ...
 
     def is_electorate(self, members: Collection[PeerId]) -> bool:
@@ -58,8 +68,8 @@ class States:
         lane_of: Callable[[str, int], Lane],
         is_busy: Callable[[], bool],
     ) -> None:
-        self._registry, self._lane_of = registry, lane_of
-        self._donor = Donor(rpc, work, is_busy=is_busy)
+        self._registry, self._lane_of, self._work = registry, lane_of, work
+        self._donor = Donor(rpc, work, is_busy=is_busy, next_round=self._next_round)
         self._joining = Joining(rpc, work)
         self._lanes: dict[str, set[int]] = {}  # that were announced, by run
 
@@ -87,14 +97,32 @@ class States:
         progress: Progress | None = None,
     ) -> Fetched:
         """Load a state that must exist somewhere; only chunks that neither `target` nor our
-        announced state has are fetched. Raises DeadlineExceeded if nobody gives it.
+        announced state has are fetched. If it is lost, the latest that can be had, of an earlier
+        round. Raises DeadlineExceeded if nobody gives it.
         """
         state = self._donor.state_of(run, lane)
         held = None if state is None or np.may_share_memory(state.vector, target) else state.vector
         aim = self._aim(run, lane, at_least, root)
-        loaded = await self._joining.load(aim, target, held=held, progress=progress)
+        try:
+            loaded = await self._joining.load(aim, target, held=held, progress=progress)
+        except StateLost as error:
+            _log.warning("run.state_lost run=%s lane=%d error=%s", run, lane, error)
+            loaded = await self._latest_left(run, lane, target)
+            self._registry.give_up(run, lane, loaded.round)
         assert loaded is not None, "a state that must exist is loaded or an error"
         return self._taken(run, lane, loaded)
+
+    async def _latest_left(self, run: str, lane: int, target: Vector) -> Loaded:
+        """Load the latest state that there is: another member's, or our own. Raises StateLost."""
+        ours = self._donor.state_of(run, lane)
+        aim = self._aim(run, lane, ours.round + 1 if ours is not None else 0, None)
+        loaded = await self._joining.load(aim, target, must_exist=False)
+        if loaded is not None:
+            return loaded
+        if ours is None:
+            raise StateLost(f"no member has any state of lane {lane} of run {run}")
+        await self._work(partial(np.copyto, target, ours.vector))
+        return Loaded(ours.round, ours.root, ours.certificate)
 
     def announce(
         self,
@@ -131,12 +159,20 @@ class States:
     def _aim(self, run: str, lane: int, at_least: int, root: bytes | None) -> Aim:
         part = self._lane_of(run, lane)
 
-        def members() -> list[PeerId]:
+        def makers() -> list[PeerId]:
             last = self._registry.last_certificate(run, lane)
-            known = last.members if last is not None else ()
-            return list(dict.fromkeys([*known, *self._registry.leases(run)]))
+            return list(last.members) if last is not None else []
 
-        return Aim(run, lane, at_least, members, part.is_electorate, root)
+        def members() -> list[PeerId]:
+            return list(dict.fromkeys([*makers(), *self._registry.leases(run)]))
+
+        return Aim(run, lane, at_least, members, part.is_electorate, root, makers)
+
+    def _next_round(self, run: str, lane: int) -> int:
+        try:
+            return self._lane_of(run, lane).next_round
+        except NotFound:
+            return 0  # we have left
 
     def _taken(self, run: str, lane: int, loaded: Loaded) -> Fetched:
         self._lane_of(run, lane).adopt(loaded.certificate)

@@ -39,7 +39,7 @@ class DiLoCoX(EagerDiLoCo):
 
     name: ClassVar[str] = "dilocox"
     _low: list[LowRank] = field(init=False, default_factory=list[LowRank])
-    _pace: dict[int, int] = field(init=False, default_factory=dict[int, int])
+    _shares: dict[int, float] = field(init=False, default_factory=dict[int, float])
 
     def __post_init__(self) -> None:
         """See Strategy."""
@@ -50,6 +50,7 @@ class DiLoCoX(EagerDiLoCo):
     def make_lanes(self, elements: int) -> list[Lane]:
         """See Strategy."""
         lanes: list[Lane] = []
+        self._low.clear()
         for parts in _stages(self.parts, self.stages):
             start, stop = parts[0].start, parts[-1].stop
             inside = [Part(p.name, p.shape, p.start - start, p.stop - start) for p in parts]
@@ -69,22 +70,16 @@ class DiLoCoX(EagerDiLoCo):
 
     def enter(self, lane: int, round_: int, state: Vector, now: Vector) -> Vector:
         """See Strategy."""
-        self._set_pace(lane, state)
+        self._shares[lane] = self._rank(lane, state) / self.rank
         return super().enter(lane, round_, state, now)
 
-    def pace(self, every: int) -> None:
-        """See Strategy: H for the full rank."""
-        super().pace(every)
-        self._pace.clear()
-
     def begins(self, lane: int, round_: int, last: int) -> int:
-        """See Strategy."""
-        return last + self._pace.get(lane, self.every)
+        """See Strategy; `every` is H of the full rank."""
+        return last + self._interval(lane)
 
     def ends(self, lane: int, round_: int, begun: int) -> int:
         """See Strategy."""
-        last = round_ + 1 == self.rounds
-        return begun if last else begun + self._pace.get(lane, self.every)
+        return begun if round_ + 1 == self.rounds else begun + self._interval(lane)
 
     def size(self, lane: int, round_: int, state: Vector) -> int:
         """See Strategy: what this round's rank needs."""
@@ -113,7 +108,7 @@ class DiLoCoX(EagerDiLoCo):
         new_basis, new_tail = self._views(lane, out)
         new_basis[:] = low.next_basis(turn.round, rank, turn.value, wanted)
         new_tail[:] = wanted, average
-        self._set_pace(lane, out)
+        self._shares[lane] = wanted / self.rank
         self._settle(lane, turn, basis, rank)
 
     def _settle(self, lane: int, turn: Turn, basis: Vector, rank: int) -> None:
@@ -142,9 +137,8 @@ class DiLoCoX(EagerDiLoCo):
     def _rank(self, lane: int, state: Vector) -> int:
         return min(self.rank, max(1, int(state[-TAIL])))
 
-    def _set_pace(self, lane: int, state: Vector) -> None:
-        share = self._rank(lane, state) / self.rank
-        self._pace[lane] = max(1, math.ceil(self.every * share))
+    def _interval(self, lane: int) -> int:
+        return max(1, math.ceil(self.every * self._shares.get(lane, 1.0)))
 
 
 def _stages(parts: list[Part], count: int) -> list[list[Part]]:

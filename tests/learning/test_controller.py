@@ -84,15 +84,39 @@ def test_a_simulated_link_that_breaks_down_and_recovers() -> None:
         codecs.append(wish.codec)
         took = Load(0.1, rate, 10_000_000, 4).comm_s(dict(LADDER)[wish.codec])
         waits.append(max(0.0, took - wish.every * 0.1))
+    assert codecs[21:40] == ["topk"] * 19  # from the second slow round on
     assert codecs[10:20] == ["bfloat16"] * 10
-    assert codecs[30:40] == ["topk"] * 10
     assert codecs[50:] == ["bfloat16"] * 10
-    assert all(wait == 0 for wait in waits[:20] + waits[30:40] + waits[50:])
+    assert all(wait == 0 for wait in waits[:20] + waits[21:40] + waits[50:])
+
+
+def test_a_link_that_recovered_is_found_out_though_small_rounds_do_not_measure_it() -> None:
+    """The daemon tells a rate only if the link was the limit; topk is too small for 20 MB/s."""
+    controller, codecs = Controller(25), list[str]()
+    for round_ in range(120):
+        real = (0.5 if round_ < 10 else 20) * MB
+        size = dict(LADDER)[controller.now.codec]
+        is_limit = Load(0.1, real, 10_000_000, 4).comm_s(size) > 0.5
+        controller.measured(step_s=0.1, rate=real if is_limit else 0.0)
+        wish = controller.wish(elements=10_000_000, members=4)
+        controller.agreed(wish.codec, wish.every)
+        codecs.append(wish.codec)
+    assert codecs[5:20] == ["topk"] * 15
+    assert codecs[60:] == ["bfloat16"] * 60
+
+
+def test_a_small_model_on_a_fast_link_stays_exact() -> None:
+    controller = Controller(25)
+    for _ in range(50):
+        controller.measured(step_s=0.01)  # rounds end before the link becomes their limit
+        wish = controller.wish(elements=1000, members=4)
+        controller.agreed(wish.codec, wish.every)
+        assert wish == START
 
 
 def test_measurements_that_are_none_are_passed_over() -> None:
     controller = Controller(25)
     controller.measured(step_s=0.1, rate=2 * MB)
     before = controller.wish(elements=10_000_000, members=4)
-    controller.measured(step_s=float("nan"), rate=0.0)
+    controller.measured(step_s=float("nan"), rate=float("inf"))
     assert controller.wish(elements=10_000_000, members=4) == before

@@ -1,5 +1,6 @@
 """Every strategy learns: a second or so each, of a small classifier."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 

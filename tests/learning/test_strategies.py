@@ -1,6 +1,7 @@
 """Of every strategy: replicas end alike, and what is replicated is a function of rounds."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -186,6 +187,30 @@ def test_fedavg_weighs_by_samples_and_takes_a_fraction_of_the_clients() -> None:
     assert strategy_named("fedavg").sample_size == 0
 
 
+def test_a_simulated_diloco_is_what_one_would_write_by_hand() -> None:
+    """Bit for bit, momentum and all, for three members of unlike weights."""
+    weights = {"peer-0": 1.0, "peer-1": 2.5, "peer-2": 0.5}
+    swarm = Simulation(lambda: make("diloco"), members(3), rounds=4, weights=weights)
+    for finished in swarm:
+        last = finished
+    replicas, step = members(3), 0
+    phi = replicas["peer-0"].flat()
+    momentum = np.zeros_like(phi)
+    for _ in range(4):
+        total = np.zeros_like(phi)
+        for name, replica in replicas.items():
+            replica.load(phi)
+            for k in range(step, step + 5):
+                replica.step(name, k)
+            total = total + (phi - replica.flat()) * np.float32(weights[name])
+        step += 5
+        mean = total / np.float32(4)
+        momentum = momentum * np.float32(0.5) + mean
+        phi = phi - (mean + momentum * np.float32(0.5)) * np.float32(0.7)
+    assert last.states["peer-1"].tobytes() == phi.tobytes() + momentum.tobytes()
+    assert last.step == step
+
+
 def test_a_sample_alone_trains_and_the_others_get_its_state() -> None:
     class Counted(Quadratic):
         steps = 0
@@ -215,7 +240,10 @@ def test_a_fragment_keeps_the_share_of_its_own_that_mixing_says() -> None:
     lane = strategy.prepare(PARTS, 9)[0]
     state = np.ones(lane.state, np.float32)
     now = np.full(lane.elements, np.float32(5))
-    assert strategy.local(0, state, now).tolist() == [2.0] * lane.elements  # 0.75 * 1 + 0.25 * 5
+    strategy.enter(0, 0, state, now)
+    model = strategy.local(0, state, now)
+    assert model.tolist() == [2.0] * lane.elements  # 0.75 * 1 + 0.25 * 5
+    assert strategy.contribution(0, 1, state, model).tolist() == [-1.0] * lane.elements
 
 
 def test_an_eager_replica_keeps_what_it_moved_while_the_round_ran() -> None:
@@ -234,15 +262,58 @@ def test_mixing_is_of_parameters_before_the_step_that_it_overlaps() -> None:
     strategy = make("dsgd")
     strategy.prepare(PARTS, 9)
     x, y = (np.full(ELEMENTS, np.float32(value)) for value in (2, 4))
-    strategy.enter(0, 0, x, x)
-    assert strategy.contribution(0, 0, x, x).tobytes() == x.tobytes()
+    state = np.zeros_like(x)  # as the round before left it, and a step was made since
+    strategy.enter(0, 0, state, state)
+    assert strategy.contribution(0, 0, state, x).tobytes() == x.tobytes()
     stepped = x - np.float32(0.5)
     out = np.empty(ELEMENTS, np.float32)
     strategy.finish(0, Turn(0, (x + y) / np.float32(2), 2, contributed=True), x, out)
-    assert strategy.local(0, out, stepped).tolist() == [2.5] * ELEMENTS
+    model = strategy.local(0, out, stepped)
+    assert model.tolist() == [2.5] * ELEMENTS
+    assert strategy.leave(0, out, model).tobytes() == model.tobytes()  # the last step counts
 
 
 def test_the_last_round_of_a_final_merge_is_of_all() -> None:
     strategy = make("finalmerge")
     strategy.prepare(PARTS, 4)
     assert [strategy.topology(0, k) for k in range(4)] == ["pairs", "pairs", "pairs", "all"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_documentation_has_every_option_and_its_default(name: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "strategies.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+    for option, default in options_of(name).items():
+        value = int(default) if isinstance(default, bool) else default
+        assert f"`{option} = {value}`" in row or (option, value) == ("feedback", 0.0), option
+
+
+@pytest.mark.parametrize("delay", [0, 2, 5])
+def test_streaming_alone_with_rate_1_leaves_no_step_out(delay: int) -> None:
+    """A fragment's state after a round is what plain training has when the round begins."""
+    options = {"lr": 1.0, "momentum": 0.0, "fragments": 3, "delay": delay}
+    alone, plain = Quadratic("alone", 12), Quadratic("alone", 12)
+    swarm = Simulation(lambda: make("streaming", **options), {"alone": alone}, rounds=4)
+    begun = {each.step - delay: (each.lane, each.states["alone"][:4]) for each in swarm}
+    assert len(begun) == 12
+    for step in range(max(begun) + 1):
+        if step in begun:
+            lane, fragment = begun[step]
+            np.testing.assert_allclose(fragment, plain.flat()[4 * lane : 4 * lane + 4], atol=1e-5)
+        plain.step("alone", step)
+
+
+def test_a_variance_corrected_mean_by_hand() -> None:
+    first, second = (np.array(values, np.float32) for values in ([0, 2, 4, 6], [2, 0, 6, 4]))
+    strategy = strategy_named("variance")
+    lane = strategy.prepare([Part("w", (2, 2), 0, 4)], 9)[0]
+    state = strategy.first(0, first)
+    assert strategy.enter(0, 0, state, first).tobytes() == first.tobytes()  # from its own
+    brought = [strategy.contribution(0, 0, state, own) for own in (first, second)]
+    assert [len(each) for each in brought] == [lane.contribution] * 2 == [5, 5]
+    out = state.copy()
+    value = (brought[0] + brought[1]) / np.float32(2)
+    strategy.finish(0, Turn(0, value, 2, contributed=True), state, out)
+    wide = 2 * (5 / 4) ** 0.5  # both have variance 5, their mean [1, 1, 5, 5] only 4
+    np.testing.assert_allclose(out, [3 - wide, 3 - wide, 3 + wide, 3 + wide], rtol=1e-6)
+    assert strategy.enter(0, 1, out, first).tobytes() == out.tobytes()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -142,9 +142,14 @@ class Holder:
         self.on_send: OnSend = honest
         self.is_busy = False
         self.given: list[int] = []
-        self.copies = 0
+        self.copies = self.next_round = 0
         rpc: Any = _Rpc(swarm.net.rpc(self.peer), self)
-        self.donor = Donor(rpc, self._work, is_busy=lambda: self.is_busy)
+        self.donor = Donor(
+            rpc,
+            self._work,
+            is_busy=lambda: self.is_busy,
+            next_round=lambda run, lane: self.next_round,
+        )
 
     async def _work(self, work: Any) -> Any:
         self.copies += 1
@@ -164,12 +169,13 @@ class StateSwarm:
     net: Net
     count: int
     holders: list[Holder] = field(default_factory=list[Holder])
-    strangers: list[PeerId] = field(default_factory=list[PeerId])
+    makers: list[PeerId] = field(default_factory=list[PeerId])  # by the last certificate
 
     def __post_init__(self) -> None:
         self.signers = sorted((Signer(bytes([n + 1]) * 32) for n in range(self.count)),
                               key=lambda s: s.peer)  # fmt: skip
         self.holders = [Holder(self, signer) for signer in self.signers]
+        self.makers = [signer.peer for signer in self.signers]
         self.rpc = self.net.rpc(Signer(b"j" * 32).peer)
         self.joining = Joining(self.rpc, in_place)
         self._certificates: dict[int, Certificate] = {}
@@ -193,8 +199,8 @@ class StateSwarm:
         must_exist: bool = True,
         progress: Progress | None = None,
     ) -> Loaded | None:
-        members = partial(list, [*(h.peer for h in self.holders), *self.strangers])
-        aim = Aim(RUN, LANE, at_least, members, lambda _: True, root)
+        members = [holder.peer for holder in self.holders]
+        aim = Aim(RUN, LANE, at_least, lambda: members, lambda _: True, root, lambda: self.makers)
         return await self.joining.load(
             aim, target, held=held, must_exist=must_exist, progress=progress
         )

@@ -105,7 +105,7 @@ def test_before_the_first_round_most_of_the_members_by_lease_must_claim_a_state(
 def test_who_has_gone_on_still_vouches_for_the_state_before() -> None:
     old, new = certificate(3, 4), certificate(3, 5)
     claims = dict.fromkeys((A, B), Holding(5, ROOT, 10, old))
-    claims[C] = Holding(6, OTHER, 10, new, (Past(5, ROOT, True),))
+    claims[C] = Holding(6, OTHER, 10, new, past=(Past(5, ROOT, True),))
     first, second = choose(claims)
     assert (first.round, first.claimed, first.donors) == (5, {A, B, C}, (A, B, C))
     assert (second.round, second.is_sure) == (6, False)
@@ -113,7 +113,7 @@ def test_who_has_gone_on_still_vouches_for_the_state_before() -> None:
 
 def test_what_most_of_those_who_vouch_for_it_have_left_behind_is_no_offer() -> None:
     old, new = certificate(3, 4), certificate(3, 5)
-    claims = dict.fromkeys((A, B), Holding(6, OTHER, 10, new, (Past(5, ROOT, False),)))
+    claims = dict.fromkeys((A, B), Holding(6, OTHER, 10, new, past=(Past(5, ROOT, False),)))
     claims[C] = Holding(5, ROOT, 10, old)
     assert [offer.round for offer in choose(claims)] == [6]
 
@@ -121,15 +121,15 @@ def test_what_most_of_those_who_vouch_for_it_have_left_behind_is_no_offer() -> N
 def test_a_later_round_that_only_strangers_claim_leaves_nothing_behind() -> None:
     claims = dict.fromkeys((A, B, C), Holding(5, ROOT, 10, certificate(3, 4)))
     past = tuple(Past(round_, ROOT, True) for round_ in (5, 4))
-    claims[D] = Holding(9, OTHER, 10, certificate(1, 8, start=3), past)
+    claims[D] = Holding(9, OTHER, 10, certificate(1, 8, start=3), past=past)
     assert choose(claims)[0].root == ROOT
 
 
 def test_a_kept_copy_can_be_had_from_who_has_gone_on() -> None:
     claims = {
         A: Holding(5, ROOT, 10, certificate(2, 4)),
-        B: Holding(6, OTHER, 10, certificate(2, 5), (Past(5, ROOT, True),)),
-        C: Holding(6, OTHER, 10, certificate(2, 5), (Past(5, ROOT, False),)),
+        B: Holding(6, OTHER, 10, certificate(2, 5), past=(Past(5, ROOT, True),)),
+        C: Holding(6, OTHER, 10, certificate(2, 5), past=(Past(5, ROOT, False),)),
     }
     assert donors_of(claims, 5, ROOT) == [A, B]
     assert donors_of(claims, 6, OTHER) == [B, C]

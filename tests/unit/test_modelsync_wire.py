@@ -72,7 +72,9 @@ def test_any_bytes(type_: type, frame: bytes) -> None:
         wire.Answer(wire.Done([bytes(32)], bytes(64))),
         wire.Answer(wire.Failed(SIGNERS[1].peer, "silent")),
         wire.Piece("test", 1, 0, SIGNERS[0].peer, 7, b"data"),
-        state_wire.Holding(4, bytes(32), 10, certificate(), (state_wire.Past(3, bytes(32), True),)),
+        state_wire.Holding(
+            4, bytes(32), 10, certificate(), 4, (state_wire.Past(3, bytes(32), True),)
+        ),
         state_wire.StateAsk(state_wire.OpenState("test", 1, bytes(32))),
         state_wire.StateAsk(state_wire.Wants([state_wire.Want(3, bytes(32))])),
         state_wire.StateAnswer(state_wire.Opened()),
