@@ -150,8 +150,8 @@ written once a minute and at the end, so `shoal run resume` goes on also when al
 Everything of a run is in `runs/NAME` of the state directory: `train.log`, `metrics.jsonl`,
 `certificates.jsonl` (signed by those who made each round), `checkpoint/`.
 
-**Liars.** A `mean` is moved anywhere by one member. `median`, `trimmed` and `clip` (centered
-clipping) hold against a minority, `flag` against less, and all count each member once, whatever
+**Liars.** A `mean` is moved anywhere by one member. `median`, `trimmed`, `clip` (centered
+clipping) and `flag` hold against a minority, and count each member once, whatever
 weight it claims. What a member can still do: [protocols](protocols.md), in the section on trust.
 """
 
