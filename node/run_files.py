@@ -1,6 +1,7 @@
 """Files of a run: metrics, what is kept of its states, the end of its log."""
 
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -14,6 +15,7 @@ from node.tensor_file import BadFile, find_tensor
 from protocols.modelsync.state import State
 from shoal.runs import Contribution, Metric
 
+_OUR_ERROR = re.compile(r"^shoal\.[\w.]+: ")  # whose text is enough: a person reads it
 CONTRIBUTIONS = "contributions.json"  # in a run's folder
 _TAIL_BYTES = 4096  # read from the end of a log to find its last line
 _METRICS_BYTES = 16 * 1024  # of metrics.jsonl: some thirty lines, among them a held-out loss
@@ -96,7 +98,7 @@ def how_it_ended(status: int, log_path: Path) -> str:
     """Say why a script failed: the signal that killed it, or its last words."""
     if status < 0:
         return f"killed by signal {-status} ({signal.strsignal(-status)})"
-    return last_line(log_path) or f"exit status {status}"
+    return _OUR_ERROR.sub("", last_line(log_path)) or f"exit status {status}"
 
 
 def last_line(path: Path) -> str:

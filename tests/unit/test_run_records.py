@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from node.metrics import Metrics, RunFigures, training_figures
-from node.run_files import begin_anew, save_contributions
+from node.run_files import begin_anew, how_it_ended, save_contributions
 from node.run_records import RUNS_MAX, Records, Totals
 from node.run_views import merged, run_figures
 from shoal.runs import Contribution, Metric, RoundResult
@@ -111,6 +111,23 @@ def test_tables_of_two_trainers_add_up_and_survive_a_restart(tmp_path: Path) -> 
     assert Records(tmp_path, Nobody()).new("mine").before == []
     (folder / "contributions.json").write_text('[{"peer": 3}]')
     assert Records(tmp_path, Nobody()).new("mine").before == []
+
+
+@pytest.mark.parametrize(
+    ("log", "status", "says"),
+    [
+        ("Traceback\nshoal.errors.ApiError: run a: other settings\n\n", 1, "run a: other settings"),
+        ("ValueError: no such file\n", 1, "ValueError: no such file"),
+        ("", 3, "exit status 3"),
+        ("all is well\n", -9, "killed by signal 9 (Killed)"),
+    ],
+)
+def test_a_failure_is_told_in_the_scripts_last_words(
+    tmp_path: Path, log: str, status: int, says: str
+) -> None:
+    path = tmp_path / "train.log"
+    path.write_text(log)
+    assert how_it_ended(status, path) == says
 
 
 def test_prometheus_is_shown_each_run(tmp_path: Path) -> None:
