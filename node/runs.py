@@ -14,7 +14,7 @@ import trio
 from node.checkpoints import export_state
 from node.children import open_child
 from node.metrics import RunFigures
-from node.run_files import begin_anew, how_it_ended, read_metrics
+from node.run_files import CERTIFICATES, METRICS, begin_anew, how_it_ended, read_lines
 from node.run_records import ACTIVE, Record, Records, load_start, save_start
 from node.run_views import certificate_view, contribution_view, merged, run_figures
 from node.trainers import Trainers
@@ -95,11 +95,19 @@ class Runs:
 
     async def metrics(self, name: str) -> list[Metric]:
         """Every line of the run's metrics.jsonl."""
-        return await trio.to_thread.run_sync(read_metrics, self._records.get(name).directory)
+        path = self._records.get(name).directory / METRICS
+        return await trio.to_thread.run_sync(read_lines, path, Metric)
 
-    def certificates(self, name: str) -> list[CertificateView]:
-        """Committed rounds, as the store has them: the last ones of each lane."""
-        return [certificate_view(c) for c in self._sync.certificates(name)]
+    async def certificates(self, name: str) -> list[CertificateView]:
+        """Committed rounds by lane: all that this node was in, and the last ones in the store."""
+        record, found = self._records.find(name), dict[tuple[int, int], CertificateView]()
+        if record is not None:
+            path = record.directory / CERTIFICATES
+            ours = await trio.to_thread.run_sync(read_lines, path, CertificateView)
+            found = {(c.lane, c.round): c for c in ours}
+        for certificate in self._sync.certificates(name):
+            found[certificate.lane, certificate.round] = certificate_view(certificate)
+        return [found[key] for key in sorted(found)]
 
     def contributions(self, name: str) -> list[Contribution]:
         """What each peer has done for a run, as this node has seen it."""

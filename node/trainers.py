@@ -14,7 +14,13 @@ import structlog
 import trio
 
 from node.checkpoints import Checkpoints, Layout, Shape, Slice, load_checkpoint, save_layout
-from node.run_files import append_line, kept_states, save_contributions
+from node.run_files import (
+    CERTIFICATES,
+    METRICS,
+    append_line,
+    kept_states,
+    save_contributions,
+)
 from node.run_records import ACTIVE, Record, Records
 from node.run_views import certificate_view, contribution_view, merged
 from node.trainer_part import (
@@ -205,9 +211,7 @@ class Trainers:
             trainer.rounds_done += 1
             record.totals.count(result)
             record.at[lane] = result.round + 1
-            append_line(
-                record.directory / "certificates.jsonl", certificate_view(outcome.certificate)
-            )
+            append_line(record.directory / CERTIFICATES, certificate_view(outcome.certificate))
             members = len(result.members)
             _log.info(
                 "round", run=name, lane=lane, round=result.round, members=members, s=result.seconds
@@ -271,6 +275,6 @@ class Trainers:
             every=last.every or trainer.shape.every,
         )
         record.take(metric)
-        append_line(record.directory / "metrics.jsonl", metric)
+        append_line(record.directory / METRICS, metric)
         record.news.send(metric)
         return metric

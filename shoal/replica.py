@@ -185,8 +185,10 @@ class Replica:
     def _bring(self, lane: int, local: Callable[[], Vector]) -> None:
         client, strategy = self._client, self._strategy
         round_, state = client.lanes[lane].round, client.state(lane)
-        ours = client.contribution(lane)[: strategy.size(lane, round_, state)]
-        ours[:] = strategy.contribution(lane, round_, state, local())[: len(ours)]
+        whole, size = client.contribution(lane), strategy.size(lane, round_, state)
+        ours = whole[:size]
+        ours[:] = strategy.contribution(lane, round_, state, local())[:size]
+        whole[size:] = 0
         weight = self.weight
         if not is_sound(ours):
             client.note("the parameters are not finite or beyond 1e29: nothing of us in this round")

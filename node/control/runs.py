@@ -75,7 +75,7 @@ class RunRoutes:
 
     async def certificates(self, request: Request) -> list[shapes.CertificateView]:
         """Return what was committed."""
-        return self._runs.certificates(request.params["run"])
+        return await self._runs.certificates(request.params["run"])
 
     async def contributions(self, request: Request) -> list[shapes.Contribution]:
         """Return what each peer has done."""
