@@ -25,9 +25,15 @@ _TAIL_BYTES = 4096  # read from the end of a log to find its last line
 _METRICS_BYTES = 16 * 1024  # of metrics.jsonl: some thirty lines, among them a held-out loss
 
 
-def read_lines(path: Path, kind: type[T]) -> list[T]:
-    """Read a file of JSON lines; one cut off by a crash is left out."""
-    return _lines_in(path.read_bytes(), kind) if path.exists() else []
+def read_lines(path: Path, kind: type[T], tail_bytes: int | None = None) -> list[T]:
+    """Read a file of JSON lines, or its end; what a crash or the cut spoilt is left out."""
+    try:
+        with path.open("rb") as file:
+            if tail_bytes is not None:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - tail_bytes))
+            return _lines_in(file.read(), kind)
+    except FileNotFoundError:
+        return []
 
 
 def _lines_in(data: bytes, kind: type[T]) -> list[T]:
@@ -41,13 +47,8 @@ def _lines_in(data: bytes, kind: type[T]) -> list[T]:
 
 
 def last_metrics(directory: Path) -> list[Metric]:
-    """Return what the end of metrics.jsonl has, without lines that are cut off."""
-    try:
-        with (directory / METRICS).open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _METRICS_BYTES))
-            return _lines_in(file.read(), Metric)
-    except OSError:
-        return []
+    """Return what the end of metrics.jsonl has."""
+    return read_lines(directory / METRICS, Metric, _METRICS_BYTES)
 
 
 def append_line(path: Path, item: msgspec.Struct) -> None:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from node.metrics import Metrics, RunFigures, training_figures
-from node.run_files import begin_anew, how_it_ended, save_contributions
+from node.run_files import begin_anew, how_it_ended, read_lines, save_contributions
 from node.run_records import RUNS_MAX, Records, Totals
 from node.run_views import merged, run_figures
 from shoal.runs import Contribution, Metric, RoundResult
@@ -59,6 +59,17 @@ def test_after_a_restart_runs_are_shown_as_their_last_metric_left_them(tmp_path:
     assert (third.state, third.round, third.rounds) == ("stopped", 0, 0)
     with pytest.raises(NotFound):
         records.get("../a")
+
+
+def test_the_end_of_a_file_of_lines_is_read_without_what_the_cut_spoilt(tmp_path: Path) -> None:
+    rows = [msgspec.structs.replace(METRIC, step=number) for number in range(100)]
+    path = write(tmp_path / "a", *map(msgspec.json.encode, rows)) / "metrics.jsonl"
+    assert read_lines(path, Metric) == rows
+    few = read_lines(path, Metric, 2000)
+    assert 0 < len(few) < 10
+    assert few == rows[-len(few) :]
+    assert read_lines(path, Metric, 10**9) == rows
+    assert read_lines(tmp_path / "none", Metric, 5) == []
 
 
 def test_a_home_without_runs_is_no_error(tmp_path: Path) -> None:
