@@ -34,6 +34,7 @@ from wire.ports import OffLoop
 from wire.threads import Threads
 
 STOP_WAIT_S = 5.0  # seconds for the farewell to be written after the child has ended
+LAST_BYTES = 256 * 1024  # of certificates.jsonl, for the last ones: thirty of 64 members
 FILE_THREADS = 2  # checkpoints written and read at a time: disks like few
 
 
@@ -98,15 +99,21 @@ class Runs:
         path = self._records.get(name).directory / METRICS
         return await trio.to_thread.run_sync(read_lines, path, Metric)
 
-    async def certificates(self, name: str) -> list[CertificateView]:
-        """Committed rounds by lane: all that this node was in, and the last ones in the store."""
+    async def certificates(self, name: str, *, last: int = 0) -> list[CertificateView]:
+        """Committed rounds by lane: all that this node was in, and the last ones in the store.
+
+        last: so many of the latest only, of all lanes; what asks again and again needs no more.
+        """
         record, found = self._records.find(name), dict[tuple[int, int], CertificateView]()
         if record is not None:
             path = record.directory / CERTIFICATES
-            ours = await trio.to_thread.run_sync(read_lines, path, CertificateView)
+            tail_bytes = LAST_BYTES if last else None
+            ours = await trio.to_thread.run_sync(read_lines, path, CertificateView, tail_bytes)
             found = {(c.lane, c.round): c for c in ours}
         for certificate in self._sync.certificates(name):
             found[certificate.lane, certificate.round] = certificate_view(certificate)
+        if last:
+            return sorted(found.values(), key=lambda c: (c.round, c.lane))[-last:]
         return [found[key] for key in sorted(found)]
 
     def contributions(self, name: str) -> list[Contribution]:

@@ -378,9 +378,10 @@ def metrics_of(client: Client, run: str) -> list[Metric]:
     return client.call("GET", path_of(run, "metrics"), reply=list[Metric])
 
 
-def certificates_of(client: Client, run: str) -> list[CertificateView]:
-    """Return the certificates of a run's committed rounds."""
-    return client.call("GET", path_of(run, "certificates"), reply=list[CertificateView])
+def certificates_of(client: Client, run: str, *, last: int = 0) -> list[CertificateView]:
+    """Return the certificates of a run's committed rounds; of them the `last` ones, unless 0."""
+    path = path_of(run, f"certificates?last={last}" if last else "certificates")
+    return client.call("GET", path, reply=list[CertificateView])
 
 
 def contributions_of(client: Client, run: str) -> list[Contribution]:

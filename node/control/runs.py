@@ -9,6 +9,8 @@ from node.runs import Runs
 from shoal import runs as shapes
 from shoal.runs import Run
 
+LAST_MAX = 1000  # certificates asked for as the last ones; who wants more takes them all
+
 
 class RunRoutes:
     """The handlers; each is one route."""
@@ -78,8 +80,9 @@ class RunRoutes:
         return await self._runs.metrics(request.params["run"])
 
     async def certificates(self, request: Request) -> list[shapes.CertificateView]:
-        """Return what was committed."""
-        return await self._runs.certificates(request.params["run"])
+        """Return what was committed; of it the `last` ones only, if that is asked for."""
+        last = int(request.number("last", 0, most=LAST_MAX))
+        return await self._runs.certificates(request.params["run"], last=last)
 
     async def contributions(self, request: Request) -> list[shapes.Contribution]:
         """Return what each peer has done."""
