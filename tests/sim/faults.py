@@ -1,4 +1,4 @@
-"""Faults at a node of a simulated training, from a chosen moment on: what a fault matrix is made of.
+"""Faults at a node of a simulated training, from a chosen moment on: what a matrix is made of.
 
 The moment is a state of the protocol: the first message of that kind that anybody sends in the
 round under test. The fault then is at one node, by its role in that round:
@@ -74,10 +74,7 @@ class Injector:
     def ranks(self) -> list[int]:
         """The nodes in the order in which they propose the round under test."""
         numbers = range(len(self.swarm.trainers))
-        return sorted(numbers, key=lambda n: order_of(*self._of_round(), self.swarm.peer(n)))
-
-    def _of_round(self) -> tuple[Any, ...]:
-        return (RUN, ROUND, 0)
+        return sorted(numbers, key=lambda n: order_of(RUN, 0, ROUND, 0, self.swarm.peer(n)))
 
     @property
     def victim(self) -> int:
@@ -123,11 +120,11 @@ class Injector:
         self.observe(number, message)
         if self.at is None or number != self.victim:
             return message
-        if self.fault == "slow" and self.swarm.trainers[number].round == ROUND:
-            if not is_beat(message):
-                self.acted = True
-                await trio.sleep(SLOW_S)
-        if self.swarm.trainers[number].round != ROUND or not PHASES[self.phase](message):
+        in_round = self.swarm.trainers[number].round == ROUND
+        if self.fault == "slow" and in_round and not is_beat(message):
+            self.acted = True
+            await trio.sleep(SLOW_S)
+        if not in_round or not PHASES[self.phase](message):
             return message
         other = message
         if self.fault == "corrupt":
@@ -139,7 +136,7 @@ class Injector:
 
     @property
     def dupe(self) -> int:
-        """Whom it lies to, or is cut from: the proposer, or if that is itself, the next in order."""
+        """Whom it lies to or is cut from: the proposer; if that is itself, the next in order."""
         return next(n for n in self.ranks if n != self.victim)
 
 

@@ -38,7 +38,7 @@ LEFT_OUT = {
 }
 NEXT_S = 1.0  # a trainer's own time between rounds
 SPREAD_S = 0.2  # by which trainers differ
-WITHIN_S = 300.0
+WITHIN_S = 120.0
 
 
 class FaultySwarm(Swarm):
