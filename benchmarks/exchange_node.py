@@ -24,6 +24,7 @@ from protocols.modelsync.shards import weighted_shards
 from protocols.modelsync.wire import REDUCE, Ballot, Piece, Prepare
 from protocols.modelsync.work import in_threads
 from protocols.rpc.service import RpcService
+from wire.ids import PeerId
 from wire.ports import Call
 
 LISTEN = "/ip4/127.0.0.1/tcp/0"
@@ -56,13 +57,15 @@ class Node:
         self._vector = rng.standard_normal(elements, dtype=np.float32)
         return {"rss_mb": _rss_mb()}
 
-    async def average(self, round: int, members: list[str], codec: str, aggregator: str) -> Answer:  # noqa: A002
+    async def average(
+        self, number: int, members: list[PeerId], codec: str, aggregator: str
+    ) -> Answer:
         """One exchange, from its opening to the mean in its place."""
         before, began = resource.getrusage(resource.RUSAGE_SELF), time.time()
         count, elements = len(members), len(self._vector)
         prepare = Prepare(
             run="bench",
-            round=round,
+            round=number,
             attempt=0,
             proposer=members[0],
             members=members,

@@ -31,7 +31,7 @@ def average_s(
         for number in range(rounds):
             for node in nodes:
                 node.tell(
-                    "average", round=number, members=peers, codec=codec, aggregator=aggregator
+                    "average", number=number, members=peers, codec=codec, aggregator=aggregator
                 )
             answers = [node.wait() for node in nodes]
             assert len({answer["digest"] for answer in answers}) == 1, "the same bits everywhere"
@@ -39,8 +39,7 @@ def average_s(
             seconds.append(max(answer["ended"] for answer in answers) - began)
             complete.append(max(answer["complete"] for answer in answers) - began)
         peak = max(
-            answer["peak_mb"] - fill["rss_mb"]
-            for answer, fill in zip(answers, filled, strict=True)
+            answer["peak_mb"] - fill["rss_mb"] for answer, fill in zip(answers, filled, strict=True)
         )
     return {
         "seconds": [round(value, 4) for value in seconds],

@@ -167,7 +167,7 @@ def export_state(directory: Path, run: str, out: Path) -> Exported:
     flat = np.zeros(max(lane.stop for lane in layout.lanes), dtype=np.float32)
     saved = [_read_slice(directory, run, lane, flat[s.start : s.stop])
              for lane, s in enumerate(layout.lanes)]  # fmt: skip
-    tensors, at = [], 0
+    tensors, at = list[NamedTensor](), 0
     for shape in layout.tensors:
         elements = math.prod(shape.shape)
         tensors.append(NamedTensor(shape.name, tuple(shape.shape), flat[at : at + elements]))

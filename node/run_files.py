@@ -12,23 +12,37 @@ from numpy.typing import NDArray
 from node.checkpoints import FOLDER, lane_path
 from node.tensor_file import BadFile, find_tensor
 from protocols.modelsync.state import State
-from shoal.runs import Metric
+from shoal.runs import Contribution, Metric
 
+CONTRIBUTIONS = "contributions.json"  # in a run's folder
 _TAIL_BYTES = 4096  # read from the end of a log to find its last line
+_METRICS_BYTES = 16 * 1024  # of metrics.jsonl: some thirty lines, among them a held-out loss
 
 
 def read_metrics(directory: Path) -> list[Metric]:
     """Read metrics.jsonl; a line cut off by a crash is left out."""
     path = directory / "metrics.jsonl"
-    if not path.exists():
-        return []
+    return _metrics_in(path.read_bytes()) if path.exists() else []
+
+
+def _metrics_in(data: bytes) -> list[Metric]:
     found: list[Metric] = []
-    for line in path.read_bytes().splitlines():
+    for line in data.splitlines():
         try:
             found.append(msgspec.json.decode(line, type=Metric))
         except msgspec.DecodeError:
             continue
     return found
+
+
+def last_metrics(directory: Path) -> list[Metric]:
+    """Return what the end of metrics.jsonl has, without lines that are cut off."""
+    try:
+        with (directory / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _METRICS_BYTES))
+            return _metrics_in(file.read())
+    except OSError:
+        return []
 
 
 def append_line(path: Path, item: msgspec.Struct) -> None:
@@ -53,8 +67,25 @@ def kept_states(directory: Path, states: list[State]) -> list[NDArray[np.float32
     return kept
 
 
+def save_contributions(directory: Path, table: list[Contribution]) -> None:
+    """Keep what peers have done for a run. Raises OSError."""
+    partial = directory / f"{CONTRIBUTIONS}.partial"
+    partial.write_bytes(msgspec.json.encode(table))
+    os.replace(partial, directory / CONTRIBUTIONS)
+
+
+def load_contributions(directory: Path) -> list[Contribution]:
+    """Return what was kept; nothing if that is no table."""
+    try:
+        data = (directory / CONTRIBUTIONS).read_bytes()
+        return msgspec.json.decode(data, type=list[Contribution])
+    except (OSError, msgspec.DecodeError):
+        return []
+
+
 def begin_anew(directory: Path) -> None:
     """Move the checkpoint of an earlier run of this name aside; the one before that is removed."""
+    (directory / CONTRIBUTIONS).unlink(missing_ok=True)
     checkpoint, aside = directory / FOLDER, directory / f"{FOLDER}.old"
     if checkpoint.exists():
         shutil.rmtree(aside, ignore_errors=True)

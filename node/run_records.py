@@ -11,13 +11,14 @@ import trio
 
 from node.broadcast import Broadcast
 from node.children import Child
+from node.run_files import last_metrics, load_contributions
 from node.trainer_part import AttachedTrainer
 from protocols.modelsync.wire import RunName
-from shoal.runs import Metric, RoundResult, Run, StartRun, run_root
+from shoal.runs import Contribution, Metric, RoundResult, Run, StartRun, run_root
 from wire.errors import Busy, NotFound, UsageError
 from wire.ids import PeerId
 
-RUNS_MAX = 256  # runs remembered; enough for a year of a person's training
+RUNS_MAX = 256  # runs shown; enough for a year of a person's training
 ACTIVE = ("starting", "training")
 START_FILE = "run.json"  # how the run was started, for those who resume it
 
@@ -73,6 +74,8 @@ class Record:
     child: Child | None = None
     trainer: AttachedTrainer | None = None
     metric: Metric | None = None
+    loss: float | None = None  # the last ones known: not every metric has them
+    val_loss: float | None = None
     rounds: int = 0
     roots: list[str] = field(default_factory=list[str])  # of the lanes' states
     at: list[int] = field(default_factory=list[int])  # rounds that the lanes have had
@@ -81,11 +84,18 @@ class Record:
     settings: str = ""
     aggregator: str = ""
     totals: Totals = field(default_factory=Totals)
+    before: list[Contribution] = field(default_factory=list[Contribution])  # of earlier trainers
     error: str = ""
     stopping: bool = False
     is_supervised: bool = False  # we started it, and say ourselves how it ended
     ended: trio.Event = field(default_factory=trio.Event)
     news: Broadcast[Run | Metric] = field(default_factory=Broadcast[Run | Metric])
+
+    def take(self, metric: Metric) -> None:
+        """Remember the last metric."""
+        self.metric = metric
+        self.loss = self.loss if metric.loss is None else metric.loss
+        self.val_loss = self.val_loss if metric.val_loss is None else metric.val_loss
 
 
 class Records:
@@ -119,9 +129,17 @@ class Records:
         """Return a run's record, if this node has trained it: also before its last restart."""
         record = self._records.get(name)
         if record is None and is_run_name(name) and (self._directory / name).is_dir():
-            record = Record(name, "stopped", self._directory / name)
+            record = recalled(self._directory / name)
             self._remember(record)
         return record
+
+    def recall(self) -> None:
+        """Find the runs again that this node trained before its last start, the latest ones."""
+        if not self._directory.is_dir():
+            return
+        folders = sorted(self._directory.iterdir(), key=lambda each: -each.lstat().st_mtime)
+        for folder in reversed(folders[:RUNS_MAX]):  # the latest is forgotten last
+            self.find(folder.name)
 
     def get(self, name: str) -> Record:
         """Return a run's record. Raises NotFound."""
@@ -149,7 +167,7 @@ class Records:
             raise Busy(f"run {name} is going on here", hint=f"`shoal run stop {name}` stops it")
         directory = self._directory / name
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        record = Record(name, "starting", directory)
+        record = Record(name, "starting", directory, before=load_contributions(directory))
         self._remember(record)
         return record
 
@@ -170,8 +188,8 @@ class Records:
             round=min(record.at, default=0),
             rounds=record.rounds,
             step=metric.step if metric else 0,
-            loss=metric.loss if metric else None,
-            val_loss=metric.val_loss if metric else None,
+            loss=record.loss,
+            val_loss=record.val_loss,
             members=list(self._swarm.members(record.name)),
             root=run_root(record.roots) if record.roots and all(record.roots) else "",
             pid=pid,
@@ -192,9 +210,25 @@ class Records:
         return sorted({p for lane in lanes for p in self._swarm.waiting_for(record.name, lane)})
 
     def _remember(self, record: Record) -> None:
+        """Keep a record; when there are too many, the oldest that is over is forgotten."""
         if len(self._records) >= RUNS_MAX and record.name not in self._records:
-            raise Busy(f"{RUNS_MAX} runs are remembered", hint="restart the daemon")
+            over = next((r.name for r in self._records.values() if r.state not in ACTIVE), None)
+            if over is None:
+                raise Busy(f"{RUNS_MAX} runs are going on here", hint="stop one of them")
+            del self._records[over]
         self._records[record.name] = record
+
+
+def recalled(directory: Path) -> Record:
+    """Return the record of an earlier run, as its last metric left it."""
+    before = load_contributions(directory)
+    record = Record(directory.name, "stopped", directory, before=before)
+    for metric in last_metrics(directory):
+        record.take(metric)
+        record.rounds, record.at, record.wire = metric.rounds, [metric.round], metric.codec
+        record.roots = [metric.root]
+        record.state = "finished" if 0 < metric.rounds <= metric.round else "stopped"
+    return record
 
 
 def is_run_name(name: str) -> bool:

@@ -1,7 +1,6 @@
 """What modelsync knows of a run, in the control API's words."""
 
 import math
-from collections.abc import Iterable
 
 from node.metrics import RunFigures
 from node.run_records import ACTIVE, Record
@@ -43,11 +42,26 @@ def contribution_view(contribution: part.Contribution) -> Contribution:
     )
 
 
-def run_figures(
-    record: Record, view: Run, contributions: Iterable[part.Contribution]
-) -> RunFigures:
+def merged(before: list[Contribution], now: list[Contribution]) -> list[Contribution]:
+    """Add up two tables of a run, by peer: of an earlier trainer, and of the one of now."""
+    found = {each.peer: each for each in before}
+    for each in now:
+        old = found.get(each.peer, Contribution(each.peer))
+        found[each.peer] = Contribution(
+            peer=each.peer,
+            rounds=old.rounds + each.rounds,
+            weight=old.weight + each.weight,
+            left_out=old.left_out + each.left_out,
+            bytes_in=old.bytes_in + each.bytes_in,
+            bytes_out=old.bytes_out + each.bytes_out,
+            seconds=old.seconds + each.seconds,
+            banned=old.banned or each.banned,
+        )
+    return list(found.values())
+
+
+def run_figures(record: Record, view: Run, table: list[Contribution]) -> RunFigures:
     """Show a run to Prometheus."""
-    found = list(contributions)
     return RunFigures(
         name=record.name,
         is_active=record.state in ACTIVE,
@@ -58,9 +72,9 @@ def run_figures(
         val_loss=math.nan if view.val_loss is None else view.val_loss,
         committed=record.totals.committed,
         attempts=record.totals.attempts,
-        left_out=sum(each.left_out for each in found),
+        left_out=sum(each.left_out for each in table),
         bytes_in=record.totals.bytes_in,
         bytes_out=record.totals.bytes_out,
         seconds=record.totals.seconds,
-        banned=sum(each.banned for each in found),
+        banned=sum(each.banned for each in table),
     )

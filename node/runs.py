@@ -16,7 +16,7 @@ from node.children import open_child
 from node.metrics import RunFigures
 from node.run_files import begin_anew, how_it_ended, read_metrics
 from node.run_records import ACTIVE, Record, Records, load_start, save_start
-from node.run_views import certificate_view, contribution_view, run_figures
+from node.run_views import certificate_view, contribution_view, merged, run_figures
 from node.trainers import Trainers
 from protocols.modelsync.service import ModelSync
 from shoal.runs import (
@@ -64,6 +64,7 @@ class Runs:
         """Supervise children and trainers until cancelled; cancelling ends the children."""
         async with trio.open_nursery() as nursery:
             self._nursery = self.trainers.nursery = nursery
+            self._records.recall()
             task_status.started()
             await trio.sleep_forever()
 
@@ -102,13 +103,12 @@ class Runs:
 
     def contributions(self, name: str) -> list[Contribution]:
         """What each peer has done for a run, as this node has seen it."""
-        self._records.get(name)
-        return [contribution_view(c) for c in self._sync.contributions(name)]
+        return self._table(self._records.get(name))
 
     def figures(self) -> list[RunFigures]:
         """What Prometheus is shown of each run."""
         return [
-            run_figures(record, self._records.view(record), self._sync.contributions(record.name))
+            run_figures(record, self._records.view(record), self._table(record))
             for record in self._records.here()
         ]
 
@@ -119,6 +119,7 @@ class Runs:
         self._check_script(request)
         record = self._records.new(request.name)
         begin_anew(record.directory)
+        record.before = []
         return self._launch(record, request)
 
     def resume(self, name: str) -> Run:
@@ -159,6 +160,10 @@ class Runs:
         return Exported(str(done.path), done.rounds, root, done.tensors)
 
     # -- inside ------------------------------------------------------------------------------
+
+    def _table(self, record: Record) -> list[Contribution]:
+        now = [contribution_view(each) for each in self._sync.contributions(record.name)]
+        return merged(record.before, now)
 
     @staticmethod
     def _check_script(request: StartRun) -> None:

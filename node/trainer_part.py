@@ -1,4 +1,4 @@
-"""A trainer's part in a run, as the node holds it: its process, its memory, its requests' bounds."""
+"""A trainer's part in a run, as the node holds it: its process, its memory, what it may ask."""
 
 import os
 from collections.abc import Sequence

@@ -14,9 +14,9 @@ import structlog
 import trio
 
 from node.checkpoints import Checkpoints, Layout, Shape, Slice, load_checkpoint, save_layout
-from node.run_files import append_line, kept_states
+from node.run_files import append_line, kept_states, save_contributions
 from node.run_records import ACTIVE, Record, Records
-from node.run_views import certificate_view
+from node.run_views import certificate_view, contribution_view, merged
 from node.trainer_part import (
     AttachedTrainer,
     check_weight,
@@ -94,7 +94,8 @@ class Trainers:
                 self._records.enter(record, "failed")
             raise
         self._records.enter(record, "training")
-        return Attached(self._member, lanes, source, str(record.directory))
+        members = sorted({*map(str, self._sync.members(name)), str(self._member)})
+        return Attached(self._member, lanes, source, str(record.directory), members)
 
     async def leave(self, name: str, request: Leave) -> Run:
         """The trainer is done; keep its states for others if it has finished the run."""
@@ -116,7 +117,13 @@ class Trainers:
         kept = None
         if len(states) == len(lanes):
             kept = await self._off_loop(partial(kept_states, record.directory, states))
+        table = [contribution_view(each) for each in self._sync.contributions(name)]
         await self._sync.leave(name, keep=kept)
+        record.before = merged(record.before, table)
+        try:
+            save_contributions(record.directory, record.before)
+        except OSError as error:  # a full disk: the table is shown until the daemon ends
+            _log.warning("contributions_lost", run=name, error=str(error))
 
     def _take(self, record: Record, trainer: AttachedTrainer) -> None:
         shape = trainer.shape
@@ -263,7 +270,7 @@ class Trainers:
             codec=last.codec,
             every=last.every or trainer.shape.every,
         )
-        record.metric = metric
+        record.take(metric)
         append_line(record.directory / "metrics.jsonl", metric)
         record.news.send(metric)
         return metric

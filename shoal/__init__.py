@@ -11,6 +11,7 @@ from shoal import errors
 from shoal.client import Client, connect
 from shoal.errors import ApiError, ClientError, DaemonUnreachable, TimedOut
 from shoal.rpc_api import RpcError
+from shoal.run_options import run_options
 
 if TYPE_CHECKING:
     from shoal.async_client import AsyncClient, connect_async
@@ -26,11 +27,14 @@ __all__ = [
     "connect",
     "connect_async",
     "errors",
+    "run_options",
 ]
 
 _LATER = {
     "AsyncClient": "shoal.async_client",
     "connect_async": "shoal.async_client",
+    "Deal": "shoal.deal",
+    "DealSampler": "shoal.deal",
     "RunClient": "shoal.run_client",
     "Trainer": "shoal.trainer",
     "join": "shoal.rounds",

@@ -124,6 +124,8 @@ class Replica:
             text = f"loaded the state before round {self.round} from {self._client.source}"
             self._client.note(text)
             self._catch_up()
+        if self.done:
+            self._leave()
         self._take_turn()
 
     def step(self) -> None:
@@ -222,8 +224,10 @@ class Replica:
             self._fetch(lane, result.at_least, result.root)
             standing.begun = self.steps
             if self._is_over(lane):
-                return
+                break
             self._submit(lane, 0.0)
+        if self.done:
+            self._leave()
 
     def _finish(self, lane: int, result: RoundResult) -> None:
         client, strategy, place = self._client, self._strategy, self._strategy.lanes[lane]
@@ -248,7 +252,16 @@ class Replica:
             self._enter(lane)
         if result.every:
             strategy.pace(result.every)
+        if self.done:
+            self._leave()
         self._on_round(lane, result)
+
+    def _leave(self) -> None:
+        """Every lane had all its rounds: the model becomes what the run has made."""
+        for lane, place in enumerate(self._strategy.lanes):
+            now = self._model.read(place.start, place.stop)()
+            state = self._client.state(lane)
+            self._model.write(place.start, self._strategy.leave(lane, state, now))
 
     # -- being behind --------------------------------------------------------------------------
 
@@ -300,6 +313,7 @@ class Replica:
         else:
             if client.lanes[0].round < self._rounds:
                 self._fetch(0, self._rounds)
+            self._leave()
         self._lanes[0].begun = self.steps
 
 

@@ -86,6 +86,7 @@ class RunClient:
     def __init__(self, run: str, shape: Shape, *, client: Client | None = None) -> None:
         self.run, self.shape = run, shape
         self.member = self.directory = self.source = ""
+        self.members: list[str] = []  # who was there when we attached
         self._client = client or connect()
         self.lanes: list[Lane] = []
         contribution = state = 0
@@ -155,7 +156,7 @@ class RunClient:
             raise
         self._is_open = True
         self.member, self.directory = attached.member, attached.directory
-        self.source = attached.source
+        self.source, self.members = attached.source, attached.members or [attached.member]
         self._unlink()
         for at in attached.lanes:
             self._adopt(at)

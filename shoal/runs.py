@@ -128,6 +128,7 @@ class Attached(_Body, frozen=True):
     lanes: list[StateAt]
     source: str
     directory: str
+    members: list[str] = []
 
 
 class SubmitRound(_Body, frozen=True):
@@ -158,6 +159,7 @@ class RoundResult(_Body, frozen=True):
     Behind: fetch the state of at least round `at_least` (hash `root`, if it is not empty).
     `contributors`: whose contributions are in the mean, with their `weights`; the members, unless
     an earlier attempt's result was adopted. `every`: local steps to the next round; 0: as before.
+    `rate`: bytes/s of this node's link, measured while the round waited for it; 0: not measured.
     """
 
     outcome: str
@@ -176,6 +178,7 @@ class RoundResult(_Body, frozen=True):
     codec: str = ""
     every: int = 0
     contributors: list[str] = []
+    rate: float = 0.0
 
 
 class FetchState(_Body, frozen=True):
@@ -288,8 +291,8 @@ class Contribution(_Body, frozen=True):
     """What one peer has done for a run, as this node has seen it.
 
     `rounds` that it was a member of; `weight`: what it brought in all (samples, if that is the
-    weight); `left_out`: rounds that went on without it; bytes and seconds are of our exchanges
-    with it; `banned`: found guilty in a verified run.
+    weight); `left_out`: attempts that went on without it; bytes are of our exchanges with it;
+    `seconds` that we were ready before it was; `banned`: found guilty in a verified run.
     """
 
     peer: str

@@ -30,6 +30,7 @@ from shoal.learn.feedback import DECAYS
 from shoal.learn.names import options_of, strategy_named
 from shoal.learn.strategy import Option, Strategy, Vector
 from shoal.lifeline import watch
+from shoal.pacing import Pace
 from shoal.pytorch import saved
 from shoal.pytorch.ranks import Order, Ranks
 from shoal.pytorch.staging import Staging, TrainingError, flatten, load_vector
@@ -90,6 +91,7 @@ class Trainer:
         self._losses = self._steps = 0
         self._checkpoint_s, self._saved_at = checkpoint_s, time.monotonic()
         self._evaluated = -1
+        self._pace = pace_of(self._strategy) if wire == "auto" else None
         self._client: RunClient | None = None
         self._replica: Replica | None = None
         self._follower: Follower | None = None
@@ -120,6 +122,13 @@ class Trainer:
     def directory(self) -> str:
         """The run's folder: HOME/runs/NAME."""
         return (self._client or self._following()).directory
+
+    @property
+    def members(self) -> list[str]:
+        """Peer IDs of those who made the last round; before the first, whoever was there."""
+        if self._client is None:
+            return self._following().members
+        return self.last.members if self.last is not None else self._client.members
 
     @property
     def round(self) -> int:
@@ -174,9 +183,15 @@ class Trainer:
             if self._steps >= self._following().due:
                 self._following().obey()
             return self.done
-        is_due = self._replica.steps + 1 >= self._replica.due()
+        is_due = self._replica.remaining() <= 1
+        if self._pace is not None:
+            if is_due:
+                self._staging.finish()  # or the time of a step would be that of launching it
+            self._pace.arrive()
         with self._telling(is_due):
             self._replica.step()
+        if self._pace is not None:
+            self._pace.leave()
         return self.done
 
     def report(self, *, val_loss: float | None = None, note: str = "", lane: int = 0) -> None:
@@ -216,6 +231,7 @@ class Trainer:
             model,
             weight=weight,
             on_round=self._on_round,
+            wish=self._pace.wish if self._pace else lambda: ("float32", 0),
             on_wait=lambda: self._ranks.tell(Order.WAIT),
         )
         with self._telling(is_due=True):
@@ -227,7 +243,7 @@ class Trainer:
                 self._ranks.share_text(client.member)
                 self._ranks.share_text(client.directory)
                 replica.start(counters.steps if counters is not None else 0)
-                if client.source == "new":
+                if self.last is None:  # no round yet: where this model begins
                     self._measure(0)
             except BaseException:
                 replica.close()
@@ -246,9 +262,12 @@ class Trainer:
         if is_due and replica is not None:
             offset = replica.global_step - self._steps
             self._ranks.tell(Order.DONE, self._steps + replica.remaining(), replica.round, offset)
+            self._ranks.share_text(",".join(self.members))
 
     def _on_round(self, lane: int, result: RoundResult) -> None:
         self.last = result
+        if self._pace is not None:
+            self._pace.finished(result)
         self._measure(lane)
         now = time.monotonic()
         if now - self._saved_at >= self._checkpoint_s and not self.done:
@@ -320,11 +339,19 @@ def make_strategy(strategy: str | Strategy, wire: str, options: dict[str, Option
             raise TrainingError(f"a strategy that is made already takes no {', '.join(options)}")
         return strategy
     try:
-        if wire in DECAYS and "feedback" not in options and "feedback" in options_of(strategy):
-            options = {**options, "feedback": DECAYS[wire]}
+        decays = {**DECAYS, "auto": min(DECAYS.values())}  # auto may end at any codec
+        if wire in decays and "feedback" not in options and "feedback" in options_of(strategy):
+            options = {**options, "feedback": decays[wire]}
         return strategy_named(strategy, **options)
     except (ValueError, KeyError) as error:
         raise TrainingError(str(error)) from error
+
+
+def pace_of(strategy: Strategy) -> Pace:
+    """Return what measures for a prepared strategy on the wire `auto`."""
+    most = max(lane.contribution for lane in strategy.lanes)
+    lanes = len(strategy.lanes)
+    return Pace(strategy.every, elements=most, lanes=lanes, now=time.monotonic)
 
 
 def shape_of(

@@ -261,13 +261,15 @@ class Bulk(Protocol):
         self,
         peer: PeerId,
         key: bytes,
-        source: memoryview,
+        source: tuple[memoryview, ...],
         *,
         ready: Callable[[int], Awaitable[int]] | None = None,
         progress: Callable[[int, int], None] | None = None,
         wait_s: float,
     ) -> int:
-        """Send a buffer; returns its bytes once they are there.
+        """Send one buffer or two; returns their bytes once they are there.
+
+        The second may depend on what the first brings about.
 
         ready: given how many bytes, from the front, may go already, it waits for more and returns
         how many; without it all may go. progress: told what has arrived, of how much. wait_s: for
@@ -279,13 +281,13 @@ class Bulk(Protocol):
         self,
         peer: PeerId,
         key: bytes,
-        buffer: memoryview,
+        buffer: tuple[memoryview, ...],
         *,
         prefix: Callable[[int], None] | None = None,
         step_bytes: int,
         wait_s: float,
     ) -> int:
-        """Receive into a buffer of just that size; returns it.
+        """Receive into as many buffers, each of the size of the sender's; returns their size.
 
         prefix: told, on the event loop, how many bytes from the front are here, whenever it is
         `step_bytes` more. They stay as they are. wait_s: for the peer to call `send`.

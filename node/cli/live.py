@@ -4,7 +4,7 @@ In a pipe there are lines only; with --json one document for each event.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
 import click
@@ -17,6 +17,7 @@ from shoal.runs import Metric, Run, follow_run
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells expect: the run is not at its end
 Show = Callable[[Run | Metric], None]
+Names = Mapping[str, str]
 
 
 class RunFailed(ClientError):
@@ -28,7 +29,8 @@ class RunFailed(ClientError):
 def follow(client: Client, name: str, *, as_json: bool) -> None:
     """Show a run until it ends. Raises RunFailed; Ctrl-C ends the display, not the run."""
     try:
-        last = show_all(follow_run(client, name), name, as_json=as_json)
+        names = {member.peer: member.name for member in client.members()}
+        last = show_all(follow_run(client, name), name, names, as_json=as_json)
     except KeyboardInterrupt:
         text = f"\nrun {name} goes on; `shoal run follow {name}` shows it again"
         click.echo(f"{text}, `shoal run stop {name}` stops it", err=True)
@@ -47,10 +49,12 @@ def follow(client: Client, name: str, *, as_json: bool) -> None:
         click.echo(f"`shoal run resume {name}` goes on", err=True)
 
 
-def show_all(items: Iterable[Run | Metric], name: str, *, as_json: bool) -> Run | None:
-    """Show what comes; return the run as it was at last."""
+def show_all(
+    items: Iterable[Run | Metric], name: str, names: Names, *, as_json: bool
+) -> Run | None:
+    """Show what comes; return the run as it was at last. `names`: of members, by peer ID."""
     last: Run | None = None
-    with _display(name, as_json=as_json) as show:
+    with _display(name, names, as_json=as_json) as show:
         for item in items:
             if isinstance(item, Run):
                 last = item
@@ -58,34 +62,36 @@ def show_all(items: Iterable[Run | Metric], name: str, *, as_json: bool) -> Run 
     return last
 
 
-def _display(name: str, *, as_json: bool) -> AbstractContextManager[Show]:
+def _display(name: str, names: Names, *, as_json: bool) -> AbstractContextManager[Show]:
     if as_json:
         return _documents()
-    return _bar(name) if on_terminal() else _lines()
+    return _bar(name, names) if on_terminal() else _lines(names)
 
 
 @contextmanager
-def _documents() -> Iterator[Show]:
+def _documents() -> Generator[Show]:
     yield echo_json
 
 
 @contextmanager
-def _lines() -> Iterator[Show]:
-    said = ""
+def _lines(names: Names) -> Generator[Show]:
+    said, lanes = "", 1
 
     def show(item: Run | Metric) -> None:
-        nonlocal said
+        nonlocal said, lanes
         if isinstance(item, Metric):
-            click.echo(metric_line(item))
-        elif item.waiting_for and told_of(item) != said:
-            said = told_of(item)
+            click.echo(metric_line(item, lanes))
+            return
+        lanes = item.lanes
+        if item.waiting_for and told_of(item, names) != said:
+            said = told_of(item, names)
             click.echo(said, err=True)
 
     yield show
 
 
 @contextmanager
-def _bar(name: str) -> Iterator[Show]:
+def _bar(name: str, names: Names) -> Generator[Show]:
     """Keep a bar below the lines; it goes away with the block."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -98,24 +104,27 @@ def _bar(name: str) -> Iterator[Show]:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=Console(), transient=True) as progress:
-        task = progress.add_task("", total=None, told="starting")
+        task, lanes = progress.add_task("", total=None, told="starting"), 1
 
         def show(item: Run | Metric) -> None:
+            nonlocal lanes
             if isinstance(item, Metric):
-                progress.console.print(
-                    metric_line(item), markup=False, highlight=False, soft_wrap=True
-                )
+                line = metric_line(item, lanes)
+                progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            else:
+                lanes = item.lanes
             total = item.rounds or None
-            progress.update(task, total=total, completed=item.round, told=told_of(item))
+            progress.update(task, total=total, completed=item.round, told=told_of(item, names))
 
         yield show
 
 
-def told_of(item: Run | Metric) -> str:
+def told_of(item: Run | Metric, names: Names) -> str:
     """Return what stands beside the bar."""
     if isinstance(item, Run):
         if item.waiting_for:
-            return f"round {item.round} waits for {', '.join(map(short, item.waiting_for))}"
+            waited = [names.get(peer) or short(peer) for peer in item.waiting_for]
+            return f"round {item.round} waits for {plain(', '.join(waited))}"
         count = len(item.members)
         return f"{item.state}, {count} member{'s' if count != 1 else ''}"
     left = "" if item.eta_s is None else f", {duration(item.eta_s)} left"

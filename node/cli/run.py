@@ -1,7 +1,7 @@
 """The group `shoal run`: everything about one training run."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -48,6 +48,12 @@ class RunDetail(msgspec.Struct, frozen=True):
     contributions: list[Contribution]
 
 
+class LogText(msgspec.Struct, frozen=True):
+    """What `run log --json` prints: a line of the script."""
+
+    line: str
+
+
 @click.group()
 def run() -> None:
     """Look at one training run, and steer this node's part in it.
@@ -91,8 +97,8 @@ def show(context: Context, name: str, as_json: bool) -> None:
 def peers(context: Context, name: str, as_json: bool) -> None:
     """Show what each peer has done for a run, as this node has seen it.
 
-    SAMPLES is the weight that it brought in all, LEFT OUT how many rounds went on without it; IN,
-    OUT and TIME are of this node's exchanges with it. A peer that was found guilty is banned.
+    SAMPLES is the weight that it brought in all, LEFT OUT how many attempts went on without it, IN
+    and OUT what this node exchanged with it, WAITED how long this node was ready before it.
     """
     client = context.client()
     found = contributions_of(client, name)
@@ -141,7 +147,9 @@ def resume(context: Context, name: str, detach: bool, as_json: bool) -> None:
     if as_json:
         echo_json(resumed)
     else:
-        click.echo(f"run {resumed.name} goes on from round {resumed.round}", err=True)
+        click.echo(
+            f"run {resumed.name} goes on; `shoal run stop {resumed.name}` stops it", err=True
+        )
     if not detach:
         follow_it(client, resumed.name, as_json=as_json)
 
@@ -178,7 +186,8 @@ def export(context: Context, name: str, out: Path | None, force: bool, as_json: 
         echo_json(found)
         return
     click.echo(found.path)
-    click.echo(f"{found.tensors} tensors before round {found.round}, root {found.root}", err=True)
+    rounds = "/".join(map(str, sorted(set(found.rounds))))
+    click.echo(f"{found.tensors} tensors before round {rounds}, root {found.root}", err=True)
 
 
 @run.command()
@@ -237,8 +246,9 @@ def _metrics(context: Context, source: str) -> list[Metric]:
     "-n", "--lines", default=20, show_default=True, type=click.IntRange(0, 100_000),
     help="How many of the last lines.",
 )  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document per line.")
 @click.pass_obj
-def log(context: Context, name: str, goes_on: bool, lines: int) -> None:
+def log(context: Context, name: str, goes_on: bool, lines: int, as_json: bool) -> None:
     """Print the end of what a run's script has said: its train.log."""
     client = context.client()
     path = Path(get_run(client, name).directory) / "train.log"
@@ -248,7 +258,12 @@ def log(context: Context, name: str, goes_on: bool, lines: int) -> None:
             hint="only a run that `shoal train` started has one; others print where they run",
         )
     with suppress(KeyboardInterrupt):  # the reader has seen enough
-        for piece in read_log(client, name, path, lines=lines, goes_on=goes_on):
+        pieces = read_log(client, name, path, lines=lines, goes_on=goes_on)
+        if as_json:
+            for line in whole_lines(pieces):
+                echo_json(LogText(line))
+            return
+        for piece in pieces:
             click.echo(piece, nl=False)
 
 
@@ -269,6 +284,17 @@ def read_log(
             return
         else:
             time.sleep(LOG_POLL_S)
+
+
+def whole_lines(pieces: Iterable[bytes]) -> Iterator[str]:
+    """Yield lines, each when it is whole; at the end also one that is not."""
+    kept = b""
+    for piece in pieces:
+        *lines, kept = (kept + piece).split(b"\n")
+        for line in lines:
+            yield line.decode("utf-8", "replace")
+    if kept:
+        yield kept.decode("utf-8", "replace")
 
 
 def _read_on(path: Path, position: int) -> tuple[bytes, int]:

@@ -10,6 +10,7 @@ from typing import Any
 from shoal.errors import ClientError
 
 Config = dict[str, Any]
+_KEY = "run.strategy"
 _EXAMPLE = "see configs/runs/shakespeare.toml"
 
 
@@ -29,37 +30,73 @@ class Source:
     config: Config
 
 
-def read_source(path: Path, changes: tuple[str, ...] = ()) -> Source:
+def read_source(path: Path, changes: tuple[str, ...] = (), strategy: str | None = None) -> Source:
     """Read a run file, or a script and the run file beside it, if there is one.
 
-    Without a run file a change may set any key. Raises BadRunFile.
+    Without a run file a change may set any key. `strategy` takes the place of run.strategy.
+    Raises BadRunFile.
     """
     if path.suffix != ".py":
-        config = read_run_file(path, changes)
+        config = read_run_file(path, changes, strategy)
         script = (path.parent / str(config["run"].get("script", f"{path.stem}.py"))).resolve()
         if not script.is_file():
             raise BadRunFile(f"{path} names the script {script}, which is not there")
     else:
         script, beside = path.resolve(), path.with_suffix(".toml")
-        config = read_run_file(beside, changes) if beside.is_file() else _made_of(changes)
+        is_free = not beside.is_file()
+        config = (
+            _made_of(changes, strategy) if is_free else read_run_file(beside, changes, strategy)
+        )
     return Source(str(config["run"].get("name", path.stem)), script, config)
 
 
-def read_run_file(path: Path, changes: tuple[str, ...] = ()) -> Config:
-    """Read a run file and apply `section.key=value` changes. Raises BadRunFile."""
+def read_run_file(path: Path, changes: tuple[str, ...] = (), strategy: str | None = None) -> Config:
+    """Read a run file and apply `section.key=value` changes. Raises BadRunFile.
+
+    Section [strategy] gets the options of the run's strategy that the file does not name.
+    """
     try:
         config = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadRunFile(f"{path}: {error}") from error
     if not isinstance(config.get("run"), dict):
         raise BadRunFile(f"{path} has no section [run]", hint=_EXAMPLE)
+    _choose_strategy(config, strategy, changes)
     for change in changes:
         _apply(config, change)
     return config
 
 
-def _made_of(changes: tuple[str, ...]) -> Config:
+def _choose_strategy(config: Config, given: str | None, changes: tuple[str, ...]) -> None:
+    """Set run.strategy, and [strategy] to its options: what the file says of them, else defaults.
+
+    Options of the strategy that the file had, and the new one has not, are left out.
+    """
+    said = [text for key, _, text in (each.partition("=") for each in changes) if key == _KEY]
+    before = config["run"].get("strategy")
+    name = given or (said[-1].strip("\"' ") if said else before)
+    if name is None:
+        return
+    from shoal.learn.names import STRATEGIES, options_of  # numpy: not for every command
+
+    if name not in STRATEGIES:
+        nearest = difflib.get_close_matches(str(name), STRATEGIES, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(STRATEGIES)}"
+        raise BadRunFile(f"there is no strategy {name}", hint=hint)
+    options, asked = options_of(name), config.get("strategy", {})
+    for option in asked if name == before else ():
+        if option not in options:
+            raise BadRunFile(
+                f"[strategy] {option}: {name} has no such option",
+                hint=f"it has {', '.join(options)}",
+            )
+    config["run"]["strategy"] = name
+    config["strategy"] = {key: asked.get(key, default) for key, default in options.items()}
+
+
+def _made_of(changes: tuple[str, ...], strategy: str | None) -> Config:
     config: Config = {"run": {}}
+    _choose_strategy(config, strategy, changes)
     for change in changes:
         section, name, text = _split(change)
         config.setdefault(section, {})[name] = _any_value(text)

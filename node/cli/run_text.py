@@ -6,14 +6,26 @@ from node.cli.context import plain, short
 from shoal.runs import CertificateView, Contribution, Metric, Run
 
 RUN_HEADS = ("RUN", "STATE", "ROUND", "STEP", "LOSS", "VAL", "MEMBERS", "STRATEGY", "WIRE", "ROOT")
-PEER_HEADS = ("PEER", "NAME", "ROUNDS", "SAMPLES", "SHARE", "LEFT OUT", "IN", "OUT", "TIME", "NOTE")
+PEER_HEADS = (
+    "PEER",
+    "NAME",
+    "ROUNDS",
+    "SAMPLES",
+    "SHARE",
+    "LEFT OUT",
+    "IN",
+    "OUT",
+    "WAITED",
+    "NOTE",
+)
 ROOT_SHOWN = 12  # hex digits: enough to see that two are equal
 _MINUTES_FROM_S, _HOURS_FROM_S = 90, 5400  # where a smaller unit would be hard to read
 
 
-def metric_line(metric: Metric) -> str:
-    """Return one line of progress."""
-    parts = [f"round {metric.round}/{metric.rounds}", f"step {metric.step}"]
+def metric_line(metric: Metric, lanes: int = 1) -> str:
+    """Return one line of progress; of a run with several lanes it says which."""
+    lane = f" lane {metric.lane}" if lanes > 1 else ""
+    parts = [f"round {metric.round}/{metric.rounds}{lane}", f"step {metric.step}"]
     if metric.loss is not None:
         parts.append(f"loss {metric.loss:.3f}")
     if metric.val_loss is not None:

@@ -18,7 +18,11 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.command()
 @click.argument("source", metavar="FILE|SCRIPT", type=_FILE)
 @click.option("--name", metavar="NAME", help="Name of the run (default: what the file says).")
-@click.option("--strategy", metavar="NAME", help="How to learn together; sets run.strategy.")
+@click.option(
+    "--strategy",
+    metavar="NAME",
+    help="How to learn together; sets run.strategy, and [strategy] to its options.",
+)
 @click.option("--wire", type=click.Choice(WIRES), help="Codec of the averages; sets run.wire.")
 @click.option("--rounds", type=click.IntRange(min=1), help="When it ends; sets run.rounds.")
 @click.option(
@@ -46,10 +50,10 @@ def train(
     \b
     Example:
       shoal train configs/runs/shakespeare.toml --set run.rounds=20
-      shoal train mine.py --name mine --strategy diloco --wire int4
+      shoal train mine.py --name mine --strategy diloco --set strategy.every=50 --wire int4
     """
-    found = read_source(source, changes)
-    given = {"strategy": strategy, "wire": wire, "rounds": rounds}
+    found = read_source(source, changes, strategy)
+    given = {"wire": wire, "rounds": rounds}
     found.config["run"].update({key: value for key, value in given.items() if value is not None})
     client = context.client()
     started = start_run(client, StartRun(name or found.name, str(found.script), found.config))

@@ -14,7 +14,6 @@ from protocols.bulk.machine import Inbound
 from protocols.bulk.places import Target
 from protocols.bulk.pool import Pool
 from protocols.bulk.wire import (
-    PIECE_MAX,
     PIECES_MAX,
     Accept,
     Got,
@@ -44,6 +43,7 @@ class Prefix:
 
     tell: Callable[[int], None]
     step_bytes: int
+
 
 log = logging.getLogger(__name__)
 
@@ -137,14 +137,15 @@ class Arrivals:
     ) -> None:
         arrival = Arrival(
             target=expected.target,
-            inbound=Inbound(offer.size_bytes, offer.piece_bytes),
+            inbound=Inbound(offer.size_bytes, offer.piece_bytes, head_bytes=offer.head_bytes),
             step_bytes=expected.prefix.step_bytes if expected.prefix is not None else 0,
         )
         desk, failure = self._pool.desk(call.peer), None
         try:
-            if offer.size_bytes != expected.target.size_bytes:
-                room = f"there is room for {expected.target.size_bytes}"
-                raise SizeMismatch(f"{offer.size_bytes} B are offered, {room}")
+            target = expected.target
+            if (offer.size_bytes, offer.head_bytes) != (target.size_bytes, target.head_bytes):
+                room = f"there is room for {target.head_bytes} of {target.size_bytes}"
+                raise SizeMismatch(f"{offer.head_bytes} of {offer.size_bytes} B offered, {room}")
             desk.expect(offer.transfer, arrival)
             await call.send(ToSender(Accept()))
             async with trio.open_nursery() as nursery:
@@ -205,6 +206,8 @@ async def _offer_of(call: Call[ToSender, ToReceiver]) -> Offer:
         offer = message.body
         if not isinstance(offer, Offer):
             raise BadMessage("data before the offer")
+        if offer.head_bytes > offer.size_bytes:
+            raise BadMessage(f"a head of {offer.head_bytes} B in {offer.size_bytes}")
         if offer.size_bytes > offer.piece_bytes * PIECES_MAX:
             raise BadMessage(f"{offer.size_bytes} B in pieces of {offer.piece_bytes}")
         return offer
@@ -220,13 +223,13 @@ async def _take_data(
     call: Call[ToSender, ToReceiver], transfer: int, arrival: Arrival, desk: Desk
 ) -> None:
     """Take the pieces that come through the call, and notice its end."""
-    spare = memoryview(bytearray(PIECE_MAX))
     try:
         async for message in call:
             data = message.body
             if isinstance(data, Offer):
                 raise BadMessage("a second offer")
             header = (transfer, data.offset, len(data.data))
+            spare = memoryview(bytearray(len(data.data)))
 
             def fill(place: memoryview, data: bytes = data.data) -> None:
                 place[:] = data

@@ -36,21 +36,36 @@ class Piece:
 
 
 class Pieces:
-    """How a transfer is cut."""
+    """How a transfer is cut: its head, if it has one, and then the rest."""
 
-    def __init__(self, size_bytes: int, piece_bytes: int = PIECE_MAX) -> None:
+    def __init__(
+        self, size_bytes: int, piece_bytes: int = PIECE_MAX, *, head_bytes: int = 0
+    ) -> None:
         self.size_bytes = size_bytes
         self.piece_bytes = piece_bytes
-        self.count = -(-size_bytes // piece_bytes)
+        self._head_bytes = head_bytes
+        self._in_head = -(-head_bytes // piece_bytes)
+        self.count = self._in_head - (-(size_bytes - head_bytes) // piece_bytes)
 
     def piece(self, index: int) -> Piece:
         """Return a piece by its number."""
-        offset = index * self.piece_bytes
-        return Piece(index, offset, min(self.piece_bytes, self.size_bytes - offset))
+        if index < self._in_head:
+            offset, end = index * self.piece_bytes, self._head_bytes
+        else:
+            offset = self._head_bytes + (index - self._in_head) * self.piece_bytes
+            end = self.size_bytes
+        return Piece(index, offset, min(self.piece_bytes, end - offset))
+
+    def front_bytes(self, count: int) -> int:
+        """Return how many bytes the first `count` pieces have."""
+        return self.piece(count).offset if count < self.count else self.size_bytes
 
     def at(self, offset: int, length: int) -> Piece:
         """Return the piece that a peer says it sent. Raises BadMessage if there is none such."""
-        piece = self.piece(offset // self.piece_bytes)
+        if offset < self._head_bytes:
+            piece = self.piece(offset // self.piece_bytes)
+        else:
+            piece = self.piece(self._in_head + (offset - self._head_bytes) // self.piece_bytes)
         if offset >= self.size_bytes or (piece.offset, piece.length) != (offset, length):
             raise BadMessage(f"no piece of {length} B at {offset} in {self.size_bytes} B")
         return piece
@@ -78,9 +93,13 @@ class Outbound:
         *,
         rate_bytes_s: float | None = None,
         ready_bytes: int | None = None,
+        head_bytes: int = 0,
     ) -> None:
-        """ready_bytes: what may go, from the front on, until it `grow`s; None: all."""
-        self._pieces = Pieces(size_bytes, piece_bytes)
+        """ready_bytes: what may go, from the front on, until it `grow`s; None: all.
+
+        head_bytes: no piece crosses their end: what follows may depend on what they bring about.
+        """
+        self._pieces = Pieces(size_bytes, piece_bytes, head_bytes=head_bytes)
         self._ready_bytes = size_bytes if ready_bytes is None else ready_bytes
         self._fresh = 0  # the first piece that never went
         self._again = deque[int]()  # pieces of lanes that were lost
@@ -99,8 +118,9 @@ class Outbound:
         self._ready_bytes = max(self._ready_bytes, ready_bytes)
 
     def _has_fresh(self) -> bool:
-        end_bytes = min((self._fresh + 1) * self._pieces.piece_bytes, self._pieces.size_bytes)
-        return self._fresh < self._pieces.count and end_bytes <= self._ready_bytes
+        if self._fresh == self._pieces.count:
+            return False
+        return self._pieces.front_bytes(self._fresh + 1) <= self._ready_bytes
 
     def ready_at(self) -> float:
         """When a piece may go: infinity if there is none to send."""
@@ -185,8 +205,10 @@ class Turns:
 class Inbound:
     """One transfer as its receiver books it."""
 
-    def __init__(self, size_bytes: int, piece_bytes: int = PIECE_MAX) -> None:
-        self._pieces = Pieces(size_bytes, piece_bytes)
+    def __init__(
+        self, size_bytes: int, piece_bytes: int = PIECE_MAX, *, head_bytes: int = 0
+    ) -> None:
+        self._pieces = Pieces(size_bytes, piece_bytes, head_bytes=head_bytes)
         self._state = bytearray(self._pieces.count)
         self._news = list[int]()
         self._first_missing = 0
@@ -195,7 +217,7 @@ class Inbound:
     @property
     def prefix_bytes(self) -> int:
         """How many bytes from the front are here."""
-        return min(self._first_missing * self._pieces.piece_bytes, self._pieces.size_bytes)
+        return self._pieces.front_bytes(self._first_missing)
 
     @property
     def is_complete(self) -> bool:
@@ -222,7 +244,9 @@ class Inbound:
         self._state[piece.index] = _HERE
         self.arrived_bytes += piece.length
         self._news.append(piece.index)
-        while self._first_missing < self._pieces.count and self._state[self._first_missing] == _HERE:
+        while (
+            self._first_missing < self._pieces.count and self._state[self._first_missing] == _HERE
+        ):
             self._first_missing += 1
 
     def spoilt(self, piece: Piece) -> None:

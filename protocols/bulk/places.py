@@ -12,6 +12,8 @@ from typing import IO, TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 from wire.errors import UsageError
 
+PAIR = 2  # buffers that a transfer may have: what goes at once, and what that brings about
+
 
 class Array(Protocol):
     """A numpy array: a buffer, which type checkers know from Python 3.12 on only."""
@@ -23,14 +25,17 @@ class Array(Protocol):
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-    Readable: TypeAlias = "ReadableBuffer | Array | Path | IO[Any] | FileRange"
-    Writable: TypeAlias = "WriteableBuffer | Array"
+    Readable: TypeAlias = (
+        "ReadableBuffer | Array | Path | IO[Any] | FileRange | tuple[memoryview, ...]"
+    )
+    Writable: TypeAlias = "WriteableBuffer | Array | tuple[memoryview, ...]"
 
 
 class Source(Protocol):
     """What is sent."""
 
     size_bytes: int
+    head_bytes: int  # no piece crosses their end; 0: there is no head
     blocks: bool  # True if reading may wait for a disk
 
     def read(self, offset: int, spare: memoryview) -> memoryview:
@@ -46,6 +51,7 @@ class Target(Protocol):
     """What is received into."""
 
     size_bytes: int
+    head_bytes: int  # as of a source
     blocks: bool  # True if writing may wait for a disk
 
     def place(self, offset: int, spare: memoryview) -> memoryview:
@@ -65,6 +71,7 @@ class Memory:
     """A buffer, as source or target: bytes go from or to where it lies."""
 
     blocks = False
+    head_bytes = 0
 
     def __init__(self, buffer: "Array | ReadableBuffer", *, is_target: bool = False) -> None:
         """Raises UsageError if it is not contiguous, or a target that cannot be written."""
@@ -96,6 +103,37 @@ class Memory:
         self._view.release()
 
 
+class Pair:
+    """Two buffers one after the other, as one source or target. No piece may cross the edge."""
+
+    blocks = False
+
+    def __init__(self, head: memoryview, rest: memoryview, *, is_target: bool = False) -> None:
+        """Raises UsageError as `Memory` does."""
+        self._head = Memory(head, is_target=is_target)
+        self._rest = Memory(rest, is_target=is_target)
+        self.head_bytes = self._head.size_bytes
+        self.size_bytes = self.head_bytes + self._rest.size_bytes
+
+    def read(self, offset: int, spare: memoryview) -> memoryview:
+        """Return the place itself."""
+        if offset < self.head_bytes:
+            return self._head.read(offset, spare)
+        return self._rest.read(offset - self.head_bytes, spare)
+
+    def place(self, offset: int, spare: memoryview) -> memoryview:
+        """Return the place itself."""
+        return self.read(offset, spare)
+
+    def keep(self, offset: int, data: memoryview) -> None:
+        """Nothing: it is where it belongs."""
+
+    def close(self) -> None:
+        """Let go of the buffers."""
+        self._head.close()
+        self._rest.close()
+
+
 class FileRange:
     """A range of a file, as source or target, by a descriptor of our own: the caller may close its.
 
@@ -104,6 +142,7 @@ class FileRange:
     """
 
     blocks = True
+    head_bytes = 0
 
     def __init__(self, file: "Path | IO[Any]", offset: int, size_bytes: int | None, flags: int):
         """`size_bytes` None is up to the end. Raises UsageError if it cannot be opened."""
@@ -148,6 +187,9 @@ def source_of(source: "Readable") -> Callable[[], Source]:
     """Return what opens a source, which may block."""
     if isinstance(source, FileRange):
         return lambda: source
+    if isinstance(source, tuple):
+        buffers = cast("tuple[memoryview, ...]", source)
+        return lambda: _buffers(buffers)
     if isinstance(source, Path) or hasattr(source, "fileno"):
         file: Any = source
         return lambda: FileRange(file, 0, None, os.O_RDONLY | os.O_CLOEXEC)
@@ -160,9 +202,19 @@ def part_of(file: "Path | IO[Any]", offset: int = 0, size_bytes: int | None = No
     return FileRange(file, offset, size_bytes, os.O_RDONLY | os.O_CLOEXEC)
 
 
-def memory_target(buffer: "Writable") -> Memory:
-    """Return a buffer to receive into. Raises UsageError."""
-    return Memory(buffer, is_target=True)
+def _buffers(buffers: tuple[memoryview, ...], *, is_target: bool = False) -> Memory | Pair:
+    if len(buffers) == 1:
+        return Memory(buffers[0], is_target=is_target)
+    if len(buffers) == PAIR:
+        return Pair(*buffers, is_target=is_target)
+    raise UsageError(f"{len(buffers)} buffers; a transfer has one or two")
+
+
+def memory_target(buffer: "Writable") -> Memory | Pair:
+    """Return one buffer or two to receive into. Raises UsageError."""
+    if isinstance(buffer, tuple):
+        return _buffers(cast("tuple[memoryview, ...]", buffer), is_target=True)
+    return Memory(cast("WriteableBuffer", buffer), is_target=True)
 
 
 def file_target(file: "Path | IO[Any]", offset: int, size_bytes: int) -> FileRange:

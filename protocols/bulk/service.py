@@ -104,13 +104,14 @@ class BulkService:
         progress: Progress | None = None,
         wait_s: float = WAIT_S,
     ) -> int:
-        """Send all of a buffer, file or range (`places.part_of`); returns its bytes once they are
-        there. A buffer must not change meanwhile.
+        """Send all of a buffer, a tuple of two, a file or range (`places.part_of`); return its
+        bytes once they are there. A buffer must not change meanwhile.
 
         key: up to 64 bytes. rate_mb_s: at most so many 10^6 bytes a second. ready: given how many
         bytes from the front may go, waits until more may, and returns how many; None: all may go.
-        wait_s: for the peer to call `receive_into`. Raises UsageError, SizeMismatch, TransferEnded (the receiver gave up),
-        DeadlineExceeded, Stalled, Busy, PeerUnreachable, RemoteError or BadMessage.
+        wait_s: for the peer to call `receive_into`. Raises UsageError, SizeMismatch, TransferEnded
+        (the receiver gave up), DeadlineExceeded, Stalled, Busy, PeerUnreachable, RemoteError or
+        BadMessage.
         """
         _check_key(key)
         if rate_mb_s is not None and not RATE_MIN_MB_S <= rate_mb_s < math.inf:
@@ -128,9 +129,10 @@ class BulkService:
                 piece_bytes,
                 rate_bytes_s=rate_bytes_s,
                 ready_bytes=None if ready is None else 0,
+                head_bytes=origin.head_bytes,
             ),
         )
-        offer = Offer(next(self._numbers), key, origin.size_bytes, piece_bytes)
+        offer = Offer(next(self._numbers), key, origin.size_bytes, piece_bytes, origin.head_bytes)
         with OnFailure(self.counters.add_failed), _typed():
             await self._send(peer, offer, departure, progress or _nothing, wait_s, ready)
         self.counters.sent += 1

@@ -58,6 +58,7 @@ class Offer(Message, frozen=True, tag="offer"):
     key: Annotated[bytes, Meta(min_length=1, max_length=KEY_MAX)]
     size_bytes: Annotated[int, Meta(ge=0, le=SIZE_MAX)]
     piece_bytes: Annotated[int, Meta(ge=PIECE_MIN, le=PIECE_MAX)]
+    head_bytes: Annotated[int, Meta(ge=0, le=SIZE_MAX)] = 0  # no piece crosses their end
 
 
 class Data(Message, frozen=True, tag="data"):

@@ -14,10 +14,10 @@ import numpy as np
 import trio
 
 from protocols.modelsync.codecs import MEAN_MAX, VALUE_MAX, Vector
-from protocols.modelsync.links import CallLink, Link, blaming, chunk_wait_s
+from protocols.modelsync.links import CallLink, blaming, chunk_wait_s
 from protocols.modelsync.news import MEAN_WAIT_S, OPEN_S, PIECE_WAIT_S, Fault, Held
 from protocols.modelsync.parcels import Parcel, is_raw, lay_out, raw_parcel
-from protocols.modelsync.sealing import HASH_BYTES, Opening, hash_of
+from protocols.modelsync.sealing import HASH_BYTES, NOTHING, Opening, hash_of
 from protocols.modelsync.shards import CHUNK_ELEMENTS, chunks, shard_range
 from protocols.modelsync.side import Side, Terms
 from protocols.modelsync.vectors import check_within
@@ -53,6 +53,7 @@ class Butterfly(Side):
         self._given_memory = None if self._borrows else lay_out(list(self._gives.values()), memory)
         self._hashes: dict[PeerId, bytes] = {}
         self._openings: dict[PeerId, Opening] = {}
+        self._squares: dict[PeerId, float] = {}
         self._places: dict[PeerId, Vector] = {}  # where a chunk of each member is decoded
         self._grown = trio.Event()  # some mean has become longer
         for parcel in self._means.values():
@@ -64,10 +65,22 @@ class Butterfly(Side):
         data = [self._means[owner].chunks() for owner in self.prepare.members]
         return Held(self.prepare, self.shards, data)
 
+    @property
+    def brought(self) -> list[memoryview]:
+        """The chunks that we have committed to; empty if we brought nothing."""
+        if not self._head or self._weights[self._me] == 0:
+            return []
+        return [chunk for parcel in self._gives.values() for chunk in parcel.chunks()[1:]]
+
+    @property
+    def lengths(self) -> Mapping[PeerId, float]:
+        """In sealed rounds: the norm of each contribution to our own shard."""
+        return {member: float(np.sqrt(square)) for member, square in self._squares.items()}
+
     async def seal(self) -> bytes:
         """Encode all of our contribution; return its hash: SHA-256 over the shards' hashes."""
         if self._weights[self._me] == 0:
-            return hashlib.sha256().digest()
+            return NOTHING
         parcels = list(self._gives.values())
         for parcel in parcels:
             parcel.write(0, bytes(HASH_BYTES * len(parcels)))  # its place; what it is, comes last
@@ -85,7 +98,7 @@ class Butterfly(Side):
         self._openings = {
             member: Opening(commitments[member], index)
             for member in self._takes
-            if member != self._me
+            if member != self._me and self._head
         }
         super().go(commitments)
 
@@ -105,7 +118,6 @@ class Butterfly(Side):
                 nursery.start_soon(self._check_means)
                 for peer in self._others:
                     nursery.start_soon(self._trade, peer)
-                    nursery.start_soon(self._attend, peer)
             outer.cancel_scope.cancel()
 
     async def serve(self, call: Call[Piece, Piece], first: Piece) -> None:
@@ -114,7 +126,7 @@ class Butterfly(Side):
             parcel = self._takes.get(call.peer)
             if parcel is not None and parcel.count:
                 link.take(parcel, first)
-            await self._swap(link, self._means[self._me], parcel)
+            await self._swap(link, [self._means[self._me]], [parcel] if parcel is not None else [])
 
     def close(self) -> None:
         """End the streams that others opened to us, and let go of what came on them."""
@@ -155,40 +167,22 @@ class Butterfly(Side):
             return raw_parcel(self._codec, parts, self._terms.contribution)
         return self._parcel(parts)
 
-    async def _trade(self, owner: PeerId) -> None:
-        """As member of another's shard: give our contribution, take the mean."""
-        mean = self._means[owner]
-        if not mean.count:
-            return
-        give = self._gives[owner] if self._weights[self._me] > 0 else None
-        with blaming(owner, self._fault):
-            link: Link | None = self._bulk_link(owner, mean, "contribution", "mean")
-            if link is not None:
-                await self._swap(link, give, mean)
-                return
-            async with self._terms.rpc.stream(owner, REDUCE, timeout_s=OPEN_S) as call:
-                link = CallLink(call, self.prepare, self._traffic)
-                await self._swap(link, give or Parcel(self._codec, []), mean)
-
-    async def _attend(self, member: PeerId) -> None:
-        """As owner: give the mean and take a contribution, if they go by bulk."""
-        mean = self._means[self._me]
-        link = self._bulk_link(member, mean, "mean", "contribution")
+    async def _trade(self, peer: PeerId) -> None:
+        """Give a member our contribution to its shard and the mean of ours, and take both."""
+        mean, theirs = self._means[self._me], self._means[peer]
+        give = [self._gives[peer]] if self._weights[self._me] > 0 and theirs.count else []
+        link = self._bulk_link(peer, mean, theirs)
         if link is not None:
-            await self._swap(link, mean, self._takes.get(member))
-
-    async def _swap(self, link: Link, give: Parcel | None, take: Parcel | None) -> None:
-        """Push and pull at once."""
-        async with trio.open_nursery() as nursery:
-            if give is not None:
-                nursery.start_soon(self._push, link, give)
-            if take is not None:
-                with blaming(link.peer, self._fault):
-                    await link.pull(take)
-
-    async def _push(self, link: Link, parcel: Parcel) -> None:
-        with blaming(link.peer, self._fault):
-            await link.push(parcel)
+            take = [self._takes[peer]] if peer in self._takes and mean.count else []
+            give, take = [*give, mean], [*take, theirs]
+            await self._swap(link, *([p for p in way if p.count] for way in (give, take)))
+        elif theirs.count:  # of our own shard, the stream that it opens to us takes care
+            with blaming(peer, self._fault):
+                async with self._terms.rpc.stream(peer, REDUCE, timeout_s=OPEN_S) as call:
+                    over_call = CallLink(call, self.prepare, self._traffic)
+                    if not give:
+                        await call.send(over_call.piece(0, b""))  # it opens the stream
+                    await self._swap(over_call, give, [theirs])
 
     # -- crunching ---------------------------------------------------------------------------
 
@@ -268,6 +262,13 @@ class Butterfly(Side):
 
     def _vector(self, member: PeerId, index: int) -> Vector:
         """Decode a contribution's chunk; in place if it can be. Raises BadMessage."""
+        vector = self._decoded(member, index)
+        if self._head:
+            square = float(np.sum(np.square(vector, dtype=np.float64)))
+            self._squares[member] = self._squares.get(member, 0.0) + square
+        return vector
+
+    def _decoded(self, member: PeerId, index: int) -> Vector:
         parcel, opening = self._takes[member], self._openings.get(member)
         data, (start, stop) = parcel.chunk(index + self._head), self._own[index]
         if opening is not None:

@@ -20,6 +20,8 @@ from protocols.modelsync.memory import Memory
 from protocols.modelsync.news import Complete, Fault
 from protocols.modelsync.part import Attachment, Census, Outcome, Wish
 from protocols.modelsync.tally import Aborted
+from protocols.modelsync.trust import Trust
+from protocols.modelsync.verify import suspect
 from protocols.modelsync.wire import (
     Answer,
     Ballot,
@@ -68,11 +70,14 @@ class LaneDriver:
         stored: Callable[[Electorate], list[Certificate]],
         accounts: Accounts,
         work: Work,
+        trust: Trust | None = None,
         bulk: Bulk | None = None,
         owns: Callable[[], bool] = lambda: True,
         is_back: bool = False,
     ) -> None:
-        """`is_back`: this node has been in the run before, and has forgotten what it promised."""
+        """`trust`: of verified runs. `is_back`: this node has been in the run before, and has
+        forgotten what it promised.
+        """
         self.attachment, self.number = attachment, number
         self.shape = attachment.lane_shape(number)
         self._slice = list(attachment.slices())[number]
@@ -87,7 +92,7 @@ class LaneDriver:
         )
         self._rpc, self._signer, self._bulk, self._memory = rpc, signer, bulk, Memory()
         self._census, self._on_commit, self._stored = census, on_commit, stored
-        self._accounts, self._work, self._owns = accounts, work, owns
+        self._accounts, self._work, self._owns, self._trust = accounts, work, owns, trust
         self._aggregator = aggregator_named(attachment.aggregator)
         self._herald = Herald(rpc, self.rounds.roster, census, self._announced, self._on_heard)
         self._current: Lead | Follow | None = None
@@ -321,6 +326,10 @@ class LaneDriver:
         """We sign a result: until we know how the round ended, we stand by it."""
         self._held = exchange
         self.rounds.hold(bound)
+        if self._trust is not None and exchange.brought:
+            commitment = bound.commitments[bound.members.index(self._rpc.peer)]
+            data = [bytes(chunk) for chunk in exchange.brought]
+            self._trust.brought(self.attachment.run, self.number, commitment, data)
 
     def _supersede(self) -> None:
         if self._current is not None:
@@ -385,6 +394,9 @@ class LaneDriver:
             bytes_out=held.bytes_out,
             seconds=trio.current_time() - self._submitted_at,
         )
+        if self._trust is not None:
+            shards = (held.prepare.adopt or held.prepare).shards
+            self._trust.committed(certificate, shards, suspect=suspect(held.lengths))
         self._end(outcome)
         await self._on_commit(certificate)
 

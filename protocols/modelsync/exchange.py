@@ -11,10 +11,12 @@ open until the proposer has decided, or a healthy member's retreat would look li
 from collections.abc import Mapping
 from typing import Protocol
 
+from protocols.modelsync.adoption import Adoption
 from protocols.modelsync.aggregate import Aggregator
 from protocols.modelsync.butterfly import Butterfly
 from protocols.modelsync.codecs import Vector
 from protocols.modelsync.memory import Memory
+from protocols.modelsync.mixing import Mix
 from protocols.modelsync.news import Held, News
 from protocols.modelsync.side import Terms
 from protocols.modelsync.wire import Piece, Prepare
@@ -56,6 +58,18 @@ class Exchange(Protocol):
     @property
     def held(self) -> Held:
         """The complete result. It shares memory with this exchange."""
+        ...
+
+    @property
+    def brought(self) -> list[memoryview]:
+        """Of a sealed sum: the chunks that we have committed to, without the head; empty if we
+        brought nothing. They share memory with this exchange, until `take`.
+        """
+        ...
+
+    @property
+    def lengths(self) -> Mapping[PeerId, float]:
+        """Of a sealed sum: the norm of each contribution to our own shard."""
         ...
 
     async def seal(self) -> bytes:
@@ -100,11 +114,12 @@ def open_exchange(
     """Return what moves the data of an attempt: by its `topology`, and by what it adopts.
 
     contribution: float32 [elements], not to change until `take`, or until the round is given up.
-    bulk None: everything goes over calls. memory: of the lane; kept from round to round. held: the result that we are bound to.
+    bulk None: everything goes over calls. memory: of the lane, kept from round to round. held: the
+    result that we are bound to.
     Raises BadMessage if the attempt cannot be.
     """
-    return Butterfly(
-        Terms(
-            prepare, rpc, bulk, contribution, work, news, aggregator, memory or Memory(), held
-        )
-    )
+    memory = memory or Memory()
+    terms = Terms(prepare, rpc, bulk, contribution, work, news, aggregator, memory, held)
+    if prepare.adopt is not None:
+        return Adoption(terms, prepare.adopt)
+    return Butterfly(terms) if prepare.topology == "all" else Mix(terms)

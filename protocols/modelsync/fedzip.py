@@ -35,20 +35,20 @@ _DEFLATED_EXTRA = 1024  # bytes by which a zlib stream of anything may exceed it
 def _cluster(values: NDArray[np.float64]) -> tuple[Vector, NDArray[np.intp]]:
     """Cluster each row: centroids [rows, 15] and the cluster of each value [rows, values].
 
-    Lloyd's algorithm from quantiles of the sorted row: each value goes to the nearest centroid, each
-    centroid to the mean of its values. In one dimension clusters are intervals.
+    Lloyd's algorithm from quantiles of the sorted row: each value goes to the nearest centroid,
+    each centroid to the mean of its values. In one dimension clusters are intervals.
     """
     rows, count = values.shape
     picks = (np.arange(CENTROIDS) * 2 + 1) * count // (2 * CENTROIDS)
     centroids = np.sort(values, axis=1)[:, picks]
-    offsets = (np.arange(rows) * CENTROIDS)[:, None]
+    offsets = np.arange(0, rows * CENTROIDS, CENTROIDS, dtype=np.intp)[:, None]
     nearest = np.zeros(values.shape, dtype=np.intp)
     for _ in range(_ROUNDS_MAX):
         middles = (centroids[:, 1:] + centroids[:, :-1]) / 2
         nearest[:] = 0
         for cut in range(CENTROIDS - 1):
             nearest += values > middles[:, cut : cut + 1]
-        flat = (nearest + offsets).reshape(-1)
+        flat = np.add(nearest, offsets).reshape(-1)
         sizes = np.bincount(flat, minlength=rows * CENTROIDS).reshape(rows, CENTROIDS)
         sums = np.bincount(flat, weights=values.reshape(-1), minlength=rows * CENTROIDS)
         moved = np.divide(

@@ -56,6 +56,8 @@ def _two(elements: int) -> int:
     return 2 * elements
 
 
-FLOAT32 = Codec("float32", 4, _encode_float32, _decode_float32, _encode_float32, True, lambda n: 4 * n)
+FLOAT32 = Codec(
+    "float32", 4, _encode_float32, _decode_float32, _encode_float32, True, lambda n: 4 * n
+)
 BFLOAT16 = Codec("bfloat16", 2, _encode_bfloat16, _decode_bfloat16, _encode_bfloat16, size=_two)
 FLOAT16 = Codec("float16", 2, _encode_float16, _decode_float16, _encode_float16, size=_two)

@@ -21,7 +21,7 @@ from wire.errors import DeadlineExceeded, PeerError, PeerUnreachable, ShoalError
 from wire.ids import PeerId
 from wire.ports import Bulk, Call
 
-STEPS = 8  # in which a large parcel is worked on as it comes
+STEPS = 16  # in which what comes is worked on
 STEP_MAX = 4 * 1024 * 1024  # bytes of such a step
 SHARED_BY = 4  # members that share an uplink before each one's chunks may take longer
 _BAD = ("size_mismatch",)  # codes of errors that are the sender's fault
@@ -55,16 +55,16 @@ class Traffic:
 
 
 class Link(Protocol):
-    """A way to one other member."""
+    """A way to one other member. Parcels go and come one after the other."""
 
     peer: PeerId
 
-    async def push(self, parcel: Parcel) -> None:
-        """Send a parcel as it grows, to its end."""
+    async def push(self, parcels: list[Parcel]) -> None:
+        """Send parcels as they grow, to their end."""
         ...
 
-    async def pull(self, parcel: Parcel) -> None:
-        """Let a parcel grow by what comes, to its end."""
+    async def pull(self, parcels: list[Parcel]) -> None:
+        """Let parcels grow by what comes, to their end."""
         ...
 
 
@@ -74,22 +74,26 @@ class CallLink:
     def __init__(self, call: Call[Piece, Piece], prepare: Prepare, traffic: Traffic) -> None:
         self.peer = call.peer
         self._call, self._traffic = call, traffic
-        self._piece = partial(Piece, prepare.run, *prepare.ballot, lane=prepare.lane)
+        self._piece_of = partial(Piece, prepare.run, *prepare.ballot, lane=prepare.lane)
 
-    async def push(self, parcel: Parcel) -> None:
-        """Send a parcel as it grows, to its end. An empty one opens the stream."""
-        if not parcel.count:
-            await self._call.send(self._piece(index=0, data=b""))
-        for index in range(parcel.count):
-            await parcel.wait(index + 1)
-            data = bytes(parcel.chunk(index))
-            await self._call.send(self._piece(index=index, data=data))
+    async def push(self, parcels: list[Parcel]) -> None:
+        """Send parcels as they grow, to their end."""
+        for parcel in parcels:
+            for index in range(parcel.count):
+                await parcel.wait(index + 1)
+                await self._call.send(self.piece(index, bytes(parcel.chunk(index))))
+
+    def piece(self, index: int, data: bytes) -> Piece:
+        """Return a piece to send, counted."""
+        if data:
             self._traffic.give(self.peer, len(data))
+        return self._piece_of(index=index, data=data)
 
-    async def pull(self, parcel: Parcel) -> None:
-        """Let a parcel grow by what comes, to its end."""
-        while not parcel.is_whole:
-            self.take(parcel, await self._call.receive())
+    async def pull(self, parcels: list[Parcel]) -> None:
+        """Let parcels grow by what comes, to their end."""
+        for parcel in parcels:
+            while not parcel.is_whole:
+                self.take(parcel, await self._call.receive())
 
     def take(self, parcel: Parcel, piece: Piece) -> None:
         """Take one piece. Raises BadMessage."""
@@ -98,18 +102,15 @@ class CallLink:
 
 
 class BulkLink:
-    """Bulk transfers: memory to memory, over lanes where there are any."""
+    """Bulk transfers, one each way: memory to memory, over lanes where there are any."""
 
-    def __init__(
-        self, bulk: Bulk, peer: PeerId, prepare: Prepare, traffic: Traffic, *, give: str, take: str
-    ) -> None:
-        """give, take: what the keys of transfers call what goes and what comes."""
+    def __init__(self, bulk: Bulk, peer: PeerId, prepare: Prepare, traffic: Traffic) -> None:
         self.peer = peer
         self._bulk, self._traffic = bulk, traffic
-        self._give, self._take = _key(prepare, give), _key(prepare, take)
+        self._key = _key(prepare)
 
-    async def push(self, parcel: Parcel) -> None:
-        """Send a parcel as it grows, to its end."""
+    async def push(self, parcels: list[Parcel]) -> None:
+        """Send parcels as they grow, to their end."""
         sent = 0
 
         def progress(arrived: int, _size: int) -> None:
@@ -117,40 +118,56 @@ class BulkLink:
             self._traffic.give(self.peer, arrived - sent)
             sent = arrived
 
-        assert parcel.flat is not None
-        await self._bulk.send(
-            self.peer,
-            self._give,
-            parcel.flat,
-            ready=None if parcel.is_whole else parcel.ready,
-            progress=progress,
-            wait_s=OPEN_S,
-        )
+        if parcels:
+            await self._bulk.send(
+                self.peer,
+                self._key,
+                _memory(parcels),
+                ready=None if all(p.is_whole for p in parcels) else partial(_ready, parcels),
+                progress=progress,
+                wait_s=OPEN_S,
+            )
 
-    async def pull(self, parcel: Parcel) -> None:
-        """Let a parcel grow by what comes, to its end."""
+    async def pull(self, parcels: list[Parcel]) -> None:
+        """Let parcels grow by what comes, to their end."""
         taken = 0
 
         def prefix(count: int) -> None:
             nonlocal taken
             self._traffic.taken[self.peer] += count - taken
             taken = count
-            parcel.arrived(count)
+            for parcel in parcels:
+                parcel.arrived(min(count, parcel.size_bytes))
+                count -= parcel.size_bytes
 
-        assert parcel.flat is not None
-        await self._bulk.receive_into(
-            self.peer,
-            self._take,
-            parcel.flat,
-            prefix=prefix,
-            step_bytes=_step_bytes(parcel),
-            wait_s=OPEN_S,
-        )
+        if parcels:
+            await self._bulk.receive_into(
+                self.peer,
+                self._key,
+                _memory(parcels),
+                prefix=prefix,
+                step_bytes=_step_bytes(parcels),
+                wait_s=OPEN_S,
+            )
 
 
-def _key(prepare: Prepare, what: str) -> bytes:
+def _memory(parcels: list[Parcel]) -> tuple[memoryview, ...]:
+    return tuple(parcel.flat for parcel in parcels if parcel.flat is not None)
+
+
+async def _ready(parcels: list[Parcel], known_bytes: int) -> int:
+    """Wait until more than `known_bytes` from the front may go."""
+    before = 0
+    for parcel in parcels:
+        if known_bytes < before + parcel.size_bytes:
+            return before + await parcel.ready(known_bytes - before)
+        before += parcel.size_bytes
+    return before
+
+
+def _key(prepare: Prepare) -> bytes:
     ballot = prepare.ballot
-    name = f"{what}/{prepare.run}/{prepare.lane}/{ballot.round}/{ballot.attempt}/{ballot.proposer}"
+    name = f"{prepare.run}/{prepare.lane}/{ballot.round}/{ballot.attempt}/{ballot.proposer}"
     return hashlib.sha256(name.encode()).digest()
 
 
@@ -159,10 +176,11 @@ def chunk_wait_s(members: int) -> float:
     return PIECE_WAIT_S * max(1.0, (members - 1) / SHARED_BY)
 
 
-def _step_bytes(parcel: Parcel) -> int:
+def _step_bytes(parcels: list[Parcel]) -> int:
     """After how many bytes to look: steps cost time of the event loop, waiting delays the next."""
-    whole_chunk = parcel.size_bytes // max(parcel.count, 1)
-    return max(whole_chunk, min(parcel.size_bytes // STEPS, STEP_MAX))
+    size_bytes = sum(parcel.size_bytes for parcel in parcels)
+    whole_chunk = size_bytes // max(sum(parcel.count for parcel in parcels), 1)
+    return max(whole_chunk, min(size_bytes // STEPS, STEP_MAX))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Memory of exchanges, kept from one round to the next: fresh pages would cost a tenth of a round."""
+"""Memory of exchanges, kept from round to round: fresh pages would cost a tenth of a round."""
 
 import numpy as np
 

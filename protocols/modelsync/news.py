@@ -16,8 +16,8 @@ MEAN_WAIT_S = 7.0  # seconds for the next chunk of a mean; its owner blames firs
 class Fault:
     """What we saw go wrong with another member.
 
-    reason: "silent" (too slow counts), "broken" (its stream or connection), "bad" (bytes that are no
-    contribution or mean, or not what it has committed to), "aborted" (it has left the attempt).
+    reason: "silent" (too slow counts), "broken" (its stream or connection), "bad" (bytes that are
+    no contribution or mean, or not what it committed to), "aborted" (it has left the attempt).
     """
 
     accused: PeerId

@@ -25,7 +25,7 @@ class Parcel:
     """Chunks of encoded elements; `here` says how many, from the first on, are here."""
 
     def __init__(self, codec: Codec, parts: Parts, *, head_bytes: int = 0) -> None:
-        """head_bytes: of a chunk before all others that is none of the codec's; 0: there is none."""
+        """head_bytes: of a chunk before all others, which is none of the codec's; 0: none."""
         self.parts = parts
         self.here = 0
         self.grown_at = trio.current_time()
@@ -80,8 +80,8 @@ class Parcel:
         if self.flat is not None:
             self.flat[self._start(index) : self._ends[index]] = data
             return
-        assert index == len(self._chunks), "chunks come in order"
-        self._chunks.append(memoryview(data))
+        assert index <= len(self._chunks), "chunks come in order"
+        self._chunks[index : index + 1] = [memoryview(data)]
 
     def grow(self, here: int) -> None:
         """So many chunks are here; wakes who waits for them."""

@@ -75,6 +75,7 @@ class Registry:
     def __init__(self, store: Store, me: PeerId) -> None:
         self._store, self._me = store, me
         self._checked: dict[bytes, Certificate | None] = {}
+        self._given_up: set[bytes] = set()  # certificates of rounds whose states are lost
 
     def run_names(self) -> list[str]:
         """Every run that has a member in the swarm."""
@@ -150,6 +151,21 @@ class Registry:
             known, round_ = replace(known, certificate=certificate), round_ + 1
         return chain
 
+    def give_up(self, run: str, lane: int, round_: int) -> None:
+        """Nobody has a state after this round or a later one: do not believe any more what says
+        that these rounds are over, so that they are made again (States.fetch).
+        """
+        for number, written in self._written(run, lane).items():
+            if number >= round_:
+                self._given_up.update(written)
+        for peer, lease in self.leases(run).items():
+            if lease.left and lease.round_of(lane) > round_:
+                self._given_up.add(_farewell(run, lane, peer, lease.round_of(lane)))
+
+    def is_given_up(self, run: str, lane: int, peer: PeerId, round_: int) -> bool:
+        """True if the state that this member left with is lost."""
+        return _farewell(run, lane, peer, round_) in self._given_up
+
     # -- inside ------------------------------------------------------------------------------
 
     def _fitting(
@@ -184,11 +200,17 @@ class Registry:
 
     def _believed(self, data: bytes) -> Certificate | None:
         """The certificate, if its members signed it."""
+        if data in self._given_up:
+            return None
         if data not in self._checked:
             while len(self._checked) >= CHECKED_MAX:
                 del self._checked[next(iter(self._checked))]
             self._checked[data] = _signed(data)
         return self._checked[data]
+
+
+def _farewell(run: str, lane: int, peer: PeerId, round_: int) -> bytes:
+    return f"{run}/{lane}/{peer}/{round_}".encode()
 
 
 def _joined(items: list[Item]) -> tuple[int, bytes]:

@@ -1,26 +1,57 @@
-"""Sealed contributions: what a member commits to before any data flows, and how others check it."""
+"""Sealed contributions: what a member commits to before any data flows, and how others check it.
+
+A commitment is SHA-256 over the SHA-256 of each shard's encoded chunks, in member order.
+"""
 
 import hashlib
 
 from protocols.modelsync.codecs import Codec, Vector
-from protocols.modelsync.parcels import Parcel
+from protocols.modelsync.parcels import Parcel, Parts
 from protocols.modelsync.shards import chunks, shard_range
 from wire.errors import BadMessage
 
 HASH_BYTES = 32
+NOTHING = hashlib.sha256().digest()  # what a member commits to that brings no data
+
+
+class Committing:
+    """Hashes an encoded contribution, chunk by chunk from the first to the last."""
+
+    def __init__(self, shards: list[int]) -> None:
+        self._left = [len(list(chunks(*shard_range(shards, i)))) for i in range(len(shards))]
+        self._shard = hashlib.sha256()
+        self._all = hashlib.sha256()
+        self._skip_empty()
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Take the next chunk."""
+        self._shard.update(data)
+        self._left[0] -= 1
+        self._skip_empty()
+
+    def digest(self) -> bytes:
+        """Return the commitment, once every chunk was taken."""
+        assert not self._left, "there are chunks left"
+        return self._all.digest()
+
+    def _skip_empty(self) -> None:
+        while self._left and not self._left[0]:
+            self._all.update(self._shard.digest())
+            self._shard = hashlib.sha256()
+            del self._left[0]
+
+
+def all_parts(shards: list[int]) -> Parts:
+    """Return the chunks of all shards, one after the other."""
+    return [part for index in range(len(shards)) for part in chunks(*shard_range(shards, index))]
 
 
 def commitment_of(codec: Codec, contribution: Vector, shards: list[int]) -> bytes:
-    """Return what a member that brings this must have committed to: SHA-256 over the SHA-256 of
-    each shard's encoded chunks, in member order. For validators, who compute it again.
-    """
-    hashes = hashlib.sha256()
-    for owner in range(len(shards)):
-        shard = hashlib.sha256()
-        for start, stop in chunks(*shard_range(shards, owner)):
-            shard.update(codec.encode(contribution[start:stop]))
-        hashes.update(shard.digest())
-    return hashes.digest()
+    """Return what a member that brings this must have committed to. For validators."""
+    committing = Committing(shards)
+    for start, stop in all_parts(shards):
+        committing.update(codec.encode(contribution[start:stop]))
+    return committing.digest()
 
 
 def hash_of(parcel: Parcel, first: int) -> bytes:

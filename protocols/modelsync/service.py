@@ -21,6 +21,9 @@ from protocols.modelsync.part import Attachment, Census, Contribution, Fetched, 
 from protocols.modelsync.registry import BOUND, MemberLease, Registry
 from protocols.modelsync.sampling import Sampler
 from protocols.modelsync.states import States
+from protocols.modelsync.trust import Trust
+from protocols.modelsync.verify import Duty
+from protocols.modelsync.verify_wire import Case
 from protocols.modelsync.wire import (
     ATTEMPT,
     PING,
@@ -91,7 +94,10 @@ class ModelSync:
         self._parts: dict[str, _Part] = {}
         self._work = work or in_threads()
         self._on_certificate = on_certificate
-        self._states = States(rpc, self._registry, self._work, lane_of=self._lane)
+        self._states = States(
+            rpc, self._registry, self._work, lane_of=self._lane, is_busy=self._is_busy
+        )
+        self._trust = Trust(rpc, store, self._work, on_ban=self.ban)
         self._nursery: trio.Nursery | None = None
         rpc.serve(READY, self._on_ready)
         rpc.serve(PING, self._on_ping)
@@ -105,6 +111,7 @@ class ModelSync:
             task_status.started()
             while True:
                 await trio.sleep(LEASE_RENEW_S)
+                self._states.tidy()
                 for run in list(self._parts):
                     await self._renew(run)
 
@@ -125,16 +132,13 @@ class ModelSync:
                 f"run {run} has {unlike[0]}; not {attachment.shape}",
                 hint="give the run another --name, or use the settings of its members",
             )
+        check_verifiable(attachment)
         assert self._nursery is not None, "the service does not run"
         part = _Part(attachment)
         for lane in range(len(attachment.lanes)):
             self._add_lane(part, lane, is_back=self._rpc.peer in live)
         self._parts[run] = part
         await self._nursery.start(self._drive, run, part)
-
-    def adopt(self, run: str, lane: int, certificate: Certificate | None) -> None:
-        """The trainer goes on from a checkpoint: its certificate names the lane's electorate."""
-        self._lane(run, lane).adopt(certificate)
 
     async def join(self, run: str, lane: int, round_: int, target: Vector) -> Fetched | None:
         """If members hold a later state than that before `round_`, load it into `target`.
@@ -244,10 +248,6 @@ class ModelSync:
         part = self._parts.get(run)
         return part.accounts.table() if part is not None else []
 
-    def restore(self, run: str, lane: int, certificate: Certificate) -> None:
-        """Our trainer goes on from a checkpoint: this is the certificate of the round before."""
-        self._lane(run, lane).adopt(certificate)
-
     def ban(self, run: str, peer: PeerId) -> None:
         """A member was found guilty: it takes part in no round of ours any more."""
         part = self._parts.get(run)
@@ -255,6 +255,21 @@ class ModelSync:
             part.accounts.ban(peer)
             for lane in part.lanes:
                 lane.rounds.roster.ban(peer)
+
+    def duties(self, run: str, lane: int) -> list[Duty]:
+        """Contributions that our trainer is to make anew before it goes on, oldest first.
+
+        It brings nothing to the next round then: it has no time for it.
+        """
+        return self._trust.duties(run, lane)
+
+    async def verdict(self, run: str, case: Case) -> bool:
+        """The lane's slice of the exchange buffer holds a contribution that was made anew.
+
+        Returns True if its bits are those that were committed to; else they are compared, and
+        what comes of it is told to the others. Raises NotFound if that is no duty of ours.
+        """
+        return await self._trust.verdict(run, case, self._lane(run, case.lane).contribution)
 
     # -- leases and certificates -------------------------------------------------------------
 
@@ -281,6 +296,7 @@ class ModelSync:
             stored=partial(self._registry.continuing, run, number),
             accounts=part.accounts,
             work=self._work,
+            trust=self._trust if part.attachment.is_verified else None,
             bulk=self._bulk,
             owns=self._owns,
             is_back=is_back,
@@ -297,6 +313,8 @@ class ModelSync:
         with part.scope:
             task_status.started()
             async with trio.open_nursery() as nursery:
+                if part.attachment.is_verified:
+                    await nursery.start(self._trust.run, run)
                 for lane in part.lanes:
                     nursery.start_soon(self._drive_lane, run, lane)
 
@@ -323,9 +341,10 @@ class ModelSync:
     def _census(self, run: str, lane: int) -> Census:
         leases = self._registry.leases(run)
         left = {peer: lease.round_of(lane) for peer, lease in leases.items() if lease.left}
+        lost = partial(self._registry.is_given_up, run, lane)
         return Census(
             live=[peer for peer, lease in leases.items() if not lease.left],
-            left={peer: round_ for peer, round_ in left.items() if round_ != BOUND},
+            left={peer: at for peer, at in left.items() if at != BOUND and not lost(peer, at)},
             others=self._peers()[:OTHERS_MAX],
         )
 
@@ -345,6 +364,10 @@ class ModelSync:
                 return
         lanes = len(part.lanes) if part is not None else 1
         await self._registry.publish(certificate, lanes=lanes)
+
+    def _is_busy(self) -> bool:
+        """True while a round moves data: states are given slowly then."""
+        return any(lane.is_busy for part in self._parts.values() for lane in part.lanes)
 
     # -- for peers ---------------------------------------------------------------------------
 
@@ -371,6 +394,16 @@ class ModelSync:
     async def _on_reduce(self, call: Call[Piece, Piece]) -> None:
         piece = await _first(call)
         await self._lane(piece.run, piece.lane).on_reduce(call, piece)
+
+
+def check_verifiable(attachment: Attachment) -> None:
+    """Refuse what cannot be verified: contributions must follow from the common state alone."""
+    odd = attachment.sample or attachment.replicas_differ or attachment.sent is not None
+    if attachment.is_verified and odd:
+        raise UsageError(
+            "a verified run has neither samples, nor mixes, nor error feedback",
+            hint="use fedavg, localsgd or diloco on the wire float32, bfloat16 or int8",
+        )
 
 
 async def _first(call: Call[Out, In]) -> In:

@@ -14,10 +14,10 @@ def weighted_shards(elements: int, rates: Sequence[float], owns: Sequence[bool])
     owns: who can own a shard; the others get 0. If nobody can, all must.
     Returns elements in member order, multiples of `SHARD_STEP` but the last that is not 0.
 
-    Member i with shard s_i sends d - s_i elements to owners and s_i to n - 1 members, and receives as
-    much: d + (n - 2) s_i each way. The longest of (d + (n - 2) s_i) / rate_i is least when all that
-    own something take equally long (water-filling). Equal shards unless rates differ by more than
-    `SPREAD`; of two members always: each sends d whatever it owns.
+    Member i with shard s_i sends d - s_i elements to owners and s_i to n - 1 members, and receives
+    as much: d + (n - 2) s_i each way. The longest of (d + (n - 2) s_i) / rate_i is least when all
+    that own something take equally long (water-filling). Equal shards unless rates differ by more
+    than `SPREAD`; of two members always: each sends d whatever it owns.
     """
     members = len(rates)
     owners = [i for i in range(members) if owns[i]] or list(range(members))
@@ -30,7 +30,7 @@ def weighted_shards(elements: int, rates: Sequence[float], owns: Sequence[bool])
 
 
 def _fill(rates: dict[int, float], members: int) -> dict[int, float]:
-    """Return shares of owners: rate_i T - 1, in units of d / (n - 2), who would get less than 0 left out."""
+    """Return shares: rate_i T - 1 in units of d / (n - 2), without who would get less than 0."""
     left = sorted(rates, key=lambda owner: rates[owner])
     while True:
         longest = (members - 2 + len(left)) / sum(rates[owner] for owner in left)

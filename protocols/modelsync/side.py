@@ -8,7 +8,7 @@ import trio
 
 from protocols.modelsync.aggregate import Aggregator
 from protocols.modelsync.codecs import Vector, codec_named
-from protocols.modelsync.links import Aborted, BulkLink, CallLink, Traffic, blaming
+from protocols.modelsync.links import Aborted, BulkLink, CallLink, Link, Traffic, blaming
 from protocols.modelsync.memory import Memory
 from protocols.modelsync.news import Complete, Fault, Held, News
 from protocols.modelsync.parcels import Parcel
@@ -17,7 +17,6 @@ from protocols.modelsync.work import Work
 from wire.errors import BadMessage
 from wire.ids import PeerId
 from wire.ports import Bulk, Call, Rpc
-
 
 WATCH_S = 0.25  # between two looks for chunks that take too long
 
@@ -79,6 +78,16 @@ class Side:
         """Bytes/s that we were able to send; 0 if there were too few to measure."""
         return self._traffic.meter.rate
 
+    @property
+    def brought(self) -> list[memoryview]:
+        """What we have committed to, chunk by chunk. Only sums keep it."""
+        return []
+
+    @property
+    def lengths(self) -> Mapping[PeerId, float]:
+        """Norms of contributions to our shard. Only owners have them."""
+        return {}
+
     async def seal(self) -> bytes:
         """Return the hash of our encoded contribution. Only kinds that sum have one."""
         raise BadMessage("a sealed attempt without contributions")
@@ -114,13 +123,22 @@ class Side:
         self.shards = shards
         self._terms.news(Complete(shards))
 
-    def _bulk_link(self, peer: PeerId, parcel: Parcel, give: str, take: str) -> BulkLink | None:
-        """Return the way that a parcel of this shape goes by bulk; None if it does not."""
-        if self._terms.bulk is None or not parcel.is_large:
+    def _bulk_link(self, peer: PeerId, *shapes: Parcel) -> BulkLink | None:
+        """Return the way by bulk, if there is one and one of these is large: alike at both ends."""
+        if self._terms.bulk is None or not any(parcel.is_large for parcel in shapes):
             return None
-        return BulkLink(
-            self._terms.bulk, peer, self.prepare, self._traffic, give=give, take=take
-        )
+        return BulkLink(self._terms.bulk, peer, self.prepare, self._traffic)
+
+    async def _swap(self, link: Link, give: list[Parcel], take: list[Parcel]) -> None:
+        """Push and pull at once."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._push, link, give)
+            with blaming(link.peer, self._fault):
+                await link.pull(take)
+
+    async def _push(self, link: Link, parcels: list[Parcel]) -> None:
+        with blaming(link.peer, self._fault):
+            await link.push(parcels)
 
     @asynccontextmanager
     async def _serving(self, call: Call[Piece, Piece]) -> AsyncGenerator[CallLink]:

@@ -50,10 +50,10 @@ def _two_levels(magnitudes: Vector) -> tuple[Vector, NDArray[np.bool_]]:
     """
     order = np.sort(magnitudes.astype(np.float64), axis=1)
     sums = np.cumsum(order, axis=1)
-    count = np.arange(1, order.shape[1] + 1)
+    count = np.arange(1, order.shape[1] + 1, dtype=np.float64)
     small, total = sums[:, :-1], sums[:, -1:]
     # Least squared error is the greatest sum of (sum of a part)^2 / (its size).
-    gain = small**2 / count[:-1] + (total - small) ** 2 / (order.shape[1] - count[:-1])
+    gain = np.square(small) / count[:-1] + np.square(total - small) / count[-2::-1]
     split = gain.argmax(axis=1)[:, None]
     below = np.take_along_axis(sums, split, axis=1)
     means = np.hstack((below / (split + 1), (total - below) / (order.shape[1] - 1 - split)))

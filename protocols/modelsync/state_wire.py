@@ -3,7 +3,7 @@
 `modelsync.holding` (unary): which state do you hold? `modelsync.chunks` (a stream): the first
 message names a state; if the donor has it, pages of its chunks' hashes follow if they are wanted;
 then the joiner names chunks by number and hash, and the donor answers each with the chunk, or with
-none of its bytes if it cannot.
+an empty one if it does not have that.
 """
 
 from typing import Annotated
@@ -13,6 +13,7 @@ from msgspec import Meta
 from protocols.modelsync.state import CHUNK_BYTES, chunk_count
 from protocols.modelsync.wire import (
     ELEMENTS_MAX,
+    Ask,
     Certificate,
     Elements,
     Hash,
@@ -31,13 +32,6 @@ PAST_MAX = 8  # states before the present one that a holder still vouches for
 ChunkIndex = Annotated[int, Meta(ge=0, lt=CHUNKS_MAX)]
 
 
-class Ask(Message, frozen=True):
-    """Which state of this run's lane do you hold?"""
-
-    run: RunName
-    lane: LaneNumber = 0
-
-
 class Past(Message, frozen=True):
     """A state that the holder had before. `is_kept`: it can still be had from there."""
 
@@ -49,13 +43,15 @@ class Past(Message, frozen=True):
 class Holding(Message, frozen=True):
     """The state before `round` of a lane, and the certificate of the round that led to it.
 
-    `past` are the states before it, the latest first.
+    `next`: the round that the holder is to make next, later than `round` while its trainer still
+    makes the state of a round that was committed. `past` are the states before it, latest first.
     """
 
     round: Round
     root: Hash
     elements: Elements
     certificate: Certificate | None = None
+    next: Round = 0
     past: Annotated[tuple[Past, ...], Meta(max_length=PAST_MAX)] = ()
 
 
@@ -99,7 +95,7 @@ class Opened(Message, frozen=True, tag="opened"):
 
 
 class Chunk(Message, frozen=True, tag="chunk"):
-    """Bytes of one chunk: raw little-endian float32. None: the donor has no such chunk."""
+    """One chunk: raw little-endian float32. Empty: the donor has no chunk with that hash."""
 
     index: ChunkIndex
     data: Annotated[bytes, Meta(max_length=CHUNK_BYTES)]
@@ -112,4 +108,4 @@ class StateAnswer(Message, frozen=True):
 
 
 HOLDING = Method("modelsync.holding", Ask, Holding)
-CHUNKS = Method("modelsync.chunks", StateAsk, StateAnswer, CHUNK_FRAME_MAX)
+CHUNKS = Method("modelsync.chunks", StateAsk, StateAnswer, CHUNK_FRAME_MAX, at_once=8)

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
+
 from shoal.learn.exact import nesterov
 from shoal.learn.lowrank import LowRank
 from shoal.learn.overlap import EagerDiLoCo
@@ -19,12 +21,15 @@ class DiLoCoX(EagerDiLoCo):
     """DiLoCoX: each stage is a lane with an outer optimiser of its own; contributions are low rank.
 
     M = Δ_i + e_i;  C(M) of rank r (`lowrank.py`; the wire makes int4 of it);  e_i ← M - C(M);
-    φ, m ← Nesterov(φ, m, mean C(M)), one interval late as in EagerDiLoCo. The rank is twice the
+    φ, m ← Nesterov(φ, m, mean C(M)), one interval late as in EagerDiLoCo; what the others have
+    not got stays with the member: θ_i ← φ - e_i - (what it has moved since). The rank is twice the
     effective rank of the averaged delta, over 5 rounds, at most `rank`; H follows in proportion,
     so that the link stays as busy: H_t = H · r_t / rank. Bases and rank are part of the state.
-    Defaults: rank 8, int4, feedback 1. The paper's workers hold one stage each; here a member
-    holds all lanes, so memory is not saved, traffic is. `stages` are cut between tensors.
-    Source: Qi et al., "DiLoCoX", 2025; the exact rule of adaption is ours.
+    Defaults: rank 8, feedback 1. Without e_i in the model it learns anew what it owes already, and
+    that counts twice (Shakespeare, 10 rounds: 2.74 nats instead of 2.60). The paper's workers hold
+    one stage each; here a member holds all lanes: what is saved is traffic, not memory.
+    Source: Qi et al., "DiLoCoX", 2025, the exact rule of adaption is ours; e_i in the model as in
+    Xie et al., "CSER: communication-efficient SGD with error reset", 2020.
     """
 
     feedback: float = 1.0
@@ -34,7 +39,7 @@ class DiLoCoX(EagerDiLoCo):
 
     name: ClassVar[str] = "dilocox"
     _low: list[LowRank] = field(init=False, default_factory=list[LowRank])
-    _pace: dict[int, int] = field(init=False, default_factory=dict[int, int])
+    _shares: dict[int, float] = field(init=False, default_factory=dict[int, float])
 
     def __post_init__(self) -> None:
         """See Strategy."""
@@ -45,6 +50,7 @@ class DiLoCoX(EagerDiLoCo):
     def make_lanes(self, elements: int) -> list[Lane]:
         """See Strategy."""
         lanes: list[Lane] = []
+        self._low.clear()
         for parts in _stages(self.parts, self.stages):
             start, stop = parts[0].start, parts[-1].stop
             inside = [Part(p.name, p.shape, p.start - start, p.stop - start) for p in parts]
@@ -64,21 +70,16 @@ class DiLoCoX(EagerDiLoCo):
 
     def enter(self, lane: int, round_: int, state: Vector, now: Vector) -> Vector:
         """See Strategy."""
-        self._set_pace(lane, state)
+        self._shares[lane] = self._rank(lane, state) / self.rank
         return super().enter(lane, round_, state, now)
 
-    def pace(self, every: int) -> None:
-        """See Strategy: H for the full rank."""
-        super().pace(every)
-        self._pace.clear()
-
     def begins(self, lane: int, round_: int, last: int) -> int:
-        """See Strategy."""
-        return last + self._pace.get(lane, self.every)
+        """See Strategy; `every` is H of the full rank."""
+        return last + self._interval(lane)
 
     def ends(self, lane: int, round_: int, begun: int) -> int:
         """See Strategy."""
-        return begun + self._pace.get(lane, self.every)
+        return begun if round_ + 1 == self.rounds else begun + self._interval(lane)
 
     def size(self, lane: int, round_: int, state: Vector) -> int:
         """See Strategy: what this round's rank needs."""
@@ -107,7 +108,7 @@ class DiLoCoX(EagerDiLoCo):
         new_basis, new_tail = self._views(lane, out)
         new_basis[:] = low.next_basis(turn.round, rank, turn.value, wanted)
         new_tail[:] = wanted, average
-        self._set_pace(lane, out)
+        self._shares[lane] = wanted / self.rank
         self._settle(lane, turn, basis, rank)
 
     def _settle(self, lane: int, turn: Turn, basis: Vector, rank: int) -> None:
@@ -117,6 +118,14 @@ class DiLoCoX(EagerDiLoCo):
             assert turn.sent is not None, "a strategy with feedback is told what was sent"
             n = self.lanes[lane].elements
             self.errors.settle(lane, self._low[lane].restore(turn.round, rank, basis, turn.sent, n))
+
+    def local(self, lane: int, state: Vector, now: Vector) -> Vector:
+        """See the class."""
+        owed = None if lane in self._lost else self.errors.owed(lane)
+        model = super().local(lane, state, now)
+        if owed is not None:
+            model = self._anchors[lane] = np.subtract(model, owed)
+        return model
 
     def restore(self, own: dict[str, Vector]) -> None:
         """See Strategy: residuals are of the lane's parameters, not of what is sent."""
@@ -128,9 +137,8 @@ class DiLoCoX(EagerDiLoCo):
     def _rank(self, lane: int, state: Vector) -> int:
         return min(self.rank, max(1, int(state[-TAIL])))
 
-    def _set_pace(self, lane: int, state: Vector) -> None:
-        share = self._rank(lane, state) / self.rank
-        self._pace[lane] = max(1, math.ceil(self.every * share))
+    def _interval(self, lane: int) -> int:
+        return max(1, math.ceil(self.every * self._shares.get(lane, 1.0)))
 
 
 def _stages(parts: list[Part], count: int) -> list[list[Part]]:

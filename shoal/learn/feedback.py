@@ -41,6 +41,10 @@ class ErrorFeedback:
             assert turn.sent is not None, "a strategy with feedback is told what was sent"
             self.settle(lane, turn.sent)
 
+    def owed(self, lane: int) -> Vector | None:
+        """Return what the others have not got of this lane; None before the first `settle`."""
+        return self._residuals.get(lane)
+
     def export(self) -> dict[str, Vector]:
         """Return the residuals for a checkpoint."""
         return {f"residual-{lane:03d}": value for lane, value in self._residuals.items()}

@@ -79,6 +79,10 @@ class DecentralizedSGD(Strategy):
         moved = np.subtract(now, begun, out=begun)
         return np.add(state, moved, out=moved)
 
+    def leave(self, lane: int, state: Vector, now: Vector) -> Vector:
+        """See Strategy: here every replica keeps its own."""
+        return now
+
 
 @dataclass(kw_only=True)
 class DecentralizedAdam(DecentralizedSGD):

@@ -84,7 +84,8 @@ class Simulation:
 
     make: returns a new strategy; called once a replica. replicas: by peer ID.
     parts: layout of the model, or one tensor. run: name, which seeds pairs and samples.
-    weights: by peer ID, 1 for the rest. through: decode(encode(vector)) of the codec.
+    weights: by peer ID, 1 for the rest. through: decode(encode(vector)) of a lossy codec, and
+    through_mean: the same of a mean, if the codec writes means in another way.
     """
 
     def __init__(
@@ -96,9 +97,11 @@ class Simulation:
         parts: list[Part] | None = None,
         run: str = "run",
         weights: Mapping[str, float] | None = None,
-        through: Callable[[Vector], Vector] | None = None,
+        through: Callable[[Vector], Vector] = lambda vector: vector,
+        through_mean: Callable[[Vector], Vector] | None = None,
     ) -> None:
         self._rounds, self._run, self._through = rounds, run, through
+        self._through_mean = through_mean or through
         self._members = [
             _Member(name, replicas[name], make(), (weights or {}).get(name, 1.0))
             for name in sorted(replicas)
@@ -130,6 +133,9 @@ class Simulation:
             for lane in range(len(self._lanes)):
                 self._begin(lane, step)
             yield from self._finish_all(step)
+        for member in self._members:
+            for lane, state in enumerate(member.states):
+                member.load(lane, member.strategy.leave(lane, state, member.model(lane)))
 
     def _active(self, lane: int) -> list[_Member]:
         """Return who takes part in a lane's round now: in sampled runs not all."""
@@ -163,13 +169,12 @@ class Simulation:
     ) -> dict[str, Turn]:
         round_ = self._lanes[number].round
         weights = [member.weight for member in active]
-        sent = [self._through(vector) if self._through else vector for vector in brought]
+        sent = [self._through(vector) for vector in brought]
         topology = self.strategy.topology(number, round_)
         names = [member.name for member in active]
         values: list[Vector]
         if topology == "all":
-            mean = weighted_mean(sent, weights)
-            values = [self._through(mean) if self._through else mean] * len(active)
+            values = [self._through_mean(weighted_mean(sent, weights))] * len(active)
         else:
             values = []
             for index in range(len(active)):

@@ -13,6 +13,8 @@ what it returns. After local step T, for every lane in turn, each of these in it
    (once a round: retries keep it), submit;
 3. as 1, for rounds that began just now and end at T.
 
+When every lane has had all its rounds, the model gets what `leave` returns.
+
 Vectors are numpy float32, flat. Whatever replicas must have alike is made of separate ufuncs: no
 fused multiply-add, no BLAS, no reductions whose order a processor chooses (`exact.py`).
 """
@@ -172,6 +174,10 @@ class Strategy(ABC):
 
     def local(self, lane: int, state: Vector, now: Vector) -> Vector:
         """Return what the model's parameters become after `finish`; `now` is what they are."""
+        return state[: self.lanes[lane].elements]
+
+    def leave(self, lane: int, state: Vector, now: Vector) -> Vector:
+        """Return what the model's parameters are at the end of the run: alike on all replicas."""
         return state[: self.lanes[lane].elements]
 
     def export(self) -> dict[str, Vector]:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from shoal.learn.strategy import Vector
 
-TEXT_BYTES_MAX = 256  # of a peer ID or a folder; the daemon's are shorter
+TEXT_BYTES_MAX = 4096  # of a folder, or of the peer IDs of 64 members
 PIECE_ELEMENTS = 1 << 24  # 64 MiB at a time: what a broadcast needs on the device at most
 
 

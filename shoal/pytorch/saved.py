@@ -110,7 +110,13 @@ def _put_back(optimizer: torch.optim.Optimizer, moments: dict[str, torch.Tensor]
                 raise ValueError(f"{name} has the shape of another model: {list(tensor.shape)}")
             if isinstance(parameter, DTensor):
                 mesh, places = parameter.device_mesh, parameter.placements
-                tensor = DTensor.from_local(tensor.to(parameter.device), mesh, places)
+                tensor = DTensor.from_local(
+                    tensor.to(parameter.device),
+                    mesh,
+                    places,
+                    shape=parameter.shape,  # shards may be of unequal size
+                    stride=parameter.stride(),
+                )
         state.setdefault(int(number), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": now["param_groups"]})
 

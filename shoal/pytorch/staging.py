@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from shoal.errors import ClientError
@@ -30,6 +31,7 @@ class Staging:
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = model
+        _reshard(model)
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         if not named:
             raise TrainingError("the model has no trainable parameters")
@@ -87,6 +89,11 @@ class Staging:
         if self._written is not None:
             self._written.record()
 
+    def finish(self) -> None:
+        """Wait until the device has done what it was given."""
+        if self._side is not None:
+            torch.cuda.synchronize(self._device)
+
     def scratch(self, elements: int) -> Vector:
         """Return host memory for values that are about to be written; valid until a read."""
         return self._in[:elements].numpy()
@@ -120,16 +127,20 @@ class Staging:
 
     def _check(self) -> None:
         if self.is_sharded:
-            for module in self._model.modules():
-                reshard = getattr(module, "reshard", None)
-                if callable(reshard):  # FSDP2 leaves its root gathered after a forward
-                    reshard()
+            _reshard(self._model)
             return
         now = sum(p.numel() for p in self._model.parameters() if p.requires_grad)
         if now != self.elements:
             raise TrainingError(
                 f"the model has {now} trainable parameters, it joined with {self.elements}"
             )
+
+
+def _reshard(model: torch.nn.Module) -> None:
+    """Let FSDP2 give back what it has gathered: its root stays gathered after a forward."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def _set_shard(parameter: DTensor, inside: slice, piece: torch.Tensor) -> None:

@@ -1,7 +1,7 @@
 """One model in the processes of a `torchrun`: what rank 0 reads and writes, the others follow."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from shoal.learn.strategy import Vector
 from shoal.pytorch.ranks import Order, Ranks
@@ -44,6 +44,7 @@ class Follower:
     offset: int = 0
     member: str = ""
     directory: str = ""
+    members: list[str] = field(default_factory=list[str])
 
     def obey(self) -> None:
         """Do what rank 0 says until it is done. Raises TrainingError if it has failed."""
@@ -69,6 +70,7 @@ class Follower:
                     continue
                 case Order.DONE:
                     self.due, self.round, self.offset = first, second, third
+                    self.members = self.ranks.share_text("").split(",")
                     return
                 case Order.FAILED:
                     raise TrainingError("rank 0 of this torchrun has failed: see its log")

@@ -66,6 +66,8 @@ def test_a_script_is_run_with_the_settings_of_the_command_line(
     assert log == f"settings {told}\nline 0\nline 1\n"
     assert run(daemon.home, "run", "log", "settings", "-n", "1").stdout == "line 1\n"
     assert run(daemon.home, "run", "log", "settings", "-n", "0").stdout == ""
+    document = run(daemon.home, "run", "log", "settings", "-n", "1", "--json").stdout
+    assert json.loads(document) == {"line": "line 1"}
 
 
 def test_scripts_get_one_document_a_line(daemon: Daemon, script: Path) -> None:

@@ -8,10 +8,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from node.cli.runs import read_run_file
+from node.cli.run_source import read_run_file
 from shoal.runs import Metric, certificates_of, get_run, metrics_of
 from tests.daemon.processes import Daemon, clean_environment, daemons, run
 
@@ -21,7 +22,7 @@ FROST_S = 20.0  # seconds; a frozen peer's sockets stay open: only its silence s
 COMMIT_S = 10.0  # what a death may cost the others, the issue's bar
 ROUNDS, EVERY = 3, 25
 SMALL = (
-    *(f"run.rounds={ROUNDS}", f"run.sync_every={EVERY}", "run.min_members=4"),
+    *(f"run.rounds={ROUNDS}", f"strategy.every={EVERY}", "run.min_members=4"),
     *("model.vocabulary=512", "model.hidden=32", "model.layers=2", "model.heads=2"),
     *("model.intermediate=64", "model.context=32", "training.batch=4", "training.validation=32"),
 )
@@ -61,7 +62,7 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Daemon]]:
 
 
 @pytest.fixture(scope="module")
-def simulated(swarm: list[Daemon], tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+def simulated(swarm: list[Daemon], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The same run by one process, one replica after the other: its last line."""
     folder = tmp_path_factory.mktemp("simulation")
     settings = read_run_file(CONFIG, SMALL)
@@ -72,14 +73,14 @@ def simulated(swarm: list[Daemon], tmp_path_factory: pytest.TempPathFactory) -> 
         env=clean_environment(SHOAL_RUN_CONFIG=str(folder / "run.json"), SHOAL_RUN_DIR=str(folder)),
         capture_output=True, text=True, timeout=PATIENCE_S, check=True,
     )  # fmt: skip
-    line: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    line: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert line["round"] == ROUNDS
     return line
 
 
 @pytest.mark.parametrize("wire", ["float32", "int8"])
 def test_four_daemons_compute_what_one_process_does(
-    swarm: list[Daemon], simulated: dict[str, object], wire: str
+    swarm: list[Daemon], simulated: dict[str, Any], wire: str
 ) -> None:
     for node in swarm:
         train(node, f"exact-{wire}", f"run.wire={wire}")
@@ -87,7 +88,7 @@ def test_four_daemons_compute_what_one_process_does(
     roots = {rows[-1].root for rows in metrics}
     assert len(roots) == 1
     if wire == "float32":
-        assert roots == {simulated["root"]}
+        assert roots == set(simulated["roots"].values())
     for rows in metrics:
         assert rows[-1].val_loss == pytest.approx(simulated["val_loss"], abs=0.01)
     certificates = certificates_of(swarm[0].client, f"exact-{wire}")
@@ -99,7 +100,7 @@ def test_kill_nine_of_a_trainer_alone_is_reported_and_it_can_come_back(
     swarm: list[Daemon],
 ) -> None:
     for node in swarm:
-        train(node, "trainer", "run.rounds=60", "run.sync_every=2")
+        train(node, "trainer", "run.rounds=60", "strategy.every=2")
     *others, victim = swarm
     wait_until("a round", lambda: get_run(victim.client, "trainer").round >= 3)
     pid = get_run(victim.client, "trainer").pid
@@ -111,7 +112,7 @@ def test_kill_nine_of_a_trainer_alone_is_reported_and_it_can_come_back(
     assert "signal 9" in shown.stderr
     before = get_run(others[0].client, "trainer").round
     wait_until("the others", lambda: get_run(others[0].client, "trainer").round >= before + 2)
-    train(victim, "trainer", "run.rounds=60", "run.sync_every=2")
+    train(victim, "trainer", "run.rounds=60", "strategy.every=2")
     metrics = [finish(node, "trainer") for node in swarm]
     assert len({rows[-1].root for rows in metrics}) == 1
     assert victim.process is not None
@@ -122,7 +123,7 @@ def test_a_frozen_member_costs_the_others_seconds_and_catches_up_when_it_thaws(
     swarm: list[Daemon],
 ) -> None:
     for node in swarm:
-        train(node, "frost", "run.rounds=30", "run.sync_every=2")
+        train(node, "frost", "run.rounds=30", "strategy.every=2")
     *others, frozen = swarm
     witness = others[0].client
     wait_until("a round", lambda: get_run(witness, "frost").round >= 3)
@@ -139,7 +140,7 @@ def test_a_frozen_member_costs_the_others_seconds_and_catches_up_when_it_thaws(
 
 def test_kill_nine_of_a_member_in_mid_round_costs_the_others_seconds(swarm: list[Daemon]) -> None:
     for node in swarm:  # short rounds: the kill falls into one
-        train(node, "death", "run.rounds=25", "run.sync_every=2")
+        train(node, "death", "run.rounds=25", "strategy.every=2")
     *others, victim = swarm
     lost = victim.client.id().peer
     wait_until("a round", lambda: get_run(others[0].client, "death").round >= 3)

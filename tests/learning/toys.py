@@ -5,6 +5,7 @@ Batches depend on (member, step) alone, so that a simulation and a swarm see the
 
 import hashlib
 import importlib.util
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from shoal.learn.strategy import Part, Vector
 from shoal.trainer import flatten, load_vector
 
 torch.set_num_threads(1)
-CONTEXT, BATCH = 48, 16
+CONTEXT, BATCH = 48, 8
 
 
 def random_for(*words: object) -> np.random.Generator:
@@ -76,28 +77,31 @@ class Model:
 class Classifier(Model):
     """Ten classes, each a few overlapping clouds in 24 dimensions; an MLP tells them apart."""
 
-    def __init__(self, *, seed: int = 0) -> None:
+    def __init__(
+        self, *, seed: int = 0, hidden: int = 1, classes: Sequence[int] = range(10)
+    ) -> None:
         torch.manual_seed(seed)
-        super().__init__(
-            nn.Sequential(
-                nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10)
-            ),
-            lr=3e-3,
-        )
+        self.classes = np.array(classes)
+        layers: list[nn.Module] = [nn.Linear(24, 32), nn.ReLU()]
+        for _ in range(hidden):
+            layers += [nn.Linear(32, 32), nn.ReLU()]
+        super().__init__(nn.Sequential(*layers, nn.Linear(32, 10)), lr=3e-3)
 
     def step(self, member: str, step: int) -> None:
-        inputs, labels = clouds(random_for(member, step), 32)
+        inputs, labels = clouds(random_for(member, step), 32, self.classes)
         self.learn(functional.cross_entropy(self.model(inputs), labels))
 
     def loss(self) -> float:
-        inputs, labels = clouds(random_for("held out"), 512)
+        inputs, labels = clouds(random_for("held out"), 512, np.arange(10))
         with torch.no_grad():
             return float(functional.cross_entropy(self.model(inputs), labels))
 
 
-def clouds(random: np.random.Generator, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def clouds(
+    random: np.random.Generator, count: int, classes: NDArray[np.int64]
+) -> tuple[torch.Tensor, torch.Tensor]:
     centres = random_for("centres").standard_normal((10, 3, 24), dtype=np.float32)
-    labels = random.integers(10, size=count)
+    labels = random.choice(classes, size=count)
     noise = random.standard_normal((count, 24), dtype=np.float32)
     inputs = centres[labels, random.integers(3, size=count)] + np.float32(0.6) * noise
     return torch.from_numpy(inputs), torch.from_numpy(labels)

@@ -8,13 +8,13 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from protocols.modelsync import codecs, latest_wire, wire
+from protocols.modelsync import codecs, state_wire, wire
+from protocols.modelsync.donor import Donor
 from protocols.modelsync.driver import RunFailed
 from protocols.modelsync.herald import SchemaMismatch
-from protocols.modelsync.states import DOWNLOADS_MAX
-from protocols.modelsync.state import state_root
+from protocols.modelsync.state import State, state_root
 from tests.sim.net import Net
-from tests.sim.training import ELEMENTS, RUN, SharedStore, Swarm, Trainer
+from tests.sim.training import ELEMENTS, RUN, SharedStore, Swarm, Trainer, in_place
 from wire.errors import BadMessage, RemoteError, UsageError
 from wire.ids import Signer
 
@@ -146,12 +146,11 @@ class Liar:
         self.state = np.full(2 * ELEMENTS, 42, np.float32)
         self.root = state_root(self.state)
         certificate = self._forged(round_ - 1) if forges else None
-        self.latest = latest_wire.Latest(round_, self.root, 2 * ELEMENTS, certificate)
         self.rpc = swarm.net.rpc(self.signer.peer)
         self.store = SharedStore(self.signer.peer, swarm.items)
-        self.rpc.serve(latest_wire.LATEST, self._latest)
         self.rpc.serve(wire.READY, self._ready)
-        self.rpc.serve_stream(latest_wire.STATE, self._give)
+        donor = Donor(self.rpc, in_place, is_busy=lambda: False)
+        donor.announce(RUN, 0, State(round_, self.root, self.state, certificate))
 
     async def take_lease(self) -> None:
         await self.store.put("runs", f"{RUN}/member/@{self.signer.peer}", {"round": 1})
@@ -165,18 +164,8 @@ class Liar:
         signature = self.signer.sign(wire.CERTIFICATE_TAG, unsigned.body())
         return msgspec.structs.replace(unsigned, signatures=(signature,))
 
-    async def _latest(self, _: object, __: object) -> latest_wire.Latest:
-        return self.latest
-
     async def _ready(self, _: object, ready: wire.Ready) -> wire.Heard:
         return wire.Heard(wire.Ready(RUN, ready.round, self.root, 0.0, ELEMENTS, "float32"), None)
-
-    async def _give(self, call: Any) -> None:
-        await call.receive()
-        await call.send(latest_wire.StatePart(self.latest, b""))
-        view = self.state.data.cast("B")
-        for start in range(0, len(view), 1 << 20):
-            await call.send(latest_wire.StatePart(None, bytes(view[start : start + (1 << 20)])))
 
 
 @pytest.mark.parametrize("has_lease", [False, True])
@@ -247,31 +236,7 @@ async def test_two_that_say_schema_do_not_end_a_run_that_has_had_a_round(
     nursery.cancel_scope.cancel()
 
 
-async def test_only_some_states_are_given_at_a_time(
-    autojump_clock: MockClock, nursery: trio.Nursery
-) -> None:
-    swarm = await make_swarm(nursery, 1)
-    await swarm.train(1)
-    rpc, donor = swarm.net.rpc(Signer(b"j" * 32).peer), swarm.peer(0)
-
-    async def ask(wait_s: float) -> None:
-        async with rpc.stream(donor, latest_wire.STATE, timeout_s=4) as call:
-            await call.send(wire.Ask(RUN))
-            await call.receive()
-            await trio.sleep(wait_s)
-
-    for _ in range(DOWNLOADS_MAX):
-        nursery.start_soon(ask, 60.0)
-    await trio.sleep(1)
-    with pytest.raises(RemoteError, match="already") as caught:
-        await ask(0.0)
-    assert caught.value.code == "busy"
-    await trio.sleep(15)  # who does not read loses its place
-    await ask(0.0)
-    nursery.cancel_scope.cancel()
-
-
-@pytest.mark.parametrize("method", [wire.ATTEMPT, wire.REDUCE, latest_wire.STATE])
+@pytest.mark.parametrize("method", [wire.ATTEMPT, wire.REDUCE, state_wire.CHUNKS])
 async def test_an_empty_call_is_a_bad_message_and_no_traceback(
     autojump_clock: MockClock,
     nursery: trio.Nursery,

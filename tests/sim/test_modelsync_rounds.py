@@ -12,6 +12,8 @@ from tests.sim.net import Net
 from tests.sim.training import ELEMENTS, Swarm
 from wire.errors import UsageError
 
+ROUND_S = 0.2  # a round in these swarms, without the time that trainers compute
+
 
 async def make_swarm(nursery: trio.Nursery, count: int, **options: object) -> Swarm:
     swarm = Swarm(Net(nursery), nursery)
@@ -70,7 +72,7 @@ PHASES = {
 
 @pytest.mark.parametrize("nth", [0, 1, 2])
 @pytest.mark.parametrize("phase", PHASES)
-async def test_a_member_killed_in_any_phase_costs_the_others_less_than_ten_seconds(
+async def test_a_member_killed_in_any_phase_costs_the_others_a_second_and_a_round(
     autojump_clock: MockClock, nursery: trio.Nursery, phase: str, nth: int
 ) -> None:
     swarm = await make_swarm(nursery, 4)
@@ -93,7 +95,8 @@ async def test_a_member_killed_in_any_phase_costs_the_others_less_than_ten_secon
     for trainer in swarm.alive:
         assert trainer.round == 4
         assert trainer.fetched == 0, "nobody had to reload the state"
-        assert min(at for at in trainer.committed_at if at > died_at) - died_at < 10
+        late = min(at for at in trainer.committed_at if at > died_at) - died_at
+        assert late < 1.0 + ROUND_S
     swarm.check(4)
     nursery.cancel_scope.cancel()
 
@@ -121,7 +124,8 @@ async def test_a_member_that_freezes_is_left_out_within_seconds(
     (frozen_at,) = swarm.dead.values()
     for trainer in swarm.alive:
         assert trainer.fetched == 0
-        assert min(at for at in trainer.committed_at if at > frozen_at) - frozen_at < 20
+        late = min(at for at in trainer.committed_at if at > frozen_at) - frozen_at
+        assert late < 3.0
     swarm.check(3)
     nursery.cancel_scope.cancel()
 

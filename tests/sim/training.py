@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -10,7 +10,7 @@ import numpy as np
 import trio
 
 from protocols.modelsync import codecs
-from protocols.modelsync.part import Attachment, LaneShape, Outcome
+from protocols.modelsync.part import Attachment, LaneShape, Outcome, Wish
 from protocols.modelsync.service import ModelSync
 from protocols.modelsync.state import state_root
 from protocols.rpc.service import RpcService
@@ -20,7 +20,7 @@ from wire.ids import PeerId, Signer
 from wire.ports import Item
 
 T = TypeVar("T")
-ELEMENTS = 700_000  # more than one chunk a shard with two members
+ELEMENTS = 300_000  # more than one chunk where one member owns all; three chunks of a state
 RUN = "test"
 
 
@@ -64,15 +64,28 @@ class SharedStore:
 
 @dataclass
 class Trainer:
-    """What shoal.Trainer does, with random numbers instead of learning."""
+    """What shoal.Trainer does, with random numbers instead of learning: one lane of a run.
+
+    With several `lanes` it is the first of them, and `siblings` are the others, in one exchange
+    buffer. A state is the parameters, then the momentum.
+    """
 
     number: int
     sync: ModelSync
     codec: str = "float32"
     min_members: int = 1
     patience_s: float = 20.0
+    lanes: int = 1
+    lane: int = 0
+    sample: int = 0
+    topology: str = "all"
+    replicas_differ: bool = False
+    is_verified: bool = False
+    aggregator: str = "mean"
+    wish: Wish = field(default_factory=Wish)
+    sent: codecs.Vector | None = None
     round: int = 0
-    buffer: codecs.Vector = field(default_factory=lambda: np.zeros(ELEMENTS, np.float32))
+    exchange: codecs.Vector = field(default_factory=lambda: np.zeros(0, np.float32))
     states: list[codecs.Vector] = field(
         default_factory=lambda: [np.zeros(2 * ELEMENTS, np.float32) for _ in range(2)]
     )
@@ -81,31 +94,55 @@ class Trainer:
     fetched: int = 0
     seconds_a_round: float = 1.0
     committed_at: list[float] = field(default_factory=list[float])
+    siblings: list["Trainer"] = field(default_factory=list["Trainer"])
+
+    def __post_init__(self) -> None:
+        if self.lane:
+            return
+        self.exchange = np.zeros(self.lanes * ELEMENTS, np.float32)
+        for lane in range(1, self.lanes):
+            states = [np.zeros(2 * ELEMENTS, np.float32) for _ in range(2)]
+            sibling = replace(self, lane=lane, exchange=self.exchange, states=states)
+            for name in ("outcomes", "committed_at"):
+                setattr(sibling, name, [])
+            sibling.roots = {}
+            self.siblings.append(sibling)
+
+    @property
+    def buffer(self) -> codecs.Vector:
+        return self.exchange[self.lane * ELEMENTS : (self.lane + 1) * ELEMENTS]
 
     @property
     def phi(self) -> codecs.Vector:
         return self.states[0][:ELEMENTS]
 
     def contribution(self, round_: int) -> codecs.Vector:
-        random = np.random.default_rng((self.number, round_))
+        random = np.random.default_rng((self.number, self.lane, round_))
         return random.standard_normal(ELEMENTS, dtype=np.float32)
 
     async def attach(self) -> None:
-        await self.sync.attach(
-            Attachment(
-                RUN,
-                (LaneShape(ELEMENTS, 2 * ELEMENTS),),
-                self.codec,
-                100,
-                self.min_members,
-                self.patience_s,
-                self.buffer,
-            )
-        )
-        fetched = await self.sync.join(RUN, 0, self.round, self.states[1])
+        if self.lane == 0:
+            await self.sync.attach(self.attachment())
+        fetched = await self.sync.join(RUN, self.lane, self.round, self.states[1])
         if fetched is not None:
             self.take(fetched.round)
         self.announce()
+
+    def attachment(self) -> Attachment:
+        return Attachment(
+            RUN,
+            (LaneShape(ELEMENTS, 2 * ELEMENTS),) * self.lanes,
+            self.codec,
+            100,
+            self.min_members,
+            self.patience_s,
+            self.exchange,
+            sent=self.sent,
+            aggregator=self.aggregator,
+            sample=self.sample,
+            replicas_differ=self.replicas_differ,
+            is_verified=self.is_verified,
+        )
 
     def take(self, round_: int) -> None:
         self.states.reverse()
@@ -115,32 +152,56 @@ class Trainer:
     def announce(self) -> None:
         root = state_root(self.states[0])
         self.roots[self.round] = root
-        self.sync.announce(RUN, 0, self.round, root, self.states[0])
+        self.sync.announce(RUN, self.lane, self.round, root, self.states[0])
 
     async def train(self, rounds: int) -> None:
-        """Attach, then take part until `rounds` are done."""
+        """Attach, then take part until `rounds` are done, in all lanes."""
         await self.attach()
-        await self.go_on(rounds)
+        async with trio.open_nursery() as nursery:
+            for sibling in self.siblings:
+                nursery.start_soon(sibling.train, rounds)
+            await self.go_on(rounds)
 
     async def go_on(self, rounds: int) -> None:
         """Take part until `rounds` are done."""
         weight = 0.0 if self.fetched else 1.0
         while self.round < rounds:
-            if weight:
+            if self.sample and not await self.is_our_turn():
+                await self.fetch(self.round + 1)
+                continue
+            if weight or self.sample:
                 await trio.sleep(self.seconds_a_round)
+                weight = 1.0
                 self.buffer[:] = self.contribution(self.round)
             weight = await self.one_round(weight)
 
+    async def is_our_turn(self) -> bool:
+        turn = None
+        while turn is None:
+            turn = await self.sync.turn(RUN, self.lane, self.round, timeout_s=20)
+        return turn
+
+    async def fetch(self, at_least: int, root: bytes | None = None) -> None:
+        fetched = await self.sync.fetch(
+            RUN, self.lane, self.states[1], at_least=at_least, root=root
+        )
+        self.take(fetched.round)
+        self.announce()
+
     async def one_round(self, weight: float) -> float:
-        await self.sync.submit(RUN, 0, self.round, self.roots[self.round], weight)
-        outcome = await self.sync.outcome(RUN, 0, timeout_s=600)
+        await self.sync.submit(
+            RUN,
+            self.lane,
+            self.round,
+            self.roots[self.round],
+            weight,
+            topology=self.topology,
+            wish=self.wish,
+        )
+        outcome = await self.sync.outcome(RUN, self.lane, timeout_s=600)
         assert outcome is not None
         if outcome.certificate is None:
-            fetched = await self.sync.fetch(
-                RUN, 0, self.states[1], at_least=outcome.at_least, root=outcome.root
-            )
-            self.take(fetched.round)
-            self.announce()
+            await self.fetch(outcome.at_least, outcome.root)
             return 0.0
         self.outcomes.append(outcome)
         self.committed_at.append(trio.current_time())
@@ -282,22 +343,27 @@ class Swarm:
 
     def check(self, rounds: int) -> None:
         """All who live hold the same state, and every mean was the exact mean."""
-        assert len({t.roots[rounds] for t in self.alive}) == 1
-        for trainer in self.alive:
-            for outcome in trainer.outcomes:
-                assert outcome.certificate is not None
-                assert outcome.certificate.is_signed()
-        # Replay the certificates: their members' contributions must lead to the same state.
+        self.check_lane([t for t in self.trainers], rounds)
+        for lane in range(len(self.trainers[0].siblings)):
+            self.check_lane([t.siblings[lane] for t in self.trainers], rounds)
+
+    def check_lane(self, trainers: list[Trainer], rounds: int) -> None:
+        """Replay the certificates: their contributions must lead to the state that all hold."""
+        alive = [t for t in trainers if t.number not in self.dead]
+        assert len({t.roots[rounds] for t in alive}) == 1
         certificates = {}
-        for trainer in self.trainers:
+        for trainer in trainers:
             for outcome in trainer.outcomes:
                 c = outcome.certificate
+                assert c is not None
+                assert c.is_signed()
+                assert c.lane == trainer.lane
                 assert certificates.setdefault(c.round, c).result == c.result
-        by_peer = {self.peer(t.number): t for t in self.trainers}
+        by_peer = {self.peer(t.number): t for t in trainers}
         phi, momentum = np.zeros(ELEMENTS, np.float32), np.zeros(ELEMENTS, np.float32)
         for round_ in range(rounds):
             c = certificates[round_]
-            vectors = [by_peer[m].contribution(round_) for m in c.members]
+            vectors = [by_peer[m].contribution(round_) for m in c.contributors]
             mean = weighted_mean(vectors, c.weights)
             phi, momentum = nesterov(phi, momentum, mean, lr=0.7, momentum=0.5)
-        assert state_root(np.concatenate([phi, momentum])) == self.alive[0].roots[rounds]
+        assert state_root(np.concatenate([phi, momentum])) == alive[0].roots[rounds]

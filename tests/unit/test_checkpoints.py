@@ -35,7 +35,7 @@ ME = Signer(b"m" * 32)
 
 def certificate(round_: int, *, lane: int = 0, run: str = "run") -> Certificate:
     body = Certificate(
-        run, round_, 0, ME.peer, [ME.peer], [1.0], "int8", bytes(32), bytes(32), lane=lane
+        run, round_, 0, ME.peer, [ME.peer], [ME.peer], [1.0], "int8", bytes(32), bytes(32), lane
     )
     signature = ME.sign(wire.CERTIFICATE_TAG, body.body())
     return msgspec.structs.replace(body, signatures=(signature,))

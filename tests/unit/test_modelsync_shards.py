@@ -1,5 +1,7 @@
 """Who owns how much: shards by bandwidth."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,9 +24,7 @@ def slowest(elements: int, shards: list[int], rates: list[float]) -> float:
 
 
 @given(elements=st.integers(1, 50 * MILLION), swarm=members)
-def test_shards_cover_everything_in_steps(
-    elements: int, swarm: list[tuple[float, bool]]
-) -> None:
+def test_shards_cover_everything_in_steps(elements: int, swarm: list[tuple[float, bool]]) -> None:
     shards = weighted_shards(elements, [rate for rate, _ in swarm], [owns for _, owns in swarm])
     assert len(shards) == len(swarm)
     assert sum(shards) == elements
@@ -77,4 +77,4 @@ def test_ranges_and_chunks_cover_a_shard() -> None:
     start, stop = shard_range(shards, 1)
     parts = list(chunks(start, stop))
     assert (parts[0][0], parts[-1][1]) == (shards[0], 3 * MILLION)
-    assert all(before[1] == after[0] for before, after in zip(parts, parts[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in pairwise(parts))

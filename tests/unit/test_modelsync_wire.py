@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocols.modelsync import latest_wire, wire
+from protocols.modelsync import state_wire, wire
 from protocols.modelsync.shards import equal_shards
 from wire.codec import CHUNK_FRAME_MAX, decode, encode
 from wire.errors import BadMessage
@@ -19,8 +19,9 @@ MESSAGES = [
     wire.Answer,
     wire.Piece,
     wire.Ask,
-    latest_wire.Latest,
-    latest_wire.StatePart,
+    state_wire.Holding,
+    state_wire.StateAsk,
+    state_wire.StateAnswer,
     wire.Certificate,
 ]
 SIGNERS = sorted((Signer(bytes([n]) * 32) for n in (1, 2, 3)), key=lambda s: s.peer)
@@ -71,7 +72,14 @@ def test_any_bytes(type_: type, frame: bytes) -> None:
         wire.Answer(wire.Done([bytes(32)], bytes(64))),
         wire.Answer(wire.Failed(SIGNERS[1].peer, "silent")),
         wire.Piece("test", 1, 0, SIGNERS[0].peer, 7, b"data"),
-        latest_wire.StatePart(latest_wire.Latest(4, bytes(32), 10, certificate()), b""),
+        state_wire.Holding(
+            4, bytes(32), 10, certificate(), 4, (state_wire.Past(3, bytes(32), True),)
+        ),
+        state_wire.StateAsk(state_wire.OpenState("test", 1, bytes(32))),
+        state_wire.StateAsk(state_wire.Wants([state_wire.Want(3, bytes(32))])),
+        state_wire.StateAnswer(state_wire.Opened()),
+        state_wire.StateAnswer(state_wire.Page(0, [bytes(32)])),
+        state_wire.StateAnswer(state_wire.Chunk(3, b"data")),
     ],
 )
 def test_every_message_survives_the_wire_and_an_independent_reader(message: object) -> None:

@@ -6,13 +6,17 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
+from node.cli import live
 from node.cli.context import Context
-from node.cli.curves import AXES, points, read_file, together
+from node.cli.curves import AXES, points, read_file, smoothed, together
 from node.cli.live import show_all, told_of
-from node.cli.run import curves
+from node.cli.run import curves, whole_lines
 from node.cli.run_source import BadRunFile, read_run_file, read_source
 from node.cli.run_text import duration, latest, metric_line, peer_rows, run_lines, run_row, size
+from node.cli.runs import WIRES
+from protocols.modelsync.codecs import codec_named
 from shoal.errors import ClientError
+from shoal.learn.names import options_of
 from shoal.runs import CertificateView, Contribution, Metric, Run
 
 SHIPPED = Path("configs/runs/shakespeare.toml")
@@ -93,6 +97,40 @@ def test_a_script_takes_the_run_file_beside_it_or_any_settings(file: Path) -> No
     assert found.config == {"run": {"rounds": 4}, "model": {"name": "small"}, "x": {"y": "4"}}
 
 
+def test_a_strategy_comes_with_its_options(file: Path) -> None:
+    text = file.read_text()
+    file.write_text(text + 'strategy = "diloco"\n[strategy]\nlr = 0.5\nmomentum = 0.1\n')
+    found = read_run_file(file, ("strategy.every=7",))
+    assert found["strategy"]["lr"] == 0.5
+    assert found["strategy"]["every"] == 7
+    assert list(found["strategy"]) == list(options_of("diloco"))
+    other = read_run_file(file, (), "fedavg")
+    assert other["run"]["strategy"] == "fedavg"
+    assert list(other["strategy"]) == list(options_of("fedavg"))
+    assert read_run_file(file, ("run.strategy=fedavg",)) == other
+    with pytest.raises(BadRunFile, match="there is no strategy fedavgg") as caught:
+        read_run_file(file, (), "fedavgg")
+    assert caught.value.hint == "did you mean fedavg?"
+    with pytest.raises(BadRunFile, match=r"no strategy\.evry"):
+        read_run_file(file, ("strategy.evry=7",))
+    file.write_text(text + 'strategy = "diloco"\n[strategy]\nspeed = 1\n')
+    with pytest.raises(BadRunFile, match="diloco has no such option"):
+        read_run_file(file)
+
+
+def test_a_script_without_a_run_file_gets_the_options_of_its_strategy(tmp_path: Path) -> None:
+    script = tmp_path / "mine.py"
+    script.write_text("")
+    config = read_source(script, ("strategy.every=7",), "diloco").config
+    assert config["run"] == {"strategy": "diloco"}
+    assert config["strategy"] == {**options_of("diloco"), "every": 7}
+
+
+def test_every_codec_can_be_asked_for_by_name() -> None:
+    for wire in set(WIRES) - {"auto"}:
+        assert codec_named(wire).name == wire
+
+
 def metric(**changes: object) -> Metric:
     base = Metric(
         time_ms=0,
@@ -118,6 +156,7 @@ def test_progress_is_told_in_one_line() -> None:
         "round 2/10  step 50  loss 5.000  val 4.500  4 members  900 B out, 1.7 MB in int8"
         "  0.2 s  75 s left"
     )
+    assert metric_line(metric(lane=3), lanes=4).startswith("round 2/10 lane 3  step 50")
     assert "(2 attempts)" in metric_line(metric(attempt=1))
     assert metric_line(metric(loss=None, val_loss=None, peers=0, eta_s=None)) == (
         "round 2/10  step 50"
@@ -126,25 +165,39 @@ def test_progress_is_told_in_one_line() -> None:
 
 
 def test_a_bar_is_told_what_goes_on() -> None:
-    assert told_of(metric()) == "round 2/10, loss 5.000, 75 s left"
-    assert told_of(Run("a", "starting", members=[ADA])) == "starting, 1 member"
+    assert told_of(metric(), {}) == "round 2/10, loss 5.000, 75 s left"
+    assert told_of(Run("a", "starting", members=[ADA]), {}) == "starting, 1 member"
     waits = Run("a", "training", 3, members=[ADA, BOB], waiting_for=[BOB])
-    assert told_of(waits) == f"round 3 waits for …{BOB[-8:]}"
+    assert told_of(waits, {}) == f"round 3 waits for …{BOB[-8:]}"
+    assert told_of(waits, {BOB: "bob\n"}) == "round 3 waits for bob?"
 
 
 def test_a_pipe_gets_plain_lines_and_scripts_get_documents(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     waits = Run("a", "training", waiting_for=[BOB])
-    items = [Run("a", "training"), waits, waits, metric(), Run("a", "finished", root="ff")]
-    assert show_all(items, "a", as_json=False) == items[-1]
+    items: list[Run | Metric] = [
+        Run("a", "training"),
+        waits,
+        waits,
+        metric(),
+        Run("a", "finished", root="ff"),
+    ]
+    assert show_all(items, "a", {}, as_json=False) == items[-1]
     said = capsys.readouterr()
     assert said.out == metric_line(metric()) + "\n"
     assert said.err == f"round 0 waits for …{BOB[-8:]}\n"
-    show_all(items, "a", as_json=True)
+    show_all(items, "a", {}, as_json=True)
     lines = capsys.readouterr().out.splitlines()
     states = [msgspec.json.decode(line).get("state", "metric") for line in lines]
     assert states == ["training", "training", "training", "metric", "finished"]
+
+
+def test_lines_say_which_lane_if_there_are_several(capsys: pytest.CaptureFixture[str]) -> None:
+    show_all([metric(), Run("a", "training", lanes=4), metric()], "a", {}, as_json=False)
+    first, second = capsys.readouterr().out.splitlines()
+    assert "lane" not in first
+    assert "lane 0" in second
 
 
 def test_the_last_certificate_is_that_of_the_last_round_and_lane() -> None:
@@ -190,7 +243,7 @@ def test_the_contribution_table_has_who_brought_most_first_and_the_banned_last()
 
 @pytest.mark.parametrize(
     ("bytes_", "told"),
-    [(0, "0 B"), (999, "999 B"), (999_800, "1 MB"), (1234, "1.23 kB"), (5.6e9, "5.6 GB")],
+    [(0, "0 B"), (999, "999 B"), (999_800, "1 MB"), (1234, "1.23 kB"), (5e9, "5 GB")],
 )
 def test_bytes_are_told_in_decimal_units(bytes_: float, told: str) -> None:
     assert size(bytes_) == told
@@ -225,6 +278,7 @@ def test_curves_of_several_nodes_become_one_picture(tmp_path: Path, by: str) -> 
     assert out.read_bytes().startswith(b"\x89PNG")
     assert str(out) in result.output
     assert "…neoneone" in result.output
+    assert result.output.splitlines()[2].endswith(" 6.972")  # the first row, of 7 to 5
 
 
 def test_a_name_that_is_a_formula_to_matplotlib_is_only_a_name(tmp_path: Path) -> None:
@@ -240,6 +294,40 @@ def test_points_leave_gaps_out_and_may_be_drawn_over_time() -> None:
     assert points(rows, AXES["time"], "loss") == ([0.0, 3.0], [5.0, 5.0])
 
 
+def test_many_noisy_points_are_smoothed_and_few_are_not() -> None:
+    few = [float(n % 2) for n in range(59)]
+    assert smoothed(few) == few
+    many = smoothed([float(n % 2) for n in range(600)])
+    assert (many[0], many[-1]) == (0.0, 1.0)
+    assert all(abs(value - 0.5) < 0.03 for value in many[20:-20])
+    assert len(many) == 600
+
+
+def test_an_earlier_run_of_the_same_name_is_not_drawn() -> None:
+    rounds = [0, 1, 2, 0, 1]
+    rows = [metric(round=number, time_ms=place) for place, number in enumerate(rounds)]
+    (kept,) = together([("x", rows)]).values()
+    assert [row.time_ms for row in kept] == [3, 4]
+    (joined,) = together([("x", rows[1:3])]).values()
+    assert joined == rows[1:3]
+
+
+def test_on_a_terminal_lines_stay_and_nothing_in_them_is_markup(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "on_terminal", lambda: True)
+    items: list[Run | Metric] = [
+        Run("a", "training", rounds=10, lanes=2),
+        metric(note="[bold]not bold[/bold] " + "long " * 40),
+        Run("a", "finished"),
+    ]
+    assert show_all(items, "a", {}, as_json=False) == items[-1]
+    said = capsys.readouterr().out.splitlines()
+    assert [line for line in said if line.startswith("round 2/10 lane 0")] == [
+        metric_line(metric(note="[bold]not bold[/bold] " + "long " * 40), 2)
+    ]
+
+
 def test_two_sources_of_one_member_keep_their_curves_apart() -> None:
     rows = rows_of("12D3KooWsomebody")
     assert list(together([("x.jsonl", rows), ("y.jsonl", rows)])) == [
@@ -248,6 +336,11 @@ def test_two_sources_of_one_member_keep_their_curves_apart() -> None:
     ]
     with pytest.raises(ClientError, match=r"nothing is recorded yet for z"):
         together([("z", [metric(loss=None, val_loss=None)])])
+
+
+def test_a_log_is_told_by_whole_lines_however_it_is_read() -> None:
+    pieces = [b"one\ntw", b"o\n\n", "thr\u00e9e".encode()[:4], "thr\u00e9e".encode()[4:]]
+    assert list(whole_lines(pieces)) == ["one", "two", "", "thr\u00e9e"]
 
 
 def test_a_last_line_cut_off_by_a_crash_is_left_out_but_garbage_is_named(tmp_path: Path) -> None:

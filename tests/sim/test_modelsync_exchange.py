@@ -1,0 +1,421 @@
+"""The data of an attempt between simulated members: exact results, alike everywhere, and faults."""
+
+from collections.abc import Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import trio
+from trio.testing import MockClock
+
+from protocols.modelsync.aggregate import aggregator_named, weighted_mean
+from protocols.modelsync.codecs import Vector, codec_named
+from protocols.modelsync.neighbours import sources
+from protocols.modelsync.news import Complete
+from protocols.modelsync.sealing import commitment_of
+from protocols.modelsync.shards import weighted_shards
+from protocols.modelsync.wire import Bound, Piece, result_of
+from shoal.learn.exact import mix, mix_row
+from tests.sim.exchanges import Members, number_of
+
+LARGE, SMALL = 2_400_000, 70_000  # elements: by bulk with up to 8 members, and not
+MIXES = ["ring", "exponential", "complete", "pairs"]
+
+
+def through(codec: str, vector: Vector, *, is_mean: bool = False) -> Vector:
+    """What others decode."""
+    named = codec_named(codec)
+    encode = named.encode_mean if is_mean else named.encode
+    return named.decode(encode(vector), len(vector))
+
+
+@pytest.mark.parametrize("codec", ["float32", "bfloat16", "float16", "int8", "int4", "topk"])
+@pytest.mark.parametrize(("elements", "by_bulk"), [(LARGE, True), (SMALL, True), (SMALL, False)])
+async def test_all_get_the_same_bits_whatever_the_codec(
+    autojump_clock: MockClock, nursery: trio.Nursery, codec: str, elements: int, by_bulk: bool
+) -> None:
+    members = Members(nursery, 3, elements, by_bulk=by_bulk)
+    weights = [1.0, 2.5, 3.0]
+    await members.run(members.prepare(codec=codec, weights=weights))
+    members.apply()
+    seen = [through(codec, vector) for vector in members.vectors]
+    mean = weighted_mean(seen, weights)
+    expected = through(codec, mean, is_mean=True)
+    for node, ours in zip(members.nodes, seen, strict=True):
+        assert np.array_equal(node.result, expected)
+        assert np.array_equal(node.sent, ours)
+    assert len({node.result.tobytes() for node in members.nodes}) == 1
+    assert len({tuple(node.exchange.shards) for node in members.nodes if node.exchange}) == 1
+    is_large = by_bulk and elements == LARGE and codec_named(codec).size is not None
+    assert (members.meadow.transfers > 0) == is_large
+    assert members.net.errors == []
+
+
+@pytest.mark.parametrize("by_bulk", [True, False])
+async def test_shards_may_be_of_any_size_also_none(
+    autojump_clock: MockClock, nursery: trio.Nursery, by_bulk: bool
+) -> None:
+    members = Members(nursery, 4, LARGE, by_bulk=by_bulk)
+    shards = [0, 4096, LARGE - 4096, 0]
+    await members.run(members.prepare(shards=shards, weights=[1.0, 0.0, 1.0, 0.0]))
+    members.apply()
+    mean = weighted_mean([members.vectors[0], members.vectors[2]], [1.0, 1.0])
+    for node in members.nodes:
+        assert np.array_equal(node.result, mean)
+    assert not members.nodes[1].sent.any()
+
+
+async def test_who_has_nothing_to_say_gets_zeros_from_all(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    members = Members(nursery, 2, SMALL)
+    await members.run(members.prepare(weights=[0.0, 0.0]))
+    members.apply()
+    assert not any(node.result.any() for node in members.nodes)
+
+
+async def test_one_member_alone_has_its_own_mean(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    members = Members(nursery, 1, SMALL)
+    await members.run(members.prepare())
+    members.apply()
+    assert np.array_equal(members.nodes[0].result, members.vectors[0])
+
+
+@pytest.mark.parametrize("name", ["median", "trimmed", "clip:tau=auto", "flag"])
+async def test_robust_aggregators_see_whole_shards(
+    autojump_clock: MockClock, nursery: trio.Nursery, name: str
+) -> None:
+    try:
+        aggregator = aggregator_named(name)
+    except Exception:
+        pytest.skip("the aggregator is not here yet")
+    members = Members(nursery, 3, LARGE, by_bulk=True)
+    members.nodes[1].contribution *= np.float32(-1000)
+    prepare = members.prepare()
+    await members.run(prepare, aggregator=name)
+    members.apply()
+    assert len({node.result.tobytes() for node in members.nodes}) == 1
+    first = prepare.shards[0]
+    expected = aggregator([vector[:first] for vector in members.vectors], [1.0] * 3)
+    assert np.array_equal(members.nodes[2].result[:first], expected)
+
+
+@pytest.mark.parametrize("codec", ["float32", "int8", "topk"])
+@pytest.mark.parametrize("elements", [LARGE, SMALL])
+async def test_a_sealed_average_is_the_same_average(
+    autojump_clock: MockClock, nursery: trio.Nursery, codec: str, elements: int
+) -> None:
+    members = Members(nursery, 3, elements, by_bulk=True)
+    await members.run(members.prepare(codec=codec))
+    members.apply()
+    plain = members.nodes[0].result
+    await members.run(members.prepare(codec=codec, is_sealed=True))
+    members.apply()
+    for node in members.nodes:
+        assert np.array_equal(node.result, plain)
+
+
+async def test_a_commitment_is_what_a_validator_computes(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    members = Members(nursery, 3, SMALL)
+    prepare = members.prepare(codec="int8", is_sealed=True)
+    mixed = members.prepare(codec="int8", is_sealed=True, topology="ring")
+    for node in members.nodes:
+        expected = commitment_of(codec_named("int8"), node.contribution, prepare.shards)
+        assert await node.open(prepare).seal() == expected
+        assert await node.open(mixed).seal() == expected
+
+
+@pytest.mark.parametrize("topology", MIXES)
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7])
+def test_weights_of_a_mix_are_doubly_stochastic_and_those_of_the_trainer(
+    topology: str, count: int
+) -> None:
+    members = [f"peer{number}" for number in range(count)]
+    for round_ in range(4):
+        prepare = _prepare(members, topology, round_)
+        rows = [sources(prepare, member) for member in range(count)]
+        for member, row in enumerate(rows):
+            assert sum(row.values()) == pytest.approx(1)
+            assert member in row
+            assert row == mix_row(topology, members, member, run="test", lane=2, round_=round_)
+        for column in range(count):
+            assert sum(row.get(column, 0) for row in rows) == pytest.approx(1)
+
+
+def _prepare(members: list[str], topology: str, round_: int) -> Any:
+    class Stub:
+        run, lane = "test", 2
+
+    stub = Stub()
+    stub.members, stub.topology, stub.round = members, topology, round_  # type: ignore[attr-defined]
+    return stub
+
+
+@pytest.mark.parametrize("topology", MIXES)
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("elements", [LARGE // 4, SMALL])
+async def test_a_mix_is_what_the_trainer_simulates(
+    autojump_clock: MockClock, nursery: trio.Nursery, topology: str, count: int, elements: int
+) -> None:
+    members = Members(nursery, count, elements, by_bulk=True)
+    prepare = members.prepare(topology=topology, is_sealed=True)
+    await members.run(prepare)
+    members.apply()
+    for index, node in enumerate(members.nodes):
+        row = mix_row(topology, prepare.members, index, run="test", lane=0, round_=3)
+        assert np.array_equal(node.result, mix(members.vectors, [1.0] * count, row))
+        assert node.exchange is not None
+        assert len(node.exchange.shards) == count
+    assert members.net.errors == []
+
+
+async def test_in_a_mix_our_own_vector_is_exact_and_who_brings_nothing_is_left_out(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    members = Members(nursery, 4, SMALL)
+    weights = [1.0, 0.0, 1.0, 1.0]
+    prepare = members.prepare(topology="ring", codec="int8", is_sealed=True, weights=weights)
+    await members.run(prepare)
+    members.apply()
+    seen = [through("int8", vector) for vector in members.vectors]
+    own = members.vectors[0]
+    assert np.array_equal(members.nodes[0].result, weighted_mean([own, seen[3]], [1 / 3, 1 / 3]))
+    assert np.array_equal(
+        members.nodes[1].result, weighted_mean([seen[0], seen[2]], [1 / 3, 1 / 3])
+    )
+    assert np.array_equal(members.nodes[3].sent, seen[3])
+
+
+# -- adoption --------------------------------------------------------------------------------
+
+
+def bound_of(members: Members) -> Bound:
+    exchange = members.nodes[0].exchange
+    assert exchange is not None
+    prepare = exchange.prepare
+    return Bound(
+        prepare.attempt, prepare.proposer, result_of(exchange.shards), prepare.members,
+        prepare.weights, prepare.shards, prepare.codec,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("codec", ["float32", "int8", "topk"])
+@pytest.mark.parametrize("lacking", [[0], [2], [0, 1, 3]])
+async def test_who_lacks_a_bound_result_gets_its_bytes_from_who_holds_it(
+    autojump_clock: MockClock, nursery: trio.Nursery, codec: str, lacking: list[int]
+) -> None:
+    members = Members(nursery, 4, LARGE // 2)
+    await members.run(members.prepare(codec=codec))
+    for node in members.nodes:
+        assert node.exchange is not None
+        node.held = node.exchange.held
+    mean = np.empty(LARGE // 2, np.float32)
+    expected = members.nodes[0].exchange
+    assert expected is not None
+    bound = bound_of(members)
+    for number in lacking:
+        members.nodes[number].held = None
+    await members.run(members.prepare(codec=codec, attempt=1, adopt=bound))
+    members.apply()
+    expected.take(mean)
+    for node in members.nodes:
+        assert isinstance(node.events[-1], Complete)
+        assert result_of(node.events[-1].shards) == bound.result
+        assert np.array_equal(node.result, mean)
+        assert np.array_equal(node.sent, through(codec, node.contribution))
+
+
+async def test_of_a_mix_who_lacks_its_own_result_keeps_its_vector(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    members = Members(nursery, 3, SMALL)
+    await members.run(members.prepare(topology="ring", is_sealed=True))
+    bound = bound_of(members)
+    for node in members.nodes[1:]:
+        assert node.exchange is not None
+        node.held = node.exchange.held
+    adopting = members.prepare(topology="ring", is_sealed=True, attempt=1, adopt=bound)
+    await members.run(adopting)
+    members.apply()
+    assert np.array_equal(members.nodes[0].result, members.vectors[0])
+    mean = weighted_mean(members.vectors, [1 / 3] * 3)
+    assert np.array_equal(members.nodes[1].result, mean)
+
+
+async def test_if_nobody_has_what_is_to_be_adopted_its_proposer_is_to_blame(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    members = Members(nursery, 3, SMALL)
+    await members.run(members.prepare())
+    await members.run(members.prepare(attempt=1, adopt=bound_of(members)), within_s=30)
+    proposer = number_of(members.nodes[0].peer)
+    assert members.nodes[1].faults == {(proposer, "silent")}
+
+
+# -- faults ----------------------------------------------------------------------------------
+
+
+class Liar:
+    """An Rpc whose streams of data say something else."""
+
+    def __init__(self, inner: Any, lie: Callable[[Piece], Piece | None]) -> None:
+        self.inner, self.lie = inner, lie
+        self.peer = inner.peer
+
+    @asynccontextmanager
+    async def stream(self, peer: Any, method: Any, *, timeout_s: float) -> Any:
+        async with self.inner.stream(peer, method, timeout_s=timeout_s) as call:
+            yield LyingCall(call, self.lie)
+
+
+class LyingCall:
+    """A call of a Liar."""
+
+    def __init__(self, inner: Any, lie: Callable[[Piece], Piece | None]) -> None:
+        self.inner, self.lie, self.peer = inner, lie, inner.peer
+
+    async def send(self, piece: Piece) -> None:
+        said = self.lie(piece)
+        if said is not None:
+            await self.inner.send(said)
+
+    async def receive(self) -> Piece:
+        piece: Piece = await self.inner.receive()
+        return piece
+
+
+def changed(**fields: Any) -> Callable[[Piece], Piece]:
+    def lie(piece: Piece) -> Piece:
+        values = {name: getattr(piece, name) for name in piece.__struct_fields__}
+        return Piece(**(values | fields))
+
+    return lie
+
+
+LIES: dict[str, Callable[[Piece], Piece | None]] = {
+    "too short": changed(data=b"x"),
+    "too long": changed(data=bytes(4 * 262_144 + 4)),
+    "not a number": lambda piece: changed(data=b"\xff" * len(piece.data))(piece),
+    "out of order": changed(index=7),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+async def test_pieces_that_are_no_contribution_are_the_senders_fault(
+    autojump_clock: MockClock, nursery: trio.Nursery, lie: str
+) -> None:
+    members = Members(nursery, 3, SMALL)
+    villain = members.nodes[1]
+    villain.wrapped = Liar(villain.rpc, LIES[lie])  # type: ignore[assignment]
+    await members.run(members.prepare(), within_s=3)
+    for node in (members.nodes[0], members.nodes[2]):
+        assert (number_of(villain.peer), "bad") in node.faults
+        assert not node.completed.is_set()
+
+
+async def test_who_sends_nothing_is_silent_and_nobody_else_is(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    members = Members(nursery, 3, SMALL)
+    villain = members.nodes[1]
+    villain.wrapped = Liar(villain.rpc, lambda piece: None)  # type: ignore[assignment]
+    await members.run(members.prepare(), within_s=6)
+    for node in (members.nodes[0], members.nodes[2]):
+        assert node.faults == {(number_of(villain.peer), "silent")}
+
+
+@pytest.mark.parametrize("what", ["contribution", "mean"])
+async def test_bytes_that_are_spoilt_in_a_transfer_are_the_senders_fault(
+    autojump_clock: MockClock, nursery: trio.Nursery, what: str
+) -> None:
+    members = Members(nursery, 3, LARGE, by_bulk=True)
+    villain, victim = members.nodes[1], members.nodes[0]
+    mean_at = 4 * weighted_shards(LARGE, [0] * 3, [True] * 3)[0]  # it follows the contribution
+
+    def spoil(sender: Any, receiver: Any, at: int, data: bytes) -> bytes:
+        is_meant = (sender, receiver) == (villain.peer, victim.peer)
+        return b"\xff" * len(data) if is_meant and (at >= mean_at) == (what == "mean") else data
+
+    members.meadow.spoil = spoil
+    await members.run(members.prepare(), within_s=3)
+    assert (number_of(villain.peer), "bad") in victim.faults
+
+
+async def test_a_member_that_is_too_slow_is_silent(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    members = Members(nursery, 2, LARGE, by_bulk=True)
+    slow = members.nodes[1]
+    members.meadow.slow_s[slow.peer] = 5.0  # 512 KiB in five seconds
+    await members.run(members.prepare(), within_s=12)
+    assert members.nodes[0].faults == {(number_of(slow.peer), "silent")}
+
+
+async def test_a_member_whose_connection_breaks_is_broken_for_all(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    members = Members(nursery, 3, LARGE // 2)
+    villain = members.nodes[2]
+    nursery.start_soon(_kill, members, villain.peer)
+    await members.run(members.prepare(), within_s=3)
+    for node in members.nodes[:2]:
+        assert (number_of(villain.peer), "broken") in node.faults
+
+
+async def _kill(members: Members, peer: Any) -> None:
+    await trio.sleep(0.05)
+    members.net.kill(peer)
+
+
+@pytest.mark.parametrize("topology", ["all", "ring"])
+async def test_who_brings_another_vector_than_it_committed_to_is_found(
+    autojump_clock: MockClock, nursery: trio.Nursery, topology: str
+) -> None:
+    members = Members(nursery, 3, SMALL)
+    villain = members.nodes[1]
+    honest = villain.contribution.copy()
+    prepare = members.prepare(is_sealed=True, topology=topology)
+
+    class Turncoat(Liar):
+        """Says something else than what it has committed to, in the last chunk of each."""
+
+    def lie(piece: Piece) -> Piece:
+        is_vector = len(piece.data) > 32 * 3
+        return changed(data=bytes(len(piece.data)))(piece) if is_vector else piece
+
+    villain.wrapped = Turncoat(villain.rpc, lie)  # type: ignore[assignment]
+    await members.run(prepare, within_s=3)
+    assert np.array_equal(villain.contribution, honest)
+    for node in (members.nodes[0], members.nodes[2]):
+        assert (number_of(villain.peer), "bad") in node.faults
+
+
+async def test_a_cancelled_exchange_lets_go_of_everything(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    members = Members(nursery, 3, LARGE, by_bulk=True)
+    await members.run(members.prepare(), within_s=0.05)
+    assert members.meadow.places == {}
+    await trio.sleep(1)
+    await members.run(members.prepare(attempt=1))
+    members.apply()
+    expected = weighted_mean(members.vectors, [1.0] * 3)
+    assert all(np.array_equal(node.result, expected) for node in members.nodes)
+
+
+async def test_bytes_are_counted_by_peer(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    members = Members(nursery, 3, LARGE, by_bulk=True)
+    prepare = members.prepare()
+    assert prepare.shards == weighted_shards(LARGE, [0] * 3, [True] * 3)
+    await members.run(prepare)
+    exchange = members.nodes[0].exchange
+    assert exchange is not None
+    mine, theirs = 4 * prepare.shards[0], 4 * prepare.shards[1]
+    assert exchange.bytes_by_peer[members.nodes[1].peer][0] == mine + theirs
+    assert exchange.bytes_in == 2 * mine + 4 * (prepare.shards[1] + prepare.shards[2])
+    assert exchange.bytes_out <= exchange.bytes_in
