@@ -56,9 +56,12 @@ class Node:
         """Start a trainer; the one before is gone."""
         if self.trainer is not None:
             self.trainer.kill()
-        argv = [sys.executable, "-m", "benchmarks.learn_member", str(self.home)]
-        self.trainer = Child(f"trainer of {self.home.name}", argv)
+        self.trainer = self.python("trainer", ["-m", "benchmarks.learn_member", str(self.home)])
         return self.trainer
+
+    def python(self, what: str, argv: list[str]) -> Child:
+        """Start a child of ours that speaks to this daemon."""
+        return Child(f"{what} of {self.home.name}", [sys.executable, *argv])
 
     @property
     def child(self) -> Child:

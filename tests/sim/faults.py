@@ -8,7 +8,7 @@ round under test. The fault then is at one node, by its role in that round:
     slow        each of its messages but beats takes seconds, chunks of data too
     cut         its connection to one other member is gone, and comes back later
     corrupt     what it sends of this kind is damaged: wrong types, lengths, numbers, signatures
-    lie         what it sends of this kind is well-formed and false, towards one member
+    lie         what it sends of this kind is well-formed and false (means: to all; else to one)
 
 Corrupt and lying nodes do so in the round under test, and are sound afterwards.
 """
@@ -115,8 +115,8 @@ class Injector:
         await trio.sleep(AWAY_S)
         self.swarm.net.heal()
 
-    async def pass_on(self, number: int, to: str, message: Any) -> Any:
-        """Return what is really sent; may take its time."""
+    async def pass_on(self, number: int, to: str, message: Any, *, is_answer: bool) -> Any:
+        """Return what is really sent, after a while. is_answer: on a stream that `to` opened."""
         self.observe(number, message)
         if self.at is None or number != self.victim:
             return message
@@ -129,8 +129,8 @@ class Injector:
         other = message
         if self.fault == "corrupt":
             other = _corrupt(message)
-        elif self.fault == "lie" and to == self.swarm.peer(self.dupe):
-            other = _lie(message)
+        elif self.fault == "lie" and (self.phase == "data" or to == self.swarm.peer(self.dupe)):
+            other = _lie(message, is_answer=is_answer)
         self.acted = self.acted or other is not message
         return other
 
@@ -162,13 +162,13 @@ def _corrupt(message: Any) -> Any:
     return message
 
 
-def _lie(message: Any) -> Any:
-    """Say something that is well-formed and not true."""
+def _lie(message: Any, *, is_answer: bool) -> Any:
+    """Say something that is well-formed and not true; of data, means, which others can compare."""
     replace = msgspec.structs.replace
     match message:
         case wire.Ready():
             return replace(message, root=FALSE)
-        case wire.Piece(data=data) if data:
+        case wire.Piece(data=data) if data and is_answer:
             return replace(message, data=bytes(len(data)))
         case wire.Order(wire.Prepare() as prepare):
             return wire.Order(replace(prepare, base_root=FALSE))
@@ -196,13 +196,13 @@ def _fields(message: msgspec.Struct) -> dict[str, Any]:
 class FaultyRpc(Tripwire):
     """A Tripwire whose messages pass through an Injector (`Swarm.injector`), if there is one."""
 
-    async def through(self, to: str, message: Any) -> Any:
+    async def through(self, to: str, message: Any, *, is_answer: bool = False) -> Any:
         await self._pass(message)
         swarm: Any = self.on_send.func.__self__  # type: ignore[attr-defined]  # a partial of Swarm's
         number: int = self.on_send.args[0]  # type: ignore[attr-defined]
         injector: Injector | None = getattr(swarm, "injector", None)
         if injector is not None:
-            message = await injector.pass_on(number, to, message)
+            message = await injector.pass_on(number, to, message, is_answer=is_answer)
             await self._pass(message)  # it may have died of it
         return message
 
@@ -216,13 +216,17 @@ class FaultyRpc(Tripwire):
             yield FaultyCall(call, self)
 
     def serve_stream(self, method: Any, handler: Any) -> None:
-        self.inner.serve_stream(method, lambda call: handler(FaultyCall(call, self)))
+        self.inner.serve_stream(
+            method, lambda call: handler(FaultyCall(call, self, is_answer=True))
+        )
 
 
 @dataclass
 class FaultyCall(TrippedCall):
-    """A call of a FaultyRpc."""
+    """A call of a FaultyRpc. `is_answer`: the other side opened it."""
+
+    is_answer: bool = False
 
     async def send(self, message: object) -> None:
         faulty: Any = self.wire
-        await self.inner.send(await faulty.through(self.peer, message))
+        await self.inner.send(await faulty.through(self.peer, message, is_answer=self.is_answer))
