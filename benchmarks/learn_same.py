@@ -1,6 +1,6 @@
 """Every strategy over real daemons against its simulation in one process: the same bits.
 
-`python -m benchmarks.learn_same` prints one JSON object a line. QUICK=1: two members.
+`python -m benchmarks.learn_same` prints one JSON object a line. A sample is of two.
 """
 
 import hashlib
@@ -18,15 +18,16 @@ from shoal.learn.names import STRATEGIES, strategy_named
 from shoal.learn.simulate import Simulation
 from tests.learning.toys import Classifier
 
-MEMBERS = 2 if QUICK else 4
-ROUNDS, EVERY = 4, 4
+MEMBERS = 4
+ROUNDS, EVERY = (2, 3) if QUICK else (6, 5)
+OPTIONS: dict[str, dict[str, int]] = {"modest": {"sample": 2}}
 TRAIN_S = 180.0
 
 
 def simulate(name: str, run: str, members: list[str]) -> dict[str, str]:
     """Hash of each member's parameters at the end, all in one process."""
     replicas = {member: Classifier() for member in members}
-    make = partial(strategy_named, name, every=EVERY)
+    make = partial(strategy_named, name, every=EVERY, **OPTIONS.get(name, {}))
     parts = replicas[members[0]].parts
     for _ in Simulation(make, replicas, rounds=ROUNDS, parts=parts, run=run):
         pass
@@ -34,7 +35,8 @@ def simulate(name: str, run: str, members: list[str]) -> dict[str, str]:
 
 
 def _networked(trainers: list[Child], name: str, run: str) -> dict[str, str]:
-    shape = {"rounds": ROUNDS, "members": MEMBERS, "every": EVERY}
+    options = {"every": EVERY, **OPTIONS.get(name, {})}
+    shape = {"rounds": ROUNDS, "members": MEMBERS, "options": options}
     for trainer in trainers:
         trainer.tell("toy", run=run, strategy=name, **shape)
     answers = [trainer.wait(TRAIN_S) for trainer in trainers]

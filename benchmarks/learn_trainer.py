@@ -38,7 +38,9 @@ class Child:
     def __init__(self, home: str) -> None:
         self.client = shoal.connect(home)
 
-    def toy(self, run: str, strategy: str, rounds: int, members: int, every: int) -> Answer:
+    def toy(
+        self, run: str, strategy: str, rounds: int, members: int, options: dict[str, int]
+    ) -> Answer:
         """Train the toy classifier by a strategy; the hash of the parameters at the end."""
         replica = Classifier()
         with Trainer(
@@ -48,8 +50,8 @@ class Child:
             strategy=strategy,
             wire="float32",
             min_members=members,
-            every=every,
             client=self.client,
+            **options,
         ) as trainer:
             while not trainer.done:
                 replica.step(trainer.member, trainer.global_step)

@@ -8,7 +8,7 @@ round under test. The fault then is at one node, by its role in that round:
     slow        each of its messages but beats takes seconds, chunks of data too
     cut         its connection to one other member is gone, and comes back later
     corrupt     what it sends of this kind is damaged: wrong types, lengths, numbers, signatures
-    lie         what it sends of this kind is well-formed and false (means: to all; else to one)
+    lie         what it sends of this kind is well-formed and false (means: to each another; else to one)
 
 Corrupt and lying nodes do so in the round under test, and are sound afterwards.
 """
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+import numpy as np
 import trio
 
 from protocols.modelsync import wire
@@ -130,7 +131,7 @@ class Injector:
         if self.fault == "corrupt":
             other = _corrupt(message)
         elif self.fault == "lie" and (self.phase == "data" or to == self.swarm.peer(self.dupe)):
-            other = _lie(message, is_answer=is_answer)
+            other = _lie(message, to, is_answer=is_answer)
         self.acted = self.acted or other is not message
         return other
 
@@ -162,14 +163,15 @@ def _corrupt(message: Any) -> Any:
     return message
 
 
-def _lie(message: Any, *, is_answer: bool) -> Any:
+def _lie(message: Any, to: str, *, is_answer: bool) -> Any:
     """Say something that is well-formed and not true; of data, means, which others can compare."""
     replace = msgspec.structs.replace
     match message:
         case wire.Ready():
             return replace(message, root=FALSE)
         case wire.Piece(data=data) if data and is_answer:
-            return replace(message, data=bytes(len(data)))
+            false = np.frombuffer(data, np.float32) + np.float32(ord(to[-1]))
+            return replace(message, data=false.tobytes())
         case wire.Order(wire.Prepare() as prepare):
             return wire.Order(replace(prepare, base_root=FALSE))
         case wire.Order(wire.Commit(certificate)):
