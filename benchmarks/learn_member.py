@@ -44,7 +44,9 @@ class Member:
     def attach(self, run: str, elements: int, *, state: int = STATE, **shape: Any) -> Answer:
         """Join a run; the state begins as zeros."""
         began = time.perf_counter()
-        self.part = RunClient(run, Shape(lanes=[LaneBody(elements, state)], **shape), client=self.client)
+        self.part = RunClient(
+            run, Shape(lanes=[LaneBody(elements, state)], **shape), client=self.client
+        )
         self.part.attach()
         return {
             "member": self.part.member,

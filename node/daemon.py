@@ -137,9 +137,7 @@ class Daemon:
         self.membership = Membership(
             self.store, self.host, self._about_us, self.clock, finder=self.dht
         )
-        self.modelsync = ModelSync(
-            self.rpc, self.store, start.signer, peers=peers, bulk=self.bulk
-        )
+        self.modelsync = ModelSync(self.rpc, self.store, start.signer, peers=peers, bulk=self.bulk)
         self.runs = Runs(
             home.runs,
             self.modelsync,

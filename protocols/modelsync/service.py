@@ -140,6 +140,10 @@ class ModelSync:
         self._parts[run] = part
         await self._nursery.start(self._drive, run, part)
 
+    def adopt(self, run: str, lane: int, certificate: Certificate | None) -> None:
+        """The trainer goes on from a checkpoint: its certificate names the lane's electorate."""
+        self._lane(run, lane).adopt(certificate)
+
     async def join(self, run: str, lane: int, round_: int, target: Vector) -> Fetched | None:
         """If members hold a later state than that before `round_`, load it into `target`.
 
