@@ -46,7 +46,7 @@ class Trials:
 def _proposer(swarm_: Swarm, round_: int) -> Node:
     """Whose turn it is: known to all, so a trial can aim at it."""
     ids = {node.home: node.client.id().peer for node in swarm_.nodes}
-    return min(swarm_.nodes, key=lambda node: order_of(RUN, round_, 0, ids[node.home]))
+    return min(swarm_.nodes, key=lambda node: order_of(RUN, 0, round_, 0, ids[node.home]))
 
 
 def _normal(swarm_: Swarm) -> float:

@@ -62,12 +62,12 @@ class Member:
         return {}
 
     def step(
-        self, at: float = 0.0, weight: float = 1.0, is_new: bool = False, timeout_s: float = WAIT_S
+        self, at: float = 0.0, weight: float = 1.0, is_new: bool = False, patience_s: float = WAIT_S
     ) -> Answer:
         """One round, begun at a moment of the monotonic clock; the seconds that it took."""
         part = self.run
         time.sleep(max(0.0, at - time.monotonic()))
-        began, until = time.perf_counter(), time.monotonic() + timeout_s
+        began, until = time.perf_counter(), time.monotonic() + patience_s
         result = part.submit(0, weight, is_new=is_new, wait_s=5.0)
         while result.outcome == "waiting":
             if time.monotonic() > until:

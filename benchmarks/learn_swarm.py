@@ -5,7 +5,6 @@ loopback, no mDNS. A trainer is a child (`learn_member.py`), so the two share me
 """
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -38,6 +37,11 @@ class Node:
 
     def start(self, *options: str) -> None:
         """Start the daemon; it is ready on return."""
+        self.launch(*options)
+        self.await_ready()
+
+    def launch(self, *options: str) -> None:
+        """Start the daemon only."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SHOAL_")}
         with self.home.with_suffix(".log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -48,6 +52,10 @@ class Node:
                 stderr=log,
                 env={**environment, "SHOAL_HOME": str(self.home)},
             )
+
+    def await_ready(self) -> None:
+        """Wait until it says who it is."""
+        assert self.process is not None
         assert self.process.stdout is not None
         if not self.process.stdout.readline().startswith(b"peer "):
             raise Failed(f"the daemon of {self.home} did not start")
@@ -56,9 +64,12 @@ class Node:
         """Start a trainer; the one before is gone."""
         if self.trainer is not None:
             self.trainer.kill()
-        argv = [sys.executable, "-m", "benchmarks.learn_member", str(self.home)]
-        self.trainer = Child(f"trainer of {self.home.name}", argv)
+        self.trainer = self.python("trainer", ["-m", "benchmarks.learn_member", str(self.home)])
         return self.trainer
+
+    def python(self, what: str, argv: list[str]) -> Child:
+        """Start a child of ours that speaks to this daemon."""
+        return Child(f"{what} of {self.home.name}", [sys.executable, *argv])
 
     @property
     def child(self) -> Child:
@@ -80,8 +91,13 @@ class Node:
     def signal(self, number: int) -> None:
         """Send a signal to the daemon and to its trainer."""
         for pid in (self.pid, self.child.pid):
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
+            self.send(pid, number)
+
+    @staticmethod
+    def send(pid: int, number: int) -> None:
+        """Send a signal to a process that may be gone."""
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
     def kill(self) -> None:
         """kill -9 of both."""
@@ -139,10 +155,14 @@ def swarm(folder: Path, size: int) -> Generator[Swarm]:
         made.nodes[0].start()
         made.ticket = made.nodes[0].client.ticket()
         for node in made.nodes[1:]:
-            node.start("--join", made.ticket)
+            node.launch("--join", made.ticket)
+        for node in made.nodes:
+            node.train()  # it needs its daemon when it attaches
+        for node in made.nodes[1:]:
+            node.await_ready()
         for node in made.nodes:
             node.client.wait(peers=size - 1, timeout_s=MEET_S)
-            node.train()
+            _ = node.child.hello
         yield made
     finally:
         for node in made.nodes:
@@ -211,6 +231,3 @@ def wait_until(what: str, condition: Callable[[], bool], *, within_s: float = RE
         if time.monotonic() > end:
             raise Failed(f"not within {within_s:g} s: {what}")
         time.sleep(0.02)
-
-
-STOP, GO_ON = signal.SIGSTOP, signal.SIGCONT

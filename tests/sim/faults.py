@@ -1,4 +1,4 @@
-"""Faults at a node of a simulated training, from a chosen moment on: what a fault matrix is made of.
+"""Faults at a node of a simulated training, from a chosen moment on: what a matrix is made of.
 
 The moment is a state of the protocol: the first message of that kind that anybody sends in the
 round under test. The fault then is at one node, by its role in that round:
@@ -8,7 +8,7 @@ round under test. The fault then is at one node, by its role in that round:
     slow        each of its messages but beats takes seconds, chunks of data too
     cut         its connection to one other member is gone, and comes back later
     corrupt     what it sends of this kind is damaged: wrong types, lengths, numbers, signatures
-    lie         what it sends of this kind is well-formed and false, towards one member
+    lie         what it sends of this kind is well-formed and false (means: to each another; else to one)
 
 Corrupt and lying nodes do so in the round under test, and are sound afterwards.
 """
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+import numpy as np
 import trio
 
 from protocols.modelsync import wire
@@ -74,10 +75,7 @@ class Injector:
     def ranks(self) -> list[int]:
         """The nodes in the order in which they propose the round under test."""
         numbers = range(len(self.swarm.trainers))
-        return sorted(numbers, key=lambda n: order_of(*self._of_round(), self.swarm.peer(n)))
-
-    def _of_round(self) -> tuple[Any, ...]:
-        return (RUN, ROUND, 0)
+        return sorted(numbers, key=lambda n: order_of(RUN, 0, ROUND, 0, self.swarm.peer(n)))
 
     @property
     def victim(self) -> int:
@@ -118,28 +116,28 @@ class Injector:
         await trio.sleep(AWAY_S)
         self.swarm.net.heal()
 
-    async def pass_on(self, number: int, to: str, message: Any) -> Any:
-        """Return what is really sent; may take its time."""
+    async def pass_on(self, number: int, to: str, message: Any, *, is_answer: bool) -> Any:
+        """Return what is really sent, after a while. is_answer: on a stream that `to` opened."""
         self.observe(number, message)
         if self.at is None or number != self.victim:
             return message
-        if self.fault == "slow" and self.swarm.trainers[number].round == ROUND:
-            if not is_beat(message):
-                self.acted = True
-                await trio.sleep(SLOW_S)
-        if self.swarm.trainers[number].round != ROUND or not PHASES[self.phase](message):
+        in_round = self.swarm.trainers[number].round == ROUND
+        if self.fault == "slow" and in_round and not is_beat(message):
+            self.acted = True
+            await trio.sleep(SLOW_S)
+        if not in_round or not PHASES[self.phase](message):
             return message
         other = message
         if self.fault == "corrupt":
             other = _corrupt(message)
-        elif self.fault == "lie" and to == self.swarm.peer(self.dupe):
-            other = _lie(message)
+        elif self.fault == "lie" and (self.phase == "data" or to == self.swarm.peer(self.dupe)):
+            other = _lie(message, to, is_answer=is_answer)
         self.acted = self.acted or other is not message
         return other
 
     @property
     def dupe(self) -> int:
-        """Whom it lies to, or is cut from: the proposer, or if that is itself, the next in order."""
+        """Whom it lies to or is cut from: the proposer; if that is itself, the next in order."""
         return next(n for n in self.ranks if n != self.victim)
 
 
@@ -165,14 +163,15 @@ def _corrupt(message: Any) -> Any:
     return message
 
 
-def _lie(message: Any) -> Any:
-    """Say something that is well-formed and not true."""
+def _lie(message: Any, to: str, *, is_answer: bool) -> Any:
+    """Say something that is well-formed and not true; of data, means, which others can compare."""
     replace = msgspec.structs.replace
     match message:
         case wire.Ready():
             return replace(message, root=FALSE)
-        case wire.Piece(data=data) if data:
-            return replace(message, data=bytes(len(data)))
+        case wire.Piece(data=data) if data and is_answer:
+            false = np.frombuffer(data, np.float32) + np.float32(ord(to[-1]))
+            return replace(message, data=false.tobytes())
         case wire.Order(wire.Prepare() as prepare):
             return wire.Order(replace(prepare, base_root=FALSE))
         case wire.Order(wire.Commit(certificate)):
@@ -199,13 +198,13 @@ def _fields(message: msgspec.Struct) -> dict[str, Any]:
 class FaultyRpc(Tripwire):
     """A Tripwire whose messages pass through an Injector (`Swarm.injector`), if there is one."""
 
-    async def through(self, to: str, message: Any) -> Any:
+    async def through(self, to: str, message: Any, *, is_answer: bool = False) -> Any:
         await self._pass(message)
         swarm: Any = self.on_send.func.__self__  # type: ignore[attr-defined]  # a partial of Swarm's
         number: int = self.on_send.args[0]  # type: ignore[attr-defined]
         injector: Injector | None = getattr(swarm, "injector", None)
         if injector is not None:
-            message = await injector.pass_on(number, to, message)
+            message = await injector.pass_on(number, to, message, is_answer=is_answer)
             await self._pass(message)  # it may have died of it
         return message
 
@@ -219,13 +218,17 @@ class FaultyRpc(Tripwire):
             yield FaultyCall(call, self)
 
     def serve_stream(self, method: Any, handler: Any) -> None:
-        self.inner.serve_stream(method, lambda call: handler(FaultyCall(call, self)))
+        self.inner.serve_stream(
+            method, lambda call: handler(FaultyCall(call, self, is_answer=True))
+        )
 
 
 @dataclass
 class FaultyCall(TrippedCall):
-    """A call of a FaultyRpc."""
+    """A call of a FaultyRpc. `is_answer`: the other side opened it."""
+
+    is_answer: bool = False
 
     async def send(self, message: object) -> None:
         faulty: Any = self.wire
-        await self.inner.send(await faulty.through(self.peer, message))
+        await self.inner.send(await faulty.through(self.peer, message, is_answer=self.is_answer))
