@@ -2,7 +2,8 @@
 
 Single-decree Paxos (Lamport, "The Part-Time Parliament", 1998) for each round of a lane:
 members are the acceptors, ACK is the promise, DONE the vote, and the mean of the first attempt that
-could have been committed is the value. Quorums come from the members of the round before.
+could have been committed is the value. Quorums come from the contributors of the round before: they
+are part of the value, where the members that signed it may differ from attempt to attempt.
 """
 
 import hashlib
@@ -76,11 +77,11 @@ class Electorate:
         return self.certificate.round + 1 if self.certificate is not None else 0
 
     def voters(self) -> frozenset[PeerId]:
-        """Members of the last certificate that have not left; before any, those with a lease."""
+        """Contributors of the last round that have not left; before any, those with a lease."""
         if self.certificate is None:
             return self.live
         gone = {peer for peer, left_at in self.left.items() if left_at <= self.next_round}
-        return frozenset(self.certificate.members) - gone
+        return frozenset(self.certificate.contributors) - gone
 
     def is_quorum(self, members: Collection[PeerId], new: Collection[PeerId] = ()) -> bool:
         """True if these may decide the round: any two such sets share one that remembers.
@@ -104,7 +105,7 @@ class Electorate:
 
     def later_farewell(self, round_: int) -> int | None:
         """The latest round that a voter of ours has left with, if it is later than ours."""
-        voters = self.certificate.members if self.certificate is not None else self.left
+        voters = self.certificate.contributors if self.certificate is not None else self.left
         later = max((self.left.get(peer, 0) for peer in voters), default=0)
         return later if later > round_ else None
 

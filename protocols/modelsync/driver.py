@@ -11,24 +11,21 @@ from protocols.modelsync.accounts import Accounts
 from protocols.modelsync.aggregate import aggregator_named
 from protocols.modelsync.ballots import Electorate
 from protocols.modelsync.codecs import Vector
-from protocols.modelsync.exchange import Exchange, open_exchange
+from protocols.modelsync.exchange import Exchange
+from protocols.modelsync.exchanges import Exchanges
 from protocols.modelsync.follow import Follow
 from protocols.modelsync.herald import Herald, SchemaMismatch
 from protocols.modelsync.lead import Lead
 from protocols.modelsync.machine import Behind, Diverged, Propose, Rounds
-from protocols.modelsync.memory import Memory
-from protocols.modelsync.news import Complete, Fault
-from protocols.modelsync.part import Attachment, Census, Outcome, Wish
+from protocols.modelsync.part import Attachment, Census, Outcome, RunFailed, Wish
 from protocols.modelsync.tally import Aborted
 from protocols.modelsync.trust import Trust
 from protocols.modelsync.verify import suspect
 from protocols.modelsync.wire import (
     Answer,
-    Ballot,
     Bound,
     Certificate,
     Heard,
-    Nack,
     Order,
     Piece,
     Prepare,
@@ -42,17 +39,10 @@ from wire.ports import Bulk, Call, Rpc
 
 LOOK_S = 0.5  # seconds between two looks at the members' leases while we wait
 STORE_LOOK_S = 3.0  # seconds of waiting between two looks for our round's certificate in the store
-PREPARE_WAIT_S = 4.0  # seconds that data may come before its PREPARE
 OWN_FAILURES_MAX = 2  # such attempts of a round: then we would only hold up the others
 FAILED_WAIT_S = 1.0  # seconds before the next attempt after one that failed by our own fault
 
 _log = logging.getLogger(__name__)
-
-
-class RunFailed(ShoalError):
-    """This node's part in a run has ended by an error; the others go on."""
-
-    hint = "see the daemon's log; `shoal train` joins again"
 
 
 class LaneDriver:
@@ -90,14 +80,19 @@ class LaneDriver:
             replicas_differ=attachment.replicas_differ,
             is_verified=attachment.is_verified,
         )
-        self._rpc, self._signer, self._bulk, self._memory = rpc, signer, bulk, Memory()
+        self._rpc, self._signer = rpc, signer
         self._census, self._on_commit, self._stored = census, on_commit, stored
         self._accounts, self._work, self._owns, self._trust = accounts, work, owns, trust
-        self._aggregator = aggregator_named(attachment.aggregator)
         self._herald = Herald(rpc, self.rounds.roster, census, self._announced, self._on_heard)
         self._current: Lead | Follow | None = None
-        self._exchanges: dict[Ballot, Exchange] = {}
-        self._held: Exchange | None = None  # the result that we are bound to
+        self._exchanges = Exchanges(
+            rpc,
+            bulk,
+            work,
+            contribution=self.contribution,
+            aggregator=aggregator_named(attachment.aggregator),
+            on_bad=self.rounds.roster.bar,
+        )
         self._outcome: Outcome | None = None
         self._submitted_at = self._looked_at = 0.0
         self._is_back = is_back
@@ -141,11 +136,6 @@ class LaneDriver:
     def contribution(self) -> Vector:
         """This lane's slice of the trainer's exchange buffer."""
         return self.attachment.exchange[self._slice]
-
-    @property
-    def is_bound(self) -> bool:
-        """True if we signed a result and do not know how the round ended."""
-        return self.rounds.bound is not None
 
     @property
     def is_busy(self) -> bool:
@@ -229,27 +219,20 @@ class LaneDriver:
             raise SchemaMismatch(f"run {ready.run} has {self.shape}; not {ready.shape}")
         self._hear(peer, ready)
         self._poke()
-        certificate = self.rounds.certificate
-        if certificate is not None and certificate.round < ready.round:
-            certificate = None
-        return Heard(self.rounds.mine, certificate)
+        return Heard(self.rounds.mine, self.rounds.ending(ready.round))
 
     async def on_attempt(self, call: Call[Answer, Order], first: Order) -> None:
         """Take part in the attempt of the peer that opened this stream."""
         order = first.body
         if not isinstance(order, Prepare) or order.proposer != call.peer:
             raise BadMessage("the stream of an attempt opens with the proposer's PREPARE")
-        reason = self.rounds.offered(order)
-        if reason:
-            known = self.rounds.certificate
-            is_over = known is not None and known.round >= order.round
-            nack = Nack(reason, self.rounds.attempt, known if is_over else None)
-            await call.send(Answer(nack))
+        if reason := self.rounds.offered(order):
+            await call.send(Answer(self.rounds.refusal(order, reason)))
             return
         self._supersede()
         bound = self.rounds.bound
         follow = Follow(
-            order, call, self._signer, self._open_exchange, hold=self._hold, bound=bound
+            order, call, self._signer, self._exchanges.open, hold=self._hold, bound=bound
         )
         self._current = follow
         outcome: Certificate | Aborted = Aborted(frozenset({order.proposer}))
@@ -260,13 +243,7 @@ class LaneDriver:
 
     async def on_reduce(self, call: Call[Piece, Piece], first: Piece) -> None:
         """Serve the data of an attempt to the peer that opened this stream."""
-        with trio.move_on_after(PREPARE_WAIT_S):
-            while first.ballot not in self._exchanges:
-                await self._changed.wait()
-        exchange = self._exchanges.get(first.ballot)
-        if exchange is None:
-            raise ShoalError("no such attempt here")
-        await exchange.serve(call, first)
+        await self._exchanges.serve(call, first)
 
     # -- attempts ----------------------------------------------------------------------------
 
@@ -278,7 +255,7 @@ class LaneDriver:
             prepare,
             self._rpc,
             self._signer,
-            self._open_exchange,
+            self._exchanges.open,
             hold=self._hold,
             bound=lambda: self.rounds.bound,
         )
@@ -294,37 +271,9 @@ class LaneDriver:
             self.fail(f"{OWN_FAILURES_MAX} attempts at round {prepare.round} failed here")
         self._settle(outcome, lead)
 
-    def _open_exchange(
-        self, prepare: Prepare, news: Callable[[Fault | Complete], None]
-    ) -> Exchange:
-        def note(event: Fault | Complete) -> None:
-            if isinstance(event, Fault) and event.reason == "bad":
-                self.rounds.roster.bar(event.accused)  # we saw it ourselves: its stream is its own
-            news(event)
-
-        adopt, held = prepare.adopt, self._held
-        if adopt is not None and held is not None and result_of(held.shards) == adopt.result:
-            held_result = held.held
-        else:
-            held_result = None
-        exchange = open_exchange(
-            prepare,
-            rpc=self._rpc,
-            bulk=self._bulk,
-            contribution=self.contribution,
-            work=self._work,
-            news=note,
-            aggregator=self._aggregator,
-            memory=self._memory,
-            held=held_result,
-        )
-        self._exchanges[prepare.ballot] = exchange
-        self._change()
-        return exchange
-
     def _hold(self, bound: Bound, exchange: Exchange) -> None:
         """We sign a result: until we know how the round ended, we stand by it."""
-        self._held = exchange
+        self._exchanges.held = exchange
         self.rounds.hold(bound)
         if self._trust is not None and exchange.brought:
             commitment = bound.commitments[bound.members.index(self._rpc.peer)]
@@ -340,7 +289,7 @@ class LaneDriver:
         """Take in how an attempt ended."""
         ballot, exchange = attempt.prepare.ballot, attempt.seat.exchange
         attempt.seat.leave()
-        self._exchanges.pop(ballot, None)
+        self._exchanges.close(ballot)
         if self._current is attempt:
             self._current = None
         self._rate = exchange.rate or self._rate
@@ -365,7 +314,7 @@ class LaneDriver:
 
     def _learn(self, certificate: Certificate) -> None:
         """A round is over somewhere: apply its result if we hold it, else we are behind."""
-        mine, held = self.rounds.mine, self._held
+        mine, held = self.rounds.mine, self._exchanges.held
         of = (certificate.run, certificate.lane)
         if mine is None or of != (mine.run, mine.lane) or certificate.round < mine.round:
             return
@@ -377,7 +326,7 @@ class LaneDriver:
             self._fall_behind(certificate.round + 1, None)
             return
         self.rounds.committed(certificate)
-        self._held = None
+        self._exchanges.held = None
         self._accounts.committed(certificate)
         if self._nursery is not None:
             self._nursery.start_soon(self._apply, certificate, held)

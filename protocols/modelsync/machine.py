@@ -23,6 +23,7 @@ from protocols.modelsync.wire import (
     Ballot,
     Bound,
     Certificate,
+    Nack,
     Prepare,
     Ready,
 )
@@ -187,6 +188,15 @@ class Rounds:
             return "busy"
         self.ballot, self.attempt = prepare.ballot, prepare.attempt
         return ""
+
+    def refusal(self, prepare: Prepare, reason: str) -> Nack:
+        """What the proposer is told that we do not follow."""
+        return Nack(reason, self.attempt, self.ending(prepare.round))
+
+    def ending(self, round_: int) -> Certificate | None:
+        """What ended a round, or a later one, if we know."""
+        known = self.certificate
+        return known if known is not None and known.round >= round_ else None
 
     def failed(
         self,

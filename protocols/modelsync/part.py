@@ -5,7 +5,14 @@ from dataclasses import dataclass, field
 
 from protocols.modelsync.codecs import Vector
 from protocols.modelsync.wire import Certificate, Shape
+from wire.errors import ShoalError
 from wire.ids import PeerId
+
+
+class RunFailed(ShoalError):
+    """This node's part in a run has ended by an error; the others go on."""
+
+    hint = "see the daemon's log; `shoal train` joins again"
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,25 @@ from dataclasses import dataclass, field
 
 import trio
 
-from protocols.modelsync.wire import PING, Ask
+from protocols.modelsync.wire import Ask, Round
+from wire.codec import Message
 from wire.errors import ShoalError
 from wire.ids import PeerId
-from wire.ports import Rpc
+from wire.ports import Method, Rpc
 
 PING_WAIT_S = 1.0  # seconds for a candidate to answer
 PINGS_MAX = 32  # at a time
 DEAD_S = 10.0  # seconds that one that did not answer is skipped without asking again
 LOOK_S = 0.5  # seconds between two looks at whose turn it is
+
+
+class Pong(Message, frozen=True):
+    """The receiver takes part in the run; `round` is the one that it is to make next."""
+
+    round: Round
+
+
+PING = Method("modelsync.ping", Ask, Pong)
 
 
 def sample_order(run: str, lane: int, round_: int, peers: Iterable[PeerId]) -> list[PeerId]:

@@ -17,16 +17,16 @@ from protocols.modelsync import state as state_files
 from protocols.modelsync.accounts import Accounts
 from protocols.modelsync.codecs import CONTRIBUTION_MAX, Vector, is_within
 from protocols.modelsync.driver import LaneDriver
+from protocols.modelsync.members import Members
 from protocols.modelsync.part import Attachment, Census, Contribution, Fetched, Outcome, Wish
-from protocols.modelsync.registry import BOUND, MemberLease, Registry
-from protocols.modelsync.sampling import Sampler
+from protocols.modelsync.registry import BOUND, Registry
+from protocols.modelsync.sampling import PING, Pong, Sampler
 from protocols.modelsync.states import States
 from protocols.modelsync.trust import Trust
 from protocols.modelsync.verify import Duty
 from protocols.modelsync.verify_wire import Case
 from protocols.modelsync.wire import (
     ATTEMPT,
-    PING,
     READY,
     REDUCE,
     Answer,
@@ -35,7 +35,6 @@ from protocols.modelsync.wire import (
     Heard,
     Order,
     Piece,
-    Pong,
     Ready,
 )
 from protocols.modelsync.work import Work, in_threads
@@ -43,11 +42,8 @@ from wire.errors import BadMessage, NotFound, UsageError
 from wire.ids import PeerId, Signer
 from wire.ports import Bulk, Call, In, Out, Rpc, Store
 
-LEASE_TTL_S = 15.0  # seconds without renewal until a member is not waited for any more
-LEASE_RENEW_S = 5.0  # three chances per lease
-FAREWELL_TTL_S = 24 * 3600.0  # seconds that a farewell is kept: longer than a round may take
+LEASE_RENEW_S = 5.0  # three chances per lease (members.LEASE_TTL_S)
 PUBLISH_WAIT_S = 2.0  # seconds for the proposer to publish before another member does
-OTHERS_MAX = 32  # connected peers without a lease that are told that we are ready
 
 _log = logging.getLogger(__name__)
 
@@ -89,8 +85,9 @@ class ModelSync:
         owns: Callable[[], bool] = lambda: True,
     ) -> None:
         self._bulk, self._owns = bulk, owns
-        self._rpc, self._signer, self._peers = rpc, signer, peers
+        self._rpc, self._signer = rpc, signer
         self._registry = Registry(store, rpc.peer)
+        self._members = Members(self._registry, rpc.peer, peers)
         self._parts: dict[str, _Part] = {}
         self._work = work or in_threads()
         self._on_certificate = on_certificate
@@ -124,19 +121,12 @@ class ModelSync:
         run = attachment.run
         if run in self._parts:
             raise UsageError(f"a trainer of run {run} is attached to this node already")
-        live = {p: lease for p, lease in self._registry.leases(run).items() if not lease.left}
-        others = [lease.shape for peer, lease in live.items() if peer != self._rpc.peer]
-        unlike = [shape for shape in others if shape != attachment.shape]
-        if 2 * len(unlike) > len(others):
-            raise UsageError(
-                f"run {run} has {unlike[0]}; not {attachment.shape}",
-                hint="give the run another --name, or use the settings of its members",
-            )
+        self._members.check(attachment)
         check_verifiable(attachment)
         assert self._nursery is not None, "the service does not run"
-        part = _Part(attachment)
+        part, is_back = _Part(attachment), self._rpc.peer in self._members.live(run)
         for lane in range(len(attachment.lanes)):
-            self._add_lane(part, lane, is_back=self._rpc.peer in live)
+            self._add_lane(part, lane, is_back=is_back)
         self._parts[run] = part
         await self._nursery.start(self._drive, run, part)
 
@@ -223,14 +213,14 @@ class ModelSync:
         part.scope.cancel()
         announced = self._states.leave(run, keep)
         at = [
-            BOUND if lane.is_bound else max(lane.next_round, announced.get(lane.number, 0))
+            BOUND if lane.rounds.bound else max(lane.next_round, announced.get(lane.number, 0))
             for lane in part.lanes
         ]
-        await self._registry.put_lease(run, MemberLease(at=at, left=True), FAREWELL_TTL_S)
+        await self._members.farewell(run, at)
 
     def members(self, run: str) -> list[PeerId]:
         """Live members of a run, by lease."""
-        return [peer for peer, lease in self._registry.leases(run).items() if not lease.left]
+        return list(self._members.live(run))
 
     def run_names(self) -> list[str]:
         """Every run that has a member in the swarm."""
@@ -284,7 +274,7 @@ class ModelSync:
             last = self._registry.last_certificate(run, number)
             return last is not None and last.round >= round_
 
-        census = partial(self._census, run, number)
+        census = partial(self._members.census, run, number)
         if sample:
             members = partial(self.members, run)
             sampler = Sampler(self._rpc, run, number, sample, members, is_over)
@@ -331,30 +321,12 @@ class ModelSync:
 
     async def _renew(self, run: str) -> None:
         part = self._parts.get(run)
-        if part is None or part.failure:
-            return  # it left while another run's lease was written
-        lease = MemberLease(
-            at=[lane.next_round for lane in part.lanes],
-            elements=part.attachment.shape.elements,
-            codec=part.attachment.codec,
-            rounds=part.attachment.rounds,
-            settings=part.attachment.terms,
-        )
-        await self._registry.put_lease(run, lease, LEASE_TTL_S)
-
-    def _census(self, run: str, lane: int) -> Census:
-        leases = self._registry.leases(run)
-        left = {peer: lease.round_of(lane) for peer, lease in leases.items() if lease.left}
-        lost = partial(self._registry.is_given_up, run, lane)
-        return Census(
-            live=[peer for peer, lease in leases.items() if not lease.left],
-            left={peer: at for peer, at in left.items() if at != BOUND and not lost(peer, at)},
-            others=self._peers()[:OTHERS_MAX],
-        )
+        if part is not None and not part.failure:  # or it left while another lease was written
+            await self._members.renew(part.attachment, [lane.next_round for lane in part.lanes])
 
     def _census_of(self, run: str, lane: int, sampler: Sampler) -> Census:
         """In a sampled run only the sample is waited for, and told."""
-        return Census(live=sampler.sample, left=self._census(run, lane).left)
+        return Census(live=sampler.sample, left=self._members.census(run, lane).left)
 
     async def _committed(self, certificate: Certificate) -> None:
         """Put the certificate into the store: the proposer at once, others if it did not."""

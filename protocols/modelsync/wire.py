@@ -383,15 +383,8 @@ class Ask(Message, frozen=True):
     lane: LaneNumber = 0
 
 
-class Pong(Message, frozen=True):
-    """The receiver takes part in the run; `round` is the one that it is to make next."""
-
-    round: Round
-
-
 READY = Method("modelsync.ready", Ready, Heard)
 ATTEMPT = Method("modelsync.attempt", Order, Answer)
-PING = Method("modelsync.ping", Ask, Pong)
 REDUCE = Method("modelsync.reduce", Piece, Piece, CHUNK_FRAME_MAX)
 
 

@@ -65,6 +65,8 @@ class World:
     count: int
     random: random.Random
     loss: float = 0.1
+    haste: float = 0.05  # with which a node that looks at the clock gives its attempt up
+    disorder: int = 1_000_000  # of how many of the oldest messages any may come next
     now: float = 0.0
     nodes: dict[PeerId, Node] = field(default_factory=dict[PeerId, Node])
     mail: list[tuple[PeerId, PeerId, object]] = field(default_factory=list)
@@ -153,7 +155,9 @@ class World:
         """One thing happens."""
         self.now += self.random.random() * 0.1
         if self.mail and self.random.random() < 0.8:
-            source, target, message = self.mail.pop(self.random.randrange(len(self.mail)))
+            source, target, message = self.mail.pop(
+                self.random.randrange(min(self.disorder, len(self.mail)))
+            )
             if target in self.nodes:
                 self.take(self.nodes[target], source, message)
             return
@@ -165,8 +169,13 @@ class World:
     def tick(self, node: Node) -> None:
         """Let a node look at the clock; now and then, its attempt runs out of time."""
         node.rounds.see(live=list(self.nodes), left={})
-        if node.rounds.ballot is not None and self.random.random() < 0.05:
-            self.give_up(node)
+        ballot = node.rounds.ballot
+        if ballot is not None:
+            haste = self.haste if ballot.proposer != node.peer else 0.05
+            if not self.is_led(ballot):
+                haste = 0.5
+            if self.random.random() < haste:
+                self.give_up(node)
         for effect in node.rounds.tick(self.now):
             match effect:
                 case Propose(prepare):
@@ -178,6 +187,12 @@ class World:
                     self.join(node, prepare)
                 case Behind() | Diverged():
                     self.catch_up(node, node.round)
+
+    def is_led(self, ballot: Ballot) -> bool:
+        """False if its proposer is gone, or has left it: the stream breaks."""
+        proposer = self.nodes.get(ballot.proposer)
+        tally = proposer.tally if proposer is not None else None
+        return tally is not None and tally.prepare.ballot == ballot
 
     def give_up(self, node: Node) -> None:
         """Nothing has come for too long."""
@@ -222,10 +237,8 @@ class World:
 
     def hear(self, node: Node, source: PeerId, ready: Ready) -> None:
         node.rounds.hear(source, ready)
-        certificate = node.rounds.certificate
-        if certificate is not None and certificate.round < ready.round:
-            certificate = None
-        self.send(node.peer, source, Heard(node.rounds.mine, certificate))
+        heard = Heard(node.rounds.mine, node.rounds.ending(ready.round))
+        self.send(node.peer, source, heard)
 
     def join(self, node: Node, prepare: Prepare) -> None:
         """Say ACK; the data begins to flow."""
@@ -243,10 +256,8 @@ class World:
         pledge = node.pledge
         if isinstance(body, Prepare):
             reason = node.rounds.offered(body)
-            known = node.rounds.certificate
             if reason:
-                over = known if known is not None and known.round >= body.round else None
-                self.send(node.peer, source, Answer(Nack(reason, node.rounds.attempt, over)))
+                self.send(node.peer, source, Answer(node.rounds.refusal(body, reason)))
             else:
                 self.join(node, body)
         elif isinstance(body, Commit):

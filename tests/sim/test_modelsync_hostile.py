@@ -10,8 +10,8 @@ from trio.testing import MockClock
 
 from protocols.modelsync import codecs, state_wire, wire
 from protocols.modelsync.donor import Donor
-from protocols.modelsync.driver import RunFailed
 from protocols.modelsync.herald import SchemaMismatch
+from protocols.modelsync.part import RunFailed
 from protocols.modelsync.state import State, state_root
 from tests.sim.net import Net
 from tests.sim.training import ELEMENTS, RUN, SharedStore, Swarm, Trainer, in_place
@@ -63,7 +63,7 @@ async def test_who_brings_illegal_values_is_left_out_and_the_others_go_on(
     for trainer in swarm.trainers:
         await trainer.attach()
     hostile_driver = hostile.sync._lane(RUN, 0)
-    open_exchange = hostile_driver._open_exchange
+    open_exchange = hostile_driver._exchanges.open
 
     def careless(*details: Any) -> Any:
         exchange = open_exchange(*details)
@@ -71,7 +71,7 @@ async def test_who_brings_illegal_values_is_left_out_and_the_others_go_on(
         exchange._average = lambda v, _: (codecs.FLOAT32.encode(zeros(v[0])), zeros(v[0]))
         return exchange
 
-    monkeypatch.setattr(hostile_driver, "_open_exchange", careless)
+    monkeypatch.setattr(hostile_driver._exchanges, "open", careless)
     bring(hostile, value, 1.0)
     async with trio.open_nursery() as rounds:
         for trainer in others:

@@ -36,7 +36,8 @@ def chaos(world: World, steps: int) -> None:
 def test_never_two_results_of_a_round_and_progress_while_a_quorum_lives(seed: int) -> None:
     world = World(count=3 + seed % 3, random=random.Random(seed), loss=(seed % 4) * 0.07)
     chaos(world, 700)
-    world.loss, world.parted = 0.0, frozenset()
+    world.loss, world.haste, world.parted = 0.0, 0.01, frozenset()
+    world.disorder = 4
     for signer in SIGNERS[: world.count]:
         if signer.peer not in world.nodes:
             world.start(signer)  # of the last two members, one alone is no quorum

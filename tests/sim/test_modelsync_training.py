@@ -11,8 +11,8 @@ import pytest
 import torch
 import trio
 
-from shoal.learn.exact import Vector, nesterov, weighted_mean
 from shoal.errors import ClientError
+from shoal.learn.exact import Vector, nesterov, weighted_mean
 from shoal.trainer import Trainer, flatten, load_vector
 from tests.sim.run_nodes import RunNodes
 

@@ -103,7 +103,7 @@ class Trainer:
         for lane in range(1, self.lanes):
             states = [np.zeros(2 * ELEMENTS, np.float32) for _ in range(2)]
             sibling = replace(self, lane=lane, exchange=self.exchange, states=states)
-            for name in ("outcomes", "committed_at"):
+            for name in ("outcomes", "committed_at", "siblings"):
                 setattr(sibling, name, [])
             sibling.roots = {}
             self.siblings.append(sibling)

@@ -123,7 +123,7 @@ async def test_a_result_that_was_certified_is_applied_also_when_the_news_comes_l
     assert holder.buffer == [0, 0, 7, 7, 7, 7], "only the slice of its lane"
     assert holder.published == [certificate]
     assert driver.next_round == 1
-    assert not driver.is_bound
+    assert driver.rounds.bound is None
 
 
 async def test_what_others_decoded_of_ours_is_given_too() -> None:
@@ -207,12 +207,12 @@ async def test_what_we_are_bound_to_is_told_to_who_is_ready_and_outlives_a_new_s
     assert heard.ready is not None
     assert heard.ready.bound == prepare(0).bound(result_of(SHARDS))
     driver.submit(0, ROOT, 0.0)
-    assert driver.is_bound
+    assert driver.rounds.bound is not None
     driver.rounds.withdraw()
     driver.submit(0, ROOT, 1.0)
-    assert driver.is_bound
+    assert driver.rounds.bound is not None
     driver.submit(1, ROOT, 1.0)
-    assert not driver.is_bound
+    assert driver.rounds.bound is None
 
 
 async def test_the_first_round_after_a_return_is_that_of_a_newcomer() -> None:
