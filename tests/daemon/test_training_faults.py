@@ -36,9 +36,7 @@ def begin(four: Swarm, run: str) -> None:
 
 
 def proposer(four: Swarm, run: str, round_: int) -> Node:
-    return min(
-        four.nodes, key=lambda node: order_of(run, 0, round_, 0, node.client.id().peer)
-    )
+    return min(four.nodes, key=lambda node: order_of(run, 0, round_, 0, node.client.id().peer))
 
 
 def strike(four: Swarm, victim: Node, *pids: int, number: int) -> list[Answer]:
