@@ -1,7 +1,7 @@
 """Death and frost in the middle of a round: when the survivors go on, and what they then hold.
 
-`python -m benchmarks.learn_faults` prints one JSON object a line. A trial kills (kill -9) or freezes
-(SIGSTOP) one peer, daemon and trainer, while four average; every other victim is the proposer of
+`python -m benchmarks.learn_faults` prints one JSON object a line. A trial kills (kill -9) or
+freezes (SIGSTOP) one peer, daemon and trainer, while four average; every other victim is the proposer of
 the round. Hivemind has the time-outs of its Optimizer. QUICK=1: few trials, no frozen hivemind.
 """
 

@@ -22,6 +22,10 @@ from benchmarks.systems import rival_python
 RIVALS = Path(__file__).parents[1] / ".rivals"
 TORCH = "torch==2.13.0"  # the Makefile's: the build for processors
 HIVEMIND = ("hivemind==1.1.12", "numpy==2.2.6")  # with numpy 2.4 its 8-bit codecs average nothing
+UP = (
+    *(sys.executable, "-P", "-m", "node.cli.main", "up"),
+    *("--no-mdns", "--listen", "/ip4/127.0.0.1/tcp/0"),
+)
 LEAD_S = 0.1  # between the order and the moment at which all begin
 READY_S = 60.0
 MEET_S = 60.0
@@ -45,8 +49,7 @@ class Node:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SHOAL_")}
         with self.home.with_suffix(".log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "node.cli.main", "up", "--no-mdns"]
-                + ["--listen", "/ip4/127.0.0.1/tcp/0", "--name", self.home.name, *options],
+                [*UP, "--name", self.home.name, *options],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,

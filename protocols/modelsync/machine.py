@@ -214,11 +214,11 @@ class Rounds:
         they are bound to. `is_final`: its proposer has given it up, so what we signed in it binds
         nobody: of members whose results differed, the next attempt must not adopt one.
         """
-        if is_final and self.bound is not None:
-            if (self._round, self.bound.attempt, self.bound.proposer) == ballot:
-                self.bound = None
-                if self.mine is not None:
-                    self.submit(self.mine)
+        bound = self.bound if is_final else None
+        if bound is not None and (self._round, bound.attempt, bound.proposer) == ballot:
+            self.bound = None
+            if self.mine is not None:
+                self.submit(self.mine)
         for peer, bound in (bounds or {}).items():
             self.roster.bind(peer, bound)
         for peer in set(stale) - set(excluded):
