@@ -12,15 +12,7 @@ from protocols.modelsync.ballots import order_of as full_order_of
 from protocols.modelsync.blame import Accusation, blame, excluded_by
 from protocols.modelsync.machine import TURN_S, Behind, Diverged, Propose, Rounds
 from protocols.modelsync.roster import STRIKES_MAX
-from protocols.modelsync.wire import (
-    ATTEMPTS_MAX,
-    MEMBERS_MAX,
-    Ballot,
-    Certificate,
-    Go,
-    Prepare,
-    Ready,
-)
+from protocols.modelsync.wire import ATTEMPTS_MAX, MEMBERS_MAX, Ballot, Certificate, Prepare, Ready
 from wire.ids import PeerId
 
 A, B, C, D, E = (PeerId(name) for name in "ABCDE")
@@ -67,22 +59,6 @@ def test_the_first_round_waits_for_min_members() -> None:
     assert prepare.members == [A, B]
     assert prepare.weights == [1.0, 1.0]
     assert sum(prepare.shards) == 10
-
-
-@pytest.mark.parametrize("is_final", [True, False])
-def test_what_was_signed_binds_unless_the_proposer_itself_gave_the_attempt_up(
-    is_final: bool,
-) -> None:
-    first, second = order(0, 0, "AB")
-    rounds = machine(first)
-    rounds.submit(ready())
-    rounds.hear(second, ready())
-    prepare = proposal(rounds, 1.0)
-    rounds.hold(prepare.bound(bytes(32), Go()))
-    rounds.failed(prepare.ballot, [], is_final=is_final)
-    assert (rounds.bound is None) == is_final
-    assert rounds.mine is not None
-    assert (rounds.mine.bound is None) == is_final
 
 
 def test_the_first_in_order_proposes_and_the_next_only_after_its_turn() -> None:
