@@ -1,17 +1,28 @@
-"""A state from three donors and from one, where the donors' links are the limit; a spoilt chunk.
+"""A state from three donors and from one, where the donors' links are the limit; a spoilt chunk;
+and what a joiner costs those who train.
 
 `python -m benchmarks.learn_state` prints one JSON object a line. QUICK=1 moves a quarter.
 """
 
 import re
+import shutil
+import statistics
 import sys
+import tempfile
 from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
 
+from benchmarks.learn_swarm import Node, Swarm, swarm
 from benchmarks.orders import Answer, Child, Failed
 from benchmarks.report import QUICK, ROUNDS, progress, report
 
 MEMBERS = 3
 RATE_MB_S = 15.0  # of each donor's link: far below what a processor encrypts
+RUN = "joined"
+JOIN_ELEMENTS = 4_000_000  # of contributions and of states: 16 MB
+JOIN_ROUNDS = 8
+LEARN_S = 1.0  # seconds that a trainer learns between two rounds
 ELEMENTS = 4_000_000 if QUICK else 16_000_000
 
 
@@ -32,8 +43,48 @@ def _load(joiner: Child, root: str, donors: int) -> Answer:
     return answer
 
 
-def main() -> None:
-    """Measure all of it."""
+def _round_seconds(members: list[Node], late: Node | None) -> list[float]:
+    """Let members make rounds, and one with an empty disk join meanwhile, if there is one.
+
+    Returns the seconds of each round at the slowest member.
+    """
+    for node in members:
+        node.child.tell("steps", count=JOIN_ROUNDS, pause_s=LEARN_S)
+    if late is not None:
+        answer = late.child.ask("attach", run=RUN, elements=JOIN_ELEMENTS, state=JOIN_ELEMENTS)
+        if answer["source"] != "peers":
+            raise Failed(f"the joiner has its state from {answer['source']}")
+        late.child.ask("step", weight=0.0, is_new=True)  # as any joiner: none waits in vain
+        late.child.ask("leave")
+        shutil.rmtree(late.home / "runs" / RUN)
+    ends = [node.child.wait(120.0)["ends"] for node in members]
+    slowest = [max(moments) for moments in zip(*ends, strict=True)]
+    return [end - begin for begin, end in pairwise(slowest)]
+
+
+def _joiner(made: Swarm) -> None:
+    *members, late = made.nodes
+    for node in members:
+        node.child.tell(
+            "attach", run=RUN, elements=JOIN_ELEMENTS, state=JOIN_ELEMENTS, min_members=MEMBERS
+        )
+    for node in members:
+        node.child.wait()
+    _round_seconds(members, None)  # opens connections
+    alone, beside = list[float](), list[float]()
+    for number in range(1 if QUICK else 3):
+        progress(f"rounds of {MEMBERS} members, alone and while one joins, {number + 1}")
+        alone += _round_seconds(members, None)
+        beside += _round_seconds(members, late)
+    report(
+        *("learn.state_joiner_round", [statistics.mean(beside)], "s"),
+        against="the same rounds without a joiner",
+        against_values=[statistics.mean(alone)],
+        goal_ratio=1.05,
+    )
+
+
+def _donors() -> None:
     module = [sys.executable, "-m", "benchmarks.learn_state_node"]
     with ExitStack() as stack:
         nodes = [
@@ -63,6 +114,14 @@ def main() -> None:
             better="higher",
             goal=1.0,
         )
+
+
+def main() -> None:
+    """Measure all of it."""
+    _donors()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        _joiner(stack.enter_context(swarm(folder, MEMBERS + 1)))
 
 
 if __name__ == "__main__":

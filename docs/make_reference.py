@@ -1,8 +1,9 @@
-"""Writes docs/cli.md, configuration.md and api.md from the program itself: `make docs`.
+"""Writes docs/cli.md, configuration.md, api.md and training.md from the program: `make docs`.
 
 tests/unit/test_docs.py fails while they are not what this would write.
 """
 
+import inspect
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +19,8 @@ from node.daemon import Daemon, Start
 from node.home import Home
 from node.logs import LogBook
 from node.tickets import Ticket
+from protocols.modelsync.codecs import CODECS
+from shoal.learn.names import STRATEGIES, options_of
 from wire.ids import Signer
 
 ROOT = Path(__file__).parents[1]
@@ -104,6 +107,83 @@ def _type(kind: Any) -> str:
     return str(kind.__name__.strip("_"))
 
 
+TRAINING = """
+A script makes a `shoal.Trainer` of its model and calls `step` after each optimizer step;
+everything else is the daemon's. What the run file and the command line say reaches it by
+`run_options`:
+
+```python
+options = shoal.run_options(run="mine", rounds=10)  # the defaults of what nobody says
+with shoal.Trainer(model, optimizer, **options) as trainer:
+    while not trainer.done:
+        loss = model(**batch()).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        trainer.step(loss)
+```
+
+```toml
+[run]
+rounds = 20
+strategy = "streaming"     # --strategy; below
+wire = "int4"              # --wire; below
+aggregator = "mean"        # or median, trimmed:trim=0.25, clip:tau=auto, flag
+min_members = 2            # nodes that the first round waits for
+patience_s = 20.0          # seconds that a round with a quorum waits for slow members
+
+[strategy]                 # options of that strategy; --set strategy.every=50
+every = 50
+```
+
+Members whose strategy, options, wire or aggregator differ are refused, with the two of them
+named. `min_members` and `patience_s` are each node's own.
+
+**Which strategy.** `diloco` unless there is a reason: few rounds, each waited for. `streaming`
+where the link is slow and rounds should hide behind training; `dilocox` where it is very slow.
+`modest` with many nodes of which most are away. `dsgd` and `dadam` average every step, over a
+fast network. `fedavg` where data stay where they are and members weigh by samples.
+
+**Who comes and goes.** A member that dies is left out of the next attempt; one that comes late
+loads the state from those who have it, and takes part from the next round on. A checkpoint is
+written once a minute and at the end, so `shoal run resume` goes on also when all nodes were off.
+Everything of a run is in `runs/NAME` of the state directory: `train.log`, `metrics.jsonl`,
+`certificates.jsonl` (signed by those who made each round), `checkpoint/`.
+
+**Liars.** A `mean` is moved anywhere by one member. `median`, `trimmed`, `clip` (centered
+clipping) and `flag` hold against a minority, and count each member once, whatever
+weight it claims. What a member can still do: [protocols](protocols.md), in the section on trust.
+"""
+
+
+def training_page() -> str:
+    """Return how to train together: strategies with their options, and wires."""
+    parts = [f"# Training together\n\n{MADE}{TRAINING.strip()}\n\n## Strategies\n"]
+    for name, kind in STRATEGIES.items():
+        title, _, rest = (inspect.getdoc(kind) or "").partition("\n\n")
+        options = ", ".join(f"{key} = {_toml(value)}" for key, value in options_of(name).items())
+        more = f"```\n{rest}\n```\n\n" if rest else ""
+        parts.append(f"### `{name}`\n\n{title}\n\n{more}Options: `{options}`\n")
+    rows = [f"| `{codec.name}` | {codec.bytes_per_element:g} |" for codec in CODECS]
+    parts += [
+        "## Wires\n",
+        "What a coarse wire loses comes back by error feedback (`feedback` in [strategy]; where it",
+        "is not set, it is on if the wire needs it). `auto` measures link and computer, and takes",
+        "for each round the finest codec and the least `every` whose traffic hides behind",
+        "computing.\n",
+        "| wire | bytes a parameter, about |\n|---|---|",
+        *rows,
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
 async def _api() -> str:
     """Build a daemon that is never started, and read its tables."""
     with tempfile.TemporaryDirectory() as folder:
@@ -124,7 +204,12 @@ async def _api() -> str:
 def pages() -> dict[str, str]:
     """Return every page by its file name."""
     api = trio.run(_api)
-    return {"cli.md": cli_page(), "configuration.md": configuration_page(), "api.md": api}
+    return {
+        "cli.md": cli_page(),
+        "configuration.md": configuration_page(),
+        "api.md": api,
+        "training.md": training_page(),
+    }
 
 
 def main() -> None:

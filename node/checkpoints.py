@@ -210,9 +210,11 @@ class Checkpoints:
                 await self._news.wait()
 
     async def flush(self) -> None:
-        """Write what is not written yet: at leave and at stop."""
+        """Write what is not written yet: at leave and at stop. All is on disk on return."""
         for lane in list(self._unsaved):
             await self._save(lane)
+        async with self._turn:  # what `run` was writing is written
+            return
 
     async def _save_due(self) -> float:
         """Write the lanes whose time has come; return when the next one's comes."""

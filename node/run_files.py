@@ -1,9 +1,11 @@
 """Files of a run: metrics, what is kept of its states, the end of its log."""
 
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -14,35 +16,39 @@ from node.tensor_file import BadFile, find_tensor
 from protocols.modelsync.state import State
 from shoal.runs import Contribution, Metric
 
-CONTRIBUTIONS = "contributions.json"  # in a run's folder
+T = TypeVar("T")
+
+METRICS, CERTIFICATES = "metrics.jsonl", "certificates.jsonl"  # in a run's folder
+CONTRIBUTIONS = "contributions.json"
+_OUR_ERROR = re.compile(r"^shoal\.[\w.]+: ")  # whose text is enough: a person reads it
 _TAIL_BYTES = 4096  # read from the end of a log to find its last line
 _METRICS_BYTES = 16 * 1024  # of metrics.jsonl: some thirty lines, among them a held-out loss
 
 
-def read_metrics(directory: Path) -> list[Metric]:
-    """Read metrics.jsonl; a line cut off by a crash is left out."""
-    path = directory / "metrics.jsonl"
-    return _metrics_in(path.read_bytes()) if path.exists() else []
+def read_lines(path: Path, kind: type[T], tail_bytes: int | None = None) -> list[T]:
+    """Read a file of JSON lines, or its end; what a crash or the cut spoilt is left out."""
+    try:
+        with path.open("rb") as file:
+            if tail_bytes is not None:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - tail_bytes))
+            return _lines_in(file.read(), kind)
+    except FileNotFoundError:
+        return []
 
 
-def _metrics_in(data: bytes) -> list[Metric]:
-    found: list[Metric] = []
+def _lines_in(data: bytes, kind: type[T]) -> list[T]:
+    found: list[T] = []
     for line in data.splitlines():
         try:
-            found.append(msgspec.json.decode(line, type=Metric))
+            found.append(msgspec.json.decode(line, type=kind))
         except msgspec.DecodeError:
             continue
     return found
 
 
 def last_metrics(directory: Path) -> list[Metric]:
-    """Return what the end of metrics.jsonl has, without lines that are cut off."""
-    try:
-        with (directory / "metrics.jsonl").open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _METRICS_BYTES))
-            return _metrics_in(file.read())
-    except OSError:
-        return []
+    """Return what the end of metrics.jsonl has."""
+    return read_lines(directory / METRICS, Metric, _METRICS_BYTES)
 
 
 def append_line(path: Path, item: msgspec.Struct) -> None:
@@ -84,19 +90,20 @@ def load_contributions(directory: Path) -> list[Contribution]:
 
 
 def begin_anew(directory: Path) -> None:
-    """Move the checkpoint of an earlier run of this name aside; the one before that is removed."""
-    (directory / CONTRIBUTIONS).unlink(missing_ok=True)
-    checkpoint, aside = directory / FOLDER, directory / f"{FOLDER}.old"
-    if checkpoint.exists():
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(checkpoint, aside)
+    """Move what an earlier run of this name has left aside; what it had moved aside is removed."""
+    for name in (FOLDER, CERTIFICATES, CONTRIBUTIONS):
+        path, aside = directory / name, directory / f"{name}.old"
+        if path.exists():
+            if aside.is_dir():
+                shutil.rmtree(aside)
+            os.replace(path, aside)
 
 
 def how_it_ended(status: int, log_path: Path) -> str:
     """Say why a script failed: the signal that killed it, or its last words."""
     if status < 0:
         return f"killed by signal {-status} ({signal.strsignal(-status)})"
-    return last_line(log_path) or f"exit status {status}"
+    return _OUR_ERROR.sub("", last_line(log_path)) or f"exit status {status}"
 
 
 def last_line(path: Path) -> str:

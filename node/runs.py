@@ -14,7 +14,7 @@ import trio
 from node.checkpoints import export_state
 from node.children import open_child
 from node.metrics import RunFigures
-from node.run_files import begin_anew, how_it_ended, read_metrics
+from node.run_files import CERTIFICATES, METRICS, begin_anew, how_it_ended, read_lines
 from node.run_records import ACTIVE, Record, Records, load_start, save_start
 from node.run_views import certificate_view, contribution_view, merged, run_figures
 from node.trainers import Trainers
@@ -34,6 +34,7 @@ from wire.ports import OffLoop
 from wire.threads import Threads
 
 STOP_WAIT_S = 5.0  # seconds for the farewell to be written after the child has ended
+LAST_BYTES = 256 * 1024  # of certificates.jsonl, for the last ones: thirty of 64 members
 FILE_THREADS = 2  # checkpoints written and read at a time: disks like few
 
 
@@ -95,11 +96,25 @@ class Runs:
 
     async def metrics(self, name: str) -> list[Metric]:
         """Every line of the run's metrics.jsonl."""
-        return await trio.to_thread.run_sync(read_metrics, self._records.get(name).directory)
+        path = self._records.get(name).directory / METRICS
+        return await trio.to_thread.run_sync(read_lines, path, Metric)
 
-    def certificates(self, name: str) -> list[CertificateView]:
-        """Committed rounds, as the store has them: the last ones of each lane."""
-        return [certificate_view(c) for c in self._sync.certificates(name)]
+    async def certificates(self, name: str, *, last: int = 0) -> list[CertificateView]:
+        """Committed rounds by lane: all that this node was in, and the last ones in the store.
+
+        last: so many of the latest only, of all lanes; what asks again and again needs no more.
+        """
+        record, found = self._records.find(name), dict[tuple[int, int], CertificateView]()
+        if record is not None:
+            path = record.directory / CERTIFICATES
+            tail_bytes = LAST_BYTES if last else None
+            ours = await trio.to_thread.run_sync(read_lines, path, CertificateView, tail_bytes)
+            found = {(c.lane, c.round): c for c in ours}
+        for certificate in self._sync.certificates(name):
+            found[certificate.lane, certificate.round] = certificate_view(certificate)
+        if last:
+            return sorted(found.values(), key=lambda c: (c.round, c.lane))[-last:]
+        return [found[key] for key in sorted(found)]
 
     def contributions(self, name: str) -> list[Contribution]:
         """What each peer has done for a run, as this node has seen it."""

@@ -24,7 +24,7 @@ from protocols.modelsync.wire import (
     Settings,
     is_weight,
 )
-from shoal.runs import Attach, LaneBody, RoundResult
+from shoal.runs import Attach, Duty, LaneBody, RoundResult
 from wire.errors import UsageError
 
 Vector = NDArray[np.float32]
@@ -152,7 +152,9 @@ def check_weight(weight: float) -> float:
     return weight
 
 
-def round_result(lane: int, round_: int, outcome: Outcome) -> RoundResult:
+def round_result(
+    lane: int, round_: int, outcome: Outcome, duties: Sequence[Duty] = ()
+) -> RoundResult:
     """Put the outcome of a round into the control API's words."""
     certificate = outcome.certificate
     if certificate is None:
@@ -172,6 +174,7 @@ def round_result(lane: int, round_: int, outcome: Outcome) -> RoundResult:
         codec=certificate.codec,
         every=certificate.every,
         contributors=list(certificate.contributors or certificate.members),
+        duties=list(duties),
     )
 
 

@@ -14,7 +14,13 @@ import structlog
 import trio
 
 from node.checkpoints import Checkpoints, Layout, Shape, Slice, load_checkpoint, save_layout
-from node.run_files import append_line, kept_states, save_contributions
+from node.run_files import (
+    CERTIFICATES,
+    METRICS,
+    append_line,
+    kept_states,
+    save_contributions,
+)
 from node.run_records import ACTIVE, Record, Records
 from node.run_views import certificate_view, contribution_view, merged
 from node.trainer_part import (
@@ -26,10 +32,13 @@ from node.trainer_part import (
 )
 from protocols.modelsync.part import Wish
 from protocols.modelsync.service import ModelSync
+from protocols.modelsync.verify_wire import Case
 from shoal.runs import (
     AskTurn,
     Attach,
     Attached,
+    Checked,
+    Duty,
     FetchState,
     Leave,
     Metric,
@@ -39,12 +48,14 @@ from shoal.runs import (
     StateAt,
     SubmitRound,
     TurnAnswer,
+    Verdict,
 )
 from wire.errors import Busy, ShoalError, UsageError
 from wire.ids import PeerId
 from wire.ports import OffLoop
 
 ROUND_WAIT_S = 20.0  # seconds that one request waits at most; the trainer then asks again
+LOOK_S = 0.1  # seconds between two looks at who is there
 
 _log = structlog.get_logger("runs")
 
@@ -94,8 +105,8 @@ class Trainers:
                 self._records.enter(record, "failed")
             raise
         self._records.enter(record, "training")
-        members = sorted({*map(str, self._sync.members(name)), str(self._member)})
-        return Attached(self._member, lanes, source, str(record.directory), members)
+        folder, members = str(record.directory), self._members(name)
+        return Attached(self._member, lanes, source, folder, members)
 
     async def leave(self, name: str, request: Leave) -> Run:
         """The trainer is done; keep its states for others if it has finished the run."""
@@ -124,6 +135,10 @@ class Trainers:
             save_contributions(record.directory, record.before)
         except OSError as error:  # a full disk: the table is shown until the daemon ends
             _log.warning("contributions_lost", run=name, error=str(error))
+
+    def _members(self, name: str) -> list[str]:
+        """Who is in a run by lease, ourselves included."""
+        return sorted({*map(str, self._sync.members(name)), str(self._member)})
 
     def _take(self, record: Record, trainer: AttachedTrainer) -> None:
         shape = trainer.shape
@@ -199,15 +214,17 @@ class Trainers:
             if wait_s:
                 self._records.tell(record)
             return RoundResult("waiting", request.round, waiting_for=waiting_for, lane=lane)
-        result = round_result(lane, request.round, outcome)
+        duties = [
+            Duty(str(duty.case.target), duty.case.round, lane)
+            for duty in self._sync.duties(name, lane)
+        ]
+        result = round_result(lane, request.round, outcome, duties)
         if outcome.certificate is not None:
             trainer.last[lane] = result
             trainer.rounds_done += 1
             record.totals.count(result)
             record.at[lane] = result.round + 1
-            append_line(
-                record.directory / "certificates.jsonl", certificate_view(outcome.certificate)
-            )
+            append_line(record.directory / CERTIFICATES, certificate_view(outcome.certificate))
             members = len(result.members)
             _log.info(
                 "round", run=name, lane=lane, round=result.round, members=members, s=result.seconds
@@ -216,9 +233,20 @@ class Trainers:
 
     async def turn(self, name: str, request: AskTurn) -> TurnAnswer:
         """Of a sampled run: wait a while until it is known whether we make this round."""
-        self._records.attached(name)
-        is_ours = await self._sync.turn(name, request.lane, request.round, timeout_s=ROUND_WAIT_S)
+        _, trainer = self._records.attached(name)
+        lane, round_, is_ours = request.lane, request.round, None
+        with trio.move_on_after(ROUND_WAIT_S):
+            # A sample of those who are early would be another one than that of all.
+            while round_ == 0 and len(self._members(name)) < trainer.shape.min_members:  # noqa: ASYNC110 - leases
+                await trio.sleep(LOOK_S)
+            is_ours = await self._sync.turn(name, lane, round_, timeout_s=ROUND_WAIT_S)
         return TurnAnswer({True: "in", False: "out", None: "waiting"}[is_ours])
+
+    async def verdict(self, name: str, verdict: Verdict) -> Checked:
+        """Compare what a trainer has made anew with what its member had committed to."""
+        self._records.attached(name)
+        case = Case(verdict.lane, verdict.round, PeerId(verdict.target))
+        return Checked(await self._sync.verdict(name, case))
 
     async def fetch(self, name: str, request: FetchState) -> StateAt:
         """Load the run's state of a lane into the trainer's buffer."""
@@ -271,6 +299,6 @@ class Trainers:
             every=last.every or trainer.shape.every,
         )
         record.take(metric)
-        append_line(record.directory / "metrics.jsonl", metric)
+        append_line(record.directory / METRICS, metric)
         record.news.send(metric)
         return metric

@@ -15,6 +15,10 @@ from shoal.run_options import run_options
 
 if TYPE_CHECKING:
     from shoal.async_client import AsyncClient, connect_async
+    from shoal.deal import Deal, DealSampler
+    from shoal.rounds import join
+    from shoal.run_client import RunClient
+    from shoal.trainer import Trainer
 
 __all__ = [
     "ApiError",
@@ -22,11 +26,16 @@ __all__ = [
     "Client",
     "ClientError",
     "DaemonUnreachable",
+    "Deal",
+    "DealSampler",
     "RpcError",
+    "RunClient",
     "TimedOut",
+    "Trainer",
     "connect",
     "connect_async",
     "errors",
+    "join",
     "run_options",
 ]
 

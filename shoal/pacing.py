@@ -32,7 +32,8 @@ class Pace:
         """Take in what a committed round measured, and what its members agreed on."""
         self._members = max(1, len(result.members))
         step_s = self._computed_s / self._steps if self._steps else 0.0
-        self._controller.measured(step_s=step_s, rate=rate_of(result))
+        moved = max(result.bytes_in, result.bytes_out)
+        self._controller.measured(step_s=step_s, rate=result.rate, moved=moved)
         self._computed_s, self._steps = 0.0, 0
         self._controller.agreed(result.codec, result.every)
 
@@ -42,10 +43,3 @@ class Pace:
             elements=self._elements, members=self._members, rounds_at_once=self._lanes
         )
         return choice.codec, choice.every
-
-
-def rate_of(result: RoundResult) -> float:
-    """Return the link's bytes/s: as the daemon measured it, or at least what the round moved."""
-    if result.rate or not result.seconds:
-        return result.rate
-    return max(result.bytes_in, result.bytes_out) / result.seconds

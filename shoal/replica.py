@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
+from shoal.checks import Checks, Recompute
 from shoal.learn.strategy import Strategy, Turn, Vector
 from shoal.run_client import RunClient, is_sound, waits
 from shoal.runs import RoundResult
@@ -51,6 +52,7 @@ class Replica:
     """`step` after each local step of the optimizer; `done` when every lane had its rounds.
 
     on_round: called after each finished round with its lane and result.
+    recompute: makes another member's steps (verified runs; see `shoal.checks`).
     wish: returns the (codec, local steps) that we would like next; for runs with wire "auto".
     """
 
@@ -64,6 +66,7 @@ class Replica:
         on_round: Callable[[int, RoundResult], None] = lambda lane, result: None,
         wish: Callable[[], tuple[str, int]] = lambda: ("float32", 0),
         on_wait: Callable[[], None] = lambda: None,
+        recompute: Recompute | None = None,
     ) -> None:
         self.weight, self.steps = weight, 0
         self._strategy, self._client, self._model = strategy, client, model
@@ -71,6 +74,7 @@ class Replica:
         self._rounds = client.shape.rounds
         self._lanes = [Standing() for _ in strategy.lanes]
         self._offset = 0  # global steps that the run had without us
+        self._checks = Checks(strategy, client, model, recompute) if recompute else None
         self._submitter = ThreadPoolExecutor(1, "shoal-submit")
 
     # -- what a loop asks ----------------------------------------------------------------------
@@ -185,8 +189,10 @@ class Replica:
     def _bring(self, lane: int, local: Callable[[], Vector]) -> None:
         client, strategy = self._client, self._strategy
         round_, state = client.lanes[lane].round, client.state(lane)
-        ours = client.contribution(lane)[: strategy.size(lane, round_, state)]
-        ours[:] = strategy.contribution(lane, round_, state, local())[: len(ours)]
+        whole, size = client.contribution(lane), strategy.size(lane, round_, state)
+        ours = whole[:size]
+        ours[:] = strategy.contribution(lane, round_, state, local())[:size]
+        whole[size:] = 0
         weight = self.weight
         if not is_sound(ours):
             client.note("the parameters are not finite or beyond 1e29: nothing of us in this round")
@@ -219,18 +225,24 @@ class Replica:
             if result.outcome == "committed":
                 standing.is_new = False
                 self._finish(lane, result)
-                return
-            client.note(f"behind: loading the state before round {result.at_least} or later")
-            self._fetch(lane, result.at_least, result.root)
+                if self._checks is None or not self._checks.work_off(result):
+                    return
+                self._enter(lane)  # the time for our own steps is gone: nothing of us next
+                self._count_steps(lane)
+            else:
+                client.note(f"behind: loading the state before round {result.at_least} or later")
+                self._fetch(lane, result.at_least, result.root)
             standing.begun = self.steps
-            if self._is_over(lane):
-                break
+            if self._is_over(lane) or self._strategy.sample_size:
+                break  # of a sampled run: it waits for its turn first
             self._submit(lane, 0.0)
         if self.done:
             self._leave()
 
     def _finish(self, lane: int, result: RoundResult) -> None:
         client, strategy, place = self._client, self._strategy, self._strategy.lanes[lane]
+        if self._checks is not None:
+            self._checks.remember(result.round)
         if any(result.weights):
             standing, sent = self._lanes[lane], client.sent(lane)
             turn = Turn(
@@ -276,6 +288,10 @@ class Replica:
     def _fetch(self, lane: int, at_least: int, root: str = "") -> None:
         self._client.fetch(lane, at_least=at_least, root=root)
         self._enter(lane)
+        self._count_steps(lane)
+
+    def _count_steps(self, lane: int) -> None:
+        """The run has made its steps without us."""
         steps = self._client.lanes[lane].round * self._strategy.every
         self._offset = max(self._offset, steps - self.steps)
 

@@ -18,6 +18,8 @@ from shoal.runs import (
     AskTurn,
     Attach,
     Attached,
+    Checked,
+    Duty,
     FetchState,
     LaneBody,
     Leave,
@@ -29,6 +31,7 @@ from shoal.runs import (
     SubmitRound,
     Tensor,
     TurnAnswer,
+    Verdict,
     path_of,
 )
 from shoal.shared import SharedVector
@@ -223,6 +226,13 @@ class RunClient:
         """Sampled runs: are we in this round? "in", "out" (it is over), or "waiting"."""
         body = AskTurn(round_, lane)
         return self._post("turn", body, TurnAnswer, timeout_s=ROUND_WAIT_S + CALL_WAIT_S).turn
+
+    def verdict(self, duty: Duty) -> bool:
+        """The exchange buffer holds a contribution that we made anew; True if its bits are those
+        that its member had committed to.
+        """
+        body = Verdict(duty.round, duty.target, duty.lane)
+        return self._post("verdict", body, Checked).is_same
 
     def announce(self, lane: int) -> None:
         """Offer the lane's state to others."""

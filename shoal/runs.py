@@ -153,6 +153,14 @@ class SubmitRound(_Body, frozen=True):
     elements: int = 0
 
 
+class Duty(_Body, frozen=True):
+    """Verified runs: make what `target` brought to a round anew, before anything else."""
+
+    target: str
+    round: int
+    lane: int = 0
+
+
 class RoundResult(_Body, frozen=True):
     """How a round ended: committed (the mean is in the exchange buffer), behind, or waiting.
 
@@ -160,6 +168,7 @@ class RoundResult(_Body, frozen=True):
     `contributors`: whose contributions are in the mean, with their `weights`; the members, unless
     an earlier attempt's result was adopted. `every`: local steps to the next round; 0: as before.
     `rate`: bytes/s of this node's link, measured while the round waited for it; 0: not measured.
+    `duties`: whom to check now; who does brings nothing to the next round.
     """
 
     outcome: str
@@ -179,6 +188,21 @@ class RoundResult(_Body, frozen=True):
     every: int = 0
     contributors: list[str] = []
     rate: float = 0.0
+    duties: list[Duty] = []
+
+
+class Verdict(_Body, frozen=True):
+    """The lane's slice of the exchange buffer holds what `target` should have brought."""
+
+    round: int
+    target: str
+    lane: int = 0
+
+
+class Checked(_Body, frozen=True):
+    """If `is_same`, its bits were committed to; else the daemon compares, and may accuse."""
+
+    is_same: bool
 
 
 class FetchState(_Body, frozen=True):
@@ -354,9 +378,10 @@ def metrics_of(client: Client, run: str) -> list[Metric]:
     return client.call("GET", path_of(run, "metrics"), reply=list[Metric])
 
 
-def certificates_of(client: Client, run: str) -> list[CertificateView]:
-    """Return the certificates of a run's committed rounds."""
-    return client.call("GET", path_of(run, "certificates"), reply=list[CertificateView])
+def certificates_of(client: Client, run: str, *, last: int = 0) -> list[CertificateView]:
+    """Return the certificates of a run's committed rounds; of them the `last` ones, unless 0."""
+    path = path_of(run, f"certificates?last={last}" if last else "certificates")
+    return client.call("GET", path, reply=list[CertificateView])
 
 
 def contributions_of(client: Client, run: str) -> list[Contribution]:

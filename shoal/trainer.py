@@ -25,6 +25,7 @@ from types import TracebackType
 
 import torch
 
+from shoal.checks import Recompute
 from shoal.client import Client
 from shoal.learn.feedback import DECAYS
 from shoal.learn.names import options_of, strategy_named
@@ -58,6 +59,8 @@ class Trainer:
     wire: codec (float32, bfloat16, float16, int8, int4, topk, fedzip), or "auto".
     aggregator: mean; or median, trimmed, clip, flag, which a minority of liars cannot move.
     weight: this member's share in the mean, for example its number of samples.
+    recompute: makes a verified run (`shoal.checks`): called with a member and a round, it makes
+        that member's local steps of the round, in place. All members need it.
     evaluate: called after each round; its result is recorded as the validation loss.
     Raises shoal.errors.ClientError if the daemon is not there or refuses.
     """
@@ -76,6 +79,7 @@ class Trainer:
         patience_s: float = 20.0,
         weight: float = 1.0,
         evaluate: Callable[[], float] | None = None,
+        recompute: Recompute | None = None,
         checkpoint_s: float = CHECKPOINT_S,
         client: Client | None = None,
         **options: Option,
@@ -85,6 +89,8 @@ class Trainer:
         self.last: RoundResult | None = None
         self._optimizer, self._evaluate = optimizer, evaluate
         self._ranks, self._staging = Ranks(), Staging(model)
+        if recompute is not None and self._ranks.size > 1:
+            raise TrainingError("a verified run has one process a member")
         self._strategy = make_strategy(strategy, wire, options)
         self._strategy.prepare(self._staging.parts, rounds)
         self._loss: torch.Tensor | float = 0.0
@@ -103,8 +109,9 @@ class Trainer:
                 aggregator=aggregator,
                 min_members=min_members,
                 patience_s=patience_s,
+                verify=recompute is not None,
             )
-            self._lead(RunClient(run, shape, client=client), weight)
+            self._lead(RunClient(run, shape, client=client), weight, recompute)
         else:
             self._follower = Follower(
                 self._staging, self._ranks, evaluate or (lambda: None), self._save, self._reload
@@ -223,7 +230,7 @@ class Trainer:
 
     # -- rank 0 ------------------------------------------------------------------------------
 
-    def _lead(self, client: RunClient, weight: float) -> None:
+    def _lead(self, client: RunClient, weight: float, recompute: Recompute | None) -> None:
         model = Leader(self._staging, self._ranks)
         replica = Replica(
             self._strategy,
@@ -233,6 +240,7 @@ class Trainer:
             on_round=self._on_round,
             wish=self._pace.wish if self._pace else lambda: ("float32", 0),
             on_wait=lambda: self._ranks.tell(Order.WAIT),
+            recompute=recompute,
         )
         with self._telling(is_due=True):
             try:
@@ -362,6 +370,7 @@ def shape_of(
     aggregator: str = "mean",
     min_members: int = 1,
     patience_s: float = 20.0,
+    verify: bool = False,
 ) -> Shape:
     """Return a run's shape for a prepared strategy."""
     return Shape(
@@ -377,5 +386,6 @@ def shape_of(
         aggregator=aggregator,
         sample=strategy.sample_size,
         replicas_differ=strategy.replicas_differ,
+        verify=verify,
         layout=[Tensor(part.name, list(part.shape)) for part in strategy.parts],
     )

@@ -24,7 +24,7 @@ class Learner:
         random = np.random.default_rng([step, *member.encode()])
         x = torch.from_numpy(random.standard_normal((32, 8), dtype=np.float32))
         loss = torch.nn.functional.mse_loss(self.model(x), x.sum(dim=1, keepdim=True))
-        loss.backward()
+        torch.autograd.backward(loss)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return float(loss.detach())

@@ -76,7 +76,7 @@ def show(context: Context, name: str, as_json: bool) -> None:
     client = context.client()
     found = RunDetail(
         get_run(client, name),
-        latest(certificates_of(client, name)),
+        latest(certificates_of(client, name, last=1)),
         contributions_of(client, name),
     )
     if as_json:

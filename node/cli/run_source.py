@@ -53,7 +53,7 @@ def read_source(path: Path, changes: tuple[str, ...] = (), strategy: str | None 
 def read_run_file(path: Path, changes: tuple[str, ...] = (), strategy: str | None = None) -> Config:
     """Read a run file and apply `section.key=value` changes. Raises BadRunFile.
 
-    Section [strategy] gets the options of the run's strategy that the file does not name.
+    A change may also name an option of the run's strategy that the file does not have.
     """
     try:
         config = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -61,22 +61,23 @@ def read_run_file(path: Path, changes: tuple[str, ...] = (), strategy: str | Non
         raise BadRunFile(f"{path}: {error}") from error
     if not isinstance(config.get("run"), dict):
         raise BadRunFile(f"{path} has no section [run]", hint=_EXAMPLE)
-    _choose_strategy(config, strategy, changes)
+    options = _choose_strategy(config, strategy, changes)
     for change in changes:
-        _apply(config, change)
+        _apply(config, change, options)
     return config
 
 
-def _choose_strategy(config: Config, given: str | None, changes: tuple[str, ...]) -> None:
-    """Set run.strategy, and [strategy] to its options: what the file says of them, else defaults.
+def _choose_strategy(config: Config, given: str | None, changes: tuple[str, ...]) -> Config:
+    """Set run.strategy; return its options with their defaults.
 
-    Options of the strategy that the file had, and the new one has not, are left out.
+    What is not set stays unset: the trainer's defaults depend on the wire. Options in [strategy]
+    of the strategy that the file had, and that the new one has not, are left out.
     """
     said = [text for key, _, text in (each.partition("=") for each in changes) if key == _KEY]
     before = config["run"].get("strategy")
     name = given or (said[-1].strip("\"' ") if said else before)
     if name is None:
-        return
+        return {}
     from shoal.learn.names import STRATEGIES, options_of  # numpy: not for every command
 
     if name not in STRATEGIES:
@@ -91,28 +92,35 @@ def _choose_strategy(config: Config, given: str | None, changes: tuple[str, ...]
                 hint=f"it has {', '.join(options)}",
             )
     config["run"]["strategy"] = name
-    config["strategy"] = {key: asked.get(key, default) for key, default in options.items()}
+    config["strategy"] = {key: value for key, value in asked.items() if key in options}
+    return dict(options)
 
 
 def _made_of(changes: tuple[str, ...], strategy: str | None) -> Config:
     config: Config = {"run": {}}
-    _choose_strategy(config, strategy, changes)
+    options = _choose_strategy(config, strategy, changes)
     for change in changes:
         section, name, text = _split(change)
-        config.setdefault(section, {})[name] = _any_value(text)
+        if options and section == "strategy":
+            _apply(config, change, options)
+        else:
+            config.setdefault(section, {})[name] = _any_value(text)
     return config
 
 
-def _apply(config: Config, change: str) -> None:
+def _apply(config: Config, change: str, options: Config) -> None:
+    """Make one change; `options` of the strategy count as in the file."""
     section, name, text = _split(change)
     tables: dict[str, Config] = {k: v for k, v in config.items() if isinstance(v, dict)}
+    if options:
+        tables["strategy"] = {**options, **tables["strategy"]}
     known = [f"{table}.{key}" for table in tables for key in tables[table]]
     key = f"{section}.{name}"
     if key not in known:
         nearest = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(known)}"
         raise BadRunFile(f"--set {change}: the file has no {key}", hint=hint)
-    config[section][name] = _value(text, config[section][name], change)
+    config[section][name] = _value(text, tables[section][name], change)
 
 
 def _split(change: str) -> tuple[str, str, str]:

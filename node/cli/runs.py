@@ -21,7 +21,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option(
     "--strategy",
     metavar="NAME",
-    help="How to learn together; sets run.strategy, and [strategy] to its options.",
+    help="How to learn together; sets run.strategy.",
 )
 @click.option("--wire", type=click.Choice(WIRES), help="Codec of the averages; sets run.wire.")
 @click.option("--rounds", type=click.IntRange(min=1), help="When it ends; sets run.rounds.")

@@ -9,6 +9,8 @@ from node.runs import Runs
 from shoal import runs as shapes
 from shoal.runs import Run
 
+LAST_MAX = 1000  # certificates asked for as the last ones; who wants more takes them all
+
 
 class RunRoutes:
     """The handlers; each is one route."""
@@ -53,6 +55,10 @@ class RunRoutes:
         """Tell whether we make a round of a sampled run."""
         return await self._trainers.turn(request.params["run"], request.read(shapes.AskTurn))
 
+    async def verdict(self, request: Request) -> shapes.Checked:
+        """Take what a trainer has made anew."""
+        return await self._trainers.verdict(request.params["run"], request.read(shapes.Verdict))
+
     async def fetch(self, request: Request) -> shapes.StateAt:
         """Load the run's state."""
         return await self._trainers.fetch(request.params["run"], request.read(shapes.FetchState))
@@ -74,8 +80,9 @@ class RunRoutes:
         return await self._runs.metrics(request.params["run"])
 
     async def certificates(self, request: Request) -> list[shapes.CertificateView]:
-        """Return what was committed."""
-        return self._runs.certificates(request.params["run"])
+        """Return what was committed; of it the `last` ones only, if that is asked for."""
+        last = int(request.number("last", 0, most=LAST_MAX))
+        return await self._runs.certificates(request.params["run"], last=last)
 
     async def contributions(self, request: Request) -> list[shapes.Contribution]:
         """Return what each peer has done."""
@@ -126,6 +133,7 @@ def routes(api: Api, runs: Runs) -> None:
         ("attach", it.attach, "Trainer: take part", shapes.Attach, shapes.Attached),
         ("round", it.round, "Trainer: average", shapes.SubmitRound, shapes.RoundResult),
         ("turn", it.turn, "Trainer: are we sampled", shapes.AskTurn, shapes.TurnAnswer),
+        ("verdict", it.verdict, "Trainer: check a member", shapes.Verdict, shapes.Checked),
         ("fetch", it.fetch, "Trainer: load the state", shapes.FetchState, shapes.StateAt),
         ("state", it.announce, "Trainer: offer a state", shapes.StateAt, None),
         ("report", it.report, "Trainer: record progress", shapes.Report, shapes.Metric),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import trio
 
 from protocols.bulk.counters import BulkCounters
-from protocols.bulk.desk import Arrival, Desk
+from protocols.bulk.desk import Arrival, Desk, Front
 from protocols.bulk.machine import Inbound
 from protocols.bulk.places import Target
 from protocols.bulk.pool import Pool
@@ -37,14 +37,6 @@ LET_GO_S = 4.0  # for a transfer that was cancelled to leave the buffer
 Progress = Callable[[int, int], None]  # bytes that have arrived, bytes in all
 
 
-@dataclass(frozen=True)
-class Prefix:
-    """Whom to tell how many bytes from the front are here, and after how many more of them."""
-
-    tell: Callable[[int], None]
-    step_bytes: int
-
-
 log = logging.getLogger(__name__)
 
 
@@ -54,7 +46,7 @@ class _Expected:
 
     target: Target
     progress: Progress
-    prefix: Prefix | None = None
+    front: Front | None = None
     taken: trio.Event = field(default_factory=trio.Event)  # the offer has come
     over: trio.Event = field(default_factory=trio.Event)  # and nobody is at the target any more
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -81,13 +73,13 @@ class Arrivals:
         progress: Progress,
         wait_s: float,
         *,
-        prefix: Prefix | None = None,
+        front: Front | None = None,
     ) -> int:
         """Wait for the offer, then for the bytes."""
         if (peer, key) in self._expected:
             target.close()
             raise UsageError(f"{key.hex()} of {peer} is expected already")
-        expected = self._expected[peer, key] = _Expected(target, progress, prefix)
+        expected = self._expected[peer, key] = _Expected(target, progress, front)
         self._changed.unpark_all()
         try:
             with OnFailure(self._counters.add_failed):
@@ -100,6 +92,8 @@ class Arrivals:
                     raise expected.failure
         finally:
             self._expected.pop((peer, key), None)
+            if front is not None:
+                front.is_over = True
             await _let_go(expected)
         self._counters.received += 1
         return target.size_bytes
@@ -138,7 +132,7 @@ class Arrivals:
         arrival = Arrival(
             target=expected.target,
             inbound=Inbound(offer.size_bytes, offer.piece_bytes, head_bytes=offer.head_bytes),
-            step_bytes=expected.prefix.step_bytes if expected.prefix is not None else 0,
+            front=expected.front,
         )
         desk, failure = self._pool.desk(call.peer), None
         try:
@@ -179,9 +173,9 @@ class Arrivals:
                 self._counters.bytes_in += here_bytes - seen_bytes
                 seen_bytes, seen_at = here_bytes, time.monotonic()
                 expected.progress(here_bytes, arrival.target.size_bytes)
-                if expected.prefix is not None:
-                    expected.prefix.tell(inbound.prefix_bytes)
             if seen_bytes == arrival.target.size_bytes:
+                if expected.front is not None:
+                    expected.front.tell(seen_bytes)
                 return
             if arrival.failure is not None:
                 raise arrival.failure

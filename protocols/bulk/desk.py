@@ -45,6 +45,32 @@ class Wake:
 
 
 @dataclass
+class Front:
+    """Tells somebody on the event loop how many bytes from the front of a transfer are here,
+    whenever it is `step_bytes` more, and when its head is: a call, for less than it costs to wake
+    a task.
+    """
+
+    tell: Callable[[int], None]
+    step_bytes: int
+    told_bytes: int = 0
+    is_over: bool = False  # nobody wants to know any more
+    _token: trio.lowlevel.TrioToken = field(default_factory=trio.lowlevel.current_trio_token)
+
+    def reached(self, front_bytes: int, head_bytes: int) -> None:
+        """The front is there; from any thread, one at a time."""
+        is_head = self.told_bytes < head_bytes <= front_bytes
+        if is_head or front_bytes >= self.told_bytes + self.step_bytes:
+            self.told_bytes = front_bytes
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._say, front_bytes)
+
+    def _say(self, front_bytes: int) -> None:
+        if not self.is_over:
+            self.tell(front_bytes)
+
+
+@dataclass
 class Transfer:
     """What both directions have. `wake` rouses the task that drives it."""
 
@@ -76,17 +102,7 @@ class Arrival(Transfer):
 
     target: Target = field(kw_only=True)
     inbound: Inbound = field(kw_only=True)
-    step_bytes: int = 0  # `wake` whenever its front has become longer by as much; 0: never
-
-    told_bytes: int = 0  # of its front, when it was last news
-
-    def has_news(self) -> bool:
-        """True, once, if its front is a step longer than when it was last news."""
-        front_bytes = self.inbound.prefix_bytes
-        if not self.step_bytes or front_bytes < self.told_bytes + self.step_bytes:
-            return False
-        self.told_bytes = front_bytes
-        return True
+    front: Front | None = None
 
     def close(self) -> None:
         """Give the bytes back to their owner."""
@@ -261,11 +277,12 @@ class Desk:
                 arrival.inbound.kept(piece)
             else:
                 arrival.inbound.spoilt(piece)
-            is_news = arrival.has_news()
+            if arrival.front is not None:
+                arrival.front.reached(arrival.inbound.prefix_bytes, arrival.target.head_bytes)
             is_complete = arrival.inbound.is_complete
             self._settled.notify_all()
         self._leave(arrival)
-        if is_complete or is_news:
+        if is_complete:
             arrival.wake.set()
 
     def _fail(self, transfer: Transfer, reason: str) -> None:

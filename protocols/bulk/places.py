@@ -188,7 +188,7 @@ def source_of(source: "Readable") -> Callable[[], Source]:
     if isinstance(source, FileRange):
         return lambda: source
     if isinstance(source, tuple):
-        buffers = cast("tuple[memoryview, ...]", source)
+        buffers = source
         return lambda: _buffers(buffers)
     if isinstance(source, Path) or hasattr(source, "fileno"):
         file: Any = source
@@ -213,7 +213,7 @@ def _buffers(buffers: tuple[memoryview, ...], *, is_target: bool = False) -> Mem
 def memory_target(buffer: "Writable") -> Memory | Pair:
     """Return one buffer or two to receive into. Raises UsageError."""
     if isinstance(buffer, tuple):
-        return _buffers(cast("tuple[memoryview, ...]", buffer), is_target=True)
+        return _buffers(buffer, is_target=True)
     return Memory(cast("WriteableBuffer", buffer), is_target=True)
 
 

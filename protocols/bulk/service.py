@@ -18,9 +18,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 import trio
 
-from protocols.bulk.arrivals import Arrivals, Prefix, Progress
+from protocols.bulk.arrivals import Arrivals, Progress
 from protocols.bulk.counters import BulkCounters
-from protocols.bulk.desk import Departure, Job
+from protocols.bulk.desk import Departure, Front, Job
 from protocols.bulk.machine import Outbound, piece_bytes_for
 from protocols.bulk.places import Source, file_target, memory_target, source_of
 from protocols.bulk.pool import Pool, Sockets
@@ -151,7 +151,8 @@ class BulkService:
     ) -> int:
         """Receive what the peer sends by this key into a buffer of exactly its size; returns that.
 
-        prefix: told how many bytes from the front have come, whenever it is `step_bytes` more.
+        prefix: told how many bytes from the front have come, whenever it is `step_bytes` more,
+        or the first of two buffers.
         If it fails, or is cancelled, the buffer holds anything; but nobody writes to it any more.
         Raises what `send` raises.
         """
@@ -163,7 +164,7 @@ class BulkService:
             target,
             progress or _nothing,
             wait_s,
-            prefix=None if prefix is None else Prefix(prefix, step_bytes),
+            front=None if prefix is None else Front(prefix, step_bytes),
         )
 
     async def receive_file(
@@ -258,7 +259,8 @@ class BulkService:
         while ready_bytes < departure.source.size_bytes:
             ready_bytes = await ready(ready_bytes)
             self.pool.desk(peer).grow(departure, ready_bytes)
-            self.pool.changed.unpark_all()  # if it goes through the call
+            if not self.pool.lanes(peer):
+                self.pool.changed.unpark_all()  # it goes through the call
 
     async def _keep_lanes(self, peer: PeerId, size_bytes: int) -> None:
         """Have lanes for a transfer, and again when they are lost."""

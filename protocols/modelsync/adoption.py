@@ -136,7 +136,7 @@ class Adoption(Side):
             owner = owners[index]
             self._traffic.taken[call.peer] += len(piece.data)
             start, stop = parts[index]
-            await self._terms.work(partial(self._codec.decode, piece.data, stop - start))
+            await self._terms.work(partial(self._codec.refuse_bad, piece.data, stop - start))
             self._got[owner].append(memoryview(piece.data))
             if len(self._got[owner]) == len(self._chunks(owner)):
                 await self._terms.work(partial(self._check, owner))

@@ -162,5 +162,19 @@ def _size_int4(elements: int) -> int:
     return 4 * blocks_of(elements) + (elements + 1) // 2
 
 
-INT8 = Codec("int8", 1.001, _encode_int8, _decode_int8, _encode_int8, size=_size_int8)
-INT4 = Codec("int4", 0.501, _encode_int4, _decode_int4, _encode_int4, size=_size_int4)
+def _check_int8(data: Bytes, elements: int, limit: float) -> None:
+    check_size("int8", data, _size_int8(elements))
+    _scales_of(data, blocks_of(elements), limit / 128)
+
+
+def _check_int4(data: Bytes, elements: int, limit: float) -> None:
+    check_size("int4", data, _size_int4(elements))
+    _scales_of(data, blocks_of(elements), limit / 8)
+
+
+INT8 = Codec(
+    "int8", 1.001, _encode_int8, _decode_int8, _encode_int8, size=_size_int8, check=_check_int8
+)
+INT4 = Codec(
+    "int4", 0.501, _encode_int4, _decode_int4, _encode_int4, size=_size_int4, check=_check_int4
+)

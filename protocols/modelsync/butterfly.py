@@ -189,18 +189,19 @@ class Butterfly(Side):
     async def _encode(self) -> None:
         """Encode our contribution: the first chunk of each shard first."""
         parcels = list(self._gives.values())
-        for index in range(max(len(parcel.parts) for parcel in parcels)):
-            row = [parcel for parcel in parcels if index < len(parcel.parts)]
-            await self._terms.work(partial(self._encode_row, row, index))
+        last = max(len(parcel.parts) for parcel in parcels)
+        rows = max(1, BATCH // len(parcels))  # chunks of each shard in one go
+        for first in range(0, last, rows):
+            await self._terms.work(partial(self._encode_rows, first, first + rows))
             if not self._head:
-                for parcel in row:
-                    parcel.grow(index + 1)
+                for parcel in parcels:
+                    parcel.grow(min(first + rows, len(parcel.parts)))
 
-    def _encode_row(self, row: list[Parcel], index: int) -> None:
-        for parcel in row:
-            start, stop = parcel.parts[index]
-            data = self._codec.encode(self._terms.contribution[start:stop])
-            parcel.write(index + self._head, data)
+    def _encode_rows(self, first: int, upto: int) -> None:
+        for parcel in self._gives.values():
+            for index, (start, stop) in enumerate(parcel.parts[first:upto], first):
+                data = self._codec.encode(self._terms.contribution[start:stop])
+                parcel.write(index + self._head, data)
 
     async def _reduce(self) -> None:
         """As owner: average chunks as soon as everybody's are here."""
@@ -323,7 +324,7 @@ class Butterfly(Side):
                         vector = np.frombuffer(parcel.chunk(index), dtype=np.float32)
                         check_within(vector, MEAN_MAX)
                     else:
-                        self._codec.decode(parcel.chunk(index), stop - start)
+                        self._codec.refuse_bad(parcel.chunk(index), stop - start)
             except BadMessage:
                 culprits.append(owner)
         return culprits

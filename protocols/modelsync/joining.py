@@ -16,7 +16,7 @@ from protocols.modelsync.download import Download, Progress
 from protocols.modelsync.state_wire import HOLDING, Holding
 from protocols.modelsync.wire import Ask, Certificate
 from protocols.modelsync.work import Work
-from wire.errors import DeadlineExceeded, NotFound, ShoalError
+from wire.errors import DeadlineExceeded, NotFound, RemoteError, ShoalError
 from wire.ids import PeerId
 from wire.ports import Rpc
 
@@ -29,6 +29,7 @@ RESURVEY_S = 2.0  # seconds between two while a download goes on: new donors, ne
 BARREN_S = 8.0  # seconds without a chunk until another offer is tried, if there is one
 STALL_S = 120.0  # seconds without a chunk until it is given up: all donors may be cut off for less
 LOST_S = 15.0  # seconds until a state is given up that most of its makers do not have: a lease
+SILENT_S = 5.0  # seconds that who did not answer is not asked again: lanes are joined one by one
 MOVES_MAX = 8  # to newer states: members that are faster than the download are not chased forever
 
 _log = logging.getLogger(__name__)
@@ -140,6 +141,7 @@ class Joining:
 
     def __init__(self, rpc: Rpc, work: Work) -> None:
         self._rpc, self._work = rpc, work
+        self._silent_until: dict[PeerId, float] = {}
 
     async def load(
         self,
@@ -242,8 +244,12 @@ class Joining:
 
     async def _survey(self, aim: Aim) -> dict[PeerId, Holding]:
         """Ask the members which state they hold."""
-        asked = [peer for peer in aim.members() if peer != self._rpc.peer][:ASKED_MAX]
+        now = trio.current_time()
+        self._silent_until = {p: until for p, until in self._silent_until.items() if until > now}
+        unasked = {*self._silent_until, self._rpc.peer}
+        asked = [peer for peer in aim.members() if peer not in unasked][:ASKED_MAX]
         claims: dict[PeerId, Holding] = {}
+        silent = set(asked)
 
         async def ask(peer: PeerId, scope: trio.CancelScope) -> None:
             try:
@@ -251,12 +257,16 @@ class Joining:
                 claims[peer] = await self._rpc.call(
                     peer, HOLDING, question, timeout_s=SURVEY_WAIT_S
                 )
+            except RemoteError:
+                pass  # it has no state
             except ShoalError:
-                return  # it has no state, or is not there
+                return  # it is not there
+            silent.discard(peer)
             if 2 * len(claims) > len(asked):
                 scope.deadline = min(scope.deadline, trio.current_time() + SURVEY_REST_S)
 
         async with trio.open_nursery() as nursery:
             for peer in asked:
                 nursery.start_soon(ask, peer, nursery.cancel_scope)
+        self._silent_until.update(dict.fromkeys(silent, now + SILENT_S))
         return claims

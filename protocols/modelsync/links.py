@@ -21,7 +21,7 @@ from wire.errors import DeadlineExceeded, PeerError, PeerUnreachable, ShoalError
 from wire.ids import PeerId
 from wire.ports import Bulk, Call
 
-STEPS = 16  # in which what comes is worked on
+STEPS = 8  # in which what comes is worked on
 STEP_MAX = 4 * 1024 * 1024  # bytes of such a step
 SHARED_BY = 4  # members that share an uplink before each one's chunks may take longer
 _BAD = ("size_mismatch",)  # codes of errors that are the sender's fault

@@ -22,7 +22,7 @@ from protocols.modelsync.part import Attachment, Census, Contribution, Fetched, 
 from protocols.modelsync.registry import BOUND, Registry
 from protocols.modelsync.sampling import PING, Pong, Sampler
 from protocols.modelsync.states import States
-from protocols.modelsync.trust import Trust
+from protocols.modelsync.trust import Trust, check_verifiable
 from protocols.modelsync.verify import Duty
 from protocols.modelsync.verify_wire import Case
 from protocols.modelsync.wire import (
@@ -370,16 +370,6 @@ class ModelSync:
     async def _on_reduce(self, call: Call[Piece, Piece]) -> None:
         piece = await _first(call)
         await self._lane(piece.run, piece.lane).on_reduce(call, piece)
-
-
-def check_verifiable(attachment: Attachment) -> None:
-    """Refuse what cannot be verified: contributions must follow from the common state alone."""
-    odd = attachment.sample or attachment.replicas_differ or attachment.sent is not None
-    if attachment.is_verified and odd:
-        raise UsageError(
-            "a verified run has neither samples, nor mixes, nor error feedback",
-            hint="use fedavg, localsgd or diloco on the wire float32, bfloat16 or int8",
-        )
 
 
 async def _first(call: Call[Out, In]) -> In:

@@ -49,7 +49,7 @@ def _rounded(elements: int, members: int, shares: dict[int, float]) -> list[int]
     for owner in by_loss[: steps - sum(given.values())]:
         given[owner] += 1
     shards = [SHARD_STEP * given.get(member, 0) for member in range(members)]
-    last = max(member for member in range(members) if shards[member])
+    last = max((member for member in range(members) if shards[member]), default=0)
     shards[last] -= SHARD_STEP * steps - elements
     return shards
 

@@ -5,7 +5,7 @@ happens here: fetching what somebody had committed to, comparing, writing findin
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -13,6 +13,7 @@ import msgspec
 import trio
 
 from protocols.modelsync import verify
+from protocols.modelsync.part import Attachment
 from protocols.modelsync.registry import NAMESPACE
 from protocols.modelsync.sealed import (
     Chunks,
@@ -39,7 +40,7 @@ from protocols.modelsync.verify_wire import (
 )
 from protocols.modelsync.wire import Certificate
 from protocols.modelsync.work import Work
-from wire.errors import BadMessage, Busy, NotFound, ShoalError
+from wire.errors import BadMessage, Busy, NotFound, ShoalError, UsageError
 from wire.ids import PeerId
 from wire.ports import Call, Rpc, Store
 
@@ -107,8 +108,7 @@ class Trust:
             async with trio.open_nursery() as nursery:
                 here.nursery = nursery
                 while True:
-                    for step in self._look(run, here):
-                        self._begin(run, here, step)
+                    self._look(run, here)
                     await trio.sleep(LOOK_S)
         finally:
             del self._runs[run]
@@ -163,6 +163,7 @@ class Trust:
         here = self._runs.get(run)
         if here is None:
             return []
+        self._look(run, here)  # rounds may be quicker than LOOK_S
         due = [duty for case, duty in here.duties.items() if case.lane == lane]
         return sorted(due, key=lambda duty: duty.case.round)
 
@@ -196,8 +197,8 @@ class Trust:
 
     # -- finding out ---------------------------------------------------------------------------
 
-    def _look(self, run: str, here: _Run) -> Iterable[Step]:
-        """Read the store; return what is to be done about it."""
+    def _look(self, run: str, here: _Run) -> None:
+        """Read the store, and begin what is to be done about it."""
         told: list[tuple[Case, PeerId, Finding]] = []
         for item in self._store.scan(NAMESPACE, f"{run}/trust/case/"):
             case = case_of(item.key, item.author) if here.court.knows(item.author) else None
@@ -212,7 +213,7 @@ class Trust:
         for step in steps:
             if isinstance(step, Duty) and step.case not in here.busy | here.made.keys():
                 here.duties[step.case] = step
-        return steps
+            self._begin(run, here, step)
 
     def _bans_said(self, run: str) -> dict[PeerId, dict[PeerId, Ban]]:
         found: dict[PeerId, dict[PeerId, Ban]] = {}
@@ -364,3 +365,13 @@ class Trust:
 
 def _about(run: str, case: Case) -> str:
     return f"{run}/trust/case/{case.lane:03d}/{case.round:08d}/{case.target}/"
+
+
+def check_verifiable(attachment: Attachment) -> None:
+    """Refuse what cannot be verified: contributions must follow from the common state alone."""
+    odd = attachment.sample or attachment.replicas_differ or attachment.sent is not None
+    if attachment.is_verified and odd:
+        raise UsageError(
+            "a verified run has neither samples, nor mixes, nor error feedback",
+            hint="use fedavg, localsgd or diloco on the wire float32, bfloat16 or int8",
+        )

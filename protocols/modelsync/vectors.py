@@ -41,6 +41,14 @@ class Codec:
     encode_mean: Callable[[Vector], bytes]
     is_exact: bool = False
     size: Callable[[int], int] | None = None  # exact bytes of so many elements; None: it depends
+    check: Callable[[Bytes, int, float], None] | None = None  # raises what `decode_into` would
+
+    def refuse_bad(self, data: Bytes, elements: int, limit: float = MEAN_MAX) -> None:
+        """Raise BadMessage for what `decode` would, perhaps without decoding."""
+        if self.check is None:
+            self.decode(data, elements, limit)
+        else:
+            self.check(data, elements, limit)
 
     def decode(self, data: Bytes, elements: int, limit: float = MEAN_MAX) -> Vector:
         """Return `elements` values of magnitude at most `limit`. Raises BadMessage."""

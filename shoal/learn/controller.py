@@ -17,7 +17,8 @@ SLACK = 0.75  # of the interval: a less lossy codec must fit in this much, or it
 STRETCH = 1.25  # steps are lowered again if they are more than this much above the need
 SMOOTHING = 0.3  # weight of a new measurement: three rounds make two thirds of the average
 JUMP = 2.0  # a rate that is off by more than this is no noise: it is taken as it is
-GROWTH = 1.1  # a round, while the link is not the limit: 30 rounds from topk to a try of int4
+LIMIT_S = 1.0  # of moving bytes at a rate before that rate is taken for the link's own
+GROWTH = 1.03  # a round, while the link is not the limit: a futile try costs some 4 %
 
 # Least lossy first: name, bytes a parameter. As protocols/modelsync/codecs.py; tests hold it equal.
 LADDER = (
@@ -105,20 +106,21 @@ class Controller:
         self.now = Choice(ladder[0][0], every)
         self._step_s = self._rate = 0.0
 
-    def measured(self, *, step_s: float = 0.0, rate: float = 0.0) -> None:
-        """Take in what a round measured; 0 is nothing measured.
+    def measured(self, *, step_s: float = 0.0, rate: float = 0.0, moved: int = 0) -> None:
+        """Take in what a round measured; 0 is nothing measured. rate: bytes/s. moved: bytes.
 
-        rate: bytes/s, only if the link was the limit: small rounds move few bytes a second on any
-        link, and taking that for its rate would make them smaller still. A round without a rate
-        says that the link is faster than needed, so the estimate grows until a less lossy codec
-        is tried: a link that recovered is found out.
+        Small rounds move few bytes a second on any link, and taking that for its rate would make
+        them smaller still: a rate counts if bytes moved at it for a second. A round that was over
+        sooner says that the link is faster than needed, so the estimate grows until a less lossy
+        codec is tried: a link that recovered is found out.
         """
         self._step_s = _smoothed(self._step_s, step_s)
-        if rate > 0 and math.isfinite(rate):
+        rate = rate if math.isfinite(rate) else 0.0
+        if rate > 0 and moved >= rate * LIMIT_S:
             is_jump = not self._rate / JUMP <= rate <= self._rate * JUMP
             self._rate = rate if is_jump else _smoothed(self._rate, rate)
-        elif self.now != Choice(self._ladder[0][0], self._every):
-            self._rate *= GROWTH
+        elif self._rate and self.now != Choice(self._ladder[0][0], self._every):
+            self._rate = max(self._rate * GROWTH, rate)
 
     def agreed(self, codec: str, every: int) -> None:
         """Take in what the members agreed on: hysteresis is about what is in force."""

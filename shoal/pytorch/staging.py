@@ -47,10 +47,10 @@ class Staging:
         self.is_sharded = any(isinstance(p, DTensor) for p in self._parameters)
         self._device = self._parameters[0].device
         is_cuda = self._device.type == "cuda"
-        self._side = torch.cuda.Stream(self._device) if is_cuda else None
+        self._side = torch.cuda.Stream(self._device) if is_cuda else None  # type: ignore[no-untyped-call]
         self._in = torch.empty(start, dtype=torch.float32, pin_memory=is_cuda)
         self._out = torch.empty(start, dtype=torch.float32, pin_memory=True) if is_cuda else None
-        self._written = torch.cuda.Event() if is_cuda else None
+        self._written = torch.cuda.Event() if is_cuda else None  # type: ignore[no-untyped-call]
 
     def read(self, start: int, stop: int) -> Callable[[], Vector]:
         """Copy elements as they are now; the result waits for the copy and returns it.

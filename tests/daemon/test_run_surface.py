@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shoal.client import connect_unix
-from shoal.runs import get_run
+from shoal.runs import certificates_of, get_run
 from tests.daemon.processes import Daemon, daemons, run
 
 PATIENCE_S = 120.0  # seconds; the scripts import torch, on two cores that others use
@@ -72,6 +72,9 @@ def test_a_run_is_shown_with_its_certificate_and_who_brought_what(trained: list[
     found = json.loads(run(ash.home, "run", "show", "tiny", "--json").stdout)
     assert found["run"]["root"] == told["root"] == get_run(birch.client, "tiny").root
     assert found["last"]["round"] == ROUNDS - 1
+    rounds = [c.round for c in certificates_of(ash.client, "tiny")]
+    assert rounds == list(range(ROUNDS))
+    assert [c.round for c in certificates_of(ash.client, "tiny", last=2)] == rounds[-2:]
 
 
 def test_the_contribution_table_has_both(trained: list[Daemon]) -> None:

@@ -2,25 +2,33 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from shoal.learn.exact import state_root
 from shoal.learn.names import STRATEGIES, strategy_named
 from shoal.learn.simulate import Simulation
-from shoal.learn.strategy import Option
 from shoal.pytorch.staging import Staging
-from shoal.runs import certificates_of, contributions_of, metrics_of, run_root
+from shoal.runs import (
+    CertificateView,
+    certificates_of,
+    contributions_of,
+    export_run,
+    metrics_of,
+    run_root,
+)
 from shoal.trainer import Trainer
 from tests.daemon.processes import Daemon, daemons
 from tests.tiny_learner import Learner
 
 PATIENCE_S = 60.0  # seconds; three daemons share two cores with other tests
 ROUNDS, EVERY = 3, 3
-OPTIONS: dict[str, dict[str, Option]] = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "streaming": {"fragments": 3, "delay": 2},
     "modest": {"sample": 2},
     "dilocox": {"rank": 2, "feedback": 0.0},
@@ -43,16 +51,16 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Daemon]]:
         yield three
 
 
-def options_for(name: str) -> dict[str, Option]:
+def options_for(name: str) -> dict[str, Any]:
     return {"every": EVERY, **OPTIONS.get(name, {})}
 
 
-def train(node: Daemon, learner: Learner, name: str) -> tuple[bytes, str]:
+def train(node: Daemon, learner: Learner, name: str, run: str = "all") -> tuple[bytes, str]:
     """Train in this process, over a daemon: what the model ends with, and the run's root."""
     with Trainer(
         learner.model,
         learner.optimizer,
-        run=f"all-{name}",
+        run=f"{run}-{name}",
         rounds=ROUNDS,
         strategy=name,
         wire="float32",
@@ -105,14 +113,25 @@ def test_a_strategy_over_three_daemons_equals_its_simulation(
         assert len({root for _, root in ends}) == 1
 
 
-def test_what_a_run_leaves_behind_is_on_record(swarm: list[Daemon], tmp_path: Path) -> None:
+def test_what_a_run_leaves_behind_is_on_record(swarm: list[Daemon]) -> None:
     learners = [Learner() for _ in swarm]
     with ThreadPoolExecutor(len(swarm)) as threads:
-        for job in [
-            threads.submit(train, *pair, "localsgd") for pair in zip(swarm, learners, strict=True)
-        ]:
+        pairs = zip(swarm, learners, strict=True)
+        for job in [threads.submit(train, *pair, "localsgd", "record") for pair in pairs]:
             job.result(PATIENCE_S)
-    client = swarm[0].client
-    assert [c.round for c in certificates_of(client, "all-localsgd")] == list(range(ROUNDS))
-    assert metrics_of(client, "all-localsgd")[-1].round == ROUNDS
-    assert {c.peer for c in contributions_of(client, "all-localsgd")}
+    client, run = swarm[0].client, "record-localsgd"
+    peers = {node.client.id().peer for node in swarm}
+    assert [c.round for c in certificates_of(client, run)] == list(range(ROUNDS))
+    assert metrics_of(client, run)[-1].round == ROUNDS
+    lines = (swarm[0].home / "runs" / run / "certificates.jsonl").read_bytes().splitlines()
+    found = [msgspec.json.decode(line, type=CertificateView) for line in lines]
+    assert [(c.round, set(c.contributors)) for c in found] == [(n, peers) for n in range(ROUNDS)]
+    contributions = {c.peer: c for c in contributions_of(client, run)}
+    assert set(contributions) == peers
+    assert {(c.rounds, c.weight) for c in contributions.values()} == {(ROUNDS, float(ROUNDS))}
+    done = export_run(client, run, str(swarm[0].home / "model.safetensors"))
+    assert (done.rounds, done.tensors) == ([ROUNDS], 4)
+    with safe_open(done.path, "np") as file:
+        flat = np.concatenate([file.get_tensor(part.name).reshape(-1) for part in
+                               Staging(learners[0].model).parts])  # fmt: skip
+    assert flat.tobytes() == learners[0].flat().tobytes()

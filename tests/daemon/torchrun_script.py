@@ -27,7 +27,8 @@ def make(kind: str) -> torch.nn.Module:
     )  # 15 rows: shards of unequal size
     if kind == "fsdp":
         fully_shard(model[0])
-        return fully_shard(model)
+        fully_shard(model)
+        return model
     return DistributedDataParallel(model) if kind == "ddp" else model
 
 
@@ -35,7 +36,7 @@ def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: list[in
     random = np.random.default_rng(seed)
     x = torch.from_numpy(random.standard_normal((32, 8), dtype=np.float32))
     loss = torch.nn.functional.mse_loss(model(x), x.sum(dim=1, keepdim=True))
-    loss.backward()
+    torch.autograd.backward(loss)
     optimizer.step()
     optimizer.zero_grad()
     return float(loss.detach())

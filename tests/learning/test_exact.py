@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocols.modelsync import state
+from protocols.modelsync import neighbours, sampling, state
+from protocols.modelsync.wire import Prepare
 from shoal.learn import exact
+from wire.ids import PeerId
 
 PEERS = [f"peer-{n}" for n in range(9)]
 
@@ -110,3 +112,34 @@ def test_any_changed_bit_changes_the_root() -> None:
     root = exact.state_root(values)
     values[-1] = np.nextafter(values[-1], np.float32(9))
     assert exact.state_root(values) != root
+
+
+@given(
+    st.sampled_from(["ring", "exponential", "complete", "pairs"]),
+    st.integers(1, 9),
+    st.integers(0, 40),
+)
+def test_daemons_mix_with_the_same_neighbours(topology: str, count: int, round_: int) -> None:
+    prepare = Prepare(
+        run="r",
+        round=round_,
+        attempt=0,
+        proposer=PeerId(PEERS[0]),
+        members=[PeerId(peer) for peer in PEERS[:count]],
+        weights=[1.0] * count,
+        shards=[1] * count,
+        codec="float32",
+        base_root=bytes(32),
+        elements=count,
+        lane=3,
+        topology=topology,
+    )
+    for index in range(count):
+        row = exact.mix_row(topology, PEERS[:count], index, run="r", lane=3, round_=round_)
+        assert neighbours.sources(prepare, index) == row
+
+
+def test_daemons_draw_the_same_sample() -> None:
+    for round_ in range(20):
+        drawn = sampling.sample_order("r", 2, round_, [PeerId(peer) for peer in PEERS])[:4]
+        assert exact.sample_of(PEERS, 4, run="r", lane=2, round_=round_) == sorted(drawn)

@@ -317,3 +317,29 @@ def test_a_variance_corrected_mean_by_hand() -> None:
     wide = 2 * (5 / 4) ** 0.5  # both have variance 5, their mean [1, 1, 5, 5] only 4
     np.testing.assert_allclose(out, [3 - wide, 3 - wide, 3 + wide, 3 + wide], rtol=1e-6)
     assert strategy.enter(0, 1, out, first).tobytes() == out.tobytes()
+
+
+def test_in_a_simulated_mix_ones_own_is_exact_and_the_others_come_through_the_codec() -> None:
+    replicas = members(4)
+    alone = members(4)
+    swarm = Simulation(
+        lambda: make("dsgd", graph="complete", delay=0), replicas, rounds=1, through=np.zeros_like
+    )
+    list(swarm)
+    for name, replica in alone.items():
+        for step in range(5):
+            replica.step(name, step)
+        wanted = np.multiply(replica.flat(), np.float32(0.25))
+        assert replicas[name].flat().tobytes() == wanted.tobytes()
+
+
+def test_who_brought_nothing_to_a_simulated_round_owes_nothing() -> None:
+    made: list[Strategy] = []
+
+    def new() -> Strategy:
+        made.append(make("diloco", feedback=1.0))
+        return made[-1]
+
+    weights = {"peer-0": 1.0, "peer-1": 0.0}
+    list(Simulation(new, members(2), rounds=2, weights=weights, through=rough))
+    assert [sorted(strategy.export()) for strategy in made] == [["residual-000"], []]

@@ -109,7 +109,8 @@ class SimBulk:
                 scatter(place.buffer, at, data)
                 if progress is not None:
                     progress(end, size)
-                if place.tell is not None and (end >= told + place.step_bytes or end == size):
+                is_step = end >= told + place.step_bytes or end in (len(source[0]), size)
+                if place.tell is not None and is_step:
                     told = end
                     place.tell(end)
         except BaseException:

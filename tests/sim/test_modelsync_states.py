@@ -318,6 +318,17 @@ async def exactly(acts: list[OnSend], deaths: list[tuple[int, float, bool]], mov
         nursery.cancel_scope.cancel()
 
 
+async def test_many_lanes_do_not_each_wait_for_the_same_dead_members(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = make(nursery, 3)
+    for holder in swarm.holders:
+        swarm.net.cut(holder.peer, swarm.rpc.peer, silent=True)
+    for _ in range(64):
+        assert await swarm.load(empty(), at_least=6, must_exist=False) is None
+    assert trio.current_time() < 5
+
+
 # -- a state that is lost ----------------------------------------------------------------------
 
 

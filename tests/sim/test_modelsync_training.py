@@ -15,32 +15,10 @@ from shoal.errors import ClientError
 from shoal.learn.exact import Vector, nesterov, weighted_mean
 from shoal.trainer import Trainer, flatten, load_vector
 from tests.sim.run_nodes import RunNodes
+from tests.tiny_learner import Learner
 
 ROUNDS, SYNC_EVERY = 3, 4
 RATES = {"lr": 0.7, "momentum": 0.5}
-
-
-class Learner:
-    """A tiny regression with batches that depend on (member, step) only.
-
-    Make them in one thread: the seed of torch is the process's.
-    """
-
-    def __init__(self, seed: int = 0) -> None:
-        torch.manual_seed(seed)
-        self.model = torch.nn.Sequential(
-            torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1)
-        )
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2)
-
-    def step(self, member: str, step: int) -> float:
-        random = np.random.default_rng([step, *member.encode()])
-        x = torch.from_numpy(random.standard_normal((32, 8), dtype=np.float32))
-        loss = torch.nn.functional.mse_loss(self.model(x), x.sum(dim=1, keepdim=True))
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return float(loss.detach())
 
 
 def simulate(members: list[str]) -> Vector:
@@ -125,6 +103,7 @@ async def test_a_finished_run_is_given_to_who_comes_later_from_its_file(
     assert [path.name for path in sorted((tmp_path / nodes.peers[0] / "tiny").iterdir())] == [
         "certificates.jsonl",
         "checkpoint",
+        "contributions.json",
         "metrics.jsonl",
     ]
     ((late, late_root),) = await in_threads([partial(train, Learner(), second, 1)])
@@ -255,7 +234,7 @@ async def test_steps_made_from_a_state_that_the_run_has_left_behind_are_not_coun
     jobs = [partial(one, Learner(), client, n) for n, client in enumerate(clients)]
     results = await in_threads(jobs)
     assert len({root for _, root in results}) == 1
-    certificates = nodes.runs[0].certificates("tiny")
+    certificates = await nodes.runs[0].certificates("tiny")
     assert [len(c.members) for c in certificates[:3]] == [3, 2, 2]
     last = certificates[3]
     slow = nodes.peers[2]

@@ -16,7 +16,7 @@ from tests.tiny_learner import Learner
 ROUNDS, EVERY = 6, 3
 
 
-def train(learner: Learner, client: object, until: int, **options: Any) -> tuple[Any, str]:
+def train(learner: Learner, client: Any, until: int, **options: Any) -> tuple[Any, str]:
     """Train up to a round, or to the end."""
     keys: dict[str, Any] = {"run": "tiny", "rounds": ROUNDS, "every": EVERY, "min_members": 2}
     with Trainer(learner.model, learner.optimizer, client=client, **keys | options) as trainer:

@@ -235,3 +235,50 @@ def test_pieces_cover_any_size() -> None:
     last = pieces.piece(pieces.count - 1)
     assert last.offset + last.length == 10**12
     assert pieces.at(last.offset, last.length) == last
+
+
+def test_no_piece_crosses_the_end_of_a_head() -> None:
+    pieces = drain(Outbound(4500, 1000, head_bytes=1500))
+    assert [(p.offset, p.length) for p in pieces] == [
+        (0, 1000),
+        (1000, 500),
+        (1500, 1000),
+        (2500, 1000),
+        (3500, 1000),
+    ]
+    inbound = Inbound(4500, 1000, head_bytes=1500)
+    for piece in pieces:
+        assert deliver(inbound, piece)
+    assert inbound.is_complete
+    with pytest.raises(BadMessage):
+        inbound.claim(1000, 1000)
+
+
+@given(size=st.integers(0, 9000), head=st.integers(0, 9000), piece=st.integers(1, 1500))
+def test_pieces_cover_a_transfer_with_a_head_once(size: int, head: int, piece: int) -> None:
+    pieces = Pieces(size, piece, head_bytes=min(head, size))
+    at = 0
+    for index in range(pieces.count):
+        found = pieces.piece(index)
+        assert found.offset == at
+        assert 0 < found.length <= piece
+        assert pieces.at(found.offset, found.length) == found
+        at += found.length
+        assert pieces.front_bytes(index + 1) == at
+    assert at == size
+
+
+def test_what_is_not_there_yet_does_not_go() -> None:
+    outbound = Outbound(2500, 1000, ready_bytes=0)
+    assert outbound.ready_at() == math.inf
+    outbound.grow(1999)
+    assert [piece.offset for piece in drain(outbound)] == [0]
+    outbound.grow(2500)
+    assert [piece.offset for piece in drain(outbound)] == [1000, 2000]
+
+
+def test_the_front_of_a_transfer_is_what_has_no_gap() -> None:
+    inbound = Inbound(3 * KB + 5, KB)
+    for offset, front in ((KB, 0), (0, 2 * KB), (3 * KB, 2 * KB), (2 * KB, 3 * KB + 5)):
+        assert deliver(inbound, Piece(offset // KB, offset, min(KB, 3 * KB + 5 - offset)))
+        assert inbound.prefix_bytes == front

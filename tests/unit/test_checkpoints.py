@@ -1,6 +1,8 @@
 """Checkpoints: whole or not at all, the one before as a fallback, written when it is time."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -29,6 +31,7 @@ from tests.sim.training import in_place
 from wire.errors import NotFound, UsageError
 from wire.ids import Signer
 
+T = TypeVar("T")
 ELEMENTS = CHUNK_ELEMENTS + 1000
 ME = Signer(b"m" * 32)
 
@@ -160,6 +163,22 @@ async def test_a_lane_is_written_at_most_so_often_and_the_latest_state_of_it(
     checkpoints.offer(1, state(4, lane=1, elements=10))
     await checkpoints.flush()
     assert await rounds_on_disk(0) == [3, 4]
+
+
+async def test_a_flush_also_waits_for_what_is_being_written(
+    tmp_path: Path, autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    async def slow_disk(work: Callable[[], T]) -> T:
+        with trio.CancelScope(shield=True):  # as a thread that cannot be stopped
+            await trio.sleep(5)
+        return work()
+
+    checkpoints = Checkpoints(tmp_path, off_loop=slow_disk, every_s=60)
+    await nursery.start(checkpoints.run)
+    checkpoints.offer(0, state(1, elements=10))
+    await trio.sleep(1)
+    await checkpoints.flush()
+    assert load_checkpoint(tmp_path, "run", 0, np.zeros(10, np.float32)) is not None
 
 
 async def test_a_folder_that_cannot_be_written_costs_a_checkpoint_and_nothing_else(

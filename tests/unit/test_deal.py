@@ -69,7 +69,7 @@ class Standing:
 
 def test_a_loader_gets_the_new_deal_when_members_change() -> None:
     deal, at = Deal(40), Standing()
-    loader = iter(torch.utils.data.DataLoader(range(40), sampler=DealSampler(deal, at)))
+    loader = iter(torch.utils.data.DataLoader(torch.arange(40), sampler=DealSampler(deal, at)))
     taken = [int(next(loader)) for _ in range(5)]
     assert taken == deal.indices(["a", "b"], "a", 0)[:5].tolist()
     at.members, at.round = ["a"], 1

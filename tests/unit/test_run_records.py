@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from node.metrics import Metrics, RunFigures, training_figures
-from node.run_files import begin_anew, save_contributions
+from node.run_files import begin_anew, how_it_ended, read_lines, save_contributions
 from node.run_records import RUNS_MAX, Records, Totals
 from node.run_views import merged, run_figures
 from shoal.runs import Contribution, Metric, RoundResult
@@ -61,6 +61,17 @@ def test_after_a_restart_runs_are_shown_as_their_last_metric_left_them(tmp_path:
         records.get("../a")
 
 
+def test_the_end_of_a_file_of_lines_is_read_without_what_the_cut_spoilt(tmp_path: Path) -> None:
+    rows = [msgspec.structs.replace(METRIC, step=number) for number in range(100)]
+    path = write(tmp_path / "a", *map(msgspec.json.encode, rows)) / "metrics.jsonl"
+    assert read_lines(path, Metric) == rows
+    few = read_lines(path, Metric, 2000)
+    assert 0 < len(few) < 10
+    assert few == rows[-len(few) :]
+    assert read_lines(path, Metric, 10**9) == rows
+    assert read_lines(tmp_path / "none", Metric, 5) == []
+
+
 def test_a_home_without_runs_is_no_error(tmp_path: Path) -> None:
     records = Records(tmp_path / "runs", Nobody())
     records.recall()
@@ -111,6 +122,23 @@ def test_tables_of_two_trainers_add_up_and_survive_a_restart(tmp_path: Path) -> 
     assert Records(tmp_path, Nobody()).new("mine").before == []
     (folder / "contributions.json").write_text('[{"peer": 3}]')
     assert Records(tmp_path, Nobody()).new("mine").before == []
+
+
+@pytest.mark.parametrize(
+    ("log", "status", "says"),
+    [
+        ("Traceback\nshoal.errors.ApiError: run a: other settings\n\n", 1, "run a: other settings"),
+        ("ValueError: no such file\n", 1, "ValueError: no such file"),
+        ("", 3, "exit status 3"),
+        ("all is well\n", -9, "killed by signal 9 (Killed)"),
+    ],
+)
+def test_a_failure_is_told_in_the_scripts_last_words(
+    tmp_path: Path, log: str, status: int, says: str
+) -> None:
+    path = tmp_path / "train.log"
+    path.write_text(log)
+    assert how_it_ended(status, path) == says
 
 
 def test_prometheus_is_shown_each_run(tmp_path: Path) -> None:

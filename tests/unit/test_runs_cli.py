@@ -16,7 +16,6 @@ from node.cli.run_text import duration, latest, metric_line, peer_rows, run_line
 from node.cli.runs import WIRES
 from protocols.modelsync.codecs import codec_named
 from shoal.errors import ClientError
-from shoal.learn.names import options_of
 from shoal.runs import CertificateView, Contribution, Metric, Run
 
 SHIPPED = Path("configs/runs/shakespeare.toml")
@@ -97,33 +96,41 @@ def test_a_script_takes_the_run_file_beside_it_or_any_settings(file: Path) -> No
     assert found.config == {"run": {"rounds": 4}, "model": {"name": "small"}, "x": {"y": "4"}}
 
 
-def test_a_strategy_comes_with_its_options(file: Path) -> None:
+def test_options_of_a_strategy_can_be_set_and_what_is_not_set_is_left_to_the_trainer(
+    file: Path,
+) -> None:
     text = file.read_text()
     file.write_text(text + 'strategy = "diloco"\n[strategy]\nlr = 0.5\nmomentum = 0.1\n')
-    found = read_run_file(file, ("strategy.every=7",))
-    assert found["strategy"]["lr"] == 0.5
-    assert found["strategy"]["every"] == 7
-    assert list(found["strategy"]) == list(options_of("diloco"))
+    found = read_run_file(file, ("strategy.every=7", "strategy.lr=1"))
+    assert found["strategy"] == {"lr": 1.0, "momentum": 0.1, "every": 7}
     other = read_run_file(file, (), "fedavg")
     assert other["run"]["strategy"] == "fedavg"
-    assert list(other["strategy"]) == list(options_of("fedavg"))
+    assert other["strategy"] == {}  # those were diloco's
     assert read_run_file(file, ("run.strategy=fedavg",)) == other
-    with pytest.raises(BadRunFile, match="there is no strategy fedavgg") as caught:
-        read_run_file(file, (), "fedavgg")
-    assert caught.value.hint == "did you mean fedavg?"
-    with pytest.raises(BadRunFile, match=r"no strategy\.evry"):
-        read_run_file(file, ("strategy.evry=7",))
+    for changes, says in ((("strategy.evry=7",), "strategy.every"), (("run.lrr=1",), "run.lr")):
+        with pytest.raises(BadRunFile) as caught:
+            read_run_file(file, changes)
+        assert caught.value.hint == f"did you mean {says}?"
+    with pytest.raises(BadRunFile, match="int is expected"):
+        read_run_file(file, ("strategy.every=1.5",))
     file.write_text(text + 'strategy = "diloco"\n[strategy]\nspeed = 1\n')
     with pytest.raises(BadRunFile, match="diloco has no such option"):
         read_run_file(file)
 
 
-def test_a_script_without_a_run_file_gets_the_options_of_its_strategy(tmp_path: Path) -> None:
+def test_a_strategy_that_is_none_is_refused_with_the_nearest(file: Path) -> None:
+    with pytest.raises(BadRunFile, match="there is no strategy fedavgg") as caught:
+        read_run_file(file, (), "fedavgg")
+    assert caught.value.hint == "did you mean fedavg?"
+
+
+def test_a_script_without_a_run_file_knows_the_options_of_its_strategy(tmp_path: Path) -> None:
     script = tmp_path / "mine.py"
     script.write_text("")
     config = read_source(script, ("strategy.every=7",), "diloco").config
-    assert config["run"] == {"strategy": "diloco"}
-    assert config["strategy"] == {**options_of("diloco"), "every": 7}
+    assert config == {"run": {"strategy": "diloco"}, "strategy": {"every": 7}}
+    with pytest.raises(BadRunFile, match=r"no strategy\.evry"):
+        read_source(script, ("strategy.evry=7",), "diloco")
 
 
 def test_every_codec_can_be_asked_for_by_name() -> None:
