@@ -302,11 +302,11 @@ class LaneDriver:
             self._learn(outcome.certificate)
         self._accounts.left_out(outcome.excluded)
         self.rounds.failed(
-            ballot,
-            outcome.excluded,
+            *(ballot, outcome.excluded),
             stale=outcome.stale,
             attempt=outcome.attempt,
             bounds=outcome.bounds,
+            is_final=outcome.is_final,
         )
         self._herald.poke()  # of what we are bound to; and who was left out is welcome again
 
