@@ -106,9 +106,10 @@ class Butterfly(Side):
         """Move the data until done. Cancel it to abort."""
         await self._may_flow.wait()
         wait_s = chunk_wait_s(len(self._weights))
-        self._watched = [(m, p, wait_s) for m, p in self._takes.items() if m != self._me]
-        wait_s += MEAN_WAIT_S - PIECE_WAIT_S
-        self._watched += [(m, p, wait_s) for m, p in self._means.items() if m != self._me]
+        for peer in self._others:
+            take = [(self._takes[peer], wait_s)] if peer in self._takes else []
+            mean = (self._means[peer], wait_s + MEAN_WAIT_S - PIECE_WAIT_S)
+            self._watched[peer] = [*take, mean]
         async with trio.open_nursery() as outer:
             outer.start_soon(self._watch)
             async with trio.open_nursery() as nursery:

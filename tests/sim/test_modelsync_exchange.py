@@ -353,6 +353,17 @@ async def test_a_member_that_is_too_slow_is_silent(
     assert members.nodes[0].faults == {(number_of(slow.peer), "silent")}
 
 
+async def test_a_member_at_a_chunk_every_three_seconds_is_not(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    members = Members(nursery, 2, 8 * LARGE, by_bulk=True)
+    slow = members.nodes[1]
+    members.meadow.slow_s[slow.peer] = 1.5  # two pieces are a chunk; a step is four chunks
+    await members.run(members.prepare(), within_s=300)
+    assert members.nodes[0].faults == set()
+    assert members.nodes[0].completed.is_set()
+
+
 async def test_a_member_whose_connection_breaks_is_broken_for_all(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
