@@ -220,4 +220,4 @@ class Lead:
 def _order_for(outcome: Certificate | Aborted) -> Order:
     if isinstance(outcome, Certificate):
         return Order(Commit(outcome))
-    return Order(Abort(sorted(outcome.excluded)))
+    return Order(Abort(sorted(outcome.excluded), outcome.is_void))

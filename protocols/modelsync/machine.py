@@ -206,12 +206,18 @@ class Rounds:
         stale: Collection[PeerId] = (),
         attempt: int = 0,
         bounds: Mapping[PeerId, Bound] | None = None,
+        is_void: bool = False,
     ) -> None:
         """An attempt of ours failed; go on to the next one without `excluded`.
 
         `stale` refused it; `attempt` is the one that others say they are in, `bounds` are what
-        they are bound to.
+        they are bound to; `is_void`: there is no certificate of it, so we are not bound by it.
         """
+        bound = self.bound
+        if is_void and bound and (bound.attempt, bound.proposer) == ballot[1:]:
+            self.bound = None
+            if self.mine is not None:
+                self.submit(self.mine)
         for peer, bound in (bounds or {}).items():
             self.roster.bind(peer, bound)
         for peer in set(stale) - set(excluded):

@@ -136,9 +136,10 @@ def test_what_is_adopted_covers_all_that_anybody_is_bound_to(
         assert is_covered("run", 0, 5, adopt, each) == (ranks[0] >= ranks[1])
 
 
-def test_of_two_results_of_one_ballot_the_one_with_more_holders_is_adopted() -> None:
+def test_two_results_of_the_best_ballot_prove_that_nothing_was_committed() -> None:
     bounds = [bound(1), bound(1, result=b"z" * 32), bound(1), bound(0, result=b"0" * 32)]
-    assert to_adopt("run", 0, 5, bounds) == bound(1)
+    assert to_adopt("run", 0, 5, bounds) is None
+    assert to_adopt("run", 0, 5, [*bounds, bound(2)]) == bound(2)
 
 
 def test_the_order_of_proposers_differs_by_lane_round_and_attempt() -> None:

@@ -96,3 +96,22 @@ def test_who_was_banned_is_neither_heard_nor_followed() -> None:
     assert B not in rounds.roster.readies
     assert rounds.offered(offer()) == "barred"
     assert rounds.offered(offer(proposer=C)) == "invalid"
+
+
+@pytest.mark.parametrize(("attempt", "stays"), [(0, False), (1, True)])
+def test_a_void_attempt_frees_who_signed_in_it_and_nobody_else(attempt: int, stays: bool) -> None:
+    rounds = member()
+    assert rounds.offered(offer(proposer=C)) == ""
+    rounds.hold(bound_to(0))
+    rounds.failed(Ballot(1, attempt, C), [B], is_void=True)
+    assert (rounds.bound is not None) == stays
+    assert rounds.mine is not None
+    assert (rounds.mine.bound is not None) == stays
+
+
+def test_an_attempt_that_failed_otherwise_leaves_us_bound() -> None:
+    rounds = member()
+    assert rounds.offered(offer(proposer=C)) == ""
+    rounds.hold(bound_to(0))
+    rounds.failed(Ballot(1, 0, C), [B])
+    assert rounds.bound == bound_to(0)
