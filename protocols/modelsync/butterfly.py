@@ -291,7 +291,7 @@ class Butterfly(Side):
 
     async def _check_means(self) -> None:
         """Check and hash the means of others' shards as they come."""
-        digests = {owner: hashlib.sha256() for owner in self._others}
+        digests: dict[PeerId, Digest] = {owner: hashlib.sha256() for owner in self._others}
         done = dict.fromkeys(self._others, 0)
         while done:
             self._grown = trio.Event()

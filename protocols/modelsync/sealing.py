@@ -22,6 +22,10 @@ class Digest(Protocol):
         """Take more bytes."""
         ...
 
+    def digest(self) -> bytes:
+        """Return the hash of what was taken."""
+        ...
+
 
 class Committing:
     """Hashes an encoded contribution, chunk by chunk from the first to the last."""
