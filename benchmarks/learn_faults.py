@@ -1,8 +1,9 @@
 """Death and frost in the middle of a round: when the survivors go on, and what they then hold.
 
-`python -m benchmarks.learn_faults` prints one JSON object a line. A trial kills (kill -9) or freezes
-(SIGSTOP) one peer, daemon and trainer, while four average; every other victim is the proposer of
-the round. Hivemind has the time-outs of its Optimizer. QUICK=1: few trials, no frozen hivemind.
+`python -m benchmarks.learn_faults` prints one JSON object a line. A trial kills (kill -9) or
+freezes (SIGSTOP) one peer, daemon and trainer, while four average; every other victim is the
+proposer of the round. Hivemind has the time-outs of its Optimizer. QUICK=1: few trials, and no
+frozen hivemind.
 """
 
 import random
@@ -45,8 +46,7 @@ class Trials:
 
 def _proposer(swarm_: Swarm, round_: int) -> Node:
     """Whose turn it is: known to all, so a trial can aim at it."""
-    ids = {node.home: node.client.id().peer for node in swarm_.nodes}
-    return min(swarm_.nodes, key=lambda node: order_of(RUN, 0, round_, 0, ids[node.home]))
+    return min(swarm_.nodes, key=lambda node: order_of(RUN, 0, round_, 0, node.peer))
 
 
 def _normal(swarm_: Swarm) -> float:

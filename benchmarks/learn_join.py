@@ -6,6 +6,7 @@ fixed pace while a fourth loads the state and enters. Donors and corrupted chunk
 
 import statistics
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.learn_swarm import swarm
@@ -19,7 +20,7 @@ WAIT_S = 300.0
 
 
 def _rounds(ends: list[float]) -> list[float]:
-    return [later - earlier for earlier, later in zip(ends, ends[1:], strict=False)]
+    return [later - earlier for earlier, later in pairwise(ends)]
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from shoal.learn.simulate import Simulation
 from tests.learning.toys import Classifier
 
 MEMBERS = 4
-ROUNDS, EVERY = (2, 3) if QUICK else (6, 5)
+ROUNDS, EVERY = (2, 8) if QUICK else (6, 10)
 OPTIONS: dict[str, dict[str, int]] = {"modest": {"sample": 2}}
 TRAIN_S = 180.0
 

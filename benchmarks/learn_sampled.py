@@ -17,7 +17,7 @@ from tests.sim.training import Swarm
 
 NODES, SAMPLE, ELEMENTS = 40, 4, 8_192
 DEAF = 0.8  # share of the nodes
-ROUNDS_BEFORE, AFTER_S = 3, 120.0 if QUICK else 600.0
+ROUNDS_BEFORE, AFTER_S = 2, 30.0 if QUICK else 120.0  # simulated seconds
 NEXT_S = 1.0
 
 
@@ -27,15 +27,21 @@ async def _live(nursery: trio.Nursery) -> tuple[float, float]:
     swarm = Swarm(net, nursery)
     for _ in range(NODES):
         await swarm.add(min_members=NODES, patience_s=2.0, sample=SAMPLE, seconds_a_round=NEXT_S)
-    began = trio.current_time()
+    began, ends = trio.current_time(), [trio.CancelScope() for _ in swarm.trainers]
+
+    async def train(trainer: training.Trainer) -> None:
+        with ends[trainer.number]:
+            await trainer.train(1 << 20)
+
+    before_s, made = 0.0, 0
     with trio.move_on_after(AFTER_S * 2):
         async with trio.open_nursery() as training_:
             for trainer in swarm.trainers:
-                training_.start_soon(trainer.train, 1 << 20)
+                training_.start_soon(train, trainer)
             while max(t.round for t in swarm.trainers) < ROUNDS_BEFORE:  # noqa: ASYNC110
                 await trio.sleep(0.1)
             before_s = (trio.current_time() - began) / ROUNDS_BEFORE
-            answering = _silence(swarm)
+            answering = _silence(swarm, ends)
             first = max(t.round for t in answering)
             await trio.sleep(AFTER_S)
             made = max(t.round for t in answering) - first
@@ -43,11 +49,13 @@ async def _live(nursery: trio.Nursery) -> tuple[float, float]:
     return before_s, AFTER_S / made if made else float("inf")
 
 
-def _silence(swarm: Swarm) -> list[training.Trainer]:
-    """Let most nodes hang; return the others."""
+def _silence(swarm: Swarm, ends: list[trio.CancelScope]) -> list[training.Trainer]:
+    """Let most nodes hang, with their trainers; return the others."""
     rng = random.Random(0)
     deaf = set(rng.sample(range(NODES), int(DEAF * NODES)))
     for number in deaf:
+        ends[number].cancel()
+        swarm.scopes[number].cancel()
         for other in range(NODES):
             if other != number:
                 swarm.net.cut(swarm.peer(number), swarm.peer(other), silent=True)

@@ -18,10 +18,16 @@ from typing import Any
 import shoal
 from benchmarks.orders import Answer, Child, Failed
 from benchmarks.systems import rival_python
+from wire.ids import PeerId
 
 RIVALS = Path(__file__).parents[1] / ".rivals"
 TORCH = "torch==2.13.0"  # the Makefile's: the build for processors
 HIVEMIND = ("hivemind==1.1.12", "numpy==2.2.6")  # with numpy 2.4 its 8-bit codecs average nothing
+UP = (
+    *(sys.executable, "-P", "-m", "node.cli.main", "up"),
+    *("--no-mdns", "--listen", "/ip4/127.0.0.1/tcp/0"),
+)
+NOBODY = PeerId("")
 LEAD_S = 0.1  # between the order and the moment at which all begin
 READY_S = 60.0
 MEET_S = 60.0
@@ -34,6 +40,7 @@ class Node:
     home: Path
     process: "subprocess.Popen[bytes] | None" = None
     trainer: Child | None = None
+    peer: PeerId = NOBODY  # known once it has started
 
     def start(self, *options: str) -> None:
         """Start the daemon; it is ready on return."""
@@ -45,8 +52,7 @@ class Node:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SHOAL_")}
         with self.home.with_suffix(".log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "node.cli.main", "up", "--no-mdns"]
-                + ["--listen", "/ip4/127.0.0.1/tcp/0", "--name", self.home.name, *options],
+                [*UP, "--name", self.home.name, *options],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -162,6 +168,7 @@ def swarm(folder: Path, size: int) -> Generator[Swarm]:
             node.await_ready()
         for node in made.nodes:
             node.client.wait(peers=size - 1, timeout_s=MEET_S)
+            node.peer = PeerId(node.client.id().peer)
             _ = node.child.hello
         yield made
     finally:

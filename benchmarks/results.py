@@ -11,6 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.notes import NOTES
+
+METHOD = "\n## How it was measured\n\n"
 HEAD = """# Results
 
 What the benchmarks measured, made from their output by `make results`. Everything ran on one
@@ -26,8 +29,11 @@ Machine: {machine}.
 
 def table(lines: Iterable[str]) -> str:
     """Return the page."""
-    rows = [_row(json.loads(line)) for line in lines if line.strip()]
-    return HEAD.format(machine=_machine()) + "".join(rows)
+    found = [json.loads(line) for line in lines if line.strip()]
+    names = [str(one["bench"]) for one in found]
+    notes = [text for start, text in NOTES.items() if any(n.startswith(start) for n in names)]
+    rows = "".join(map(_row, found))
+    return HEAD.format(machine=_machine()) + rows + (METHOD + "".join(notes) if notes else "")
 
 
 def _row(one: dict[str, Any]) -> str:

@@ -302,11 +302,11 @@ class LaneDriver:
             self._learn(outcome.certificate)
         self._accounts.left_out(outcome.excluded)
         self.rounds.failed(
-            ballot,
-            outcome.excluded,
+            *(ballot, outcome.excluded),
             stale=outcome.stale,
             attempt=outcome.attempt,
             bounds=outcome.bounds,
+            is_final=outcome.is_final,
         )
         self._herald.poke()  # of what we are bound to; and who was left out is welcome again
 
@@ -360,11 +360,11 @@ class LaneDriver:
 
     def _look_in_store(self) -> None:
         """The round may be over without anybody in reach who knows."""
-        chain = self._stored(self.rounds.electorate)
-        if not chain or self.rounds.mine is None:
-            return
-        self._learn(chain[0])
-        if self.rounds.mine is not None and chain[-1].round >= self.rounds.mine.round:
+        chain, mine = self._stored(self.rounds.electorate), self.rounds.mine
+        if len(chain) == 1:
+            self._learn(chain[0])
+        elif chain and mine is not None and chain[-1].round >= mine.round:
+            self._supersede()
             self._fall_behind(chain[-1].round + 1, None)
 
     # -- telling others ----------------------------------------------------------------------

@@ -89,7 +89,7 @@ class Follow:
                 case Go():
                     self.seat.go(order)
                 case Abort(excluded):
-                    return Aborted(frozenset(excluded))
+                    return Aborted(frozenset(excluded), is_final=self.prepare.adopt is None)
                 case Commit(certificate):
                     if self.seat.is_of_us(certificate) and certificate.is_signed():
                         return certificate

@@ -6,7 +6,7 @@ that either knows soon when the other is gone. Only the proposer decides who is 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -92,6 +92,8 @@ class Lead:
                 links.cancel_scope.deadline = trio.current_time() + ORDER_WAIT_S
             data.cancel_scope.cancel()
         self.seat.leave()
+        if isinstance(outcome, Aborted):  # decided, so no certificate of this attempt can be
+            return replace(outcome, is_final=self.prepare.adopt is None)
         return outcome
 
     def supersede(self, attempt: int) -> None:

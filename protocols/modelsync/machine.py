@@ -206,12 +206,19 @@ class Rounds:
         stale: Collection[PeerId] = (),
         attempt: int = 0,
         bounds: Mapping[PeerId, Bound] | None = None,
+        is_final: bool = False,
     ) -> None:
         """An attempt of ours failed; go on to the next one without `excluded`.
 
         `stale` refused it; `attempt` is the one that others say they are in, `bounds` are what
-        they are bound to.
+        they are bound to. `is_final`: its proposer has given it up, so what we signed in it binds
+        nobody: of members whose results differed, the next attempt must not adopt one.
         """
+        bound = self.bound if is_final else None
+        if bound is not None and (self._round, bound.attempt, bound.proposer) == ballot:
+            self.bound = None
+            if self.mine is not None:
+                self.submit(self.mine)
         for peer, bound in (bounds or {}).items():
             self.roster.bind(peer, bound)
         for peer in set(stale) - set(excluded):

@@ -27,7 +27,8 @@ from wire.ids import PeerId, Signer, verify
 class Aborted:
     """The attempt failed: whom to leave out, whom to ask again, what others know already.
 
-    `bounds` are results that members turned out to be bound to.
+    `bounds` are results that members turned out to be bound to. `is_final`: its proposer has given
+    it up, no certificate of it is or will be, so who signed its sums is not bound to them.
     """
 
     excluded: frozenset[PeerId] = frozenset()
@@ -35,6 +36,7 @@ class Aborted:
     attempt: int = 0
     certificate: Certificate | None = None
     bounds: Mapping[PeerId, Bound] = field(default_factory=dict[PeerId, Bound])
+    is_final: bool = False
 
 
 @dataclass

@@ -7,7 +7,6 @@ processes, sockets and shared memory.
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -15,6 +14,7 @@ from benchmarks.learn_swarm import Node, Swarm, everybody, step, swarm, wait_unt
 from benchmarks.orders import Answer
 from protocols.modelsync.machine import order_of
 from shoal.runs import certificates_of, get_run
+from wire.ids import PeerId
 
 SIZE, ELEMENTS = 4, 2_000_000
 PATIENCE_S = 60.0  # for anything: other work shares the machine with this
@@ -36,9 +36,7 @@ def begin(four: Swarm, run: str) -> None:
 
 
 def proposer(four: Swarm, run: str, round_: int) -> Node:
-    return min(
-        four.nodes, key=lambda node: order_of(run, 0, round_, 0, node.client.id().peer)
-    )
+    return min(four.nodes, key=lambda node: order_of(run, 0, round_, 0, node.peer))
 
 
 def strike(four: Swarm, victim: Node, *pids: int, number: int) -> list[Answer]:
@@ -69,10 +67,9 @@ def check_mean(four: Swarm, run: str, victim: Node, round_: int) -> None:
         lambda: any(c.round == round_ for c in certificates_of(client, run)),
     )
     certificate = next(c for c in certificates_of(client, run) if c.round == round_)
-    values = {node.client.id().peer: float(i) for i, node in enumerate(four.nodes) if node.process}
-    missing = set(certificate.contributors) - values.keys()
-    lost = {peer: float(four.nodes.index(victim)) for peer in missing}
-    brought = [(values | lost)[peer] for peer in certificate.contributors]
+    values = {node.peer: float(value) for value, node in enumerate(four.nodes)}
+    brought = [values[PeerId(peer)] for peer in certificate.contributors]
+    assert victim.peer not in certificate.members or len(brought) == SIZE
     for node in others:
         mean = node.child.ask("mean")
         assert mean["is_even"]

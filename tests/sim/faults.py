@@ -8,7 +8,7 @@ round under test. The fault then is at one node, by its role in that round:
     slow        each of its messages but beats takes seconds, chunks of data too
     cut         its connection to one other member is gone, and comes back later
     corrupt     what it sends of this kind is damaged: wrong types, lengths, numbers, signatures
-    lie         what it sends of this kind is well-formed and false (means: to each another; else to one)
+    lie         what it sends of this kind is well-formed and false: to one, means to all
 
 Corrupt and lying nodes do so in the round under test, and are sound afterwards.
 """

@@ -153,14 +153,16 @@ class World:
 
     def step(self) -> None:
         """One thing happens."""
-        self.now += self.random.random() * 0.1
-        if self.mail and self.random.random() < 0.8:
+        is_calm = self.disorder < len(self.nodes) ** 2
+        if self.mail and self.random.random() < (0.97 if is_calm else 0.8):
+            self.now += self.random.random() * (0.01 if is_calm else 0.1)
             source, target, message = self.mail.pop(
                 self.random.randrange(min(self.disorder, len(self.mail)))
             )
             if target in self.nodes:
                 self.take(self.nodes[target], source, message)
             return
+        self.now += self.random.random() * 0.1
         node = self.random.choice(list(self.nodes.values()))
         if self.random.random() < 0.3:
             self.announce(node)

@@ -64,6 +64,7 @@ PHASES = {
     "ready": lambda message: isinstance(message, wire.Ready),
     "prepare": is_order(wire.Prepare),
     "ack": is_answer(wire.Ack),
+    "go": is_order(wire.Go),
     "data": lambda message: isinstance(message, wire.Piece),
     "done": is_answer(wire.Done),
     "commit": is_order(wire.Commit),
@@ -101,31 +102,51 @@ async def test_a_member_killed_in_any_phase_costs_the_others_a_second_and_a_roun
     nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("phase", ["data", "done"])
-async def test_a_member_that_freezes_is_left_out_within_seconds(
-    autojump_clock: MockClock, nursery: trio.Nursery, phase: str
+@pytest.mark.parametrize(
+    ("phase", "is_proposer"),
+    [
+        ("ready", False),
+        ("prepare", True),
+        ("ack", False),
+        ("go", True),
+        ("data", False),
+        ("data", True),
+        ("done", False),
+        ("commit", True),
+    ],
+)
+async def test_who_freezes_costs_the_others_three_seconds_and_a_round(
+    autojump_clock: MockClock, nursery: trio.Nursery, phase: str, is_proposer: bool
 ) -> None:
     swarm = await make_swarm(nursery, 4)
     frozen: list[int] = []
+    leads: list[int] = []
 
     def freeze(number: int, message: object) -> bool:
-        if not frozen and PHASES[phase](message) and swarm.trainers[number].round == 1:
-            frozen.append(number)
-            swarm.dead[number] = trio.current_time()
-            swarm.ends[number].set()
-            for other in range(4):
-                if other != number:
-                    swarm.net.cut(swarm.peer(number), swarm.peer(other), silent=True)
+        if PHASES["prepare"](message):
+            leads.append(number)
+        if number in frozen:
             return True
-        return False
+        if frozen or not PHASES[phase](message) or swarm.trainers[number].round != 1:
+            return False
+        if phase != "ready" and (number == leads[-1]) != is_proposer:
+            return False
+        frozen.append(number)
+        swarm.dead[number] = trio.current_time()
+        swarm.ends[number].set()
+        for other in range(4):
+            if other != number:
+                swarm.net.cut(swarm.peer(number), swarm.peer(other), silent=True)
+        return True
 
     swarm.on_send = freeze
-    await swarm.train(3)
+    with trio.move_on_after(60):
+        await swarm.train(3)
     (frozen_at,) = swarm.dead.values()
     for trainer in swarm.alive:
         assert trainer.fetched == 0
         late = min(at for at in trainer.committed_at if at > frozen_at) - frozen_at
-        assert late < 3.0
+        assert late < 3.0 + ROUND_S
     swarm.check(3)
     nursery.cancel_scope.cancel()
 

@@ -343,7 +343,7 @@ class Swarm:
 
     def check(self, rounds: int) -> None:
         """All who live hold the same state, and every mean was the exact mean."""
-        self.check_lane([t for t in self.trainers], rounds)
+        self.check_lane(self.trainers, rounds)
         for lane in range(len(self.trainers[0].siblings)):
             self.check_lane([t.siblings[lane] for t in self.trainers], rounds)
 

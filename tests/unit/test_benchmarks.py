@@ -2,12 +2,16 @@
 
 import json
 import random
+import re
+from pathlib import Path
 
 import pytest
 from msgspec import inspect
 
+from benchmarks import report as reporting
 from benchmarks.fuzz import TARGETS, mutate
 from benchmarks.fuzz_messages import examples
+from benchmarks.notes import NOTES
 from benchmarks.orders import Child, Failed
 from benchmarks.report import percentile, report
 from benchmarks.results import table
@@ -91,3 +95,15 @@ def test_a_child_that_dies_or_hangs_is_a_failure_not_a_hang() -> None:
     script = "echo '{}'; exec sleep 60"
     with Child("mute", ["sh", "-c", script]) as child, pytest.raises(Failed, match="mute hangs"):
         child.ask("x", timeout_s=0.05)
+
+
+def test_every_figure_of_learning_says_how_it_is_measured() -> None:
+    folder = Path(reporting.__file__).parent
+    text = "".join(path.read_text() for path in folder.glob("learn_*.py"))
+    names = set(re.findall(r'report\([\s*(]*f?"(learn\.[a-z0-9_{}]+)', text))
+    assert len(names) > 10
+    starts = tuple(NOTES)
+    assert {n for n in names if not n.startswith((*starts, "learn.{", "learn.int4_bytes"))} == {
+        "learn.byzantine"  # why it was not measured
+    }
+    assert "How it was measured" in table(['{"bench": "learn.memory", "value": 1, "unit": "x"}'])

@@ -1,0 +1,68 @@
+"""How figures of learning are measured, by the beginning of their names: for docs/results.md.
+
+All are measured through what a user has, if nothing else is said: `shoal up` processes with libp2p
+identities, encrypted TCP on loopback, one trainer process each over `shoal.run_client`.
+"""
+
+_NOTES = {
+    "learn.control": (
+        "From submit to the mean in shared memory, the slowest of 4 trainers, 100,000 "
+        "float32: next to no data."
+    ),
+    "learn.average_": (
+        "SIZExMILLIONSm_WIRE: seconds from submit to the mean in the trainer's memory, "
+        "the slowest member. All systems begin each round at one moment, in turn, in one "
+        "run. hivemind 1.1.12 with numpy 2.2.6: `step()` of a full group (it knows who "
+        "comes: no waiting for matchmaking), and its all-reduce alone as `_reduce_only`. "
+        "gloo is neither encrypted nor survives a death. torch has one thread everywhere."
+    ),
+    "learn.int8_error": (
+        "Rms distance of an averaging of 10 million normal numbers a member from the "
+        "exact mean, both legs encoded, through daemons and hivemind's own averaging."
+    ),
+    "learn.int8_bytes": ("Encoded size of a contribution; learn.int4_bytes likewise."),
+    "learn.memory": (
+        "Peak of a daemon's own memory (VmHWM without what is shared with the trainer or "
+        "mapped from files) in three rounds, less what it had before the run, over the "
+        "bytes of the tensors; the worst of 4 daemons."
+    ),
+    "learn.traffic": (
+        "Bytes that daemons sent on their sockets for 25 rounds of float32, over those of "
+        "one round of int4. All of it: control, encryption, frames, store."
+    ),
+    "learn.kill_": (
+        "kill -9 of a daemon and its trainer at a random moment of a round of 4 x 4 "
+        "million float32, the proposer in every other trial; seconds from then to the "
+        "last survivor's commit, less a normal round. `_equal`: survivors have one root "
+        "and one mean. hivemind: kill -9 of the peer's processes in mid all-reduce, share "
+        "of elements that survivors have alike."
+    ),
+    "learn.freeze_": ("The same with SIGSTOP; the victim thaws afterwards and catches up."),
+    "learn.joiner_": (
+        "Rounds of 3 daemons with 0.2 s of their own work, with and without a fourth that "
+        "loads 20 MB and enters; `_worst_stall`: the longest round then, less a normal "
+        "one."
+    ),
+    "learn.state_": (
+        "A state behind lines of 15 MB/s a donor; a donor's spoilt chunk is noticed and "
+        "fetched from another."
+    ),
+    "learn.same_bits": (
+        "Each strategy over daemons and by `shoal.learn.simulate`: SHA-256 of each "
+        "member's parameters at the end."
+    ),
+    "nats": (
+        "Character model on Shakespeare in one process, by the simulation that daemons "
+        "equal bit for bit."
+    ),
+    "learn.fashion_clean": (
+        "Test accuracy of a 784-128-10 perceptron on Fashion-MNIST, all honest."
+    ),
+    "learn.byzantine_": (
+        "Points of accuracy lost to attackers; attacks that see all contributions are "
+        "simulated with the shard owners' aggregators, `_daemons`: one of four sends "
+        "-1000 times its contribution through its real daemon."
+    ),
+    "learn.sampled_": ("Real ModelSync on a virtual clock, 40 nodes, samples of 4; 32 hang."),
+}
+NOTES = {start: f"- `{start}…`: {text}\n" for start, text in _NOTES.items()}
