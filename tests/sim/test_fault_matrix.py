@@ -97,6 +97,7 @@ def check_well(
     swarm: Swarm, injector: Injector, trainer: training.Trainer, well: set[PeerId]
 ) -> None:
     """What must hold of one who had no fault."""
+    assert injector.at is not None
     assert trainer.fetched == 0, "who is well need not load a state"
     assert len(trainer.outcomes) == ROUNDS
     outcome = trainer.outcomes[ROUND]
