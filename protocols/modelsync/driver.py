@@ -206,6 +206,11 @@ class LaneDriver:
         self.rounds.withdraw()
         self._change()
 
+    def stop(self) -> None:
+        """Our trainer leaves: nothing is signed or written any more."""
+        self.rounds.withdraw()
+        self._supersede()
+
     def adopt(self, certificate: Certificate | None) -> None:
         """Our trainer has loaded a state; its certificate names the electorate."""
         self.rounds.adopt(certificate)
@@ -250,14 +255,8 @@ class LaneDriver:
         if self.rounds.ballot != prepare.ballot:
             return  # a better attempt began meanwhile
         self._supersede()
-        lead = Lead(
-            prepare,
-            self._rpc,
-            self._signer,
-            self._exchanges.open,
-            hold=self._hold,
-            bound=lambda: self.rounds.bound,
-        )
+        terms = (prepare, self._rpc, self._signer, self._exchanges.open)
+        lead = Lead(*terms, hold=self._hold, bound=lambda: self.rounds.bound)
         self._current = lead
         outcome: Certificate | Aborted = Aborted()
         try:
@@ -301,8 +300,7 @@ class LaneDriver:
             self._learn(outcome.certificate)
         self._accounts.left_out(outcome.excluded)
         self.rounds.failed(
-            ballot,
-            outcome.excluded,
+            *(ballot, outcome.excluded),
             stale=outcome.stale,
             attempt=outcome.attempt,
             bounds=outcome.bounds,

@@ -210,6 +210,8 @@ class ModelSync:
         part = self._parts.pop(run, None)
         if part is None:
             return
+        for lane in part.lanes:
+            lane.stop()  # before we say what we are bound to
         part.scope.cancel()
         announced = self._states.leave(run, keep)
         at = [
