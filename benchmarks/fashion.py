@@ -69,7 +69,7 @@ class Images:
         chosen = np.random.default_rng(list(seed)).integers(len(labels), size=BATCH)
         self.optimizer.zero_grad()
         loss = functional.cross_entropy(self.model(images[chosen]), labels[chosen])
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no type for it
         self.optimizer.step()
 
     def accuracy(self) -> float:

@@ -85,7 +85,8 @@ class Member:
             "bytes_out": result.bytes_out,
         }
         if result.outcome == "committed":
-            part.spare(0)[:] = part.contribution(0)[: len(part.spare(0))]
+            mean, spare = part.contribution(0), part.spare(0)
+            spare[: len(mean)] = mean[: len(spare)]
             part.advance(0, result.round + 1)
             answer["root"] = part.lanes[0].root
         else:

@@ -15,6 +15,7 @@ import shoal
 from benchmarks.fashion import Images
 from benchmarks.orders import Answer, answer_orders, say
 from shoal.learn.averaging import FedAvg
+from shoal.learn.names import strategy_named
 from shoal.learn.strategy import Vector
 from shoal.trainer import Trainer, flatten
 from tests.learning.toys import Classifier
@@ -47,11 +48,10 @@ class Child:
             replica.model,
             run=run,
             rounds=rounds,
-            strategy=strategy,
+            strategy=strategy_named(strategy, **options),
             wire="float32",
             min_members=members,
             client=self.client,
-            **options,
         ) as trainer:
             while not trainer.done:
                 replica.step(trainer.member, trainer.global_step)
