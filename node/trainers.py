@@ -48,7 +48,6 @@ from shoal.runs import (
     StateAt,
     SubmitRound,
     TurnAnswer,
-    Verdict,
 )
 from wire.errors import Busy, ShoalError, UsageError
 from wire.ids import PeerId
@@ -242,10 +241,10 @@ class Trainers:
             is_ours = await self._sync.turn(name, lane, round_, timeout_s=ROUND_WAIT_S)
         return TurnAnswer({True: "in", False: "out", None: "waiting"}[is_ours])
 
-    async def verdict(self, name: str, verdict: Verdict) -> Checked:
+    async def verdict(self, name: str, duty: Duty) -> Checked:
         """Compare what a trainer has made anew with what its member had committed to."""
         self._records.attached(name)
-        case = Case(verdict.lane, verdict.round, PeerId(verdict.target))
+        case = Case(duty.lane, duty.round, PeerId(duty.target))
         return Checked(await self._sync.verdict(name, case))
 
     async def fetch(self, name: str, request: FetchState) -> StateAt:

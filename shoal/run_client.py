@@ -31,7 +31,6 @@ from shoal.runs import (
     SubmitRound,
     Tensor,
     TurnAnswer,
-    Verdict,
     path_of,
 )
 from shoal.shared import SharedVector
@@ -231,8 +230,7 @@ class RunClient:
         """The exchange buffer holds a contribution that we made anew; True if its bits are those
         that its member had committed to.
         """
-        body = Verdict(duty.round, duty.target, duty.lane)
-        return self._post("verdict", body, Checked).is_same
+        return self._post("verdict", duty, Checked).is_same
 
     def announce(self, lane: int) -> None:
         """Offer the lane's state to others."""

@@ -154,7 +154,10 @@ class SubmitRound(_Body, frozen=True):
 
 
 class Duty(_Body, frozen=True):
-    """Verified runs: make what `target` brought to a round anew, before anything else."""
+    """Verified runs: make what `target` brought to a round anew, before anything else.
+
+    Posted back, when the lane's slice of the exchange buffer holds what was made.
+    """
 
     target: str
     round: int
@@ -189,14 +192,6 @@ class RoundResult(_Body, frozen=True):
     contributors: list[str] = []
     rate: float = 0.0
     duties: list[Duty] = []
-
-
-class Verdict(_Body, frozen=True):
-    """The lane's slice of the exchange buffer holds what `target` should have brought."""
-
-    round: int
-    target: str
-    lane: int = 0
 
 
 class Checked(_Body, frozen=True):

@@ -290,8 +290,8 @@ class Bulk(Protocol):
         """Receive into as many buffers, each of the size of the sender's; returns their size.
 
         prefix: told, on the event loop, how many bytes from the front are here, whenever it is
-        `step_bytes` more, or all of the first buffer. They stay as they are. wait_s: for the peer
-        to call `send`.
+        `step_bytes` more, or all of the first buffer, or some time has passed. They stay as they
+        are. wait_s: for the peer to call `send`.
         """
         ...
 

@@ -57,7 +57,7 @@ class RunRoutes:
 
     async def verdict(self, request: Request) -> shapes.Checked:
         """Take what a trainer has made anew."""
-        return await self._trainers.verdict(request.params["run"], request.read(shapes.Verdict))
+        return await self._trainers.verdict(request.params["run"], request.read(shapes.Duty))
 
     async def fetch(self, request: Request) -> shapes.StateAt:
         """Load the run's state."""
@@ -133,7 +133,7 @@ def routes(api: Api, runs: Runs) -> None:
         ("attach", it.attach, "Trainer: take part", shapes.Attach, shapes.Attached),
         ("round", it.round, "Trainer: average", shapes.SubmitRound, shapes.RoundResult),
         ("turn", it.turn, "Trainer: are we sampled", shapes.AskTurn, shapes.TurnAnswer),
-        ("verdict", it.verdict, "Trainer: check a member", shapes.Verdict, shapes.Checked),
+        ("verdict", it.verdict, "Trainer: check a member", shapes.Duty, shapes.Checked),
         ("fetch", it.fetch, "Trainer: load the state", shapes.FetchState, shapes.StateAt),
         ("state", it.announce, "Trainer: offer a state", shapes.StateAt, None),
         ("report", it.report, "Trainer: record progress", shapes.Report, shapes.Metric),

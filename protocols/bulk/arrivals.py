@@ -173,9 +173,9 @@ class Arrivals:
                 self._counters.bytes_in += here_bytes - seen_bytes
                 seen_bytes, seen_at = here_bytes, time.monotonic()
                 expected.progress(here_bytes, arrival.target.size_bytes)
+                if expected.front is not None:  # also where a step takes long
+                    expected.front.tell(inbound.prefix_bytes)
             if seen_bytes == arrival.target.size_bytes:
-                if expected.front is not None:
-                    expected.front.tell(seen_bytes)
                 return
             if arrival.failure is not None:
                 raise arrival.failure

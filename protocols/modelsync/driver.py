@@ -100,8 +100,7 @@ class LaneDriver:
         self._rate = 0
         self._waited: set[PeerId] = set()  # for whose readiness we have counted the seconds
         self._wake, self._changed = trio.Event(), trio.Event()
-        self._own_failures = 0
-        self.failure = ""  # why this lane has ended here, if it has
+        self._own_failures, self.failure = 0, ""  # why this lane has ended here, if it has
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
@@ -302,11 +301,12 @@ class LaneDriver:
             self._learn(outcome.certificate)
         self._accounts.left_out(outcome.excluded)
         self.rounds.failed(
-            *(ballot, outcome.excluded),
+            ballot,
+            outcome.excluded,
             stale=outcome.stale,
             attempt=outcome.attempt,
             bounds=outcome.bounds,
-            is_final=outcome.is_final,
+            is_void=outcome.is_void and attempt.prepare.adopt is None,
         )
         self._herald.poke()  # of what we are bound to; and who was left out is welcome again
 
@@ -360,11 +360,11 @@ class LaneDriver:
 
     def _look_in_store(self) -> None:
         """The round may be over without anybody in reach who knows."""
-        chain = self._stored(self.rounds.electorate)
-        if not chain or self.rounds.mine is None:
-            return
-        self._learn(chain[0])
-        if self.rounds.mine is not None and chain[-1].round >= self.rounds.mine.round:
+        chain, mine = self._stored(self.rounds.electorate), self.rounds.mine
+        if len(chain) == 1:
+            self._learn(chain[0])
+        elif chain and mine is not None and chain[-1].round >= mine.round:
+            self._supersede()
             self._fall_behind(chain[-1].round + 1, None)
 
     # -- telling others ----------------------------------------------------------------------

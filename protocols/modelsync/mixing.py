@@ -72,7 +72,7 @@ class Mix(Side):
         """Move the data until done. Cancel it to abort."""
         await self._may_flow.wait()
         wait_s = chunk_wait_s(len(self._targets) + 1)
-        self._watched = [(peer, parcel, wait_s) for peer, parcel in self._takes.items()]
+        self._watched = {peer: [(parcel, wait_s)] for peer, parcel in self._takes.items()}
         async with trio.open_nursery() as outer:
             outer.start_soon(self._watch)
             async with trio.open_nursery() as nursery:

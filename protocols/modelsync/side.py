@@ -54,7 +54,7 @@ class Side:
         if not prepare.is_sealed:
             self._may_flow.set()
         self._faults: set[Fault] = set()
-        self._watched: list[tuple[PeerId, Parcel, float]] = []
+        self._watched: dict[PeerId, list[tuple[Parcel, float]]] = {}  # in the order of coming
         self._served: set[PeerId] = set()
         self._scopes: set[trio.CancelScope] = set()
 
@@ -110,14 +110,17 @@ class Side:
 
     async def _watch(self) -> None:
         """Find members whose next chunk takes too long."""
-        began, watched = trio.current_time(), self._watched
-        while watched:
+        began = trio.current_time()
+        while True:
             await trio.sleep(WATCH_S)
-            now = trio.current_time()
-            watched = [entry for entry in watched if not entry[1].is_whole]
-            for peer, parcel, wait_s in watched:
-                if now > max(began, parcel.grown_at) + wait_s:
-                    self._fault(Fault(peer, "silent"))
+            for peer, parcels in self._watched.items():
+                since = began
+                for parcel, wait_s in parcels:
+                    since = max(since, parcel.grown_at)
+                    if not parcel.is_whole:
+                        if trio.current_time() > since + wait_s:
+                            self._fault(Fault(peer, "silent"))
+                        break
 
     def _complete(self, shards: list[bytes]) -> None:
         self.shards = shards

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import msgspec
+import numpy as np
 import trio
 
 from protocols.modelsync import verify
@@ -23,7 +24,7 @@ from protocols.modelsync.sealed import (
     relative_error,
 )
 from protocols.modelsync.sealing import all_parts
-from protocols.modelsync.vectors import Vector
+from protocols.modelsync.vectors import CONTRIBUTION_MAX, Vector, is_within
 from protocols.modelsync.verify import KEPT_ROUNDS, Ask, Convict, Court, Deny, Duty, Look, Step
 from protocols.modelsync.verify_wire import (
     CONTRIBUTION,
@@ -181,6 +182,8 @@ class Trust:
         shards, codec = here.shards[case.lane, case.round], certificate.codec
         here.busy.add(case)
         try:
+            if not await self._work(partial(is_within, vector, CONTRIBUTION_MAX)):
+                vector = np.zeros_like(vector)  # what nobody could have brought differs from this
             ours = await self._work(partial(encode_chunks, vector, shards, codec))
             if await self._work(partial(commitment_to, ours, shards)) == here.court.commitment(
                 case
@@ -254,6 +257,8 @@ class Trust:
                     await self._compare(run, here, case, charge, [])
                 case _:
                     return  # it is for the trainer to make the contribution anew
+        except ShoalError as error:  # of the store: we look again
+            _log.warning("run.check_failed run=%s case=%s error=%s", run, step.case, error)
         finally:
             here.busy.discard(step.case)
 

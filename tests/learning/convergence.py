@@ -1,5 +1,6 @@
 """Train the small language model by a strategy, in one process; tests and benchmarks/nats.py do."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from protocols.modelsync.codecs import codec_named
@@ -20,7 +21,14 @@ class Trained:
 
 
 def train(
-    name: str, *, members: int, steps: int, codec: str = "float32", every: int, **options: object
+    name: str,
+    *,
+    members: int,
+    steps: int,
+    every: int,
+    codec: str = "float32",
+    make_model: Callable[[], Shakespeare] = Shakespeare,
+    **options: object,
 ) -> Trained:
     """Train for about `steps` local steps of each member."""
     wire, sent = codec_named(codec), 0
@@ -37,7 +45,7 @@ def train(
     def through_mean(vector: Vector) -> Vector:
         return wire.decode(wire.encode_mean(vector), len(vector))
 
-    replicas = {f"member-{n}": Shakespeare() for n in range(members)}
+    replicas = {f"member-{n}": make_model() for n in range(members)}
     swarm = Simulation(
         make,
         replicas,
@@ -47,6 +55,6 @@ def train(
         through_mean=through_mean,
     )
     made = [finished.step for finished in swarm][-1]
-    judge = Shakespeare()
+    judge = make_model()
     judge.load(weighted_mean([r.flat() for r in replicas.values()], [1.0] * members))
     return Trained(judge.loss(), made, sent // members)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocols.modelsync import neighbours, sampling, state
@@ -19,6 +19,7 @@ def vector(seed: int, size: int) -> exact.Vector:
     return np.random.default_rng(seed).standard_normal(size, dtype=np.float32)
 
 
+@settings(deadline=None)  # other load must not fail it
 @given(st.integers(0, 300), st.integers(0, 2**32 - 1))
 def test_a_fold_adds_up(size: int, seed: int) -> None:
     values = vector(seed, size)
@@ -41,6 +42,7 @@ def test_variance_is_the_textbook_one() -> None:
     assert exact.variance(values[:0]) == 0
 
 
+@settings(deadline=None)  # other load must not fail it
 @given(
     st.sampled_from(["ring", "exponential", "complete", "pairs"]),
     st.integers(1, 9),
@@ -114,6 +116,7 @@ def test_any_changed_bit_changes_the_root() -> None:
     assert exact.state_root(values) != root
 
 
+@settings(deadline=None)  # other load must not fail it
 @given(
     st.sampled_from(["ring", "exponential", "complete", "pairs"]),
     st.integers(1, 9),

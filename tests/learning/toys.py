@@ -160,16 +160,17 @@ class Characters(nn.Module):
 class Shakespeare(Model):
     """The character model with the plays: one play in ten is held out, at its end."""
 
-    def __init__(self, *, seed: int = 0) -> None:
+    def __init__(self, *, seed: int = 0, width: int = 64, batch: int = BATCH) -> None:
         torch.manual_seed(seed)
+        self.batch = batch
         self.text, vocabulary = plays()
-        super().__init__(Characters(vocabulary), lr=2e-3)
+        super().__init__(Characters(vocabulary, width=width), lr=2e-3)
 
     def step(self, member: str, step: int) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = 2e-3 * min(1.0, (step + 1) / 20)
         last = len(self.text) * 9 // 10
-        self.learn(self._loss(random_for(member, step).integers(last, size=BATCH)))
+        self.learn(self._loss(random_for(member, step).integers(last, size=self.batch)))
 
     def loss(self) -> float:
         first = len(self.text) * 9 // 10 + 1

@@ -22,6 +22,7 @@ from wire.ports import Call, Rpc
 
 PIECE_BYTES = 512 * 1024
 LATENCY_S = 0.01
+TELL_S = 0.25  # as protocols/bulk reports
 
 
 class TransferEnded(ShoalError):
@@ -93,7 +94,7 @@ class SimBulk:
         """Copy piece by piece."""
         place = await self._meet(peer, key, wait_s)
         size, told = sum(map(len, source)), 0
-        may_go = size if ready is None else 0
+        may_go, told_at = size if ready is None else 0, trio.current_time()
         self.meadow.transfers += 1
         try:
             if [*map(len, source)] != [*map(len, place.buffer)]:
@@ -110,8 +111,9 @@ class SimBulk:
                 if progress is not None:
                     progress(end, size)
                 is_step = end >= told + place.step_bytes or end in (len(source[0]), size)
+                is_step = is_step or trio.current_time() >= told_at + TELL_S
                 if place.tell is not None and is_step:
-                    told = end
+                    told, told_at = end, trio.current_time()
                     place.tell(end)
         except BaseException:
             place.error = TransferEnded("the sender gave up")

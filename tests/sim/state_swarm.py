@@ -76,6 +76,13 @@ async def wrong_chunk(answer: Any) -> Any:
     return answer
 
 
+async def unasked(answer: Any) -> Any:
+    """Lack chunks that nobody asked for."""
+    if isinstance(answer.body, Chunk):
+        return StateAnswer(Chunk((answer.body.index + CHUNKS // 2) % CHUNKS, b""))
+    return answer
+
+
 async def empty_handed(answer: Any) -> Any:
     """Have no chunk."""
     return StateAnswer(Chunk(answer.body.index, b"")) if isinstance(answer.body, Chunk) else answer

@@ -99,6 +99,19 @@ async def test_copies_are_dropped_when_nobody_has_loaded_from_them_for_a_while(
         await opened(swarm, state_root(vector(5)))
 
 
+async def test_a_copy_is_kept_for_as_long_as_somebody_loads_from_it(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = make(nursery, 1)
+    nursery.start_soon(opened, swarm, state_root(vector(5)), 60.0)
+    await trio.sleep(1)
+    swarm.announce(6)
+    await trio.sleep(2 * KEPT_S)
+    swarm.holders[0].donor.tidy()
+    await opened(swarm, state_root(vector(5)))
+    nursery.cancel_scope.cancel()
+
+
 async def test_a_lane_has_two_copies_at_most_and_none_that_is_loaded_is_dropped(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:

@@ -22,6 +22,7 @@ from tests.sim.state_swarm import (
     other_hashes,
     slow,
     stalling,
+    unasked,
     vector,
     wrong_chunk,
 )
@@ -70,7 +71,13 @@ async def test_three_donors_are_faster_than_one(
 
 @pytest.mark.parametrize(
     ("bad", "is_caught"),
-    [(corrupting, True), (other_hashes, True), (wrong_chunk, True), (empty_handed, False)],
+    [
+        (corrupting, True),
+        (other_hashes, True),
+        (wrong_chunk, True),
+        (unasked, True),
+        (empty_handed, False),
+    ],
 )
 async def test_what_one_donor_spoils_comes_from_others_and_a_liar_is_asked_no_more(
     autojump_clock: MockClock, nursery: trio.Nursery, bad: OnSend, is_caught: bool
@@ -223,6 +230,19 @@ async def test_a_majority_that_claims_a_state_and_does_not_give_it_holds_nobody_
     assert loaded is not None
     assert np.array_equal(target, vector(5))
     assert trio.current_time() - began < 20
+
+
+async def test_of_several_states_that_nobody_gives_each_is_tried_once(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm, target = StateSwarm(Net(nursery), 6), empty()
+    for holder, state in zip(swarm.holders, (99, 99, 99, 98, 98, 5), strict=True):
+        holder.announce(5, vector(state))
+        holder.on_send = honest if state == 5 else stalling
+    began = trio.current_time()
+    await swarm.load(target)
+    assert np.array_equal(target, vector(5))
+    assert trio.current_time() - began < 30
 
 
 async def test_when_the_members_go_on_the_download_moves_and_keeps_equal_chunks(

@@ -1,175 +1,19 @@
 """Verification in simulated swarms: who lies about a contribution, or about another, is banned."""
 
-import hashlib
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Any, cast
-
-import msgspec
 import numpy as np
 import pytest
 import trio
 from trio.testing import MockClock
 
 from protocols.modelsync.registry import NAMESPACE
-from protocols.modelsync.sealed import commitment_to, encode_chunks
-from protocols.modelsync.shards import equal_shards
-from protocols.modelsync.trust import LOOK_S, Trust
+from protocols.modelsync.trust import LOOK_S
 from protocols.modelsync.vectors import Vector
-from protocols.modelsync.verify import Duty, assignments, certificate_hash
-from protocols.modelsync.verify_wire import Case, Finding, Verdict, case_key
-from protocols.modelsync.wire import CERTIFICATE_TAG, Certificate, seal_of
-from protocols.rpc.service import RpcService
-from tests.sim.net import Net
-from tests.sim.training import SharedStore, in_place
-from wire.errors import NotFound
+from protocols.modelsync.verify import Duty, assignments
+from protocols.modelsync.verify_wire import CONTRIBUTION, Case, Wanted, case_key
+from protocols.modelsync.wire import Certificate
+from tests.sim.verification import ELEMENTS, RUN, Swarm, end, four, honest
+from wire.errors import NotFound, RemoteError
 from wire.ids import PeerId, Signer
-from wire.ports import Item, Rpc
-
-RUN = "test"
-ELEMENTS = 9000
-ROUND_S = 5.0
-
-
-def honest(peer: PeerId, round_: int) -> Vector:
-    """What a member's data and the state before the round make."""
-    seed = hashlib.sha256(f"{peer}/{round_}".encode()).digest()
-    generator = np.random.default_rng(list(seed))
-    return generator.standard_normal(ELEMENTS, dtype=np.float32)
-
-
-@dataclass
-class Gate:
-    """An Rpc that does not answer some peers."""
-
-    inner: RpcService
-    withholds_from: set[PeerId]
-
-    @property
-    def peer(self) -> PeerId:
-        return self.inner.peer
-
-    def stream(self, peer: PeerId, method: Any, *, timeout_s: float) -> Any:
-        return self.inner.stream(peer, method, timeout_s=timeout_s)
-
-    def serve_stream(self, method: Any, handler: Callable[[Any], Awaitable[None]]) -> None:
-        async def sometimes(call: Any) -> None:
-            if call.peer in self.withholds_from:
-                await trio.sleep_forever()
-            await handler(call)
-
-        self.inner.serve_stream(method, sometimes)
-
-
-@dataclass
-class Member:
-    """One node: real verification; its rounds are made by the test."""
-
-    signer: Signer
-    trust: Trust
-    store: SharedStore
-    bring: Callable[[PeerId, int], Vector] = honest
-    recompute: Callable[[PeerId, int], Vector] = honest
-    withholds_from: set[PeerId] = field(default_factory=set[PeerId])
-    votes: Verdict | None = None  # whatever is true
-
-    @property
-    def peer(self) -> PeerId:
-        return self.signer.peer
-
-    async def work_off(self) -> None:
-        """What a trainer does after each round: its duties."""
-        for duty in self.trust.duties(RUN, 0):
-            if self.votes is None:
-                vector = self.recompute(duty.case.target, duty.case.round)
-                await self.trust.verdict(RUN, duty.case, vector)
-
-    async def accuse(self, certificate: Certificate, target: PeerId, verdict: Verdict) -> None:
-        case = Case(0, certificate.round, target)
-        charge = "withheld" if verdict == "withheld" else "differs"
-        finding = Finding(certificate_hash(certificate), verdict, charge)
-        key = case_key(RUN, case, self.peer)
-        await self.store.put(NAMESPACE, key, msgspec.to_builtins(finding), ttl_s=1e5)
-
-
-class Swarm:
-    """Members of one verified run."""
-
-    def __init__(self, nursery: trio.Nursery, codec: str = "float32") -> None:
-        self.net, self.nursery, self.codec = Net(nursery), nursery, codec
-        self.items: dict[tuple[str, str], tuple[Item, float]] = {}
-        self.members: list[Member] = []
-        self.round = 0
-
-    async def add(self) -> Member:
-        signer = Signer(bytes([len(self.members) + 1]) * 32)
-        rpc, store = self.net.rpc(signer.peer), SharedStore(signer.peer, self.items)
-        withholds_from: set[PeerId] = set()
-        trust = Trust(cast(Rpc, Gate(rpc, withholds_from)), store, in_place)
-        member = Member(signer, trust, store, withholds_from=withholds_from)
-        self.members.append(member)
-        await self.nursery.start(trust.run, RUN)
-        return member
-
-    async def one_round(
-        self,
-        suspect: PeerId | None = None,
-        *,
-        then: Callable[[Certificate], None] = lambda certificate: None,
-    ) -> Certificate:
-        """Commit a sealed round of all who are not banned; then everybody does its duties."""
-        members = [m for m in self.members if not self.is_banned(m.peer)]
-        shards = equal_shards(ELEMENTS, len(members))
-        brought = [encode_chunks(m.bring(m.peer, self.round), shards, self.codec) for m in members]
-        reveals = tuple(hashlib.sha256(f"{m.peer}/{self.round}".encode()).digest() for m in members)
-        certificate = Certificate(
-            run=RUN,
-            round=self.round,
-            attempt=0,
-            proposer=members[0].peer,
-            members=[m.peer for m in members],
-            contributors=[m.peer for m in members],
-            weights=[1.0] * len(members),
-            codec=self.codec,
-            base_root=bytes(32),
-            result=bytes(32),
-            commitments=tuple(commitment_to(data, shards) for data in brought),
-            seals=tuple(map(seal_of, reveals)),
-        )
-        body = certificate.body()
-        certificate = msgspec.structs.replace(
-            certificate,
-            signatures=tuple(m.signer.sign(CERTIFICATE_TAG, body) for m in members),
-            reveals=reveals,
-        )
-        for member, data in zip(members, brought, strict=True):
-            member.trust.brought(RUN, 0, commitment_to(data, shards), data)
-            member.trust.committed(certificate, shards, suspect=suspect)
-        self.round += 1
-        then(certificate)
-        await trio.sleep(ROUND_S)
-        for member in members:
-            await member.work_off()
-        return certificate
-
-    def is_banned(self, peer: PeerId) -> bool:
-        return any(m.trust.is_banned(RUN, peer) for m in self.members if m.peer != peer)
-
-    def banned(self) -> list[set[PeerId]]:
-        """Whom each honest member takes for banned."""
-        return [set(m.trust.bans(RUN)) for m in self.members]
-
-
-async def four(nursery: trio.Nursery, codec: str = "float32") -> Swarm:
-    made = Swarm(nursery, codec)
-    for _ in range(4):
-        await made.add()
-    return made
-
-
-async def end(swarm: Swarm) -> None:
-    assert swarm.net.errors == []
-    swarm.nursery.cancel_scope.cancel()
 
 
 async def rounds(swarm: Swarm, count: int) -> None:
@@ -279,13 +123,15 @@ async def test_colluding_members_up_to_half_ban_nobody(
     await end(swarm)
 
 
-async def test_who_gives_its_contribution_to_nobody_is_banned(
-    autojump_clock: MockClock, nursery: trio.Nursery
+@pytest.mark.parametrize("is_garbled", [False, True])
+async def test_who_gives_its_contribution_to_nobody_or_another_is_banned(
+    autojump_clock: MockClock, nursery: trio.Nursery, is_garbled: bool
 ) -> None:
     swarm = await four(nursery)
     attacker, *others = swarm.members
+    attacker.gate.is_garbled = is_garbled
     attacker.bring = lies
-    attacker.withholds_from |= {m.peer for m in others}
+    attacker.gate.withholds_from |= {m.peer for m in others}
     await rounds(swarm, 10)
     for member in others:
         assert set(member.trust.bans(RUN)) == {attacker.peer}
@@ -301,7 +147,7 @@ async def test_who_withholds_from_its_validator_only_is_found_out_by_what_the_ot
     attacker.bring = lies
 
     def hide(certificate: Certificate) -> None:
-        attacker.withholds_from.update(assignments(certificate))
+        attacker.gate.withholds_from.update(assignments(certificate))
 
     await swarm.one_round(attacker.peer, then=hide)
     await rounds(swarm, 3)
@@ -369,4 +215,52 @@ async def test_only_duties_can_be_answered(
         with pytest.raises(NotFound):
             await member.trust.verdict(RUN, case, honest(case.target, 0))
     assert Duty(case).charge is None
+    await end(swarm)
+
+
+async def test_contributions_are_given_to_members_only(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await four(nursery)
+    certificate = await swarm.one_round()
+    stranger = swarm.net.rpc(Signer(bytes([99]) * 32).peer)
+    holder = swarm.members[0]
+
+    async def ask() -> None:
+        async with stranger.stream(holder.peer, CONTRIBUTION, timeout_s=4) as call:
+            await call.send(Wanted(RUN, 0, certificate.commitments[0]))
+            await call.receive()
+
+    with pytest.raises(RemoteError, match="no such contribution"):
+        await ask()
+    await end(swarm)
+
+
+async def test_what_comes_out_as_no_number_is_not_what_was_committed_to(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    def diverged(peer: PeerId, round_: int) -> Vector:
+        return np.full(ELEMENTS, np.nan, dtype=np.float32)
+
+    swarm = await four(nursery)
+    for member in swarm.members:
+        member.recompute = diverged
+    certificate = await swarm.one_round()
+    await rounds(swarm, 3)
+    assert all(assignments(certificate)[v] in banned for v in assignments(certificate)
+               for banned in swarm.banned())  # fmt: skip
+    await end(swarm)
+
+
+@pytest.mark.parametrize(("factor", "is_same"), [(1.0, True), (1.0001, False)])
+async def test_a_trainer_hears_if_what_it_made_has_the_same_bits(
+    autojump_clock: MockClock, nursery: trio.Nursery, factor: float, is_same: bool
+) -> None:
+    swarm = await four(nursery)
+    for member in swarm.members:
+        member.votes = "fine"  # it does nothing by itself
+    ((validator, target),) = assignments(await swarm.one_round()).items()
+    trust = next(member.trust for member in swarm.members if member.peer == validator)
+    made = np.multiply(honest(target, 0), np.float32(factor))
+    assert await trust.verdict(RUN, Case(0, 0, target), made) is is_same
     await end(swarm)

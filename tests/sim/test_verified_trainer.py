@@ -33,7 +33,9 @@ def local_steps(learner: Learner, member: str, round_: int) -> None:
         learner.step(member, round_ * EVERY + step)
 
 
-def train(learner: Learner, client: object, rounds: int, strategy: DiLoCo) -> tuple[str, set[str]]:
+def train(
+    learner: Learner, client: object, rounds: int, strategy: DiLoCo, patience_s: float = 10.0
+) -> tuple[str, set[str]]:
     """Train to the end, or until nobody wants us any more; return the root and the members."""
     with Trainer(
         learner.model,
@@ -42,7 +44,7 @@ def train(learner: Learner, client: object, rounds: int, strategy: DiLoCo) -> tu
         strategy=strategy,
         aggregator="clip",
         min_members=4,
-        patience_s=0.5,
+        patience_s=patience_s,
         recompute=partial(local_steps, learner),
         client=client,  # type: ignore[arg-type]
     ) as trainer:
@@ -74,7 +76,7 @@ async def test_honest_trainers_find_each_other_honest(
                 training.start_soon(one, client, Learner())
     assert len({root for root, _ in ends}) == 1
     assert {frozenset(members) for _, members in ends} == {frozenset(nodes.peers)}
-    certificates = nodes.runs[0].certificates("tiny")
+    certificates = await nodes.runs[0].certificates("tiny")
     assert sum(c.weights.count(0.0) for c in certificates) >= 4  # validators brought nothing
     assert not [key for _, key in nodes.items if "/trust/" in key]
     nursery.cancel_scope.cancel()
@@ -88,7 +90,7 @@ async def test_a_trainer_that_lies_is_banned_and_the_others_finish(
     ends: list[tuple[str, set[str]]] = []
 
     async def one(client: object, learner: Learner) -> None:
-        job = partial(train, learner, client, 12, DiLoCo(every=EVERY))
+        job = partial(train, learner, client, 12, DiLoCo(every=EVERY), 1.0)
         ends.append(await trio.to_thread.run_sync(job))
 
     async def lie() -> None:

@@ -102,6 +102,8 @@ def test_what_is_far_longer_than_most_is_suspect() -> None:
     lengths = dict.fromkeys(PEERS[:4], 1.0)
     assert suspect(lengths) is None
     assert suspect(lengths | {PEERS[2]: 1000.0}) == PEERS[2]
+    assert suspect({PEERS[0]: 1.0, PEERS[1]: 1.0, PEERS[2]: 11.0}) == PEERS[2]
+    assert suspect({PEERS[0]: 1.0, PEERS[1]: 1.0, PEERS[2]: 10.0}) is None
     assert suspect({PEERS[0]: 1.0, PEERS[1]: 1e9}) is None  # of two nobody knows which
     assert suspect({}) is None
 
@@ -226,6 +228,13 @@ def test_bans_are_told_once_and_believed_from_most_members() -> None:
     assert court.hear(said) == [Convict(trial.target, ban)]
     assert court.hear(said) == []
     assert court.is_banned(trial.target)
+
+
+def test_half_of_a_larger_round_is_not_most_of_it() -> None:
+    court, ban = Court(PEERS[0]), Ban(0, 0, "differs")
+    court.note(certificate(8))
+    assert court.hear({PEERS[7]: dict.fromkeys(PEERS[:4], ban)}) == []
+    assert court.hear({PEERS[7]: dict.fromkeys(PEERS[:5], ban)}) == [Convict(PEERS[7], ban)]
 
 
 def test_rounds_are_judged_for_a_while_only() -> None:
