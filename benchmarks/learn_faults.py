@@ -20,7 +20,7 @@ from benchmarks.learn_swarm import LEAD_S, Node, Swarm, everybody, hivemind, sec
 from benchmarks.orders import Answer, Child, Failed
 from benchmarks.report import QUICK, progress, report
 from benchmarks.systems import Missing
-from protocols.modelsync.machine import order_of
+from protocols.modelsync.ballots import order_of
 
 SIZE, ELEMENTS = 4, 4_000_000
 KILLS, FREEZES = (4, 2) if QUICK else (100, 10)

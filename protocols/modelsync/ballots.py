@@ -7,7 +7,6 @@ are part of the value, where the members that signed it may differ from attempt 
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -31,20 +30,19 @@ def rank_of(run: str, lane: int, ballot: Ballot) -> Rank:
 def to_adopt(run: str, lane: int, round_: int, bounds: Iterable[Bound | None]) -> Bound | None:
     """Return what a proposer must adopt of what members are bound to: that of the best ballot.
 
-    Of two results of one ballot neither was committed; the one that more members hold is taken.
+    Two results of the best ballot mean that an owner lied in it: neither was committed, nor was
+    anything before, or it would have been adopted there. Then nothing need be.
     """
+
+    def rank(bound: Bound) -> Rank:
+        return rank_of(run, lane, Ballot(round_, bound.attempt, bound.proposer))
+
     some = [bound for bound in bounds if bound is not None]
     if not some:
         return None
-    votes = Counter(bound.result for bound in some)
-    return max(
-        some,
-        key=lambda bound: (
-            rank_of(run, lane, Ballot(round_, bound.attempt, bound.proposer)),
-            votes[bound.result],
-            bound.result,
-        ),
-    )
+    best = max(map(rank, some))
+    first, *others = [bound for bound in some if rank(bound) == best]
+    return first if all(other.result == first.result for other in others) else None
 
 
 def is_covered(run: str, lane: int, round_: int, bound: Bound | None, adopt: Bound | None) -> bool:

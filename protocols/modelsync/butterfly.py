@@ -17,7 +17,7 @@ from protocols.modelsync.codecs import MEAN_MAX, VALUE_MAX, Vector
 from protocols.modelsync.links import CallLink, blaming, chunk_wait_s
 from protocols.modelsync.news import MEAN_WAIT_S, OPEN_S, PIECE_WAIT_S, Fault, Held
 from protocols.modelsync.parcels import Parcel, is_raw, lay_out, raw_parcel
-from protocols.modelsync.sealing import HASH_BYTES, NOTHING, Opening, hash_of
+from protocols.modelsync.sealing import HASH_BYTES, NOTHING, Digest, Opening, hash_of
 from protocols.modelsync.shards import CHUNK_ELEMENTS, chunks, shard_range
 from protocols.modelsync.side import Side, Terms
 from protocols.modelsync.vectors import check_within
@@ -223,7 +223,7 @@ class Butterfly(Side):
             done = upto
         self._finish(self._me, digest.digest())
 
-    def _average(self, first: int, upto: int, digest: "hashlib._Hash") -> PeerId | None:
+    def _average(self, first: int, upto: int, digest: Digest) -> PeerId | None:
         """Make chunks of the mean; return whose contribution is none, if one is not."""
         mean = self._means[self._me]
         for index in range(first, upto):
@@ -238,7 +238,7 @@ class Butterfly(Side):
         _update(digest, mean, first, upto)
         return None
 
-    def _aggregate(self, first: int, upto: int, digest: "hashlib._Hash") -> PeerId | None:
+    def _aggregate(self, first: int, upto: int, digest: Digest) -> PeerId | None:
         """The same for an aggregator that must see the whole shard."""
         mean, start = self._means[self._me], self._own[0][0]
         vectors: list[Vector] = []
@@ -291,7 +291,7 @@ class Butterfly(Side):
 
     async def _check_means(self) -> None:
         """Check and hash the means of others' shards as they come."""
-        digests = {owner: hashlib.sha256() for owner in self._others}
+        digests: dict[PeerId, Digest] = {owner: hashlib.sha256() for owner in self._others}
         done = dict.fromkeys(self._others, 0)
         while done:
             self._grown = trio.Event()
@@ -311,7 +311,7 @@ class Butterfly(Side):
             done |= {owner: upto for owner, (_, upto) in jobs.items() if owner in done}
 
     def _check(
-        self, jobs: dict[PeerId, tuple[int, int]], digests: "dict[PeerId, hashlib._Hash]"
+        self, jobs: dict[PeerId, tuple[int, int]], digests: dict[PeerId, Digest]
     ) -> list[PeerId]:
         """Hash chunks of means; return owners of one that could not be decoded after COMMIT."""
         culprits: list[PeerId] = []
@@ -345,6 +345,6 @@ class Butterfly(Side):
                     self._codec.decode_into(data, into[start:stop], MEAN_MAX)
 
 
-def _update(digest: "hashlib._Hash", parcel: Parcel, first: int, upto: int) -> None:
+def _update(digest: Digest, parcel: Parcel, first: int, upto: int) -> None:
     for index in range(first, upto):
         digest.update(parcel.chunk(index))

@@ -100,8 +100,7 @@ class LaneDriver:
         self._rate = 0
         self._waited: set[PeerId] = set()  # for whose readiness we have counted the seconds
         self._wake, self._changed = trio.Event(), trio.Event()
-        self._own_failures = 0
-        self.failure = ""  # why this lane has ended here, if it has
+        self._own_failures, self.failure = 0, ""  # why this lane has ended here, if it has
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
@@ -302,11 +301,12 @@ class LaneDriver:
             self._learn(outcome.certificate)
         self._accounts.left_out(outcome.excluded)
         self.rounds.failed(
-            *(ballot, outcome.excluded),
+            ballot,
+            outcome.excluded,
             stale=outcome.stale,
             attempt=outcome.attempt,
             bounds=outcome.bounds,
-            is_final=outcome.is_final,
+            is_void=outcome.is_void and attempt.prepare.adopt is None,
         )
         self._herald.poke()  # of what we are bound to; and who was left out is welcome again
 

@@ -88,8 +88,8 @@ class Follow:
                     continue
                 case Go():
                     self.seat.go(order)
-                case Abort(excluded):
-                    return Aborted(frozenset(excluded), is_final=self.prepare.adopt is None)
+                case Abort(excluded, is_void):
+                    return Aborted(frozenset(excluded), is_void=is_void)
                 case Commit(certificate):
                     if self.seat.is_of_us(certificate) and certificate.is_signed():
                         return certificate

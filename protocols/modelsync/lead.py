@@ -6,7 +6,7 @@ that either knows soon when the other is gone. Only the proposer decides who is 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import trio
 
@@ -92,8 +92,6 @@ class Lead:
                 links.cancel_scope.deadline = trio.current_time() + ORDER_WAIT_S
             data.cancel_scope.cancel()
         self.seat.leave()
-        if isinstance(outcome, Aborted):  # decided, so no certificate of this attempt can be
-            return replace(outcome, is_final=self.prepare.adopt is None)
         return outcome
 
     def supersede(self, attempt: int) -> None:
@@ -222,4 +220,4 @@ class Lead:
 def _order_for(outcome: Certificate | Aborted) -> Order:
     if isinstance(outcome, Certificate):
         return Order(Commit(outcome))
-    return Order(Abort(sorted(outcome.excluded)))
+    return Order(Abort(sorted(outcome.excluded), outcome.is_void))

@@ -206,16 +206,15 @@ class Rounds:
         stale: Collection[PeerId] = (),
         attempt: int = 0,
         bounds: Mapping[PeerId, Bound] | None = None,
-        is_final: bool = False,
+        is_void: bool = False,
     ) -> None:
         """An attempt of ours failed; go on to the next one without `excluded`.
 
         `stale` refused it; `attempt` is the one that others say they are in, `bounds` are what
-        they are bound to. `is_final`: its proposer has given it up, so what we signed in it binds
-        nobody: of members whose results differed, the next attempt must not adopt one.
+        they are bound to; `is_void`: there is no certificate of it, so we are not bound by it.
         """
-        bound = self.bound if is_final else None
-        if bound is not None and (self._round, bound.attempt, bound.proposer) == ballot:
+        bound = self.bound
+        if is_void and bound and (bound.attempt, bound.proposer) == ballot[1:]:
             self.bound = None
             if self.mine is not None:
                 self.submit(self.mine)

@@ -22,5 +22,4 @@ class Memory:
 
     def give_back(self, memory: memoryview) -> None:
         """Nobody uses it any more; what was taken may be given back once."""
-        whole = memoryview(memory.obj) if memory.obj is not None else memory
-        self._free = [*self._free, whole][-KEPT:]
+        self._free = [*self._free, memoryview(memory.obj)][-KEPT:]

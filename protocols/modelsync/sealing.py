@@ -4,6 +4,7 @@ A commitment is SHA-256 over the SHA-256 of each shard's encoded chunks, in memb
 """
 
 import hashlib
+from typing import Protocol
 
 from protocols.modelsync.codecs import Codec, Vector
 from protocols.modelsync.parcels import Parcel, Parts
@@ -12,6 +13,18 @@ from wire.errors import BadMessage
 
 HASH_BYTES = 32
 NOTHING = hashlib.sha256().digest()  # what a member commits to that brings no data
+
+
+class Digest(Protocol):
+    """A hash in the making, of hashlib."""
+
+    def update(self, data: memoryview, /) -> None:
+        """Take more bytes."""
+        ...
+
+    def digest(self) -> bytes:
+        """Return the hash of what was taken."""
+        ...
 
 
 class Committing:

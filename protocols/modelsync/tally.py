@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from protocols.modelsync.ballots import is_covered
+from protocols.modelsync.ballots import is_covered, to_adopt
 from protocols.modelsync.blame import outvoted
 from protocols.modelsync.wire import (
     CERTIFICATE_TAG,
@@ -27,8 +27,8 @@ from wire.ids import PeerId, Signer, verify
 class Aborted:
     """The attempt failed: whom to leave out, whom to ask again, what others know already.
 
-    `bounds` are results that members turned out to be bound to. `is_final`: its proposer has given
-    it up, no certificate of it is or will be, so who signed its sums is not bound to them.
+    `bounds` are results that members turned out to be bound to. `is_void`: members signed
+    different results, so nobody is bound by this attempt.
     """
 
     excluded: frozenset[PeerId] = frozenset()
@@ -36,7 +36,7 @@ class Aborted:
     attempt: int = 0
     certificate: Certificate | None = None
     bounds: Mapping[PeerId, Bound] = field(default_factory=dict[PeerId, Bound])
-    is_final: bool = False
+    is_void: bool = False
 
 
 @dataclass
@@ -60,13 +60,9 @@ class Tally:
         if len(self.acks) < len(prepare.members):
             return None
         of = prepare.run, prepare.lane, prepare.round
-        unmet = {
-            member: ack.bound
-            for member, ack in self.acks.items()
-            if ack.bound is not None and not is_covered(*of, ack.bound, prepare.adopt)
-        }
-        if unmet:
-            return Aborted(bounds=unmet)
+        bounds = {m: ack.bound for m, ack in self.acks.items() if ack.bound is not None}
+        if not is_covered(*of, to_adopt(*of, bounds.values()), prepare.adopt):
+            return Aborted(bounds=bounds)
         self.sent_go = self._go()
         return self.sent_go
 
@@ -83,7 +79,7 @@ class Tally:
             return None
         faulty = outvoted({m: done.shards for m, done in self.dones.items()}, owners=owners)
         if faulty:
-            return Aborted(frozenset(faulty))
+            return Aborted(frozenset(faulty), is_void=True)
         certificate = self.prepare.certificate(result_of(done.shards), self.sent_go)
         body = certificate.body()
         forged = {

@@ -294,9 +294,11 @@ class Commit(Message, frozen=True, tag="commit"):
 
 
 class Abort(Message, frozen=True, tag="abort"):
-    """The attempt failed; the next goes on without `excluded`."""
+    """The attempt failed; the next goes on without `excluded`. Void: members signed different
+    results, so who signed one is not bound to it."""
 
     excluded: Annotated[list[Peer], Meta(max_length=MEMBERS_MAX)]
+    is_void: bool = False
 
 
 class Ack(Message, frozen=True, tag="ack"):

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.learn_swarm import Node, Swarm, everybody, step, swarm, wait_until
 from benchmarks.orders import Answer
-from protocols.modelsync.machine import order_of
+from protocols.modelsync.ballots import order_of
 from shoal.runs import certificates_of, get_run
 from wire.ids import PeerId
 

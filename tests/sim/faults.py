@@ -23,8 +23,9 @@ import numpy as np
 import trio
 
 from protocols.modelsync import wire
-from protocols.modelsync.machine import order_of
+from protocols.modelsync.ballots import order_of
 from tests.sim.training import RUN, Swarm, TrippedCall, Tripwire
+from wire.ids import PeerId
 
 FAULTS = ("kill", "freeze", "slow", "cut", "corrupt", "lie")
 ROLES = ("proposer", "owner", "member")
@@ -155,7 +156,7 @@ def _corrupt(message: Any) -> Any:
             nothing = tuple(bytes(64) for _ in certificate.signatures)
             return wire.Order(wire.Commit(replace(certificate, signatures=nothing)))
         case wire.Order(wire.Go()):
-            return wire.Order(wire.Prepare(**_fields(_PREPARE)))
+            return wire.Order(_PREPARE)
         case wire.Answer(wire.Ack()):
             return wire.Answer(wire.Done([FALSE] * 64, bytes(64)))
         case wire.Answer(wire.Done() as done):
@@ -177,21 +178,18 @@ def _lie(message: Any, to: str, *, is_answer: bool) -> Any:
         case wire.Order(wire.Commit(certificate)):
             return wire.Order(wire.Commit(replace(certificate, result=FALSE)))
         case wire.Order(wire.Go()):
-            return wire.Order(wire.Go([FALSE], [FALSE]))
+            return wire.Order(wire.Go((FALSE,), (FALSE,)))
         case wire.Answer(wire.Ack()):
-            return wire.Answer(wire.Ack(FALSE, FALSE))
+            return wire.Answer(wire.Ack(commitment=FALSE, seal=FALSE))
         case wire.Answer(wire.Done() as done):
             return wire.Answer(replace(done, shards=[FALSE] * len(done.shards)))
     return message
 
 
+_NOBODY = PeerId("nobody")
 _PREPARE = wire.Prepare(
-    *(RUN, ROUND, 0, "nobody", ["nobody"], [1.0], [1], "float32", FALSE, 1),
-)
-
-
-def _fields(message: msgspec.Struct) -> dict[str, Any]:
-    return {name: getattr(message, name) for name in message.__struct_fields__}
+    RUN, ROUND, 0, _NOBODY, [_NOBODY], [1.0], [1], "float32", FALSE, 1
+)  # out of place wherever it comes
 
 
 @dataclass

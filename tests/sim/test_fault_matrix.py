@@ -72,24 +72,29 @@ def check(swarm: Swarm, injector: Injector) -> None:
     swarm.check(ROUNDS)
     assert swarm.net.errors == []
     assert all(not t.sync.failure_of(RUN) for t in swarm.alive), "a daemon's part has ended"
-    well = [swarm.trainers[number] for number in injector.healthy]
-    doubted = doubtful(injector)
-    well = [t for t in well if t.number not in doubted]
-    certificate = well[0].outcomes[ROUND].certificate
-    assert certificate is not None
-    out = {swarm.peer(n) for n in doubted} - set(certificate.members)
-    assert len(out) <= 1, "both ends were left out"
+    doubted = doubtful(swarm, injector)
+    well = [t for t in swarm.trainers if t.number not in {injector.victim, *doubted}]
     for trainer in well:
         check_well(swarm, injector, trainer, {swarm.peer(t.number) for t in well})
 
 
-def doubtful(injector: Injector) -> set[int]:
-    """Two of whom one is left out, but nobody can know which one ought to be: the ends of a cut
-    link; a proposer that lies to one member, which then looks as if it had left.
+def doubtful(swarm: Swarm, injector: Injector) -> set[int]:
+    """Who may be left out beside, or instead of, the one with the fault: one at most.
+
+    Nobody can know which end of a cut link ought to be left out, nor whether a proposer told a
+    member nonsense or the member only says so: it is word against word.
     """
-    word_against_word = injector.fault == "lie" and injector.phase in ("prepare", "go", "commit")
-    if injector.fault == "cut" or word_against_word:
-        return {injector.victim, injector.dupe}
+    outcomes = [o for n in injector.healthy for o in swarm.trainers[n].outcomes]
+    certificates = [o.certificate for o in outcomes if o.certificate is not None]
+    members = next(c.members for c in certificates if c.round == ROUND)
+    out = {n for n in injector.healthy if swarm.peer(n) not in members}
+    if injector.fault == "cut":
+        assert out <= {injector.dupe}
+        assert not out or swarm.peer(injector.victim) in members, "both ends were left out"
+        return {injector.dupe}
+    if injector.fault in ("lie", "corrupt") and injector.phase in ("prepare", "go", "commit"):
+        assert len(out) <= 1, "more than one was left out who is well"
+        return out
     return set()
 
 
@@ -97,6 +102,7 @@ def check_well(
     swarm: Swarm, injector: Injector, trainer: training.Trainer, well: set[PeerId]
 ) -> None:
     """What must hold of one who had no fault."""
+    assert injector.at is not None
     assert trainer.fetched == 0, "who is well need not load a state"
     assert len(trainer.outcomes) == ROUNDS
     outcome = trainer.outcomes[ROUND]

@@ -209,6 +209,29 @@ async def test_a_lying_hash_costs_the_liar_and_one_attempt(
     nursery.cancel_scope.cancel()
 
 
+async def test_whose_chunks_come_too_slowly_is_left_out(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await make_swarm(nursery, 4)
+
+    def delay_s(number: int, message: object) -> float:
+        is_slow = isinstance(message, wire.Piece) and number == 3 and message.round >= 1
+        return 30.0 if is_slow else 0.0
+
+    swarm.delay_s = delay_s
+    with trio.move_on_after(60):
+        await swarm.train(4)
+    quick = swarm.trainers[:3]
+    assert [t.round for t in quick] == [4, 4, 4]
+    for trainer in quick:
+        first, second, *_ = trainer.committed_at
+        assert second - first < 12, "minimum rate, and the round after it"
+        for outcome in trainer.outcomes[1:]:
+            assert outcome.certificate is not None
+            assert swarm.peer(3) not in outcome.certificate.members
+    nursery.cancel_scope.cancel()
+
+
 async def test_contributions_are_counted_by_member(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:

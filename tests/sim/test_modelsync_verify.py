@@ -250,3 +250,17 @@ async def test_what_comes_out_as_no_number_is_not_what_was_committed_to(
     assert all(assignments(certificate)[v] in banned for v in assignments(certificate)
                for banned in swarm.banned())  # fmt: skip
     await end(swarm)
+
+
+@pytest.mark.parametrize(("factor", "is_same"), [(1.0, True), (1.0001, False)])
+async def test_a_trainer_hears_if_what_it_made_has_the_same_bits(
+    autojump_clock: MockClock, nursery: trio.Nursery, factor: float, is_same: bool
+) -> None:
+    swarm = await four(nursery)
+    for member in swarm.members:
+        member.votes = "fine"  # it does nothing by itself
+    ((validator, target),) = assignments(await swarm.one_round()).items()
+    trust = next(member.trust for member in swarm.members if member.peer == validator)
+    made = np.multiply(honest(target, 0), np.float32(factor))
+    assert await trust.verdict(RUN, Case(0, 0, target), made) is is_same
+    await end(swarm)

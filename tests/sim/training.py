@@ -223,6 +223,7 @@ class Tripwire:
 
     inner: RpcService
     on_send: Callable[[object], bool]
+    delay_s: Callable[[object], float] = lambda message: 0.0
 
     @property
     def peer(self) -> PeerId:
@@ -246,6 +247,8 @@ class Tripwire:
     async def _pass(self, message: object) -> None:
         if self.on_send(message):
             await trio.sleep_forever()
+        if (delay_s := self.delay_s(message)) > 0:
+            await trio.sleep(delay_s)
 
 
 @dataclass
@@ -279,6 +282,7 @@ class Swarm:
         self.trainers: list[Trainer] = []
         self.scopes: dict[int, trio.CancelScope] = {}
         self.on_send: Callable[[int, object], bool] = lambda number, message: False
+        self.delay_s: Callable[[int, object], float] = lambda number, message: 0.0
         self.dead: dict[int, float] = {}
         self.ends: dict[int, trio.Event] = {}
 
@@ -291,7 +295,11 @@ class Swarm:
     async def add(self, *, number: int | None = None, **options: Any) -> Trainer:
         number = len(self.trainers) if number is None else number
         signer = Signer(bytes([number + 1]) * 32)
-        rpc = Tripwire(self.net.rpc(signer.peer), partial(self._on_send, number))
+        rpc = Tripwire(
+            self.net.rpc(signer.peer),
+            partial(self._on_send, number),
+            lambda message: self.delay_s(number, message),
+        )
         store = SharedStore(signer.peer, self.items)
         peers = self.net.host(signer.peer).connected
         sync = ModelSync(rpc, store, signer, peers=peers, work=in_place)

@@ -94,6 +94,10 @@ def test_what_works_by_coordinates_may_be_cut_into_chunks(name: str) -> None:
     assert np.concatenate(halves).tobytes() == whole.tobytes()
 
 
+def test_what_looks_at_lengths_sees_a_whole_shard() -> None:
+    assert not any(aggregator_named(name).is_chunked for name in ("clip", "clip:tau=2", "flag"))
+
+
 def test_median_and_trimmed_mean_are_those_of_the_textbook() -> None:
     for members in (1, 2, 3, 4, 7, 8):
         vectors = honest_ones(members)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.modelsync.ballots import Electorate, is_covered, order_of, rank_of, to_adopt
-from protocols.modelsync.blame import outvoted
+from protocols.modelsync.blame import Accusation, blame, excluded_by, outvoted
 from protocols.modelsync.sampling import sample_order
 from protocols.modelsync.wire import Ballot, Bound, Certificate
 from wire.ids import PeerId
@@ -136,9 +136,10 @@ def test_what_is_adopted_covers_all_that_anybody_is_bound_to(
         assert is_covered("run", 0, 5, adopt, each) == (ranks[0] >= ranks[1])
 
 
-def test_of_two_results_of_one_ballot_the_one_with_more_holders_is_adopted() -> None:
+def test_two_results_of_the_best_ballot_prove_that_nothing_was_committed() -> None:
     bounds = [bound(1), bound(1, result=b"z" * 32), bound(1), bound(0, result=b"0" * 32)]
-    assert to_adopt("run", 0, 5, bounds) == bound(1)
+    assert to_adopt("run", 0, 5, bounds) is None
+    assert to_adopt("run", 0, 5, [*bounds, bound(2)]) == bound(2)
 
 
 def test_the_order_of_proposers_differs_by_lane_round_and_attempt() -> None:
@@ -168,3 +169,35 @@ def test_samples_rotate_and_do_not_depend_on_who_lists_them() -> None:
     assert len(orders) > 10
     assert sample_order("run", 0, 3, PEERS) == sample_order("run", 0, 3, reversed(PEERS))
     assert sample_order("run", 0, 3, PEERS) != sample_order("run", 1, 3, PEERS)
+
+
+def test_a_stream_that_broke_is_an_echo_where_somebody_fell_silent() -> None:
+    echo, cause = Accusation(A, B, "broken"), Accusation(C, D, "silent")
+    assert blame([echo, cause]) == {D}
+    assert blame([echo]) == {B}
+    assert blame([Accusation(A, B, "aborted"), Accusation(C, D, "lost")]) == {D}
+    assert blame([]) == set()
+
+
+def test_of_two_that_accuse_each_other_one_is_left_out() -> None:
+    assert len(excluded_by([(A, B), (B, A)])) == 1
+
+
+def test_the_most_accused_is_left_out_and_not_believed() -> None:
+    assert excluded_by([(D, A), (A, D), (B, D), (C, D)]) == {D}
+
+
+@given(st.lists(st.tuples(st.sampled_from("ABCDE"), st.sampled_from("ABCDE")), max_size=12))
+def test_exclusion_does_not_depend_on_the_order_of_evidence(pairs: list[tuple[str, str]]) -> None:
+    evidence = [(PeerId(a), PeerId(b)) for a, b in pairs if a != b]
+    assert excluded_by(evidence) == excluded_by(reversed(evidence))
+
+
+@given(st.integers(0, 3), st.integers(0, 3), st.sampled_from("ABC"), st.sampled_from("ABC"))
+def test_of_two_attempts_exactly_one_is_better(a: int, b: int, p: str, q: str) -> None:
+    one, two = Ballot(0, a, PeerId(p)), Ballot(0, b, PeerId(q))
+    if one == two:
+        assert rank_of("run", 0, one) == rank_of("run", 0, two)
+    else:
+        assert rank_of("run", 0, one) != rank_of("run", 0, two)
+        assert a == b or (rank_of("run", 0, one) > rank_of("run", 0, two)) == (a > b)

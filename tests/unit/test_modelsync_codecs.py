@@ -1,6 +1,4 @@
-"""Codecs, shards and the mean: what is encoded is what everybody decodes."""
-
-from itertools import pairwise
+"""Codecs and the mean: what is encoded is what everybody decodes."""
 
 import numpy as np
 import pytest
@@ -19,7 +17,6 @@ from protocols.modelsync.codecs import (
     Vector,
     codec_named,
 )
-from protocols.modelsync.shards import CHUNK_ELEMENTS, chunks, equal_shards, shard_range
 from shoal.learn import exact
 from wire.errors import BadMessage
 
@@ -84,22 +81,6 @@ def test_int8_survives_blocks_of_zeros_and_of_subnormals() -> None:
 def test_an_unknown_codec_is_refused() -> None:
     with pytest.raises(BadMessage):
         codec_named("gzip")
-
-
-@given(st.integers(0, 10_000_000), st.integers(1, 64))
-def test_shards_cover_everything_once(elements: int, members: int) -> None:
-    shards = equal_shards(elements, members)
-    assert sum(shards) == elements
-    assert max(shards) - min(shards) <= 1
-    ranges = [shard_range(shards, index) for index in range(members)]
-    assert ranges[0][0] == 0
-    assert all(one[1] == two[0] for one, two in pairwise(ranges))
-
-
-def test_chunks_cover_a_range_in_order() -> None:
-    found = list(chunks(5, 5 + 2 * CHUNK_ELEMENTS + 1))
-    assert [stop - start for start, stop in found] == [CHUNK_ELEMENTS, CHUNK_ELEMENTS, 1]
-    assert list(chunks(7, 7)) == []
 
 
 def test_the_mean_weighs_members_and_skips_those_of_weight_zero() -> None:

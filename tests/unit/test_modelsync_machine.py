@@ -4,15 +4,19 @@ import math
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from protocols.modelsync.ballots import Electorate, rank_of
+from protocols.modelsync.ballots import Electorate
 from protocols.modelsync.ballots import order_of as full_order_of
-from protocols.modelsync.blame import Accusation, blame, excluded_by
 from protocols.modelsync.machine import TURN_S, Behind, Diverged, Propose, Rounds
 from protocols.modelsync.roster import STRIKES_MAX
-from protocols.modelsync.wire import ATTEMPTS_MAX, MEMBERS_MAX, Ballot, Certificate, Prepare, Ready
+from protocols.modelsync.wire import (
+    ATTEMPTS_MAX,
+    MEMBERS_MAX,
+    Ballot,
+    Certificate,
+    Prepare,
+    Ready,
+)
 from wire.ids import PeerId
 
 A, B, C, D, E = (PeerId(name) for name in "ABCDE")
@@ -154,6 +158,20 @@ def test_those_who_left_after_a_later_round_are_asked_for_its_state() -> None:
     assert not rounds.electorate.is_quorum([A])
     rounds.submit(ready(1))
     assert rounds.tick(0.0) == [Behind(2)]
+
+
+def test_a_round_that_half_of_its_voters_have_passed_is_given_up() -> None:
+    rounds = machine(A, members="ABC", round_=1)
+    rounds.see(live=[A, B, C], left={})
+    rounds.submit(ready(1))
+    rounds.hear(B, ready(7))
+    assert rounds.tick(0.0) == []
+    rounds.hear(D, ready(7))
+    assert rounds.tick(0.0) == [], "no voter"
+    rounds.hear(C, ready(3))
+    assert rounds.tick(0.0) == [Behind(2)]
+    rounds.see(live=[A], left={B: 9})
+    assert rounds.tick(0.0) == [Behind(9)]
 
 
 def test_a_lie_about_a_later_round_does_not_stop_a_quorum() -> None:
@@ -356,35 +374,3 @@ def test_after_a_commit_the_next_round_begins_with_its_members_as_electorate() -
     assert rounds.deadline == math.inf
     rounds.submit(ready(2))
     assert rounds.electorate.is_quorum([A, B])
-
-
-def test_a_stream_that_broke_is_an_echo_where_somebody_fell_silent() -> None:
-    echo, cause = Accusation(A, B, "broken"), Accusation(C, D, "silent")
-    assert blame([echo, cause]) == {D}
-    assert blame([echo]) == {B}
-    assert blame([Accusation(A, B, "aborted"), Accusation(C, D, "lost")]) == {D}
-    assert blame([]) == set()
-
-
-def test_of_two_that_accuse_each_other_one_is_left_out() -> None:
-    assert len(excluded_by([(A, B), (B, A)])) == 1
-
-
-def test_the_most_accused_is_left_out_and_not_believed() -> None:
-    assert excluded_by([(D, A), (A, D), (B, D), (C, D)]) == {D}
-
-
-@given(st.lists(st.tuples(st.sampled_from("ABCDE"), st.sampled_from("ABCDE")), max_size=12))
-def test_exclusion_does_not_depend_on_the_order_of_evidence(pairs: list[tuple[str, str]]) -> None:
-    evidence = [(PeerId(a), PeerId(b)) for a, b in pairs if a != b]
-    assert excluded_by(evidence) == excluded_by(reversed(evidence))
-
-
-@given(st.integers(0, 3), st.integers(0, 3), st.sampled_from("ABC"), st.sampled_from("ABC"))
-def test_of_two_attempts_exactly_one_is_better(a: int, b: int, p: str, q: str) -> None:
-    one, two = Ballot(0, a, PeerId(p)), Ballot(0, b, PeerId(q))
-    if one == two:
-        assert rank_of("run", 0, one) == rank_of("run", 0, two)
-    else:
-        assert rank_of("run", 0, one) != rank_of("run", 0, two)
-        assert a == b or (rank_of("run", 0, one) > rank_of("run", 0, two)) == (a > b)
