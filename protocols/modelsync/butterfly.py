@@ -212,8 +212,9 @@ class Butterfly(Side):
             need = done + 1 if is_chunked else mean.count
             for parcel in self._takes.values():
                 await parcel.wait(need + self._head)
-            here = min((parcel.here for parcel in self._takes.values()), default=mean.count)
-            upto = min(here - self._head, done + BATCH) if is_chunked else mean.count
+            all_here = (parcel.here - self._head for parcel in self._takes.values())
+            here = min(all_here, default=mean.count)
+            upto = min(here, done + BATCH) if is_chunked else mean.count
             average = self._average if is_chunked else self._aggregate
             culprit = await self._terms.work(partial(average, done, upto, digest))
             if culprit is not None:
