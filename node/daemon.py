@@ -191,6 +191,7 @@ class Daemon:
             model_names=self.models.names,
             loop_lag_ms=self.lag.worst_ms,
             clock_skew_ms=lambda: self.store.clock_skew_ms,
+            traffic=self.traffic,
         )
         metrics = Metrics()
         metrics.add(*core_figures(node), *rpc_figures(self.rpc.counters))
