@@ -168,13 +168,13 @@ async def test_a_call_cannot_write_where_a_transfer_writes(
     """Else a chunk could become another one after it was checked."""
     members = Members(nursery, 3, LARGE, by_bulk=True)
     owner, villain = members.nodes[:2]
-    prepare = members.prepare(is_sealed=True, topology=topology)
+    prepare = members.prepare(is_sealed=topology != "all", topology=topology)
 
     async def write() -> None:
         await owner.opened.wait()
+        first = villain.contribution[:262_144].tobytes()  # nothing is wrong with it, as yet
         async with villain.rpc.stream(owner.peer, REDUCE, timeout_s=1) as call:
-            size = 32 * 3 if topology == "all" else 4 * 262_144
-            await call.send(Piece(prepare.run, *prepare.ballot, index=0, data=bytes(size)))
+            await call.send(Piece(prepare.run, *prepare.ballot, index=0, data=first))
             with suppress(ShoalError, trio.EndOfChannel):
                 await call.receive()
 
@@ -182,6 +182,9 @@ async def test_a_call_cannot_write_where_a_transfer_writes(
         beside.start_soon(write)
         await members.run(prepare, within_s=3)
     assert (number_of(villain.peer), "bad") in owner.faults
+    assert owner.exchange is not None
+    by_transfers = 4 * (2 * prepare.shards[0] if topology == "all" else LARGE)
+    assert owner.exchange.bytes_by_peer[villain.peer][0] == by_transfers
 
 
 async def test_a_cancelled_exchange_lets_go_of_everything(
