@@ -124,6 +124,8 @@ class Butterfly(Side):
     async def serve(self, call: Call[Piece, Piece], first: Piece) -> None:
         """As owner: take one member's contribution to our shard, give back the mean."""
         async with self._serving(call) as link:
+            if self._bulk_link(call.peer, self._means[self._me], self._means[call.peer]):
+                raise BadMessage("a call beside a transfer: both would write to one place")
             parcel = self._takes.get(call.peer)
             if parcel is not None and parcel.count:
                 link.take(parcel, first)
