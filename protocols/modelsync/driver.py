@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import trio
@@ -145,9 +145,10 @@ class LaneDriver:
         """The round that this lane is to make next."""
         return self.rounds.electorate.next_round
 
-    def is_electorate(self, members: Collection[PeerId]) -> bool:
-        """True if these speak for the members of the last certificate that we know."""
-        return self.rounds.electorate.is_quorum(members)
+    @property
+    def electorate(self) -> Electorate:
+        """Who speaks for the members of the last certificate that we know."""
+        return self.rounds.electorate
 
     # -- the trainer's side ------------------------------------------------------------------
 

@@ -3,15 +3,18 @@
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock
 
 from protocols.modelsync import lead, tally, wire
-from protocols.modelsync.registry import BOUND
+from protocols.modelsync.registry import BOUND, Registry
+from protocols.modelsync.sampling import PING, Pong, sample_order
 from tests.sim.net import Net
-from tests.sim.training import ELEMENTS, RUN, Swarm, Trainer
+from tests.sim.training import ELEMENTS, RUN, SharedStore, Swarm, Trainer
 from wire.errors import NotFound
+from wire.ids import PeerId, Signer
 
 
 async def make_swarm(nursery: trio.Nursery, count: int, **options: Any) -> Swarm:
@@ -136,3 +139,48 @@ async def train_or_leave(trainer: Trainer) -> None:
     """Train until the run is taken from under the trainer."""
     with suppress(NotFound):
         await trainer.train(3)
+
+
+async def test_the_first_sample_is_drawn_of_at_least_min_members(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await make_swarm(nursery, 2, sample=2, min_members=3, seconds_a_round=0.1)
+    async with trio.open_nursery() as training:
+        for trainer in swarm.trainers:
+            training.start_soon(trainer.train, 3)
+        await trio.sleep(5)
+        assert [t.round for t in swarm.trainers] == [0, 0]
+        late = await swarm.add(sample=2, min_members=3, seconds_a_round=0.1)
+        training.start_soon(late.train, 3)
+    certificates = [o.certificate for t in swarm.trainers for o in t.outcomes if o.certificate]
+    for certificate in certificates:
+        order = sample_order(RUN, 0, certificate.round, map(swarm.peer, range(3)))
+        assert set(certificate.members) == set(order[:2])
+    assert {c.round for c in certificates} == {0, 1, 2}
+    nursery.cancel_scope.cancel()
+
+
+async def test_one_that_says_that_all_rounds_are_over_does_not_end_a_sampled_run(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await make_swarm(nursery, 4, sample=3, min_members=3)
+    hostile = Signer(b"h" * 32)
+    rpc, store = swarm.net.rpc(hostile.peer), SharedStore(hostile.peer, swarm.items)
+
+    async def pong(peer: PeerId, ask: wire.Ask) -> Pong:
+        return Pong(wire.ROUNDS_MAX)
+
+    rpc.serve(PING, pong)
+    prepare = wire.Prepare(
+        RUN, 1000, 0, hostile.peer, [hostile.peer], [1.0], [ELEMENTS], "float32", bytes(32),
+        ELEMENTS,
+    )  # fmt: skip
+    false = prepare.certificate(bytes(32))
+    signature = hostile.sign(wire.CERTIFICATE_TAG, false.body())
+    false = msgspec.structs.replace(false, signatures=(signature,))
+    await Registry(store, hostile.peer).publish(false, lanes=1)
+    lease = {"elements": ELEMENTS, "codec": "float32", "settings": "sample=3"}
+    await store.put("runs", f"{RUN}/member/@{hostile.peer}", lease)
+    await swarm.train(3, within_s=100)
+    assert {t.round for t in swarm.trainers} == {3}
+    nursery.cancel_scope.cancel()
