@@ -124,6 +124,8 @@ class Butterfly(Side):
     async def serve(self, call: Call[Piece, Piece], first: Piece) -> None:
         """As owner: take one member's contribution to our shard, give back the mean."""
         async with self._serving(call) as link:
+            if self._bulk_link(call.peer, self._means[self._me], self._means[call.peer]):
+                raise BadMessage("a call beside a transfer: both would write to one place")
             parcel = self._takes.get(call.peer)
             if parcel is not None and parcel.count:
                 link.take(parcel, first)
@@ -212,8 +214,9 @@ class Butterfly(Side):
             need = done + 1 if is_chunked else mean.count
             for parcel in self._takes.values():
                 await parcel.wait(need + self._head)
-            here = min((parcel.here for parcel in self._takes.values()), default=mean.count)
-            upto = min(here - self._head, done + BATCH) if is_chunked else mean.count
+            all_here = (parcel.here - self._head for parcel in self._takes.values())
+            here = min(all_here, default=mean.count)
+            upto = min(here, done + BATCH) if is_chunked else mean.count
             average = self._average if is_chunked else self._aggregate
             culprit = await self._terms.work(partial(average, done, upto, digest))
             if culprit is not None:

@@ -63,11 +63,12 @@ async def test_shards_may_be_of_any_size_also_none(
     assert not members.nodes[1].sent.any()
 
 
+@pytest.mark.parametrize("is_sealed", [False, True])
 async def test_who_has_nothing_to_say_gets_zeros_from_all(
-    autojump_clock: MockClock, nursery: trio.Nursery
+    autojump_clock: MockClock, nursery: trio.Nursery, is_sealed: bool
 ) -> None:
     members = Members(nursery, 2, SMALL)
-    await members.run(members.prepare(weights=[0.0, 0.0]))
+    await members.run(members.prepare(weights=[0.0, 0.0], is_sealed=is_sealed))
     members.apply()
     assert not any(node.result.any() for node in members.nodes)
 
