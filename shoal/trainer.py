@@ -293,7 +293,7 @@ class Trainer:
         if self._evaluate is not None and self.round > self._evaluated:
             self._evaluated = self.round
             self._ranks.tell(Order.EVALUATE)
-            val_loss = self._evaluate()
+            val_loss = float(self._evaluate())  # many return a tensor
         self.report(val_loss=val_loss, lane=lane)
 
     # -- every rank --------------------------------------------------------------------------
