@@ -209,7 +209,13 @@ class RunClient:
         """Wait a while for the end of the round that was submitted last."""
         at = self.lanes[lane]
         body = SubmitRound(at.round, at.root, fresh=False, lane=lane, wait_s=wait_s)
-        return self._post("round", body, RoundResult, timeout_s=wait_s + CALL_WAIT_S)
+        result = self._post("round", body, RoundResult, timeout_s=wait_s + CALL_WAIT_S)
+        if result.outcome == "committed" and result.round != at.round:  # its mean is applied
+            raise ClientError(
+                f"round {at.round} of run {self.run} never began: the call that did it failed",
+                hint="leave the run and join again",
+            )
+        return result
 
     def advance(self, lane: int, round_: int, root: bytes | None = None) -> None:
         """The spare buffer holds the state before `round_`: it is ours now, and others may have it.

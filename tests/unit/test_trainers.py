@@ -15,7 +15,7 @@ from protocols.modelsync.part import Attachment, Outcome
 from shoal.errors import ClientError
 from shoal.learn.exact import state_root
 from shoal.run_client import RunClient, Shape
-from shoal.runs import Attach, LaneBody
+from shoal.runs import Attach, LaneBody, RoundResult
 from shoal.shared import SharedVector
 from tests.unit.test_modelsync_driver import SHARDS, SIGNERS, certify, prepare
 
@@ -104,3 +104,18 @@ def test_too_little_shared_memory_is_said_in_words(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(ClientError, match="shared memory"):
         RunClient("run", Shape([LaneBody(4, 4)]))
+
+
+def test_an_outcome_is_not_taken_twice_when_a_submit_was_lost() -> None:
+    class Daemon:
+        def call(self, *_: object, **__: object) -> RoundResult:
+            return RoundResult("committed", 3)
+
+    daemon: Any = Daemon()
+    part = RunClient("run", Shape([LaneBody(4, 4)]), client=daemon)
+    part.lanes[0].round = 3
+    assert part.outcome(0).round == 3
+    part.lanes[0].round = 4
+    with pytest.raises(ClientError, match="never began"):
+        part.outcome(0)
+    part.leave(finished=False)
