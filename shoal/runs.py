@@ -36,7 +36,8 @@ class Run(_Body, frozen=True):
 
     `state`: starting, training, finished, failed, stopped, or elsewhere (other nodes train it).
     `round`: rounds that all lanes have had; `root`: of the run, from its lanes' roots. `settings`:
-    what members must have alike; `waiting_for`: whom a round here waits for.
+    what members must have alike; `waiting_for`: whom a round here waits for; `loading`: the share
+    of the run's state that is here, from 0 to 1, while it is downloaded.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Run(_Body, frozen=True):
     settings: str = ""
     aggregator: str = ""
     waiting_for: list[str] = []
+    loading: float | None = None
 
 
 class LaneBody(_Body, frozen=True):

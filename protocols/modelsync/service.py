@@ -16,6 +16,7 @@ import trio
 from protocols.modelsync import state as state_files
 from protocols.modelsync.accounts import Accounts
 from protocols.modelsync.codecs import CONTRIBUTION_MAX, Vector, is_within
+from protocols.modelsync.download import Progress
 from protocols.modelsync.driver import LaneDriver
 from protocols.modelsync.members import Members
 from protocols.modelsync.part import Attachment, Census, Contribution, Fetched, Outcome, Wish
@@ -134,23 +135,35 @@ class ModelSync:
         """The trainer goes on from a checkpoint: its certificate names the lane's electorate."""
         self._lane(run, lane).adopt(certificate)
 
-    async def join(self, run: str, lane: int, round_: int, target: Vector) -> Fetched | None:
+    async def join(
+        self, run: str, lane: int, round_: int, target: Vector, progress: Progress | None = None
+    ) -> Fetched | None:
         """If members hold a later state than that before `round_`, load it into `target`.
 
-        Then the run counts us as a member. Call it once for each lane, before its first submit.
+        `progress` is told how many chunks are right, and how many there are. Then the run counts
+        us as a member. Call it once for each lane, before its first submit.
         """
-        fetched = await self._states.join(run, lane, round_, target)
+        fetched = await self._states.join(run, lane, round_, target, progress)
         await self._renew(run)
         return fetched
 
     async def fetch(
-        self, run: str, lane: int, target: Vector, *, at_least: int, root: bytes | None = None
+        self,
+        run: str,
+        lane: int,
+        target: Vector,
+        *,
+        at_least: int,
+        root: bytes | None = None,
+        progress: Progress | None = None,
     ) -> Fetched:
         """Load a state that must exist somewhere. Raises DeadlineExceeded if nobody gives it.
 
-        `target` may hold an old state of the lane.
+        `target` may hold an old state of the lane. `progress`: as in `join`.
         """
-        return await self._states.fetch(run, lane, target, at_least=at_least, root=root)
+        return await self._states.fetch(
+            run, lane, target, at_least=at_least, root=root, progress=progress
+        )
 
     async def submit(
         self,
@@ -179,13 +192,8 @@ class ModelSync:
             )
         if not 0 <= elements <= driver.shape.elements:
             raise UsageError(f"{elements} elements, where the lane has {driver.shape.elements}")
-        driver.submit(
-            *(round_, root, weight),
-            topology=topology,
-            wish=wish,
-            is_new=is_new,
-            elements=elements,
-        )
+        at = round_, root, weight
+        driver.submit(*at, topology=topology, wish=wish, is_new=is_new, elements=elements)
 
     async def turn(self, run: str, lane: int, round_: int, *, timeout_s: float) -> bool | None:
         """Of a sampled run: True if we are in this round's sample; False if the round is over
