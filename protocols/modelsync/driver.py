@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import trio
@@ -145,9 +145,10 @@ class LaneDriver:
         """The round that this lane is to make next."""
         return self.rounds.electorate.next_round
 
-    def is_electorate(self, members: Collection[PeerId]) -> bool:
-        """True if these speak for the members of the last certificate that we know."""
-        return self.rounds.electorate.is_quorum(members)
+    @property
+    def electorate(self) -> Electorate:
+        """Who speaks for the members of the last certificate that we know."""
+        return self.rounds.electorate
 
     # -- the trainer's side ------------------------------------------------------------------
 
@@ -205,6 +206,11 @@ class LaneDriver:
         self.rounds.withdraw()
         self._change()
 
+    def stop(self) -> None:
+        """Our trainer leaves: nothing is signed or written any more."""
+        self.rounds.withdraw()
+        self._supersede()
+
     def adopt(self, certificate: Certificate | None) -> None:
         """Our trainer has loaded a state; its certificate names the electorate."""
         self.rounds.adopt(certificate)
@@ -249,14 +255,8 @@ class LaneDriver:
         if self.rounds.ballot != prepare.ballot:
             return  # a better attempt began meanwhile
         self._supersede()
-        lead = Lead(
-            prepare,
-            self._rpc,
-            self._signer,
-            self._exchanges.open,
-            hold=self._hold,
-            bound=lambda: self.rounds.bound,
-        )
+        terms = (prepare, self._rpc, self._signer, self._exchanges.open)
+        lead = Lead(*terms, hold=self._hold, bound=lambda: self.rounds.bound)
         self._current = lead
         outcome: Certificate | Aborted = Aborted()
         try:
@@ -300,8 +300,7 @@ class LaneDriver:
             self._learn(outcome.certificate)
         self._accounts.left_out(outcome.excluded)
         self.rounds.failed(
-            ballot,
-            outcome.excluded,
+            *(ballot, outcome.excluded),
             stale=outcome.stale,
             attempt=outcome.attempt,
             bounds=outcome.bounds,

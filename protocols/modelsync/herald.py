@@ -99,4 +99,5 @@ class Herald:
             self.roster.meet(peer)
         finally:
             self._asked[peer] -= 1
+            self._asked += Counter()  # forgets whom we ask nothing
         self.learn(peer, heard)

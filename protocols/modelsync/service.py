@@ -28,6 +28,7 @@ from protocols.modelsync.verify import Duty
 from protocols.modelsync.verify_wire import Case
 from protocols.modelsync.wire import (
     ATTEMPT,
+    LANES_MAX,
     READY,
     REDUCE,
     Answer,
@@ -228,6 +229,8 @@ class ModelSync:
         part = self._parts.pop(run, None)
         if part is None:
             return
+        for lane in part.lanes:
+            lane.stop()  # before we say what we are bound to
         part.scope.cancel()
         announced = self._states.leave(run, keep)
         at = [
@@ -253,7 +256,11 @@ class ModelSync:
         if lane is not None:
             return self._registry.certificates(run, lane)
         lanes = max((len(lease.at) for lease in self._registry.leases(run).values()), default=1)
-        return [c for number in range(lanes) for c in self._registry.certificates(run, number)]
+        return [
+            c
+            for number in range(min(lanes, LANES_MAX))
+            for c in self._registry.certificates(run, number)
+        ]
 
     def contributions(self, run: str) -> list[Contribution]:
         """What each member has brought to the rounds that this node took part in."""
@@ -289,13 +296,14 @@ class ModelSync:
         run, sample = part.attachment.run, part.attachment.sample
 
         def is_over(round_: int) -> bool:
-            last = self._registry.last_certificate(run, number)
+            last = self._registry.last_certificate(run, number, lane.rounds.electorate)
             return last is not None and last.round >= round_
 
         census = partial(self._members.census, run, number)
         if sample:
             members = partial(self.members, run)
-            sampler = Sampler(self._rpc, run, number, sample, members, is_over)
+            least = part.attachment.min_members
+            sampler = Sampler(self._rpc, run, number, sample, members, is_over, least)
             part.samplers.append(sampler)
             census = partial(self._census_of, run, number, sampler)
         lane = LaneDriver(
@@ -354,7 +362,8 @@ class ModelSync:
         if certificate.proposer != self._rpc.peer:
             await trio.sleep(PUBLISH_WAIT_S)
             run, lane, round_ = certificate.run, certificate.lane, certificate.round
-            if self._registry.certificate(run, lane, round_) is not None:
+            stored = self._registry.certificate(run, lane, round_)
+            if stored is not None and stored.result == certificate.result:
                 return
         lanes = len(part.lanes) if part is not None else 1
         await self._registry.publish(certificate, lanes=lanes)
