@@ -91,6 +91,7 @@ class LaneDriver:
             work,
             contribution=self.contribution,
             aggregator=aggregator_named(attachment.aggregator),
+            wants_sent=attachment.sent is not None,
             on_bad=self.rounds.roster.bar,
         )
         self._outcome: Outcome | None = None
