@@ -46,7 +46,18 @@ class Images:
     def __init__(self) -> None:
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
+        self.optimizer = self.fresh()
+
+    def fresh(self) -> torch.optim.Optimizer:
+        """Begin anew with the moments: what is then made follows from the parameters alone."""
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LEARNING_RATE)
+        return self.optimizer
+
+    def make(self, member: str, round_: int, every: int) -> None:
+        """Make a member's steps of a round, in place."""
+        self.fresh()
+        for step in range(round_ * every, (round_ + 1) * every):
+            self.step(member, step)
 
     @property
     def parts(self) -> list[Part]:

@@ -213,18 +213,13 @@ def _status(pid: int) -> dict[str, int]:
 
 
 def _traffic(swarm_: Swarm) -> None:
-    """Bytes on the daemons' sockets for EVERY local steps: a float32 round each, or one of int4."""
+    """Bytes that members sent for EVERY local steps: a float32 round each, or one of int4."""
     progress("traffic")
     spent = dict[str, list[float]]()
     for wire in ("float32", "int4"):
         swarm_.attach(f"traffic-{wire}", MILLION, wire=wire)
-        step(swarm_.children)
-        before = [child.ask("wire")["out"] for child in swarm_.children]
-        for _ in range(COUNT):
-            everybody(swarm_.children, "fill", seed=1)
-            step(swarm_.children)
-        after = [child.ask("wire")["out"] for child in swarm_.children]
-        spent[wire] = [(b - a) / COUNT for a, b in zip(before, after, strict=True)]
+        everybody(swarm_.children, "fill", seed=1)
+        spent[wire] = [float(answer["bytes_out"]) for answer in step(swarm_.children)]
         swarm_.leave()
     ratio = EVERY * sum(spent["float32"]) / sum(spent["int4"])
     report("learn.traffic", [ratio], "x less than per-step averaging", better="higher", goal=200.0)

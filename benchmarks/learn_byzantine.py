@@ -13,12 +13,13 @@ import torch
 
 from benchmarks.attacks import ATTACKS
 from benchmarks.fashion import HOW, Images, is_here
-from benchmarks.learn_swarm import swarm
+from benchmarks.learn_swarm import Swarm, swarm
 from benchmarks.orders import Child
 from benchmarks.report import QUICK, progress, report
 from protocols.modelsync.aggregate import aggregator_named
 from shoal.learn.averaging import FedAvg
 from shoal.learn.strategy import Turn, Vector
+from shoal.runs import certificates_of, contributions_of
 
 ROUNDS = 20 if QUICK else 60
 EVERY = 5  # local steps between two rounds
@@ -27,6 +28,7 @@ ROBUST = "clip:tau=auto"
 FACTOR = -1000.0
 CASES = (("sign_flip", 4, 1), ("alie", 7, 2), ("ipm", 7, 2))  # attack, members, of them hostile
 TRAIN_S = 600.0
+VERIFIED_ROUNDS = 15
 
 
 def simulate(members: int, hostile: int, attack: str, aggregator: str) -> float:
@@ -99,9 +101,33 @@ def _daemons() -> None:
             answers = [trainer.wait(TRAIN_S) for trainer in trainers]
             assert len({answer["root"] for answer in answers}) == 1
             accuracy[run] = answers[0]["accuracy"]
+        _banned(four, trainers)
     for name, goal in (("clip", GOAL_POINTS), ("mean", None)):
         lost = accuracy["clean"] - accuracy[name]
         report(f"learn.byzantine_daemons_{name}", [lost], "points lost", goal=goal)
+
+
+def _banned(four: Swarm, trainers: list[Child]) -> None:
+    """A verified run of the same four: the round from which on the hostile member is out."""
+    progress("daemons: with validators")
+    run, liar = "fashion-verified", four.nodes[-1].peer
+    shape = {"rounds": VERIFIED_ROUNDS, "members": 4, "every": EVERY, "aggregator": ROBUST}
+    for trainer in trainers:
+        mine = FACTOR if trainer is trainers[-1] else 1.0
+        trainer.tell("fashion", run=run, factor=mine, is_verified=True, **shape)
+    for trainer in trainers[:-1]:
+        trainer.wait(TRAIN_S)
+    client = four.nodes[0].client
+    table = {one.peer: one for one in contributions_of(client, run)}
+    with_it = [c.round for c in certificates_of(client, run) if liar in c.members]
+    is_banned = liar in table and table[liar].banned
+    report(
+        *("learn.byzantine_banned_after", [max(with_it, default=-1) + 1.0] * is_banned, "rounds"),
+        goal=10.0,
+        why="" if is_banned else f"not within {VERIFIED_ROUNDS} rounds",
+    )
+    wrongly = sum(one.banned for peer, one in table.items() if peer != liar)
+    report("learn.byzantine_banned_wrongly", [float(wrongly)], "honest members", goal=0.0)
 
 
 def main() -> None:

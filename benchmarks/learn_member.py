@@ -16,7 +16,7 @@ import shoal
 from benchmarks.orders import Answer, answer_orders, say
 from shoal.learn.exact import state_root
 from shoal.run_client import RunClient, Shape
-from shoal.runs import LaneBody, Report
+from shoal.runs import LaneBody
 
 STATE = 4096  # elements that replicas keep: what is timed is averaging, not the hash of a model
 WAIT_S = 60.0
@@ -117,11 +117,6 @@ class Member:
         exact = sum(normal(seed, len(buffer)).astype(np.float64) for seed in seeds) / len(seeds)
         return {"rms": float(np.sqrt(np.mean((buffer - exact) ** 2)))}
 
-    def wire(self) -> Answer:
-        """Bytes that crossed the daemon's sockets since we attached, both directions."""
-        metric = self.run.report(Report(0, self.run.lanes[0].round))
-        return {"in": metric.wire_in, "out": metric.wire_out}
-
     def hash(self) -> Answer:
         """The root of the state that we hold."""
         return {"root": state_root(self.run.state(0)).hex(), "round": self.run.lanes[0].round}
@@ -136,7 +131,7 @@ def main(home: str) -> None:
     """Obey until the input ends."""
     member = Member(home)
     say({})
-    names = ("attach", "fill", "step", "steps", "mean", "error", "wire", "hash", "leave")
+    names = ("attach", "fill", "step", "steps", "mean", "error", "hash", "leave")
     answer_orders({name: getattr(member, name) for name in names})
 
 

@@ -6,6 +6,7 @@
 import hashlib
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -61,10 +62,18 @@ class Child:
         return {"member": member, "sha256": sha256}
 
     def fashion(
-        self, run: str, rounds: int, members: int, every: int, aggregator: str, factor: float
+        self,
+        run: str,
+        rounds: int,
+        members: int,
+        every: int,
+        aggregator: str,
+        factor: float,
+        is_verified: bool = False,
     ) -> Answer:
         """Train on Fashion-MNIST; factor: what is done to our contribution. Accuracy in percent."""
-        images = Images()
+        images, round_, made = Images(), -1, 0
+        recompute = partial(images.make, every=every) if is_verified else None
         Hostile.factor = factor
         with Trainer(
             images.model,
@@ -73,11 +82,17 @@ class Child:
             strategy=Hostile(every=every),
             wire="float32",
             aggregator=aggregator,
+            recompute=recompute,
             min_members=members,
             client=self.client,
         ) as trainer:
             while not trainer.done:
-                images.step(trainer.member, trainer.global_step)
+                if trainer.round != round_:  # verified: by (state, member, round) alone
+                    round_, made = trainer.round, 0
+                    if is_verified:
+                        images.fresh()
+                images.step(trainer.member, round_ * every + made)
+                made += 1
                 trainer.step()
             root = trainer.root
         return {"accuracy": images.accuracy(), "root": root, "size": len(flatten(images.model))}

@@ -27,8 +27,9 @@ _NOTES = {
         "bytes of the tensors; the worst of 4 daemons."
     ),
     "learn.traffic": (
-        "Bytes that daemons sent on their sockets for 25 rounds of float32, over those of "
-        "one round of int4. All of it: control, encryption, frames, store."
+        "Bytes that members sent by the counters of their rounds (`bytes_out`) for 25 "
+        "rounds of float32, over those of one round of int4; frames and control, some kB a round, "
+        "are not in them."
     ),
     "learn.kill_": (
         "kill -9 of a daemon and its trainer at a random moment of a round of 4 x 4 "

@@ -205,6 +205,7 @@ class Trainers:
                 topology=request.topology,
                 wish=Wish(request.wish_codec, request.wish_every),
                 is_new=request.is_new,
+                elements=request.elements,
             )
         wait_s = min(max(request.wait_s, 0.0), ROUND_WAIT_S)
         outcome = await self._sync.outcome(name, lane, timeout_s=wait_s) if wait_s else None

@@ -45,10 +45,12 @@ class Deal:
         return np.array_split(dealt, len(ordered))[ordered.index(me)]
 
     def _shuffled(self, number: int) -> Indices:
-        """The order of one pass: alike on every machine, for numpy fixes what PCG64 yields."""
+        """The order of one pass: alike on every machine, for numpy fixes what PCG64 itself yields
+        (not what its Generator makes of it).
+        """
         key = hashlib.sha256(f"shoal/deal/1\0{self.seed}\0{number}".encode()).digest()
-        generator = np.random.Generator(np.random.PCG64(int.from_bytes(key)))
-        return generator.permutation(self.length).astype(np.int64, copy=False)
+        ranks = np.random.PCG64(int.from_bytes(key)).random_raw(self.length)
+        return np.argsort(ranks, kind="stable").astype(np.int64, copy=False)
 
 
 class Standing(Protocol):

@@ -65,11 +65,10 @@ class ShoalCallback(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         **kwargs: Any,
-    ) -> TrainerControl:
+    ) -> None:
         """Do what is due after an optimizer step; stop when the run is done."""
         if self.trainer is not None and self.trainer.step(self._loss):
             control.should_training_stop = True
-        return control
 
     def on_train_end(
         self,

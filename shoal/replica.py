@@ -18,8 +18,10 @@ from typing import Protocol
 
 from shoal.checks import Checks, Recompute
 from shoal.learn.strategy import Strategy, Turn, Vector
-from shoal.run_client import RunClient, is_sound, waits
+from shoal.run_client import ROUND_WAIT_S, RunClient, is_sound, waits
 from shoal.runs import RoundResult
+
+LOOK_S = 0.001  # seconds for the daemon to say that a round is not over
 
 
 class Model(Protocol):
@@ -42,6 +44,7 @@ class Standing:
 
     begun: int = 0  # local step after which the last round began
     is_open: bool = False  # submitted, not finished
+    is_behind: bool = False  # it is open without data of us: the run had gone on
     is_new: bool = False  # we joined here: the next submit says so
     weight: float = 0.0  # that we submitted
     size: int = 0  # elements of the round's contributions
@@ -173,6 +176,8 @@ class Replica:
 
     def _next(self, lane: int) -> int:
         standing, round_ = self._lanes[lane], self._client.lanes[lane].round
+        if standing.is_open and standing.is_behind:
+            return self.steps  # looked after at each step
         if standing.is_open:
             return self._strategy.ends(lane, round_, standing.begun)
         return self._strategy.begins(lane, round_, standing.begun)
@@ -213,17 +218,27 @@ class Replica:
         )
 
     def _end(self, lane: int) -> None:
-        """Wait for the lane's round; if the run went on without us, for one that we are in."""
+        """Wait for the lane's round; if the run went on without us, for one that we are in.
+
+        With several lanes we go on with our steps meanwhile, and look at it after each: the round
+        may need somebody who waits for us in another lane.
+        """
         client, standing = self._client, self._lanes[lane]
         while True:
-            result = client.outcome(lane)
+            only_looks = standing.is_behind and len(self._lanes) > 1
+            wait_s = LOOK_S if only_looks else ROUND_WAIT_S
+            result = client.outcome(lane, wait_s=wait_s)
             while result.outcome == "waiting":
+                if only_looks:
+                    return
                 client.note(waits(result))
                 self._on_wait()
-                result = client.outcome(lane)
+                result = client.outcome(lane, wait_s=wait_s)
             standing.is_open = False
             if result.outcome == "committed":
-                standing.is_new = False
+                if standing.is_behind:
+                    standing.begun = self.steps
+                standing.is_new = standing.is_behind = False
                 self._finish(lane, result)
                 if self._checks is None or not self._checks.work_off(result):
                     return
@@ -235,6 +250,7 @@ class Replica:
             standing.begun = self.steps
             if self._is_over(lane) or self._strategy.sample_size:
                 break  # of a sampled run: it waits for its turn first
+            standing.is_behind = True
             self._submit(lane, 0.0)
         if self.done:
             self._leave()
@@ -303,10 +319,10 @@ class Replica:
             return  # whoever is in the next sample starts from the state it fetches
         waiting = [lane for lane in range(len(self._lanes)) if not self._is_over(lane)]
         for lane in waiting:
+            self._lanes[lane].is_behind = True
             self._submit(lane, 0.0)
         for lane in waiting:
             self._end(lane)
-            self._lanes[lane].begun = self.steps
         rounds = max(lane.round for lane in self._client.lanes)
         self._offset = max(self._offset, rounds * self._strategy.every - self.steps)
 

@@ -18,12 +18,11 @@ def run_options(settings: Mapping[str, Any] | None = None, **defaults: Any) -> d
     started it. From [run]: `KEYS`, and the name as `run`, unless `--name` gave another; from
     [strategy]: everything. `defaults` are for what the file does not say.
     """
-    if settings is None:
-        path = os.environ.get("SHOAL_RUN_CONFIG", "")
-        settings = json.loads(Path(path).read_text()) if path else {}
-    run: Mapping[str, Any] = settings.get("run", {})
+    path = os.environ.get("SHOAL_RUN_CONFIG", "")
+    found: Mapping[str, Any] = settings or (json.loads(Path(path).read_text()) if path else {})
+    run: Mapping[str, Any] = found.get("run", {})
     said = {key: run[key] for key in KEYS if key in run}
     name = os.environ.get("SHOAL_RUN_NAME") or run.get("name")
     if name:
         said["run"] = name
-    return defaults | said | dict(settings.get("strategy", {}))
+    return defaults | said | dict(found.get("strategy", {}))

@@ -26,7 +26,7 @@ from wire.errors import BadMessage
 
 Scales = NDArray[np.float32]
 Levels = NDArray[np.int8]
-RowsInto = Callable[[Vector, Scales, Levels], None]
+RowsInto = Callable[[Vector, Scales, Levels, Vector], None]
 
 _GROUP = 16  # blocks worked on at a time: 256 KiB of float32 stay in a core's cache
 _SCALE_MIN = np.float32(2.0**-126)  # below, scales lose bits: such a block is sent as zeros
@@ -43,45 +43,48 @@ def _quantise(vector: Vector, rows_into: RowsInto) -> tuple[Scales, Levels]:
     scales = np.empty(blocks, dtype=np.float32)
     levels = np.empty((blocks, BLOCK), dtype=np.int8)
     rows = vector[: whole * BLOCK].reshape(whole, BLOCK)
+    # Made once: arrays this large come from the kernel, whose pages cost more than the arithmetic.
+    scratch = np.empty((4, min(blocks, _GROUP), BLOCK), dtype=np.float32)
     for start in range(0, whole, _GROUP):
         group = slice(start, min(start + _GROUP, whole))
-        rows_into(rows[group], scales[group], levels[group])
+        rows_into(rows[group], scales[group], levels[group], scratch[:, : group.stop - start])
     if blocks > whole:
         last = np.zeros((1, BLOCK), dtype=np.float32)
         last[0, : len(vector) - whole * BLOCK] = vector[whole * BLOCK :]
-        rows_into(last, scales[whole:], levels[whole:])
+        rows_into(last, scales[whole:], levels[whole:], scratch[:, :1])
     return scales, levels.reshape(-1)
 
 
-def _divided(rows: Vector, top: int, scales: Scales) -> Vector:
-    """Set scales to absmax / top and return rows / scales, all from -top to top.
+def _divide(rows: Vector, top: int, scales: Scales, work: Vector) -> None:
+    """Set scales to absmax / top and `work` to rows / scales, all from -top to top.
 
     A scale of at least 2^-126 has all its bits, so no quotient rounds to more than `top`.
     """
-    work = np.abs(rows)
+    np.abs(rows, out=work)
     np.divide(work.max(axis=1), np.float32(top), out=scales)
     scales[scales < _SCALE_MIN] = 0
     divisors = np.where(scales > 0, scales, np.float32(np.inf))
-    return np.divide(rows, divisors[:, None], out=work)
+    np.divide(rows, divisors[:, None], out=work)
 
 
-def _int8_rows(rows: Vector, scales: Scales, levels: Levels) -> None:
-    quotients = _divided(rows, 127, scales)
+def _int8_rows(rows: Vector, scales: Scales, levels: Levels, scratch: Vector) -> None:
+    quotients = scratch[0]
+    _divide(rows, 127, scales, quotients)
     np.copyto(levels, np.rint(quotients, out=quotients), casting="unsafe")
 
 
-def _int4_rows(rows: Vector, scales: Scales, levels: Levels) -> None:
-    quotients = _divided(rows, 7, scales)
-    best = np.rint(quotients)
-    error = np.subtract(best, quotients)
-    least = np.einsum("ij,ij->i", error, error)
-    factors = np.ones(len(rows), dtype=np.float32)
-    tried = np.empty_like(best)
+def _int4_rows(rows: Vector, scales: Scales, levels: Levels, scratch: Vector) -> None:
+    quotients, best, tried, error = scratch
+    _divide(rows, 7, scales, quotients)
+    np.rint(quotients, out=best)
+    np.subtract(best, quotients, out=error)
+    least, factors = np.vecdot(error, error), np.ones(len(rows), dtype=np.float32)
     for clip in _CLIPS:
-        np.multiply(quotients, np.float32(1 / clip), out=tried)
-        np.clip(np.rint(tried, out=tried), np.float32(-7), np.float32(7), out=tried)
-        np.subtract(np.multiply(tried, np.float32(clip), out=error), quotients, out=error)
-        squares = np.einsum("ij,ij->i", error, error)
+        np.multiply(quotients, np.float32(1 / clip), out=error)
+        np.rint(error, out=tried)
+        np.clip(tried, np.float32(-7), np.float32(7), out=tried)
+        np.subtract(error, tried, out=error)
+        squares = np.multiply(np.vecdot(error, error), np.float32(clip * clip))
         better = np.flatnonzero(squares < least)
         best[better], least[better], factors[better] = tried[better], squares[better], clip
     np.multiply(scales, factors, out=scales)

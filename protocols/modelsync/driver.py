@@ -14,7 +14,7 @@ from protocols.modelsync.codecs import Vector
 from protocols.modelsync.exchange import Exchange
 from protocols.modelsync.exchanges import Exchanges
 from protocols.modelsync.follow import Follow
-from protocols.modelsync.herald import Herald, SchemaMismatch
+from protocols.modelsync.herald import Herald, SchemaMismatch, is_alike
 from protocols.modelsync.lead import Lead
 from protocols.modelsync.machine import Behind, Diverged, Propose, Rounds
 from protocols.modelsync.part import Attachment, Census, Outcome, RunFailed, Wish
@@ -65,9 +65,7 @@ class LaneDriver:
         owns: Callable[[], bool] = lambda: True,
         is_back: bool = False,
     ) -> None:
-        """`trust`: of verified runs. `is_back`: this node has been in the run before, and has
-        forgotten what it promised.
-        """
+        """`is_back`: this node has been in the run before, and has forgotten its promises."""
         self.attachment, self.number = attachment, number
         self.shape = attachment.lane_shape(number)
         self._slice = list(attachment.slices())[number]
@@ -127,9 +125,8 @@ class LaneDriver:
                 if waits and now - self._looked_at > STORE_LOOK_S:
                     self._looked_at = now
                     self._look_in_store()
-                with trio.move_on_at(
-                    min(self.rounds.deadline, now + LOOK_S if waits else math.inf)
-                ):
+                until = min(self.rounds.deadline, now + LOOK_S if waits else math.inf)
+                with trio.move_on_at(until):
                     await self._wake.wait()
 
     @property
@@ -162,6 +159,7 @@ class LaneDriver:
         topology: str = "all",
         wish: Wish | None = None,
         is_new: bool = False,
+        elements: int = 0,
     ) -> None:
         """The buffer holds our contribution to a round (nothing to read there at weight 0)."""
         if self._first_round is None:
@@ -173,7 +171,7 @@ class LaneDriver:
             round_,
             root,
             weight,
-            *self.shape,
+            *self.shape._replace(elements=elements or self.shape.elements),
             lane=self.number,
             topology=topology,
             rate=self._rate,
@@ -182,8 +180,7 @@ class LaneDriver:
             wish_codec=wish.codec,
             wish_every=wish.every,
         )
-        self._outcome = None
-        self._own_failures = 0
+        self._outcome, self._own_failures = None, 0
         self._submitted_at = self._looked_at = trio.current_time()
         self._waited.clear()
         self._herald.start_round()
@@ -215,7 +212,7 @@ class LaneDriver:
 
     def on_ready(self, peer: PeerId, ready: Ready) -> Heard:
         """Note that a peer is ready; tell it what we know."""
-        if ready.shape != self.shape:
+        if not is_alike(ready, self.shape, self.rounds.mine):
             raise SchemaMismatch(f"run {ready.run} has {self.shape}; not {ready.shape}")
         self._hear(peer, ready)
         self._poke()
@@ -334,15 +331,16 @@ class LaneDriver:
 
     async def _apply(self, certificate: Certificate, held: Exchange) -> None:
         """Put the result where the trainer finds it, then tell it and the world."""
-        sent = self.attachment.sent
-        own = sent[self._slice] if sent is not None else None
-        await self._work(partial(held.take, self.contribution, own))
+        sent, size = self.attachment.sent, held.prepare.elements
+        own = sent[self._slice][:size] if sent is not None else None
+        await self._work(partial(held.take, self.contribution[:size], own))
         outcome = Outcome(
             certificate,
             at_least=certificate.round + 1,
             bytes_in=held.bytes_in,
             bytes_out=held.bytes_out,
             seconds=trio.current_time() - self._submitted_at,
+            rate=held.rate,
         )
         if self._trust is not None:
             shards = (held.prepare.adopt or held.prepare).shards
@@ -376,7 +374,7 @@ class LaneDriver:
 
     def _on_heard(self, peer: PeerId, heard: Heard) -> None:
         """What a peer has answered to our readiness."""
-        if heard.ready is not None and heard.ready.shape == self.shape:
+        if heard.ready is not None and is_alike(heard.ready, self.shape, self.rounds.mine):
             self._hear(peer, heard.ready)
         if heard.certificate is not None:
             self._learn(heard.certificate)

@@ -53,7 +53,7 @@ class Exchanges:
             prepare,
             rpc=self._rpc,
             bulk=self._bulk,
-            contribution=self._contribution,
+            contribution=self._contribution[: prepare.elements],
             work=self._work,
             news=note,
             aggregator=self._aggregator,

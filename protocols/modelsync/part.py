@@ -101,6 +101,7 @@ class Outcome:
     bytes_in: int = 0
     bytes_out: int = 0
     seconds: float = 0.0
+    rate: float = 0.0  # bytes/s that we were able to send; 0: not measured
 
 
 @dataclass(frozen=True)

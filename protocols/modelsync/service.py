@@ -158,9 +158,11 @@ class ModelSync:
         topology: str = "all",
         wish: Wish | None = None,
         is_new: bool = False,
+        elements: int = 0,
     ) -> None:
         """The lane's slice of the exchange buffer holds our contribution; at weight 0 it is not
-        read. `is_new`: we joined at this round. Raises UsageError if members would refuse it.
+        read. `is_new`: we joined at this round. `elements`: of this round's contributions, alike on
+        all members; 0: as many as the lane has. Raises UsageError if members would refuse it.
         """
         driver = self._lane(run, lane)
         check = partial(is_within, driver.contribution, CONTRIBUTION_MAX)
@@ -170,7 +172,15 @@ class ModelSync:
                 f"or beyond {CONTRIBUTION_MAX:g}",
                 hint="submit it with weight 0, and lower the learning rate",
             )
-        driver.submit(round_, root, weight, topology=topology, wish=wish, is_new=is_new)
+        if not 0 <= elements <= driver.shape.elements:
+            raise UsageError(f"{elements} elements, where the lane has {driver.shape.elements}")
+        driver.submit(
+            *(round_, root, weight),
+            topology=topology,
+            wish=wish,
+            is_new=is_new,
+            elements=elements,
+        )
 
     async def turn(self, run: str, lane: int, round_: int, *, timeout_s: float) -> bool | None:
         """Of a sampled run: True if we are in this round's sample; False if the round is over

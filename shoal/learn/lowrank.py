@@ -10,6 +10,7 @@ after Vogels et al., "PowerSGD", 2019.
 
 import hashlib
 from dataclasses import dataclass
+from math import fsum  # exact; `sum` of floats is another one since Python 3.12
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,9 +121,9 @@ class LowRank:
                 continue
             rows = np.divide(factors, largest)
             gram = [[float(dot(left, right)) for right in rows] for left in rows]
-            trace = sum(gram[k][k] for k in range(len(rows)))
-            found.append(trace * trace / sum(value * value for row in gram for value in row))
-        return sum(found) / len(found) if found else 0.0
+            trace = fsum(gram[k][k] for k in range(len(rows)))
+            found.append(trace * trace / fsum(value * value for row in gram for value in row))
+        return fsum(found) / len(found) if found else 0.0
 
     # -- views -------------------------------------------------------------------------------
 
@@ -185,6 +186,7 @@ def _rid_of(vector: Vector, before: Matrix) -> tuple[Vector, np.float32]:
 
 
 def _seeded(length: int, seed: str) -> Vector:
-    digest = hashlib.sha256(seed.encode()).digest()
-    random = np.random.default_rng(int.from_bytes(digest[:8]))
-    return random.integers(-SEED_LEVELS, SEED_LEVELS, size=length).astype(np.float32)
+    """Whole numbers out of a hash: numpy may change its generators from version to version."""
+    stream = hashlib.shake_256(seed.encode()).digest(4 * length)
+    levels = np.frombuffer(stream, dtype="<u4") % np.uint32(2 * SEED_LEVELS)
+    return np.subtract(levels.astype(np.float32), np.float32(SEED_LEVELS))

@@ -137,8 +137,10 @@ class StreamingDiLoCo(EagerDiLoCo):
 
     def local(self, lane: int, state: Vector, now: Vector) -> Vector:
         """See the class. Without delay nothing is mixed: that would undo part of the round."""
-        if not self.mixing or not self.delay or lane in self._lost:
+        if not self.mixing:
             return super().local(lane, state, now)
+        if not self.delay or lane in self._lost:
+            return self._go_on_from(lane, state[: len(now)])
         kept = np.multiply(now, np.float32(self.mixing))
         phi = np.multiply(state[: len(now)], np.float32(1 - self.mixing))
         return np.add(phi, kept, out=kept)

@@ -40,14 +40,17 @@ def save(
     own: dict[str, Vector],
     optimizer: torch.optim.Optimizer | None,
 ) -> None:
-    """Write all of it, atomically. Raises OSError."""
+    """Write all of it, atomically. Raises OSError, also for a full disk."""
     tensors = {OWN + name: torch.from_numpy(vector) for name, vector in own.items()}
     if optimizer is not None:
         tensors |= {OPTIMIZER + name: tensor for name, tensor in _tensors_of(optimizer).items()}
     path.parent.mkdir(exist_ok=True, mode=0o700)
     partial = path.with_suffix(".partial")
     metadata = {"rounds": counters.rounds, "steps": counters.steps}
-    save_file(tensors, partial, {"trainer": json.dumps(metadata)})
+    try:
+        save_file(tensors, partial, {"trainer": json.dumps(metadata)})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
     with partial.open("rb") as written:
         os.fsync(written.fileno())
     os.replace(partial, path)

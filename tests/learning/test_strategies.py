@@ -288,10 +288,10 @@ def test_the_documentation_has_every_option_and_its_default(name: str) -> None:
         assert f"`{option} = {value}`" in row or (option, value) == ("feedback", 0.0), option
 
 
-@pytest.mark.parametrize("delay", [0, 2, 5])
-def test_streaming_alone_with_rate_1_leaves_no_step_out(delay: int) -> None:
+@pytest.mark.parametrize(("delay", "mixing"), [(0, 0.0), (0, 0.5), (2, 0.0), (5, 0.0)])
+def test_streaming_alone_with_rate_1_leaves_no_step_out(delay: int, mixing: float) -> None:
     """A fragment's state after a round is what plain training has when the round begins."""
-    options = {"lr": 1.0, "momentum": 0.0, "fragments": 3, "delay": delay}
+    options = {"lr": 1.0, "momentum": 0.0, "fragments": 3, "delay": delay, "mixing": mixing}
     alone, plain = Quadratic("alone", 12), Quadratic("alone", 12)
     swarm = Simulation(lambda: make("streaming", **options), {"alone": alone}, rounds=4)
     begun = {each.step - delay: (each.lane, each.states["alone"][:4]) for each in swarm}
