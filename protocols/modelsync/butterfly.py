@@ -48,8 +48,8 @@ class Butterfly(Side):
         }
         self._others_takes = [p for m, p in self._takes.items() if m != self._me]
         memory = terms.memory
-        self._taken_memory = lay_out(self._others_takes, memory)
         self._mean_memory = lay_out(list(self._means.values()), memory)
+        self._taken_memory = lay_out(self._share_place(), memory)
         self._given_memory = None if self._borrows else lay_out(list(self._gives.values()), memory)
         self._hashes: dict[PeerId, bytes] = {}
         self._openings: dict[PeerId, Opening] = {}
@@ -172,6 +172,16 @@ class Butterfly(Side):
         return Parcel(
             self._codec, parts, head_bytes=self._head * HASH_BYTES * len(self.prepare.members)
         )
+
+    def _share_place(self) -> list[Parcel]:
+        """Let one contribution lie where our mean will: a chunk of the mean is written when that
+        of each contribution has been read, and none is written twice. Return the others.
+        """
+        place = self._means[self._me].flat
+        if place is None or self._head or not self._others_takes:
+            return self._others_takes
+        self._others_takes[0].lie_in(place)
+        return self._others_takes[1:]
 
     def _room_for_exact(self) -> Vector | None:
         """Return where the mean of our shard lies as it was before it was encoded: who has error

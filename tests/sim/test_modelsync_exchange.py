@@ -7,6 +7,7 @@ from trio.testing import MockClock
 
 from protocols.modelsync.aggregate import aggregator_named, weighted_mean
 from protocols.modelsync.codecs import Vector, codec_named
+from protocols.modelsync.memory import Memory
 from protocols.modelsync.neighbours import sources
 from protocols.modelsync.news import Complete
 from protocols.modelsync.sealing import commitment_of
@@ -72,6 +73,34 @@ async def test_an_owner_owes_what_its_encoding_of_the_mean_has_lost(
         expected[start:stop] -= lost[start:stop] * np.float32(factor)
         assert np.array_equal(members.nodes[index].sent, expected)
     assert not members.nodes[3].sent.any()
+
+
+@pytest.mark.parametrize("codec", ["float32", "int8"])
+async def test_one_contribution_lies_where_the_mean_will(
+    autojump_clock: MockClock,
+    nursery: trio.Nursery,
+    monkeypatch: pytest.MonkeyPatch,
+    codec: str,
+) -> None:
+    """Memory of a node: the means, and of n - 2 members what they bring to its shard."""
+    taken: list[int] = []
+    take = Memory.take
+
+    def noting(memory: Memory, size_bytes: int) -> memoryview:
+        taken.append(size_bytes)
+        return take(memory, size_bytes)
+
+    monkeypatch.setattr(Memory, "take", noting)
+    members = Members(nursery, 4, LARGE, by_bulk=True)
+    await members.run(members.prepare(codec=codec))
+    members.apply()
+    expected = weighted_mean([through(codec, vector) for vector in members.vectors], [1.0] * 4)
+    for node in members.nodes:
+        assert np.array_equal(node.result, through(codec, expected, is_mean=True))
+    size = codec_named(codec).size
+    assert size is not None
+    wholes = 1.5 if codec == "float32" else 2.5  # where float32 is sent from the buffer itself
+    assert sum(taken) < 4 * wholes * size(LARGE) * 1.01
 
 
 async def test_who_weighs_little_does_not_owe_more_than_among_equals(
