@@ -84,10 +84,10 @@ class Attach(_Body, frozen=True):
     """A trainer's shared memory and the shape of its run.
 
     `exchange` holds the lanes' contributions one after the other, `sent` (if not empty) the same:
-    what the others decoded of ours. Each of the two `states` holds the lanes' states one after the
-    other; the first now has those before round 0, whose hashes are `roots`. `settings` is a text
-    that all members must have alike, such as the rates of the outer step; `layout` names the
-    parameters, for exports; `strategy` is for people.
+    what has arrived of ours, for error feedback. Each of the two `states` holds the lanes' states
+    one after the other; the first now has those before round 0, whose hashes are `roots`.
+    `settings` is a text that all members must have alike, such as the rates of the outer step;
+    `layout` names the parameters, for exports; `strategy` is for people.
     """
 
     pid: int

@@ -48,13 +48,14 @@ class Butterfly(Side):
         }
         self._others_takes = [p for m, p in self._takes.items() if m != self._me]
         memory = terms.memory
-        self._taken_memory = lay_out(self._others_takes, memory)
         self._mean_memory = lay_out(list(self._means.values()), memory)
+        self._taken_memory = lay_out(self._share_place(), memory)
         self._given_memory = None if self._borrows else lay_out(list(self._gives.values()), memory)
         self._hashes: dict[PeerId, bytes] = {}
         self._openings: dict[PeerId, Opening] = {}
         self._squares: dict[PeerId, float] = {}
         self._places: dict[PeerId, Vector] = {}  # where a chunk of each member is decoded
+        self._exact = self._room_for_exact()
         self._grown = trio.Event()  # some mean has become longer
         for parcel in self._means.values():
             parcel.on_grow = lambda: self._grown.set()
@@ -141,13 +142,21 @@ class Butterfly(Side):
             self._taken_memory = None
 
     def take(self, into: Vector, sent: Vector | None = None) -> None:
-        """Put the result into `into`, and what others decoded of ours into `sent`."""
+        """Put the result into `into`, and what has arrived of our contribution into `sent`: what
+        others decoded of it, and on our own shard less what our encoding of the mean has lost.
+        """
         if sent is not None:
             if self._weights[self._me] > 0:
                 self._decode(self._gives, sent, self._head)
             else:
                 sent.fill(0)
         self._decode(self._means, into, 0)
+        if sent is not None and self._exact is not None:
+            own = slice(*shard_range(self.prepare.shards, self.prepare.members.index(self._me)))
+            lost = np.subtract(self._exact, into[own], out=self._exact)
+            np.multiply(lost, np.float32(self._our_factor()), out=lost)
+            np.subtract(sent[own], lost, out=sent[own])
+        self._exact = None
         for memory in (self._given_memory, self._mean_memory):
             if memory is not None:
                 self._terms.memory.give_back(memory)
@@ -163,6 +172,31 @@ class Butterfly(Side):
         return Parcel(
             self._codec, parts, head_bytes=self._head * HASH_BYTES * len(self.prepare.members)
         )
+
+    def _share_place(self) -> list[Parcel]:
+        """Let one contribution lie where our mean will: a chunk of the mean is written when that
+        of each contribution has been read, and none is written twice. Return the others.
+        """
+        place = self._means[self._me].flat
+        if place is None or self._head or not self._others_takes:
+            return self._others_takes
+        self._others_takes[0].lie_in(place)
+        return self._others_takes[1:]
+
+    def _room_for_exact(self) -> Vector | None:
+        """Return where the mean of our shard lies as it was before it was encoded: who has error
+        feedback, and a part in that mean, brings what the encoding loses to the next round.
+        """
+        is_lossy = not self._codec.is_exact and self._terms.aggregator.combine is None
+        if not (self._terms.wants_sent and is_lossy and self._weights[self._me] > 0):
+            return None
+        return np.empty(sum(stop - start for start, stop in self._own), dtype=np.float32)
+
+    def _our_factor(self) -> float:
+        """Return how much of us makes 1 of the mean. Of who weighs less than the average not all:
+        weights may be others the next time, and are what each member claims.
+        """
+        return min(sum(self._weights.values()) / self._weights[self._me], len(self._takes))
 
     def _give(self, owner: int) -> Parcel:
         parts = self._parts(owner)
@@ -237,7 +271,11 @@ class Butterfly(Side):
                     vectors.append(self._vector(member, index))
                 except BadMessage:
                     return member
-            mean.write(index, self._codec.encode_mean(self._combined(vectors, stop - start)))
+            combined = self._combined(vectors, stop - start)
+            if self._exact is not None:
+                at = self._own[0][0]
+                self._exact[start - at : stop - at] = combined
+            mean.write(index, self._codec.encode_mean(combined))
         _update(digest, mean, first, upto)
         return None
 

@@ -65,9 +65,7 @@ class LaneDriver:
         owns: Callable[[], bool] = lambda: True,
         is_back: bool = False,
     ) -> None:
-        """`trust`: of verified runs. `is_back`: this node has been in the run before, and has
-        forgotten what it promised.
-        """
+        """`is_back`: this node has been in the run before, and has forgotten its promises."""
         self.attachment, self.number = attachment, number
         self.shape = attachment.lane_shape(number)
         self._slice = list(attachment.slices())[number]
@@ -91,6 +89,7 @@ class LaneDriver:
             work,
             contribution=self.contribution,
             aggregator=aggregator_named(attachment.aggregator),
+            wants_sent=attachment.sent is not None,
             on_bad=self.rounds.roster.bar,
         )
         self._outcome: Outcome | None = None

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import trio
 
@@ -69,8 +68,7 @@ class _Part:
 class ModelSync:
     """The runs that trainers of this node take part in, and the states it can give to others.
 
-    `on_certificate` is told of each round that was committed here. `owns` says if we can average
-    shards for others (not behind a relay). `folder` is where what is being downloaded may lie.
+    `owns` says if we can average shards for others (not behind a relay).
     """
 
     def __init__(
@@ -82,8 +80,6 @@ class ModelSync:
         peers: Callable[[], list[PeerId]],
         bulk: Bulk | None = None,
         work: Work | None = None,
-        folder: Path | None = None,
-        on_certificate: Callable[[Certificate], None] | None = None,
         owns: Callable[[], bool] = lambda: True,
     ) -> None:
         self._bulk, self._owns = bulk, owns
@@ -92,7 +88,6 @@ class ModelSync:
         self._members = Members(self._registry, rpc.peer, peers)
         self._parts: dict[str, _Part] = {}
         self._work = work or in_threads()
-        self._on_certificate = on_certificate
         self._states = States(
             rpc, self._registry, self._work, lane_of=self._lane, is_busy=self._is_busy
         )
@@ -316,9 +311,9 @@ class ModelSync:
             stored=partial(self._registry.continuing, run, number),
             accounts=part.accounts,
             work=self._work,
+            owns=self._owns,
             trust=self._trust if part.attachment.is_verified else None,
             bulk=self._bulk,
-            owns=self._owns,
             is_back=is_back,
         )
         part.lanes.append(lane)
@@ -357,8 +352,6 @@ class ModelSync:
     async def _committed(self, certificate: Certificate) -> None:
         """Put the certificate into the store: the proposer at once, others if it did not."""
         part = self._parts.get(certificate.run)
-        if self._on_certificate is not None:
-            self._on_certificate(certificate)
         if certificate.proposer != self._rpc.peer:
             await trio.sleep(PUBLISH_WAIT_S)
             run, lane, round_ = certificate.run, certificate.lane, certificate.round
