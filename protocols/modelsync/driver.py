@@ -18,6 +18,7 @@ from protocols.modelsync.herald import Herald, SchemaMismatch
 from protocols.modelsync.lead import Lead
 from protocols.modelsync.machine import Behind, Diverged, Propose, Rounds
 from protocols.modelsync.part import Attachment, Census, Outcome, RunFailed, Wish
+from protocols.modelsync.rates import Rates
 from protocols.modelsync.tally import Aborted
 from protocols.modelsync.trust import Trust
 from protocols.modelsync.verify import suspect
@@ -97,7 +98,7 @@ class LaneDriver:
         self._submitted_at = self._looked_at = 0.0
         self._is_back = is_back
         self._first_round: int | None = None  # of this driver, which remembers nothing before it
-        self._rate = 0
+        self._rates = Rates()
         self._waited: set[PeerId] = set()  # for whose readiness we have counted the seconds
         self._wake, self._changed = trio.Event(), trio.Event()
         self._own_failures, self.failure = 0, ""  # why this lane has ended here, if it has
@@ -175,7 +176,7 @@ class LaneDriver:
             *self.shape,
             lane=self.number,
             topology=topology,
-            rate=self._rate,
+            rate=self._rates.best,
             owns=self._owns(),
             is_new=is_new or (may_have_promised and round_ == self._first_round),
             wish_codec=wish.codec,
@@ -291,7 +292,7 @@ class LaneDriver:
         self._exchanges.close(ballot)
         if self._current is attempt:
             self._current = None
-        self._rate = exchange.rate or self._rate
+        self._rates.add(exchange.rate)
         self._accounts.moved(exchange.bytes_by_peer)
         self._poke()
         if isinstance(outcome, Certificate):
