@@ -22,6 +22,7 @@ from protocols.modelsync.shards import CHUNK_ELEMENTS, chunks, shard_range
 from protocols.modelsync.side import Side, Terms
 from protocols.modelsync.vectors import check_within
 from protocols.modelsync.wire import REDUCE, Piece
+from protocols.modelsync.work import suited
 from wire.errors import BadMessage
 from wire.ids import PeerId
 from wire.ports import Call
@@ -37,6 +38,8 @@ class Butterfly(Side):
         members, codec = self.prepare.members, self._codec
         self._is_raw = is_raw(codec)
         self._borrows = self._is_raw and not self.prepare.is_sealed  # sends from the contribution
+        is_quick = codec.bytes_per_element >= 1 and terms.aggregator.combine is None
+        self._crunch = suited(terms.work, self.prepare.elements) if is_quick else terms.work
         self._head = 1 if self.prepare.is_sealed else 0  # chunks before those of elements
         self._own = self._parts(members.index(self._me))
         self._gives = {owner: self._give(index) for index, owner in enumerate(members)}
@@ -85,7 +88,7 @@ class Butterfly(Side):
         for parcel in parcels:
             parcel.write(0, bytes(HASH_BYTES * len(parcels)))  # its place; what it is, comes last
         await self._encode()
-        work = self._terms.work
+        work = self._crunch
         head = b"".join([await work(partial(hash_of, parcel, 1)) for parcel in parcels])
         for parcel in parcels:
             parcel.write(0, head)
@@ -193,7 +196,7 @@ class Butterfly(Side):
         last = max(len(parcel.parts) for parcel in parcels)
         rows = max(1, BATCH // len(parcels))  # chunks of each shard in one go
         for first in range(0, last, rows):
-            await self._terms.work(partial(self._encode_rows, first, first + rows))
+            await self._crunch(partial(self._encode_rows, first, first + rows))
             if not self._head:
                 for parcel in parcels:
                     parcel.grow(min(first + rows, len(parcel.parts)))
@@ -215,7 +218,7 @@ class Butterfly(Side):
             here = min((parcel.here for parcel in self._takes.values()), default=mean.count)
             upto = min(here - self._head, done + BATCH) if is_chunked else mean.count
             average = self._average if is_chunked else self._aggregate
-            culprit = await self._terms.work(partial(average, done, upto, digest))
+            culprit = await self._crunch(partial(average, done, upto, digest))
             if culprit is not None:
                 self._fault(Fault(culprit, "bad"))
                 return
@@ -234,7 +237,10 @@ class Butterfly(Side):
                     vectors.append(self._vector(member, index))
                 except BadMessage:
                     return member
-            mean.write(index, self._codec.encode_mean(self._combined(vectors, stop - start)))
+            if self._is_raw:  # made where it goes from
+                self._combined(vectors, stop - start, _floats(mean.chunk(index)))
+            else:
+                mean.write(index, self._codec.encode_mean(self._combined(vectors, stop - start)))
         _update(digest, mean, first, upto)
         return None
 
@@ -256,11 +262,16 @@ class Butterfly(Side):
         _update(digest, mean, first, upto)
         return None
 
-    def _combined(self, vectors: list[Vector], elements: int) -> Vector:
+    def _combined(
+        self, vectors: list[Vector], elements: int, out: Vector | None = None
+    ) -> Vector:
         weights = [self._weights[member] for member in self._takes]
+        if out is None:
+            out = np.empty(elements, dtype=np.float32)
         if not vectors:
-            return np.zeros(elements, dtype=np.float32)
-        return self._terms.aggregator(vectors, weights)
+            out.fill(0)
+            return out
+        return self._terms.aggregator(vectors, weights, out)
 
     def _vector(self, member: PeerId, index: int) -> Vector:
         """Decode a contribution's chunk; in place if it can be. Raises BadMessage."""
@@ -280,7 +291,7 @@ class Butterfly(Side):
             if index == len(self._own) - 1:
                 opening.end()
         if self._is_raw:
-            vector = np.frombuffer(data, dtype=np.float32)
+            vector = _floats(data)
             check_within(vector, VALUE_MAX)
             return vector
         if member not in self._places:
@@ -304,7 +315,7 @@ class Butterfly(Side):
                 if done:
                     await self._grown.wait()
                 continue
-            culprits = await self._terms.work(partial(self._check, jobs, digests))
+            culprits = await self._crunch(partial(self._check, jobs, digests))
             for owner in culprits:
                 self._fault(Fault(owner, "bad"))
                 del done[owner]
@@ -322,7 +333,7 @@ class Butterfly(Side):
                 for index in range(first, upto):
                     start, stop = parcel.parts[index]
                     if self._is_raw:
-                        vector = np.frombuffer(parcel.chunk(index), dtype=np.float32)
+                        vector = _floats(parcel.chunk(index))
                         check_within(vector, MEAN_MAX)
                     else:
                         self._codec.refuse_bad(parcel.chunk(index), stop - start)
@@ -340,9 +351,14 @@ class Butterfly(Side):
             for index, (start, stop) in enumerate(parcel.parts):
                 data = parcel.chunk(index + skip)
                 if self._is_raw:
-                    np.copyto(into[start:stop], np.frombuffer(data, dtype=np.float32))
+                    np.copyto(into[start:stop], _floats(data))
                 else:
                     self._codec.decode_into(data, into[start:stop], MEAN_MAX)
+
+
+def _floats(data: memoryview) -> Vector:
+    """Return a raw chunk as what it is."""
+    return np.frombuffer(data, dtype=np.float32)
 
 
 def _update(digest: Digest, parcel: Parcel, first: int, upto: int) -> None:

@@ -33,7 +33,7 @@ from protocols.modelsync.wire import (
     Ready,
     result_of,
 )
-from protocols.modelsync.work import Work
+from protocols.modelsync.work import Work, suited
 from wire.errors import BadMessage, ShoalError
 from wire.ids import PeerId, Signer
 from wire.ports import Bulk, Call, Rpc
@@ -96,12 +96,11 @@ class LaneDriver:
         )
         self._outcome: Outcome | None = None
         self._submitted_at = self._looked_at = 0.0
-        self._is_back = is_back
+        self._is_back, self._rates = is_back, Rates()
         self._first_round: int | None = None  # of this driver, which remembers nothing before it
-        self._rates = Rates()
         self._waited: set[PeerId] = set()  # for whose readiness we have counted the seconds
         self._wake, self._changed = trio.Event(), trio.Event()
-        self._own_failures, self.failure = 0, ""  # why this lane has ended here, if it has
+        self._own_failures, self.failure = 0, ""  # why this lane has ended here
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
@@ -182,8 +181,7 @@ class LaneDriver:
             wish_codec=wish.codec,
             wish_every=wish.every,
         )
-        self._outcome = None
-        self._own_failures = 0
+        self._outcome, self._own_failures = None, 0
         self._submitted_at = self._looked_at = trio.current_time()
         self._waited.clear()
         self._herald.start_round()
@@ -336,7 +334,8 @@ class LaneDriver:
         """Put the result where the trainer finds it, then tell it and the world."""
         sent = self.attachment.sent
         own = sent[self._slice] if sent is not None else None
-        await self._work(partial(held.take, self.contribution, own))
+        work = suited(self._work, len(self.contribution))
+        await work(partial(held.take, self.contribution, own))
         outcome = Outcome(
             certificate,
             at_least=certificate.round + 1,
