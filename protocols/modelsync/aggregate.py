@@ -74,9 +74,7 @@ def aggregator_named(name: str) -> Aggregator:
     raise _unknown(name)
 
 
-def weighted_mean(
-    vectors: list[Vector], weights: list[float], out: Vector | None = None
-) -> Vector:
+def weighted_mean(vectors: list[Vector], weights: list[float], out: Vector | None = None) -> Vector:
     """Average in the order given, float32, with separate multiply, add and divide.
 
     Vectors of weight 0 are skipped. All weights zero gives zeros: nobody had anything to say.

@@ -262,9 +262,7 @@ class Butterfly(Side):
         _update(digest, mean, first, upto)
         return None
 
-    def _combined(
-        self, vectors: list[Vector], elements: int, out: Vector | None = None
-    ) -> Vector:
+    def _combined(self, vectors: list[Vector], elements: int, out: Vector | None = None) -> Vector:
         weights = [self._weights[member] for member in self._takes]
         if out is None:
             out = np.empty(elements, dtype=np.float32)

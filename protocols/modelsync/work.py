@@ -7,7 +7,7 @@ import trio
 
 T = TypeVar("T")
 
-SMALL = 1 << 17  # elements: checked, summed and hashed in 0.5 ms, as long as two threads' hand-overs
+SMALL = 1 << 17  # elements: worked on in 0.5 ms, as long as two hand-overs between threads
 THREADS = 2  # encoding, summing and hashing at a time, so that many runs do not starve the node
 
 
