@@ -38,7 +38,7 @@ from protocols.modelsync.wire import (
     Piece,
     Ready,
 )
-from protocols.modelsync.work import Work, in_threads
+from protocols.modelsync.work import Work, in_threads, suited
 from wire.errors import BadMessage, NotFound, UsageError
 from wire.ids import PeerId, Signer
 from wire.ports import Bulk, Call, In, Out, Rpc, Store
@@ -180,7 +180,8 @@ class ModelSync:
         """
         driver = self._lane(run, lane)
         check = partial(is_within, driver.contribution, CONTRIBUTION_MAX)
-        if weight > 0 and not await self._work(check):
+        work = suited(self._work, len(driver.contribution))
+        if weight > 0 and not await work(check):
             raise UsageError(
                 f"the contribution to round {round_} holds values that are not finite "
                 f"or beyond {CONTRIBUTION_MAX:g}",
