@@ -327,10 +327,12 @@ class Daemon:
         _exit_after(DRAIN_S)
         notify("STOPPING=1")
         self.life.enter("draining")
-        with trio.move_on_after(LEAVE_S):
-            await self.membership.leave(timeout_s=LEAVE_S)
-        with trio.move_on_after(LEAVE_S):
-            await self._remember()
+        async with trio.open_nursery() as nursery:  # DRAIN_S ends it, if a disk is too slow
+            nursery.start_soon(self.runs.drain)
+            with trio.move_on_after(LEAVE_S):
+                await self.membership.leave(timeout_s=LEAVE_S)
+            with trio.move_on_after(LEAVE_S):
+                await self._remember()
         self.life.events.close()
         self.start.logs.fresh.close()
         await self.control.drain()

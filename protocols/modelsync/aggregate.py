@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from protocols.modelsync.vectors import VALUE_MAX, Vector
+from protocols.modelsync.vectors import CACHED, VALUE_MAX, Vector
 from wire.errors import UsageError
 
 CLIP_ROUNDS_MAX = 20  # of centered clipping (BTARD's code)
@@ -35,12 +35,21 @@ class Aggregator:
     is_chunked: bool
     combine: Callable[[list[Vector]], Vector] | None = None  # None: the weighted mean
 
-    def __call__(self, vectors: list[Vector], weights: list[float]) -> Vector:
-        """Combine vectors of one length; those of weight 0 are skipped. Zeros if none is left."""
+    def __call__(
+        self, vectors: list[Vector], weights: list[float], out: Vector | None = None
+    ) -> Vector:
+        """Combine vectors of one length; those of weight 0 are skipped. Zeros if none is left.
+
+        out: where it is put; None: in new memory.
+        """
         if self.combine is None:
-            return weighted_mean(vectors, weights)
+            return weighted_mean(vectors, weights, out)
         kept = [vector for vector, weight in zip(vectors, weights, strict=True) if weight > 0]
-        return self.combine(kept) if kept else np.zeros_like(vectors[0])
+        result = self.combine(kept) if kept else np.zeros_like(vectors[0])
+        if out is None:
+            return result
+        np.copyto(out, result)
+        return out
 
 
 def aggregator_named(name: str) -> Aggregator:
@@ -65,21 +74,28 @@ def aggregator_named(name: str) -> Aggregator:
     raise _unknown(name)
 
 
-def weighted_mean(vectors: list[Vector], weights: list[float]) -> Vector:
+def weighted_mean(vectors: list[Vector], weights: list[float], out: Vector | None = None) -> Vector:
     """Average in the order given, float32, with separate multiply, add and divide.
 
     Vectors of weight 0 are skipped. All weights zero gives zeros: nobody had anything to say.
+    out: for the result; it may be one of `vectors`.
     """
     total = np.float32(sum(weights))
-    mean = np.zeros_like(vectors[0])
+    mean = np.empty_like(vectors[0]) if out is None else out
     if total == 0:
+        mean.fill(0)
         return mean
-    scaled = np.empty_like(mean)
-    for vector, weight in zip(vectors, weights, strict=True):
-        if weight > 0:
-            np.multiply(vector, np.float32(weight), out=scaled)
-            np.add(mean, scaled, out=mean)
-    return np.divide(mean, total, out=mean)
+    brought = [(v, np.float32(w)) for v, w in zip(vectors, weights, strict=True) if w > 0]
+    sums, scratch = (np.empty(min(len(mean), CACHED), dtype=np.float32) for _ in range(2))
+    for at in range(0, len(mean), CACHED):
+        part = mean[at : at + CACHED]
+        total_here, scaled = sums[: len(part)], scratch[: len(part)]
+        total_here.fill(0)
+        for vector, weight in brought:
+            np.multiply(vector[at : at + CACHED], weight, out=scaled)
+            np.add(total_here, scaled, out=total_here)
+        np.divide(total_here, total, out=part)
+    return mean
 
 
 def coordinate_median(vectors: list[Vector]) -> Vector:

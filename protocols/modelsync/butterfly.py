@@ -22,6 +22,7 @@ from protocols.modelsync.shards import CHUNK_ELEMENTS, chunks, shard_range
 from protocols.modelsync.side import Side, Terms
 from protocols.modelsync.vectors import check_within
 from protocols.modelsync.wire import REDUCE, Piece
+from protocols.modelsync.work import suited
 from wire.errors import BadMessage
 from wire.ids import PeerId
 from wire.ports import Call
@@ -37,6 +38,8 @@ class Butterfly(Side):
         members, codec = self.prepare.members, self._codec
         self._is_raw = is_raw(codec)
         self._borrows = self._is_raw and not self.prepare.is_sealed  # sends from the contribution
+        is_quick = codec.bytes_per_element >= 1 and terms.aggregator.combine is None
+        self._crunch = suited(terms.work, self.prepare.elements) if is_quick else terms.work
         self._head = 1 if self.prepare.is_sealed else 0  # chunks before those of elements
         self._own = self._parts(members.index(self._me))
         self._gives = {owner: self._give(index) for index, owner in enumerate(members)}
@@ -47,14 +50,15 @@ class Butterfly(Side):
             if weight > 0
         }
         self._others_takes = [p for m, p in self._takes.items() if m != self._me]
-        memory = terms.memory
-        self._taken_memory = lay_out(self._others_takes, memory)
-        self._mean_memory = lay_out(list(self._means.values()), memory)
-        self._given_memory = None if self._borrows else lay_out(list(self._gives.values()), memory)
+        self._mean_memory = lay_out(list(self._means.values()), terms.memory)
+        self._taken_memory = lay_out(self._share_place(), terms.memory)
+        given = [] if self._borrows else list(self._gives.values())
+        self._given_memory = lay_out(given, terms.memory)
         self._hashes: dict[PeerId, bytes] = {}
         self._openings: dict[PeerId, Opening] = {}
         self._squares: dict[PeerId, float] = {}
         self._places: dict[PeerId, Vector] = {}  # where a chunk of each member is decoded
+        self._exact = self._room_for_exact()
         self._grown = trio.Event()  # some mean has become longer
         for parcel in self._means.values():
             parcel.on_grow = lambda: self._grown.set()
@@ -62,8 +66,8 @@ class Butterfly(Side):
     @property
     def held(self) -> Held:
         """The complete result. It shares memory with this exchange, until `take`."""
-        data = [self._means[owner].chunks() for owner in self.prepare.members]
-        return Held(self.prepare, self.shards, data)
+        means = (self._means[owner] for owner in self.prepare.members)
+        return Held(self.prepare, self.shards, [mean.chunks() for mean in means])
 
     @property
     def brought(self) -> list[memoryview]:
@@ -85,7 +89,7 @@ class Butterfly(Side):
         for parcel in parcels:
             parcel.write(0, bytes(HASH_BYTES * len(parcels)))  # its place; what it is, comes last
         await self._encode()
-        work = self._terms.work
+        work = self._crunch
         head = b"".join([await work(partial(hash_of, parcel, 1)) for parcel in parcels])
         for parcel in parcels:
             parcel.write(0, head)
@@ -141,17 +145,23 @@ class Butterfly(Side):
             self._taken_memory = None
 
     def take(self, into: Vector, sent: Vector | None = None) -> None:
-        """Put the result into `into`, and what others decoded of ours into `sent`."""
+        """Put the result into `into`, and what has arrived of our contribution into `sent`: what
+        others decoded of it, and on our own shard less what our encoding of the mean has lost.
+        """
         if sent is not None:
             if self._weights[self._me] > 0:
                 self._decode(self._gives, sent, self._head)
             else:
                 sent.fill(0)
         self._decode(self._means, into, 0)
-        for memory in (self._given_memory, self._mean_memory):
-            if memory is not None:
-                self._terms.memory.give_back(memory)
-        self._given_memory = self._mean_memory = None
+        if sent is not None and self._exact is not None:
+            own = slice(*shard_range(self.prepare.shards, self.prepare.members.index(self._me)))
+            lost = np.subtract(self._exact, into[own], out=self._exact)
+            np.multiply(lost, np.float32(self._our_factor()), out=lost)
+            np.subtract(sent[own], lost, out=sent[own])
+        for memory in filter(None, (self._given_memory, self._mean_memory)):
+            self._terms.memory.give_back(memory)
+        self._exact = self._given_memory = self._mean_memory = None
 
     # -- moving ------------------------------------------------------------------------------
 
@@ -163,6 +173,31 @@ class Butterfly(Side):
         return Parcel(
             self._codec, parts, head_bytes=self._head * HASH_BYTES * len(self.prepare.members)
         )
+
+    def _share_place(self) -> list[Parcel]:
+        """Let one contribution lie where our mean will: a chunk of the mean is written when that
+        of each contribution has been read, and none is written twice. Return the others.
+        """
+        place = self._means[self._me].flat
+        if place is None or self._head or not self._others_takes:
+            return self._others_takes
+        self._others_takes[0].lie_in(place)
+        return self._others_takes[1:]
+
+    def _room_for_exact(self) -> Vector | None:
+        """Return where the mean of our shard lies as it was before it was encoded: who has error
+        feedback, and a part in that mean, brings what the encoding loses to the next round.
+        """
+        is_lossy = not self._codec.is_exact and self._terms.aggregator.combine is None
+        if not (self._terms.wants_sent and is_lossy and self._weights[self._me] > 0):
+            return None
+        return np.empty(sum(stop - start for start, stop in self._own), dtype=np.float32)
+
+    def _our_factor(self) -> float:
+        """Return how much of us makes 1 of the mean. Of who weighs less than the average not all:
+        weights may be others the next time, and are what each member claims.
+        """
+        return min(sum(self._weights.values()) / self._weights[self._me], len(self._takes))
 
     def _give(self, owner: int) -> Parcel:
         parts = self._parts(owner)
@@ -195,7 +230,7 @@ class Butterfly(Side):
         last = max(len(parcel.parts) for parcel in parcels)
         rows = max(1, BATCH // len(parcels))  # chunks of each shard in one go
         for first in range(0, last, rows):
-            await self._terms.work(partial(self._encode_rows, first, first + rows))
+            await self._crunch(partial(self._encode_rows, first, first + rows))
             if not self._head:
                 for parcel in parcels:
                     parcel.grow(min(first + rows, len(parcel.parts)))
@@ -218,7 +253,7 @@ class Butterfly(Side):
             here = min(all_here, default=mean.count)
             upto = min(here, done + BATCH) if is_chunked else mean.count
             average = self._average if is_chunked else self._aggregate
-            culprit = await self._terms.work(partial(average, done, upto, digest))
+            culprit = await self._crunch(partial(average, done, upto, digest))
             if culprit is not None:
                 self._fault(Fault(culprit, "bad"))
                 return
@@ -237,7 +272,12 @@ class Butterfly(Side):
                     vectors.append(self._vector(member, index))
                 except BadMessage:
                     return member
-            mean.write(index, self._codec.encode_mean(self._combined(vectors, stop - start)))
+            out, at = _floats(mean.chunk(index)) if self._is_raw else None, self._own[0][0]
+            combined = self._combined(vectors, stop - start, out)
+            if self._exact is not None:
+                self._exact[start - at : stop - at] = combined
+            if out is None:  # else it was made where it goes from
+                mean.write(index, self._codec.encode_mean(combined))
         _update(digest, mean, first, upto)
         return None
 
@@ -259,11 +299,13 @@ class Butterfly(Side):
         _update(digest, mean, first, upto)
         return None
 
-    def _combined(self, vectors: list[Vector], elements: int) -> Vector:
+    def _combined(self, vectors: list[Vector], elements: int, out: Vector | None = None) -> Vector:
         weights = [self._weights[member] for member in self._takes]
-        if not vectors:
-            return np.zeros(elements, dtype=np.float32)
-        return self._terms.aggregator(vectors, weights)
+        out = np.empty(elements, dtype=np.float32) if out is None else out
+        if vectors:
+            return self._terms.aggregator(vectors, weights, out)
+        out.fill(0)
+        return out
 
     def _vector(self, member: PeerId, index: int) -> Vector:
         """Decode a contribution's chunk; in place if it can be. Raises BadMessage."""
@@ -283,7 +325,7 @@ class Butterfly(Side):
             if index == len(self._own) - 1:
                 opening.end()
         if self._is_raw:
-            vector = np.frombuffer(data, dtype=np.float32)
+            vector = _floats(data)
             check_within(vector, VALUE_MAX)
             return vector
         if member not in self._places:
@@ -307,7 +349,7 @@ class Butterfly(Side):
                 if done:
                     await self._grown.wait()
                 continue
-            culprits = await self._terms.work(partial(self._check, jobs, digests))
+            culprits = await self._crunch(partial(self._check, jobs, digests))
             for owner in culprits:
                 self._fault(Fault(owner, "bad"))
                 del done[owner]
@@ -325,7 +367,7 @@ class Butterfly(Side):
                 for index in range(first, upto):
                     start, stop = parcel.parts[index]
                     if self._is_raw:
-                        vector = np.frombuffer(parcel.chunk(index), dtype=np.float32)
+                        vector = _floats(parcel.chunk(index))
                         check_within(vector, MEAN_MAX)
                     else:
                         self._codec.refuse_bad(parcel.chunk(index), stop - start)
@@ -343,9 +385,14 @@ class Butterfly(Side):
             for index, (start, stop) in enumerate(parcel.parts):
                 data = parcel.chunk(index + skip)
                 if self._is_raw:
-                    np.copyto(into[start:stop], np.frombuffer(data, dtype=np.float32))
+                    np.copyto(into[start:stop], _floats(data))
                 else:
                     self._codec.decode_into(data, into[start:stop], MEAN_MAX)
+
+
+def _floats(data: memoryview) -> Vector:
+    """Return a raw chunk as what it is."""
+    return np.frombuffer(data, dtype=np.float32)
 
 
 def _update(digest: Digest, parcel: Parcel, first: int, upto: int) -> None:

@@ -18,6 +18,7 @@ from protocols.modelsync.herald import Herald, SchemaMismatch, is_alike
 from protocols.modelsync.lead import Lead
 from protocols.modelsync.machine import Behind, Diverged, Propose, Rounds
 from protocols.modelsync.part import Attachment, Census, Outcome, RunFailed, Wish
+from protocols.modelsync.rates import Rates
 from protocols.modelsync.tally import Aborted
 from protocols.modelsync.trust import Trust
 from protocols.modelsync.verify import suspect
@@ -32,7 +33,7 @@ from protocols.modelsync.wire import (
     Ready,
     result_of,
 )
-from protocols.modelsync.work import Work
+from protocols.modelsync.work import Work, suited
 from wire.errors import BadMessage, ShoalError
 from wire.ids import PeerId, Signer
 from wire.ports import Bulk, Call, Rpc
@@ -65,9 +66,7 @@ class LaneDriver:
         owns: Callable[[], bool] = lambda: True,
         is_back: bool = False,
     ) -> None:
-        """`trust`: of verified runs. `is_back`: this node has been in the run before, and has
-        forgotten what it promised.
-        """
+        """`is_back`: this node has been in the run before, and has forgotten its promises."""
         self.attachment, self.number = attachment, number
         self.shape = attachment.lane_shape(number)
         self._slice = list(attachment.slices())[number]
@@ -91,16 +90,16 @@ class LaneDriver:
             work,
             contribution=self.contribution,
             aggregator=aggregator_named(attachment.aggregator),
+            wants_sent=attachment.sent is not None,
             on_bad=self.rounds.roster.bar,
         )
         self._outcome: Outcome | None = None
         self._submitted_at = self._looked_at = 0.0
-        self._is_back = is_back
+        self._is_back, self._rates = is_back, Rates()
         self._first_round: int | None = None  # of this driver, which remembers nothing before it
-        self._rate = 0
         self._waited: set[PeerId] = set()  # for whose readiness we have counted the seconds
         self._wake, self._changed = trio.Event(), trio.Event()
-        self._own_failures, self.failure = 0, ""  # why this lane has ended here, if it has
+        self._own_failures, self.failure = 0, ""  # why this lane has ended here
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
@@ -176,7 +175,7 @@ class LaneDriver:
             *self.shape._replace(elements=elements or self.shape.elements),
             lane=self.number,
             topology=topology,
-            rate=self._rate,
+            rate=self._rates.best,
             owns=self._owns(),
             is_new=is_new or (may_have_promised and round_ == self._first_round),
             wish_codec=wish.codec,
@@ -290,7 +289,7 @@ class LaneDriver:
         self._exchanges.close(ballot)
         if self._current is attempt:
             self._current = None
-        self._rate = exchange.rate or self._rate
+        self._rates.add(exchange.rate)
         self._accounts.moved(exchange.bytes_by_peer)
         self._poke()
         if isinstance(outcome, Certificate):
@@ -333,7 +332,8 @@ class LaneDriver:
         """Put the result where the trainer finds it, then tell it and the world."""
         sent, size = self.attachment.sent, held.prepare.elements
         own = sent[self._slice][:size] if sent is not None else None
-        await self._work(partial(held.take, self.contribution[:size], own))
+        work = suited(self._work, size)
+        await work(partial(held.take, self.contribution[:size], own))
         outcome = Outcome(
             certificate,
             at_least=certificate.round + 1,

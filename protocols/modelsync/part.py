@@ -28,8 +28,8 @@ class Attachment:
     """What a trainer brings: the shape of its run and the buffers that it shares with us.
 
     `exchange` holds the lanes' contributions, one after the other; after COMMIT of a lane's round
-    its mean is there. `sent`, if given, has the same layout: after COMMIT it holds what the others
-    decoded of our contribution.
+    its mean is there. `sent`, if given, has the same layout: after COMMIT it holds what has
+    arrived of our contribution, for error feedback.
     """
 
     run: str

@@ -7,6 +7,7 @@ it sends says nothing of its link.
 from collections import deque
 
 WINDOW_S = 0.25  # shorter, the buffers of the kernel would be measured
+KEPT = 8  # rounds whose best counts: a node that was busy for one is no slower for that
 SAMPLES_MAX = 1024  # kept of a window; the oldest goes, and the rate is of the shorter window
 
 
@@ -27,3 +28,20 @@ class Meter:
         since, before = self._samples[0]
         if now - since >= WINDOW_S:
             self.rate = max(self.rate, int((self._bytes - before) / (now - since)))
+
+
+class Rates:
+    """A node's rate over its last rounds: the best of them, bytes/s; 0 if none was measured."""
+
+    def __init__(self) -> None:
+        self._measured = deque[int](maxlen=KEPT)
+
+    @property
+    def best(self) -> int:
+        """Bytes/s."""
+        return max(self._measured, default=0)
+
+    def add(self, rate: int) -> None:
+        """A round has measured this; 0: too little went."""
+        if rate:
+            self._measured.append(rate)

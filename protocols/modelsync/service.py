@@ -9,13 +9,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import trio
 
 from protocols.modelsync import state as state_files
 from protocols.modelsync.accounts import Accounts
 from protocols.modelsync.codecs import CONTRIBUTION_MAX, Vector, is_within
+from protocols.modelsync.download import Progress
 from protocols.modelsync.driver import LaneDriver
 from protocols.modelsync.members import Members
 from protocols.modelsync.part import Attachment, Census, Contribution, Fetched, Outcome, Wish
@@ -38,7 +38,7 @@ from protocols.modelsync.wire import (
     Piece,
     Ready,
 )
-from protocols.modelsync.work import Work, in_threads
+from protocols.modelsync.work import Work, in_threads, suited
 from wire.errors import BadMessage, NotFound, UsageError
 from wire.ids import PeerId, Signer
 from wire.ports import Bulk, Call, In, Out, Rpc, Store
@@ -68,8 +68,7 @@ class _Part:
 class ModelSync:
     """The runs that trainers of this node take part in, and the states it can give to others.
 
-    `on_certificate` is told of each round that was committed here. `owns` says if we can average
-    shards for others (not behind a relay). `folder` is where what is being downloaded may lie.
+    `owns` says if we can average shards for others (not behind a relay).
     """
 
     def __init__(
@@ -81,8 +80,6 @@ class ModelSync:
         peers: Callable[[], list[PeerId]],
         bulk: Bulk | None = None,
         work: Work | None = None,
-        folder: Path | None = None,
-        on_certificate: Callable[[Certificate], None] | None = None,
         owns: Callable[[], bool] = lambda: True,
     ) -> None:
         self._bulk, self._owns = bulk, owns
@@ -91,7 +88,6 @@ class ModelSync:
         self._members = Members(self._registry, rpc.peer, peers)
         self._parts: dict[str, _Part] = {}
         self._work = work or in_threads()
-        self._on_certificate = on_certificate
         self._states = States(
             rpc, self._registry, self._work, lane_of=self._lane, is_busy=self._is_busy
         )
@@ -135,23 +131,35 @@ class ModelSync:
         """The trainer goes on from a checkpoint: its certificate names the lane's electorate."""
         self._lane(run, lane).adopt(certificate)
 
-    async def join(self, run: str, lane: int, round_: int, target: Vector) -> Fetched | None:
+    async def join(
+        self, run: str, lane: int, round_: int, target: Vector, progress: Progress | None = None
+    ) -> Fetched | None:
         """If members hold a later state than that before `round_`, load it into `target`.
 
-        Then the run counts us as a member. Call it once for each lane, before its first submit.
+        `progress` is told how many chunks are right, and how many there are. Then the run counts
+        us as a member. Call it once for each lane, before its first submit.
         """
-        fetched = await self._states.join(run, lane, round_, target)
+        fetched = await self._states.join(run, lane, round_, target, progress)
         await self._renew(run)
         return fetched
 
     async def fetch(
-        self, run: str, lane: int, target: Vector, *, at_least: int, root: bytes | None = None
+        self,
+        run: str,
+        lane: int,
+        target: Vector,
+        *,
+        at_least: int,
+        root: bytes | None = None,
+        progress: Progress | None = None,
     ) -> Fetched:
         """Load a state that must exist somewhere. Raises DeadlineExceeded if nobody gives it.
 
-        `target` may hold an old state of the lane.
+        `target` may hold an old state of the lane. `progress`: as in `join`.
         """
-        return await self._states.fetch(run, lane, target, at_least=at_least, root=root)
+        return await self._states.fetch(
+            run, lane, target, at_least=at_least, root=root, progress=progress
+        )
 
     async def submit(
         self,
@@ -172,7 +180,8 @@ class ModelSync:
         """
         driver = self._lane(run, lane)
         check = partial(is_within, driver.contribution, CONTRIBUTION_MAX)
-        if weight > 0 and not await self._work(check):
+        work = suited(self._work, len(driver.contribution))
+        if weight > 0 and not await work(check):
             raise UsageError(
                 f"the contribution to round {round_} holds values that are not finite "
                 f"or beyond {CONTRIBUTION_MAX:g}",
@@ -180,13 +189,8 @@ class ModelSync:
             )
         if not 0 <= elements <= driver.shape.elements:
             raise UsageError(f"{elements} elements, where the lane has {driver.shape.elements}")
-        driver.submit(
-            *(round_, root, weight),
-            topology=topology,
-            wish=wish,
-            is_new=is_new,
-            elements=elements,
-        )
+        at = round_, root, weight
+        driver.submit(*at, topology=topology, wish=wish, is_new=is_new, elements=elements)
 
     async def turn(self, run: str, lane: int, round_: int, *, timeout_s: float) -> bool | None:
         """Of a sampled run: True if we are in this round's sample; False if the round is over
@@ -308,9 +312,9 @@ class ModelSync:
             stored=partial(self._registry.continuing, run, number),
             accounts=part.accounts,
             work=self._work,
+            owns=self._owns,
             trust=self._trust if part.attachment.is_verified else None,
             bulk=self._bulk,
-            owns=self._owns,
             is_back=is_back,
         )
         part.lanes.append(lane)
@@ -349,8 +353,6 @@ class ModelSync:
     async def _committed(self, certificate: Certificate) -> None:
         """Put the certificate into the store: the proposer at once, others if it did not."""
         part = self._parts.get(certificate.run)
-        if self._on_certificate is not None:
-            self._on_certificate(certificate)
         if certificate.proposer != self._rpc.peer:
             await trio.sleep(PUBLISH_WAIT_S)
             run, lane, round_ = certificate.run, certificate.lane, certificate.round

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 CHUNK_ELEMENTS = 256 * 1024  # 1 MiB of float32: large enough to fill a link, small enough to pipe
 SHARD_STEP = 4096  # a shard's elements: codecs' blocks, so that no result depends on the cut
 SPREAD = 1.5  # measured rates closer than this are noise
+FAST = 60_000_000  # bytes/s; above, it was as much processors as links that were measured
 
 
 def weighted_shards(elements: int, rates: Sequence[float], owns: Sequence[bool]) -> list[int]:
@@ -17,11 +18,12 @@ def weighted_shards(elements: int, rates: Sequence[float], owns: Sequence[bool])
     Member i with shard s_i sends d - s_i elements to owners and s_i to n - 1 members, and receives
     as much: d + (n - 2) s_i each way. The longest of (d + (n - 2) s_i) / rate_i is least when all
     that own something take equally long (water-filling). Equal shards unless rates differ by more
-    than `SPREAD`; of two members always: each sends d whatever it owns.
+    than `SPREAD`, or all are `FAST`; of two members always: each sends d whatever it owns.
     """
     members = len(rates)
     owners = [i for i in range(members) if owns[i]] or list(range(members))
     shares = dict.fromkeys(owners, 1.0)
+    rates = [min(rate, FAST) for rate in rates]
     measured = sorted(rates[i] for i in owners if rates[i] > 0)
     if members > 2 and measured and measured[-1] > SPREAD * measured[0]:
         median = measured[len(measured) // 2]

@@ -7,6 +7,7 @@ import trio
 
 T = TypeVar("T")
 
+SMALL = 1 << 17  # elements: worked on in 0.5 ms, as long as two hand-overs between threads
 THREADS = 2  # encoding, summing and hashing at a time, so that many runs do not starve the node
 
 
@@ -16,6 +17,16 @@ class Work(Protocol):
     async def __call__(self, work: Callable[[], T], /) -> T:
         """Return what `work` returns."""
         ...
+
+
+async def in_place(work: Callable[[], T], /) -> T:
+    """Run `work` here and now: for what takes no longer than a thread's start."""
+    return work()
+
+
+def suited(work: Work, elements: int) -> Work:
+    """Return `work`, or `in_place` if so few elements are to be copied, checked or averaged."""
+    return in_place if elements <= SMALL else work
 
 
 def in_threads() -> Work:

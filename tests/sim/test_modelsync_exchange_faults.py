@@ -168,6 +168,7 @@ async def test_a_call_cannot_write_where_a_transfer_writes(
     """Else a chunk could become another one after it was checked."""
     members = Members(nursery, 3, LARGE, by_bulk=True)
     owner, villain = members.nodes[:2]
+    members.meadow.slow_s[villain.peer] = 0.5
     prepare = members.prepare(is_sealed=topology != "all", topology=topology)
 
     async def write() -> None:
@@ -180,7 +181,7 @@ async def test_a_call_cannot_write_where_a_transfer_writes(
 
     async with trio.open_nursery() as beside:
         beside.start_soon(write)
-        await members.run(prepare, within_s=3)
+        await members.run(prepare, within_s=20)
     assert (number_of(villain.peer), "bad") in owner.faults
     assert owner.exchange is not None
     by_transfers = 4 * (sum(prepare.shards[:2]) if topology == "all" else LARGE)
