@@ -111,6 +111,10 @@ class Butterfly(Side):
             take = [(self._takes[peer], wait_s)] if peer in self._takes else []
             mean = (self._means[peer], wait_s + MEAN_WAIT_S - PIECE_WAIT_S)
             self._watched[peer] = [*take, mean]
+        with self._running():
+            await self._move()
+
+    async def _move(self) -> None:
         async with trio.open_nursery() as outer:
             outer.start_soon(self._watch)
             async with trio.open_nursery() as nursery:
@@ -137,9 +141,12 @@ class Butterfly(Side):
         super().close()
         for parcel in self._others_takes:
             parcel.close()
-        if self._taken_memory is not None:
-            self._terms.memory.give_back(self._taken_memory)
-            self._taken_memory = None
+        for parcel in self._means.values():
+            parcel.on_grow = None  # a ring: our memory would wait for the garbage collector
+        self._give_back(self._taken_memory)
+        self._taken_memory = None
+        if not self.shards:  # nobody can be bound to it
+            self._let_go()
 
     def take(self, into: Vector, sent: Vector | None = None) -> None:
         """Put the result into `into`, and what has arrived of our contribution into `sent`: what
@@ -157,9 +164,10 @@ class Butterfly(Side):
             np.multiply(lost, np.float32(self._our_factor()), out=lost)
             np.subtract(sent[own], lost, out=sent[own])
         self._exact = None
-        for memory in (self._given_memory, self._mean_memory):
-            if memory is not None:
-                self._terms.memory.give_back(memory)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._give_back(self._given_memory, self._mean_memory)
         self._given_memory = self._mean_memory = None
 
     # -- moving ------------------------------------------------------------------------------
