@@ -16,8 +16,8 @@ import trio
 from protocols.modelsync.codecs import MEAN_MAX, VALUE_MAX, Vector
 from protocols.modelsync.links import CallLink, blaming, chunk_wait_s
 from protocols.modelsync.news import MEAN_WAIT_S, OPEN_S, PIECE_WAIT_S, Fault, Held
-from protocols.modelsync.parcels import Parcel, is_raw, lay_out, raw_parcel
-from protocols.modelsync.sealing import HASH_BYTES, NOTHING, Digest, Opening, hash_of
+from protocols.modelsync.parcels import Parcel, floats_of, is_raw, lay_out, raw_parcel
+from protocols.modelsync.sealing import HASH_BYTES, NOTHING, Digest, Opening, hash_of, update
 from protocols.modelsync.shards import CHUNK_ELEMENTS, chunks, shard_range
 from protocols.modelsync.side import Side, Terms
 from protocols.modelsync.vectors import check_within
@@ -114,6 +114,10 @@ class Butterfly(Side):
             take = [(self._takes[peer], wait_s)] if peer in self._takes else []
             mean = (self._means[peer], wait_s + MEAN_WAIT_S - PIECE_WAIT_S)
             self._watched[peer] = [*take, mean]
+        with self._running():
+            await self._move()
+
+    async def _move(self) -> None:
         async with trio.open_nursery() as outer:
             outer.start_soon(self._watch)
             async with trio.open_nursery() as nursery:
@@ -140,9 +144,12 @@ class Butterfly(Side):
         super().close()
         for parcel in self._others_takes:
             parcel.close()
-        if self._taken_memory is not None:
-            self._terms.memory.give_back(self._taken_memory)
-            self._taken_memory = None
+        for parcel in self._means.values():
+            parcel.on_grow = None  # a ring: our memory would wait for the garbage collector
+        self._give_back(self._taken_memory)
+        self._taken_memory = None
+        if not self.shards:  # nobody can be bound to it
+            self._let_go()
 
     def take(self, into: Vector, sent: Vector | None = None) -> None:
         """Put the result into `into`, and what has arrived of our contribution into `sent`: what
@@ -159,9 +166,12 @@ class Butterfly(Side):
             lost = np.subtract(self._exact, into[own], out=self._exact)
             np.multiply(lost, np.float32(self._our_factor()), out=lost)
             np.subtract(sent[own], lost, out=sent[own])
-        for memory in filter(None, (self._given_memory, self._mean_memory)):
-            self._terms.memory.give_back(memory)
-        self._exact = self._given_memory = self._mean_memory = None
+        self._exact = None
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._give_back(self._given_memory, self._mean_memory)
+        self._given_memory = self._mean_memory = None
 
     # -- moving ------------------------------------------------------------------------------
 
@@ -272,13 +282,13 @@ class Butterfly(Side):
                     vectors.append(self._vector(member, index))
                 except BadMessage:
                     return member
-            out, at = _floats(mean.chunk(index)) if self._is_raw else None, self._own[0][0]
+            out, at = floats_of(mean.chunk(index)) if self._is_raw else None, self._own[0][0]
             combined = self._combined(vectors, stop - start, out)
             if self._exact is not None:
                 self._exact[start - at : stop - at] = combined
             if out is None:  # else it was made where it goes from
                 mean.write(index, self._codec.encode_mean(combined))
-        _update(digest, mean, first, upto)
+        update(digest, mean, first, upto)
         return None
 
     def _aggregate(self, first: int, upto: int, digest: Digest) -> PeerId | None:
@@ -296,7 +306,7 @@ class Butterfly(Side):
         result = self._combined(vectors, self._own[-1][1] - start)
         for index, (at, stop) in enumerate(self._own):
             mean.write(index, self._codec.encode_mean(result[at - start : stop - start]))
-        _update(digest, mean, first, upto)
+        update(digest, mean, first, upto)
         return None
 
     def _combined(self, vectors: list[Vector], elements: int, out: Vector | None = None) -> Vector:
@@ -325,7 +335,7 @@ class Butterfly(Side):
             if index == len(self._own) - 1:
                 opening.end()
         if self._is_raw:
-            vector = _floats(data)
+            vector = floats_of(data)
             check_within(vector, VALUE_MAX)
             return vector
         if member not in self._places:
@@ -362,12 +372,12 @@ class Butterfly(Side):
         culprits: list[PeerId] = []
         for owner, (first, upto) in jobs.items():
             parcel = self._means[owner]
-            _update(digests[owner], parcel, first, upto)
+            update(digests[owner], parcel, first, upto)
             try:
                 for index in range(first, upto):
                     start, stop = parcel.parts[index]
                     if self._is_raw:
-                        vector = _floats(parcel.chunk(index))
+                        vector = floats_of(parcel.chunk(index))
                         check_within(vector, MEAN_MAX)
                     else:
                         self._codec.refuse_bad(parcel.chunk(index), stop - start)
@@ -385,16 +395,6 @@ class Butterfly(Side):
             for index, (start, stop) in enumerate(parcel.parts):
                 data = parcel.chunk(index + skip)
                 if self._is_raw:
-                    np.copyto(into[start:stop], _floats(data))
+                    np.copyto(into[start:stop], floats_of(data))
                 else:
                     self._codec.decode_into(data, into[start:stop], MEAN_MAX)
-
-
-def _floats(data: memoryview) -> Vector:
-    """Return a raw chunk as what it is."""
-    return np.frombuffer(data, dtype=np.float32)
-
-
-def _update(digest: Digest, parcel: Parcel, first: int, upto: int) -> None:
-    for index in range(first, upto):
-        digest.update(parcel.chunk(index))
