@@ -143,7 +143,7 @@ class Daemon:
             self.modelsync,
             member=self.host.peer,
             env={"SHOAL_HOME": str(home.path)},
-            traffic=self._traffic,
+            traffic=self.traffic,
         )
         self.models = self._make_models()
         self.lag = LoopLag()
@@ -191,6 +191,7 @@ class Daemon:
             model_names=self.models.names,
             loop_lag_ms=self.lag.worst_ms,
             clock_skew_ms=lambda: self.store.clock_skew_ms,
+            traffic=self.traffic,
         )
         metrics = Metrics()
         metrics.add(*core_figures(node), *rpc_figures(self.rpc.counters))
@@ -222,9 +223,10 @@ class Daemon:
             offers=self.models.offers(),
         )
 
-    def _traffic(self) -> tuple[int, int]:
-        counters = self.host.counters()
-        return counters.bytes_in, counters.bytes_out
+    def traffic(self) -> tuple[int, int]:
+        """Bytes at all sockets between peers: libp2p's, and those of bulk lanes."""
+        counters, (lanes_in, lanes_out) = self.host.counters(), self.bulk.pool.wire_bytes()
+        return counters.bytes_in + lanes_in, counters.bytes_out + lanes_out
 
     async def run(self, on_ready: OnReady) -> None:
         """Run all parts until somebody asks to stop; then drain."""
@@ -325,10 +327,12 @@ class Daemon:
         _exit_after(DRAIN_S)
         notify("STOPPING=1")
         self.life.enter("draining")
-        with trio.move_on_after(LEAVE_S):
-            await self.membership.leave(timeout_s=LEAVE_S)
-        with trio.move_on_after(LEAVE_S):
-            await self._remember()
+        async with trio.open_nursery() as nursery:  # DRAIN_S ends it, if a disk is too slow
+            nursery.start_soon(self.runs.drain)
+            with trio.move_on_after(LEAVE_S):
+                await self.membership.leave(timeout_s=LEAVE_S)
+            with trio.move_on_after(LEAVE_S):
+                await self._remember()
         self.life.events.close()
         self.start.logs.fresh.close()
         await self.control.drain()

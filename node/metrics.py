@@ -104,8 +104,8 @@ def core_figures(node: Node) -> list[Figure]:
         Figure("shoal_ready", "1 while ready.", lambda: float(life.state == "ready")),
         Figure("shoal_uptime_seconds", "Since the start.", lambda: life.uptime_s),
         Figure("shoal_loop_lag_ms", "Worst of the last 10 s.", node.loop_lag_ms),
-        _total("shoal_bytes_in", "From peers' sockets.", lambda: host.counters().bytes_in),
-        _total("shoal_bytes_out", "To peers' sockets.", lambda: host.counters().bytes_out),
+        _total("shoal_bytes_in", "From peers' sockets.", lambda: node.traffic()[0]),
+        _total("shoal_bytes_out", "To peers' sockets.", lambda: node.traffic()[1]),
         _total("shoal_accepted", "Connections taken.", lambda: host.counters().accepted),
         _total("shoal_refused", "Connections over a limit.", lambda: host.counters().refused),
         _total(

@@ -128,3 +128,4 @@ class Node:
     model_names: Callable[[], list[str]] = field(default=_none)
     loop_lag_ms: Callable[[], float] = field(default=_no_lag)
     clock_skew_ms: Callable[[], int] = field(default=lambda: 0)
+    traffic: Callable[[], tuple[int, int]] = field(default=lambda: (0, 0))  # bytes in and out

@@ -83,6 +83,7 @@ class Record:
     wire: str = ""
     settings: str = ""
     aggregator: str = ""
+    loading: float | None = None  # share of the states that is here, while they are downloaded
     totals: Totals = field(default_factory=Totals)
     before: list[Contribution] = field(default_factory=list[Contribution])  # of earlier trainers
     error: str = ""
@@ -201,6 +202,7 @@ class Records:
             settings=record.settings,
             aggregator=record.aggregator,
             waiting_for=self._waiting_for(record),
+            loading=record.loading,
         )
 
     def _waiting_for(self, record: Record) -> list[str]:

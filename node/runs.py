@@ -159,6 +159,12 @@ class Runs:
             self._records.enter(record, "stopped")
         return self._records.view(record)
 
+    async def drain(self) -> None:
+        """The daemon is about to end: let what trainers have announced be on disk."""
+        for record in self._records.here():
+            if record.trainer is not None:
+                await record.trainer.checkpoints.flush()
+
     async def export(self, name: str, path: Path) -> Exported:
         """Write the model of a run's checkpoints. Raises NotFound, UsageError, BadFile."""
         record = self._records.get(name)

@@ -170,6 +170,7 @@ def round_result(
         bytes_in=outcome.bytes_in,
         bytes_out=outcome.bytes_out,
         seconds=outcome.seconds,
+        rate=outcome.rate,
         lane=lane,
         codec=certificate.codec,
         every=certificate.every,

@@ -6,8 +6,8 @@ checkpoint/ (node.checkpoints).
 """
 
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import structlog
@@ -30,6 +30,7 @@ from node.trainer_part import (
     open_trainer,
     round_result,
 )
+from protocols.modelsync.download import Progress
 from protocols.modelsync.part import Wish
 from protocols.modelsync.service import ModelSync
 from protocols.modelsync.verify_wire import Case
@@ -97,10 +98,12 @@ class Trainers:
                 came_from, at = await self._enter_lane(record, trainer, lane)
                 lanes.append(at)
                 source = max(source, came_from, key=("new", "checkpoint", "peers").index)
-        except ShoalError as error:
-            await self.detach(record, trainer)
+        except BaseException as error:  # also when the trainer has hung up in a long download
+            with trio.CancelScope(shield=True):
+                await self.detach(record, trainer)
             if record.child is None:
-                record.error = str(error)
+                gone = "it went away before it was attached"
+                record.error = str(error) if isinstance(error, ShoalError) else gone
                 self._records.enter(record, "failed")
             raise
         self._records.enter(record, "training")
@@ -174,10 +177,26 @@ class Trainers:
         if saved is not None and saved.round > 0:
             self._sync.adopt(name, lane, saved.certificate)
             source, at = "checkpoint", StateAt(saved.round, saved.root.hex(), 1, lane)
-        fetched = await self._sync.join(name, lane, at.round, target)
+        with self._loading(record, lane, len(trainer.shape.lanes)) as progress:
+            fetched = await self._sync.join(name, lane, at.round, target, progress)
         if fetched is not None:
             source, at = "peers", StateAt(fetched.round, fetched.root.hex(), 1, lane)
         return source, at
+
+    @contextmanager
+    def _loading(self, record: Record, lane: int = 0, lanes: int = 1) -> Generator[Progress]:
+        """Show how much of the lanes' states is here, to those who follow the run."""
+
+        def progress(right: int, chunks: int) -> None:
+            share = (lane + right / max(1, chunks)) / lanes
+            if record.loading is None or int(100 * share) != int(100 * record.loading):
+                record.loading = share
+                self._records.tell(record)
+
+        try:
+            yield progress
+        finally:
+            record.loading = None
 
     async def _save_layout(self, record: Record, shape: Attach) -> None:
         if not shape.layout:
@@ -205,6 +224,7 @@ class Trainers:
                 topology=request.topology,
                 wish=Wish(request.wish_codec, request.wish_every),
                 is_new=request.is_new,
+                elements=request.elements,
             )
         wait_s = min(max(request.wait_s, 0.0), ROUND_WAIT_S)
         outcome = await self._sync.outcome(name, lane, timeout_s=wait_s) if wait_s else None
@@ -249,10 +269,13 @@ class Trainers:
 
     async def fetch(self, name: str, request: FetchState) -> StateAt:
         """Load the run's state of a lane into the trainer's buffer."""
-        _, trainer = self._records.attached(name)
+        record, trainer = self._records.attached(name)
         lane, target = request.lane, trainer.state(request.lane, request.buffer)
-        root = hash_of(request.root) if request.root else None
-        fetched = await self._sync.fetch(name, lane, target, at_least=request.at_least, root=root)
+        root, at_least = hash_of(request.root) if request.root else None, request.at_least
+        with self._loading(record) as progress:
+            fetched = await self._sync.fetch(
+                name, lane, target, at_least=at_least, root=root, progress=progress
+            )
         return StateAt(fetched.round, fetched.root.hex(), request.buffer, lane)
 
     def announce(self, name: str, at: StateAt) -> None:

@@ -43,6 +43,8 @@ class ShoalCallback(TrainerCallback):
     ) -> None:
         """Join the run: on return the model has its parameters."""
         assert model is not None, "transformers hands callbacks the model"
+        if self.trainer is not None:  # of a training that an error ended: nobody told us
+            self.trainer.close()
         self.trainer = Trainer(model, optimizer, **self._options)
         if self._on_join is not None:
             self._on_join(self.trainer)

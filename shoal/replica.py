@@ -68,12 +68,11 @@ class Replica:
         weight: float = 1.0,
         on_round: Callable[[int, RoundResult], None] = lambda lane, result: None,
         wish: Callable[[], tuple[str, int]] = lambda: ("float32", 0),
-        on_wait: Callable[[], None] = lambda: None,
         recompute: Recompute | None = None,
     ) -> None:
         self.weight, self.steps = weight, 0
         self._strategy, self._client, self._model = strategy, client, model
-        self._on_round, self._wish, self._on_wait = on_round, wish, on_wait
+        self._on_round, self._wish = on_round, wish
         self._rounds = client.shape.rounds
         self._lanes = [Standing() for _ in strategy.lanes]
         self._offset = 0  # global steps that the run had without us
@@ -232,12 +231,12 @@ class Replica:
                 if only_looks:
                     return
                 client.note(waits(result))
-                self._on_wait()
+                client.on_wait()
                 result = client.outcome(lane, wait_s=wait_s)
             standing.is_open = False
             if result.outcome == "committed":
-                if standing.is_behind:
-                    standing.begun = self.steps
+                if standing.is_behind:  # the others began it earlier, if it had a delay
+                    standing.begun = self.steps - self._strategy.ends(lane, result.round, 0)
                 standing.is_new = standing.is_behind = False
                 self._finish(lane, result)
                 if self._checks is None or not self._checks.work_off(result):
@@ -278,7 +277,7 @@ class Replica:
         else:
             client.stay(lane, result.round + 1)
             self._enter(lane)
-        if result.every:
+        if result.every and client.shape.wire == "auto":
             strategy.pace(result.every)
         if self.done:
             self._leave()
@@ -334,7 +333,7 @@ class Replica:
         while round_ < self._rounds:
             answer = client.turn(0, round_)
             if answer == "waiting":
-                self._on_wait()
+                client.on_wait()
             elif answer == "out":
                 round_ += 1
             elif client.lanes[0].round < round_:

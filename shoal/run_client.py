@@ -5,7 +5,8 @@ Numpy only. The trainer is made of it (`shoal.trainer`), and `shoal.join` (`shoa
 
 import os
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
@@ -31,13 +32,14 @@ from shoal.runs import (
     SubmitRound,
     Tensor,
     TurnAnswer,
+    get_run,
     path_of,
 )
 from shoal.shared import SharedVector
 
-ATTACH_WAIT_S = 120.0  # seconds to join, the download of states included
 ROUND_WAIT_S = 20.0  # seconds that the daemon waits for a round before it says "waiting"
-FETCH_WAIT_S = 120.0  # seconds to load a state
+LOAD_WAIT_S = 24 * 3600.0  # seconds to load states: the daemon itself gives up when nothing comes
+SAY_S = 10.0  # seconds between two words about a load
 CALL_WAIT_S = 30.0  # seconds for anything small, and on top of what the daemon may wait
 ROUNDS_MAX = 1 << 24  # of a run without an end (protocols/modelsync/wire.py)
 
@@ -80,13 +82,21 @@ class Lane:
 
 
 class RunClient:
-    """The shared memory and the calls. One thread; `leave` it, or use `with`.
+    """The shared memory and the calls. One thread; `leave` it.
 
+    on_wait: called now and then while something takes long, also in a thread of ours.
     Raises shoal.errors.ClientError if the daemon is not there or refuses.
     """
 
-    def __init__(self, run: str, shape: Shape, *, client: Client | None = None) -> None:
-        self.run, self.shape = run, shape
+    def __init__(
+        self,
+        run: str,
+        shape: Shape,
+        *,
+        client: Client | None = None,
+        on_wait: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.run, self.shape, self.on_wait = run, shape, on_wait
         self.member = self.directory = self.source = ""
         self.members: list[str] = []  # who was there when we attached
         self._client = client or connect()
@@ -152,7 +162,7 @@ class RunClient:
             verify=shape.verify,
         )
         try:
-            attached = self._post("attach", body, Attached, timeout_s=ATTACH_WAIT_S)
+            attached = self._load("attach", body, Attached)
         except BaseException:
             self._free()
             raise
@@ -199,7 +209,13 @@ class RunClient:
         """Wait a while for the end of the round that was submitted last."""
         at = self.lanes[lane]
         body = SubmitRound(at.round, at.root, fresh=False, lane=lane, wait_s=wait_s)
-        return self._post("round", body, RoundResult, timeout_s=wait_s + CALL_WAIT_S)
+        result = self._post("round", body, RoundResult, timeout_s=wait_s + CALL_WAIT_S)
+        if result.outcome == "committed" and result.round != at.round:  # its mean is applied
+            raise ClientError(
+                f"round {at.round} of run {self.run} never began: the call that did it failed",
+                hint="leave the run and join again",
+            )
+        return result
 
     def advance(self, lane: int, round_: int, root: bytes | None = None) -> None:
         """The spare buffer holds the state before `round_`: it is ours now, and others may have it.
@@ -218,7 +234,7 @@ class RunClient:
     def fetch(self, lane: int, *, at_least: int, root: str = "") -> None:
         """Load the run's state of a lane and make it ours."""
         body = FetchState(1 - self.lanes[lane].active, at_least, root, lane)
-        self._adopt(self._post("fetch", body, StateAt, timeout_s=FETCH_WAIT_S))
+        self._adopt(self._load("fetch", body, StateAt))
         self.announce(lane)
 
     def turn(self, lane: int, round_: int) -> str:
@@ -265,8 +281,34 @@ class RunClient:
         path = path_of(self.run, verb)
         return self._client.call("POST", path, body, reply=reply, timeout_s=timeout_s)
 
+    def _load(self, verb: str, body: object, reply: type[T]) -> T:
+        """Post what may take hours; say now and then how far it is, and that we are still here."""
+        ended = threading.Event()
+
+        def say() -> None:
+            while not ended.wait(SAY_S):
+                self.on_wait()
+                with suppress(ClientError):
+                    loading = get_run(self._client, self.run).loading
+                    if loading is not None:
+                        self.note(f"{loading:.0%} of the state is here")
+
+        thread = threading.Thread(target=say, name="shoal-load", daemon=True)
+        thread.start()
+        try:
+            return self._post(verb, body, reply, timeout_s=LOAD_WAIT_S)
+        finally:
+            ended.set()
+            thread.join()
+
     def _share(self, elements: int) -> SharedVector:
-        self._segments.append(SharedVector(elements))
+        try:
+            self._segments.append(SharedVector(elements))
+        except OSError as error:
+            raise ClientError(
+                f"no shared memory for {4 * elements:,} bytes: {error.strerror}",
+                hint="make /dev/shm larger (of a container: --shm-size)",
+            ) from error
         return self._segments[-1]
 
     def _unlink(self) -> None:

@@ -36,7 +36,8 @@ class Run(_Body, frozen=True):
 
     `state`: starting, training, finished, failed, stopped, or elsewhere (other nodes train it).
     `round`: rounds that all lanes have had; `root`: of the run, from its lanes' roots. `settings`:
-    what members must have alike; `waiting_for`: whom a round here waits for.
+    what members must have alike; `waiting_for`: whom a round here waits for; `loading`: the share
+    of the run's state that is here, from 0 to 1, while it is downloaded.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Run(_Body, frozen=True):
     settings: str = ""
     aggregator: str = ""
     waiting_for: list[str] = []
+    loading: float | None = None
 
 
 class LaneBody(_Body, frozen=True):
@@ -82,10 +84,10 @@ class Attach(_Body, frozen=True):
     """A trainer's shared memory and the shape of its run.
 
     `exchange` holds the lanes' contributions one after the other, `sent` (if not empty) the same:
-    what the others decoded of ours. Each of the two `states` holds the lanes' states one after the
-    other; the first now has those before round 0, whose hashes are `roots`. `settings` is a text
-    that all members must have alike, such as the rates of the outer step; `layout` names the
-    parameters, for exports; `strategy` is for people.
+    what has arrived of ours, for error feedback. Each of the two `states` holds the lanes' states
+    one after the other; the first now has those before round 0, whose hashes are `roots`.
+    `settings` is a text that all members must have alike, such as the rates of the outer step;
+    `layout` names the parameters, for exports; `strategy` is for people.
     """
 
     pid: int

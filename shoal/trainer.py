@@ -111,7 +111,10 @@ class Trainer:
                 patience_s=patience_s,
                 verify=recompute is not None,
             )
-            self._lead(RunClient(run, shape, client=client), weight, recompute)
+            part = RunClient(
+                run, shape, client=client, on_wait=lambda: self._ranks.tell(Order.WAIT)
+            )
+            self._lead(part, weight, recompute)
         else:
             self._follower = Follower(
                 self._staging, self._ranks, evaluate or (lambda: None), self._save, self._reload
@@ -212,10 +215,12 @@ class Trainer:
     def close(self) -> None:
         """Leave the run and free the shared memory. A finished run stays served to joiners."""
         if self._client is not None and self._replica is not None:
-            self._replica.close()
-            if not self.done and self._ranks.size == 1:
-                self._save()
-            self._client.leave(finished=self.done)
+            try:
+                self._replica.close()
+                if not self.done and self._ranks.size == 1:
+                    self._save()
+            finally:
+                self._client.leave(finished=self.done)
 
     def __enter__(self) -> "Trainer":
         return self
@@ -239,7 +244,6 @@ class Trainer:
             weight=weight,
             on_round=self._on_round,
             wish=self._pace.wish if self._pace else lambda: ("float32", 0),
-            on_wait=lambda: self._ranks.tell(Order.WAIT),
             recompute=recompute,
         )
         with self._telling(is_due=True):
@@ -264,7 +268,8 @@ class Trainer:
         try:
             yield
         except BaseException:
-            self._ranks.tell(Order.FAILED)
+            if is_due:
+                self._ranks.tell(Order.FAILED)
             raise
         replica = self._replica
         if is_due and replica is not None:
@@ -288,7 +293,7 @@ class Trainer:
         if self._evaluate is not None and self.round > self._evaluated:
             self._evaluated = self.round
             self._ranks.tell(Order.EVALUATE)
-            val_loss = self._evaluate()
+            val_loss = float(self._evaluate())  # many return a tensor
         self.report(val_loss=val_loss, lane=lane)
 
     # -- every rank --------------------------------------------------------------------------

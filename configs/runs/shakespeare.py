@@ -90,7 +90,9 @@ class Corpus:
             encoded = self.tokenizer.encode_batch_fast(plays)
             tokens = np.concatenate([np.array(e.ids, dtype=np.int64) for e in encoded])
             self.tokenizer.save(str(saved))
-            np.save(cached, tokens)
+            partial = cached.with_suffix(".partial.npy")  # killed here, we would not start again
+            np.save(partial, tokens)
+            partial.replace(cached)
         whole = len(tokens) // self._context * self._context
         windows = tokens[:whole].reshape(-1, self._context)
         self._validation = windows[::HELD_OUT]

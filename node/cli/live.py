@@ -122,6 +122,8 @@ def _bar(name: str, names: Names) -> Generator[Show]:
 def told_of(item: Run | Metric, names: Names) -> str:
     """Return what stands beside the bar."""
     if isinstance(item, Run):
+        if item.loading is not None:
+            return f"{item.state}, {item.loading:.0%} of the state loaded"
         if item.waiting_for:
             waited = [names.get(peer) or short(peer) for peer in item.waiting_for]
             return f"round {item.round} waits for {plain(', '.join(waited))}"

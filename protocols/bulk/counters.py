@@ -12,6 +12,8 @@ class BulkCounters:
     failed: int = 0  # either direction, whatever the reason
     bytes_out: int = 0
     bytes_in: int = 0
+    ended_wire_in: int = 0  # at the sockets of lanes that are over (Pool.wire_bytes adds the rest)
+    ended_wire_out: int = 0
     lanes: int = 0  # now
     lanes_made: int = 0
     lane_faults: int = 0  # lanes that ended by bytes that the peer cannot have sealed

@@ -46,6 +46,7 @@ class Lane:
         self._sealer, self._opener = sealer, opener
         self._is_over = False
         self.used_at = time.monotonic()
+        self.wire_in = self.wire_out = 0  # bytes at the socket; each is one thread's to count
         self.fault: BadMessage | None = None
 
     async def run(self) -> None:
@@ -106,6 +107,7 @@ class Lane:
             if (sealed := self._seal(job, spare, record)) is None:
                 continue
             self._socket.sendall(sealed)
+            self.wire_out += len(sealed)
             self.used_at = time.monotonic()
 
     def _seal(self, job: Job, spare: memoryview, record: memoryview) -> memoryview | None:
@@ -144,4 +146,5 @@ class Lane:
             if not count:
                 return False
             done += count
+            self.wire_in += count
         return True

@@ -253,6 +253,8 @@ class Pool:
             entry.desk.lost(lane.number)
             self._counters.lanes -= 1
             self._counters.lane_faults += lane.fault is not None
+            self._counters.ended_wire_in += lane.wire_in
+            self._counters.ended_wire_out += lane.wire_out
             self.changed.unpark_all()
 
     def _peer(self, peer: PeerId) -> _Peer:
@@ -268,6 +270,15 @@ class Pool:
         if not idle:
             raise Busy(f"{LANES_MAX} lanes are in use")
         min(idle, key=lambda lane: lane.used_at).close()
+
+    def wire_bytes(self) -> tuple[int, int]:
+        """Bytes that came in and went out over lanes' sockets so far."""
+        lanes, counters = self._lanes(), self._counters
+        now_in, now_out = (
+            sum(lane.wire_in for lane in lanes),
+            sum(lane.wire_out for lane in lanes),
+        )
+        return counters.ended_wire_in + now_in, counters.ended_wire_out + now_out
 
     def _lanes(self) -> list[Lane]:
         return [lane for entry in self._peers.values() for lane in entry.lanes]

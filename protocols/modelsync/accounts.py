@@ -43,7 +43,7 @@ class Accounts:
 
     def waited(self, peer: PeerId, seconds: float) -> None:
         """We were ready this long before a member was."""
-        if self._known([peer]):
+        if self._known([peer]) and len(self._seconds) < PEERS_MAX:
             self._seconds[peer] += seconds
 
     def ban(self, peer: PeerId) -> None:

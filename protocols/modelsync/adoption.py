@@ -23,7 +23,7 @@ from wire.ids import PeerId
 from wire.ports import Call
 
 ASK_AGAIN_S = 0.25  # before who did not have it is asked again: it may have got it meanwhile
-ADOPT_WAIT_S = 10.0  # for anybody to have it; then who proposed it is to blame
+ADOPT_WAIT_S = 10.0  # for anybody to have more of it; then the proposer finds who claimed it
 
 
 class Adoption(Side):
@@ -39,6 +39,7 @@ class Adoption(Side):
         self._hashes: list[bytes] = []
         self._got: list[list[memoryview]] = [[] for _ in adopt.shards]  # chunks by shard
         self._result: Held | None = None
+        self._patience = trio.CancelScope()
         if terms.held is not None and result_of(terms.held.shards) == adopt.result:
             self._result = terms.held
 
@@ -50,7 +51,8 @@ class Adoption(Side):
 
     async def run(self) -> None:
         """Get the result, if we have not got it. Cancel it to abort."""
-        with trio.move_on_after(ADOPT_WAIT_S):
+        with self._patience:
+            self._patience.deadline = trio.current_time() + ADOPT_WAIT_S
             while self._result is None:
                 await self._ask_all()
         if self._result is None:
@@ -138,6 +140,7 @@ class Adoption(Side):
             start, stop = parts[index]
             await self._terms.work(partial(self._codec.refuse_bad, piece.data, stop - start))
             self._got[owner].append(memoryview(piece.data))
+            self._patience.deadline = trio.current_time() + ADOPT_WAIT_S
             if len(self._got[owner]) == len(self._chunks(owner)):
                 await self._terms.work(partial(self._check, owner))
 

@@ -40,7 +40,7 @@ class Aggregator:
     ) -> Vector:
         """Combine vectors of one length; those of weight 0 are skipped. Zeros if none is left.
 
-        out: where it is put; None: in new memory.
+        out: where it is put, which may be one of `vectors`; None: in new memory.
         """
         if self.combine is None:
             return weighted_mean(vectors, weights, out)
@@ -78,22 +78,23 @@ def weighted_mean(vectors: list[Vector], weights: list[float], out: Vector | Non
     """Average in the order given, float32, with separate multiply, add and divide.
 
     Vectors of weight 0 are skipped. All weights zero gives zeros: nobody had anything to say.
-    out: for the result; none of `vectors`.
+    out: for the result; it may be one of `vectors`.
     """
     total = np.float32(sum(weights))
     mean = np.empty_like(vectors[0]) if out is None else out
-    mean.fill(0)
     if total == 0:
+        mean.fill(0)
         return mean
     brought = [(v, np.float32(w)) for v, w in zip(vectors, weights, strict=True) if w > 0]
-    scratch = np.empty(min(len(mean), CACHED), dtype=np.float32)
+    scratch = np.empty((2, min(len(mean), CACHED)), dtype=np.float32)
     for at in range(0, len(mean), CACHED):
-        part = mean[at : at + CACHED]
-        scaled = scratch[: len(part)]
+        part = slice(at, min(at + CACHED, len(mean)))
+        added, scaled = scratch[:, : part.stop - at]
+        added.fill(0)
         for vector, weight in brought:
-            np.multiply(vector[at : at + CACHED], weight, out=scaled)
-            np.add(part, scaled, out=part)
-        np.divide(part, total, out=part)
+            np.multiply(vector[part], weight, out=scaled)
+            np.add(added, scaled, out=added)
+        np.divide(added, total, out=mean[part])
     return mean
 
 

@@ -101,13 +101,11 @@ class Electorate:
             return False
         return 2 * len(here - set(new)) >= len(voters) or not (voters & self.live) - here
 
-    def later_farewell(self, round_: int) -> int | None:
-        """The latest round that a voter of ours has left with, if it is later than ours."""
-        voters = self.certificate.contributors if self.certificate is not None else self.left
-        later = max((self.left.get(peer, 0) for peer in voters), default=0)
-        return later if later > round_ else None
-
     def is_over(self, passed: Collection[PeerId]) -> bool:
-        """True if so many voters are in later rounds that the rest cannot decide this one."""
-        voters = self.voters()
-        return 2 * len(voters - set(passed)) <= len(voters) and not self.sample
+        """True if so many voters are in later rounds, or left with one, that the rest cannot decide
+        this one. One alone may lie; who is cut off learns the truth from the store.
+        """
+        voters = self.voters() if self.certificate is not None else self.live | self.left.keys()
+        gone = {peer for peer, left_at in self.left.items() if left_at > self.next_round}
+        left = voters - gone.union(passed)
+        return left != voters and 2 * len(left) <= len(voters) and not self.sample

@@ -16,7 +16,7 @@ import trio
 from protocols.modelsync.codecs import MEAN_MAX, VALUE_MAX, Vector
 from protocols.modelsync.links import CallLink, blaming, chunk_wait_s
 from protocols.modelsync.news import MEAN_WAIT_S, OPEN_S, PIECE_WAIT_S, Fault, Held
-from protocols.modelsync.parcels import Parcel, is_raw, lay_out, raw_parcel
+from protocols.modelsync.parcels import Parcel, floats_of, is_raw, lay_out, raw_parcel
 from protocols.modelsync.sealing import HASH_BYTES, NOTHING, Digest, Opening, hash_of
 from protocols.modelsync.shards import CHUNK_ELEMENTS, chunks, shard_range
 from protocols.modelsync.side import Side, Terms
@@ -51,13 +51,14 @@ class Butterfly(Side):
         }
         self._others_takes = [p for m, p in self._takes.items() if m != self._me]
         memory = terms.memory
-        self._taken_memory = lay_out(self._others_takes, memory)
         self._mean_memory = lay_out(list(self._means.values()), memory)
+        self._taken_memory = lay_out(self._share_place(), memory)
         self._given_memory = None if self._borrows else lay_out(list(self._gives.values()), memory)
         self._hashes: dict[PeerId, bytes] = {}
         self._openings: dict[PeerId, Opening] = {}
         self._squares: dict[PeerId, float] = {}
         self._places: dict[PeerId, Vector] = {}  # where a chunk of each member is decoded
+        self._exact = self._room_for_exact()
         self._grown = trio.Event()  # some mean has become longer
         for parcel in self._means.values():
             parcel.on_grow = lambda: self._grown.set()
@@ -127,6 +128,8 @@ class Butterfly(Side):
     async def serve(self, call: Call[Piece, Piece], first: Piece) -> None:
         """As owner: take one member's contribution to our shard, give back the mean."""
         async with self._serving(call) as link:
+            if self._bulk_link(call.peer, self._means[self._me], self._means[call.peer]):
+                raise BadMessage("a call beside a transfer: both would write to one place")
             parcel = self._takes.get(call.peer)
             if parcel is not None and parcel.count:
                 link.take(parcel, first)
@@ -142,13 +145,21 @@ class Butterfly(Side):
             self._taken_memory = None
 
     def take(self, into: Vector, sent: Vector | None = None) -> None:
-        """Put the result into `into`, and what others decoded of ours into `sent`."""
+        """Put the result into `into`, and what has arrived of our contribution into `sent`: what
+        others decoded of it, and on our own shard less what our encoding of the mean has lost.
+        """
         if sent is not None:
             if self._weights[self._me] > 0:
                 self._decode(self._gives, sent, self._head)
             else:
                 sent.fill(0)
         self._decode(self._means, into, 0)
+        if sent is not None and self._exact is not None:
+            own = slice(*shard_range(self.prepare.shards, self.prepare.members.index(self._me)))
+            lost = np.subtract(self._exact, into[own], out=self._exact)
+            np.multiply(lost, np.float32(self._our_factor()), out=lost)
+            np.subtract(sent[own], lost, out=sent[own])
+        self._exact = None
         for memory in (self._given_memory, self._mean_memory):
             if memory is not None:
                 self._terms.memory.give_back(memory)
@@ -164,6 +175,31 @@ class Butterfly(Side):
         return Parcel(
             self._codec, parts, head_bytes=self._head * HASH_BYTES * len(self.prepare.members)
         )
+
+    def _share_place(self) -> list[Parcel]:
+        """Let one contribution lie where our mean will: a chunk of the mean is written when that
+        of each contribution has been read, and none is written twice. Return the others.
+        """
+        place = self._means[self._me].flat
+        if place is None or self._head or not self._others_takes:
+            return self._others_takes
+        self._others_takes[0].lie_in(place)
+        return self._others_takes[1:]
+
+    def _room_for_exact(self) -> Vector | None:
+        """Return where the mean of our shard lies as it was before it was encoded: who has error
+        feedback, and a part in that mean, brings what the encoding loses to the next round.
+        """
+        is_lossy = not self._codec.is_exact and self._terms.aggregator.combine is None
+        if not (self._terms.wants_sent and is_lossy and self._weights[self._me] > 0):
+            return None
+        return np.empty(sum(stop - start for start, stop in self._own), dtype=np.float32)
+
+    def _our_factor(self) -> float:
+        """Return how much of us makes 1 of the mean. Of who weighs less than the average not all:
+        weights may be others the next time, and are what each member claims.
+        """
+        return min(sum(self._weights.values()) / self._weights[self._me], len(self._takes))
 
     def _give(self, owner: int) -> Parcel:
         parts = self._parts(owner)
@@ -215,8 +251,9 @@ class Butterfly(Side):
             need = done + 1 if is_chunked else mean.count
             for parcel in self._takes.values():
                 await parcel.wait(need + self._head)
-            here = min((parcel.here for parcel in self._takes.values()), default=mean.count)
-            upto = min(here - self._head, done + BATCH) if is_chunked else mean.count
+            all_here = (parcel.here - self._head for parcel in self._takes.values())
+            here = min(all_here, default=mean.count)
+            upto = min(here, done + BATCH) if is_chunked else mean.count
             average = self._average if is_chunked else self._aggregate
             culprit = await self._crunch(partial(average, done, upto, digest))
             if culprit is not None:
@@ -237,10 +274,13 @@ class Butterfly(Side):
                     vectors.append(self._vector(member, index))
                 except BadMessage:
                     return member
-            if self._is_raw:  # made where it goes from
-                self._combined(vectors, stop - start, _floats(mean.chunk(index)))
-            else:
-                mean.write(index, self._codec.encode_mean(self._combined(vectors, stop - start)))
+            place = floats_of(mean.chunk(index)) if self._is_raw else None  # it goes from there
+            combined = self._combined(vectors, stop - start, place)
+            if self._exact is not None:
+                at = self._own[0][0]
+                self._exact[start - at : stop - at] = combined
+            if place is None:
+                mean.write(index, self._codec.encode_mean(combined))
         _update(digest, mean, first, upto)
         return None
 
@@ -264,12 +304,11 @@ class Butterfly(Side):
 
     def _combined(self, vectors: list[Vector], elements: int, out: Vector | None = None) -> Vector:
         weights = [self._weights[member] for member in self._takes]
-        if out is None:
-            out = np.empty(elements, dtype=np.float32)
-        if not vectors:
-            out.fill(0)
-            return out
-        return self._terms.aggregator(vectors, weights, out)
+        out = np.empty(elements, dtype=np.float32) if out is None else out
+        if vectors:
+            return self._terms.aggregator(vectors, weights, out)
+        out.fill(0)
+        return out
 
     def _vector(self, member: PeerId, index: int) -> Vector:
         """Decode a contribution's chunk; in place if it can be. Raises BadMessage."""
@@ -289,7 +328,7 @@ class Butterfly(Side):
             if index == len(self._own) - 1:
                 opening.end()
         if self._is_raw:
-            vector = _floats(data)
+            vector = floats_of(data)
             check_within(vector, VALUE_MAX)
             return vector
         if member not in self._places:
@@ -331,7 +370,7 @@ class Butterfly(Side):
                 for index in range(first, upto):
                     start, stop = parcel.parts[index]
                     if self._is_raw:
-                        vector = _floats(parcel.chunk(index))
+                        vector = floats_of(parcel.chunk(index))
                         check_within(vector, MEAN_MAX)
                     else:
                         self._codec.refuse_bad(parcel.chunk(index), stop - start)
@@ -349,14 +388,9 @@ class Butterfly(Side):
             for index, (start, stop) in enumerate(parcel.parts):
                 data = parcel.chunk(index + skip)
                 if self._is_raw:
-                    np.copyto(into[start:stop], _floats(data))
+                    np.copyto(into[start:stop], floats_of(data))
                 else:
                     self._codec.decode_into(data, into[start:stop], MEAN_MAX)
-
-
-def _floats(data: memoryview) -> Vector:
-    """Return a raw chunk as what it is."""
-    return np.frombuffer(data, dtype=np.float32)
 
 
 def _update(digest: Digest, parcel: Parcel, first: int, upto: int) -> None:

@@ -1,6 +1,6 @@
 """Gives states to joiners, from copies, so that no trainer ever waits for one."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -35,6 +35,7 @@ from wire.ports import Call, Rpc
 
 COPIES_MAX = 2  # of one lane: the state that somebody still loads, and the one after it
 KEPT_S = 10.0  # seconds that a copy is kept when nobody loads from it: a joiner may come back
+DOWNLOADS_OF_PEER = 4  # at a time: its lanes; one peer alone does not keep out the others
 DOWNLOADS_MAX = 8  # at a time: each holds one chunk in memory, and the training goes first
 TAKE_WAIT_S = 60.0  # seconds for a joiner to take a chunk: it may be on a slow link
 WANTS_WAIT_S = 90.0  # seconds for it to want another: it may wait for others with their chunks
@@ -83,7 +84,7 @@ class Donor:
     ) -> None:
         self._work, self._is_busy, self._next_round = work, is_busy, next_round
         self._lanes: dict[Lane, _Lane] = {}
-        self._downloads = 0
+        self._downloads = Counter[PeerId]()
         self._turn = trio.Lock()  # of giving a chunk while a round moves data
         rpc.serve(HOLDING, self._on_holding)
         rpc.serve_stream(CHUNKS, self._on_chunks)
@@ -140,15 +141,18 @@ class Donor:
         asked = await _next(call)
         if asked is None or not isinstance(asked.body, OpenState):
             raise BadMessage("a stream of chunks begins with the state that they are of")
-        if self._downloads >= DOWNLOADS_MAX:
+        if self._downloads[call.peer] >= DOWNLOADS_OF_PEER:
+            raise Busy("you load states from here already")
+        if self._downloads.total() >= DOWNLOADS_MAX:
             raise Busy(f"{DOWNLOADS_MAX} nodes load a state from here already")
-        self._downloads += 1
+        self._downloads[call.peer] += 1
         try:
             async with self._copy(asked.body) as copy:
                 await _send(call, StateAnswer(Opened()))
                 await self._give(call, asked.body, copy)
         finally:
-            self._downloads -= 1
+            self._downloads[call.peer] -= 1
+            self._downloads += Counter()  # forgets who loads nothing
 
     async def _give(self, call: Call[StateAnswer, StateAsk], asked: OpenState, copy: _Copy) -> None:
         """Send the hashes, if they are wanted, and then chunks until the joiner has enough."""

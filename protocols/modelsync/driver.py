@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import trio
@@ -14,7 +14,7 @@ from protocols.modelsync.codecs import Vector
 from protocols.modelsync.exchange import Exchange
 from protocols.modelsync.exchanges import Exchanges
 from protocols.modelsync.follow import Follow
-from protocols.modelsync.herald import Herald, SchemaMismatch
+from protocols.modelsync.herald import Herald, SchemaMismatch, is_alike
 from protocols.modelsync.lead import Lead
 from protocols.modelsync.machine import Behind, Diverged, Propose, Rounds
 from protocols.modelsync.part import Attachment, Census, Outcome, RunFailed, Wish
@@ -66,9 +66,7 @@ class LaneDriver:
         owns: Callable[[], bool] = lambda: True,
         is_back: bool = False,
     ) -> None:
-        """`trust`: of verified runs. `is_back`: this node has been in the run before, and has
-        forgotten what it promised.
-        """
+        """`is_back`: this node has been in the run before, and has forgotten its promises."""
         self.attachment, self.number = attachment, number
         self.shape = attachment.lane_shape(number)
         self._slice = list(attachment.slices())[number]
@@ -92,6 +90,7 @@ class LaneDriver:
             work,
             contribution=self.contribution,
             aggregator=aggregator_named(attachment.aggregator),
+            wants_sent=attachment.sent is not None,
             on_bad=self.rounds.roster.bar,
         )
         self._outcome: Outcome | None = None
@@ -126,9 +125,8 @@ class LaneDriver:
                 if waits and now - self._looked_at > STORE_LOOK_S:
                     self._looked_at = now
                     self._look_in_store()
-                with trio.move_on_at(
-                    min(self.rounds.deadline, now + LOOK_S if waits else math.inf)
-                ):
+                until = min(self.rounds.deadline, now + LOOK_S if waits else math.inf)
+                with trio.move_on_at(until):
                     await self._wake.wait()
 
     @property
@@ -146,9 +144,10 @@ class LaneDriver:
         """The round that this lane is to make next."""
         return self.rounds.electorate.next_round
 
-    def is_electorate(self, members: Collection[PeerId]) -> bool:
-        """True if these speak for the members of the last certificate that we know."""
-        return self.rounds.electorate.is_quorum(members)
+    @property
+    def electorate(self) -> Electorate:
+        """Who speaks for the members of the last certificate that we know."""
+        return self.rounds.electorate
 
     # -- the trainer's side ------------------------------------------------------------------
 
@@ -161,6 +160,7 @@ class LaneDriver:
         topology: str = "all",
         wish: Wish | None = None,
         is_new: bool = False,
+        elements: int = 0,
     ) -> None:
         """The buffer holds our contribution to a round (nothing to read there at weight 0)."""
         if self._first_round is None:
@@ -172,7 +172,7 @@ class LaneDriver:
             round_,
             root,
             weight,
-            *self.shape,
+            *self.shape._replace(elements=elements or self.shape.elements),
             lane=self.number,
             topology=topology,
             rate=self._rates.best,
@@ -205,6 +205,11 @@ class LaneDriver:
         self.rounds.withdraw()
         self._change()
 
+    def stop(self) -> None:
+        """Our trainer leaves: nothing is signed or written any more."""
+        self.rounds.withdraw()
+        self._supersede()
+
     def adopt(self, certificate: Certificate | None) -> None:
         """Our trainer has loaded a state; its certificate names the electorate."""
         self.rounds.adopt(certificate)
@@ -213,7 +218,7 @@ class LaneDriver:
 
     def on_ready(self, peer: PeerId, ready: Ready) -> Heard:
         """Note that a peer is ready; tell it what we know."""
-        if ready.shape != self.shape:
+        if not is_alike(ready, self.shape, self.rounds.mine):
             raise SchemaMismatch(f"run {ready.run} has {self.shape}; not {ready.shape}")
         self._hear(peer, ready)
         self._poke()
@@ -249,14 +254,8 @@ class LaneDriver:
         if self.rounds.ballot != prepare.ballot:
             return  # a better attempt began meanwhile
         self._supersede()
-        lead = Lead(
-            prepare,
-            self._rpc,
-            self._signer,
-            self._exchanges.open,
-            hold=self._hold,
-            bound=lambda: self.rounds.bound,
-        )
+        terms = (prepare, self._rpc, self._signer, self._exchanges.open)
+        lead = Lead(*terms, hold=self._hold, bound=lambda: self.rounds.bound)
         self._current = lead
         outcome: Certificate | Aborted = Aborted()
         try:
@@ -300,8 +299,7 @@ class LaneDriver:
             self._learn(outcome.certificate)
         self._accounts.left_out(outcome.excluded)
         self.rounds.failed(
-            ballot,
-            outcome.excluded,
+            *(ballot, outcome.excluded),
             stale=outcome.stale,
             attempt=outcome.attempt,
             bounds=outcome.bounds,
@@ -332,16 +330,16 @@ class LaneDriver:
 
     async def _apply(self, certificate: Certificate, held: Exchange) -> None:
         """Put the result where the trainer finds it, then tell it and the world."""
-        sent = self.attachment.sent
-        own = sent[self._slice] if sent is not None else None
-        work = suited(self._work, len(self.contribution))
-        await work(partial(held.take, self.contribution, own))
+        sent, size = self.attachment.sent, held.prepare.elements
+        own = sent[self._slice][:size] if sent is not None else None
+        await suited(self._work, size)(partial(held.take, self.contribution[:size], own))
         outcome = Outcome(
             certificate,
             at_least=certificate.round + 1,
             bytes_in=held.bytes_in,
             bytes_out=held.bytes_out,
             seconds=trio.current_time() - self._submitted_at,
+            rate=held.rate,
         )
         if self._trust is not None:
             shards = (held.prepare.adopt or held.prepare).shards
@@ -375,7 +373,7 @@ class LaneDriver:
 
     def _on_heard(self, peer: PeerId, heard: Heard) -> None:
         """What a peer has answered to our readiness."""
-        if heard.ready is not None and heard.ready.shape == self.shape:
+        if heard.ready is not None and is_alike(heard.ready, self.shape, self.rounds.mine):
             self._hear(peer, heard.ready)
         if heard.certificate is not None:
             self._learn(heard.certificate)

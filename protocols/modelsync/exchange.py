@@ -94,7 +94,7 @@ class Exchange(Protocol):
 
     def take(self, into: Vector, sent: Vector | None = None) -> None:
         """After COMMIT, in a worker thread: put the result into `into`, which may be the buffer
-        that held our contribution, and what others decoded of our contribution into `sent`.
+        that held our contribution, and what has arrived of our contribution into `sent`.
         """
         ...
 
@@ -110,16 +110,19 @@ def open_exchange(
     aggregator: Aggregator,
     memory: Memory | None = None,
     held: Held | None = None,
+    wants_sent: bool = False,
 ) -> Exchange:
     """Return what moves the data of an attempt: by its `topology`, and by what it adopts.
 
     contribution: float32 [elements], not to change until `take`, or until the round is given up.
     bulk None: everything goes over calls. memory: of the lane, kept from round to round. held: the
-    result that we are bound to.
+    result that we are bound to. wants_sent: `take` will be asked for it, for error feedback.
     Raises BadMessage if the attempt cannot be.
     """
     memory = memory or Memory()
-    terms = Terms(prepare, rpc, bulk, contribution, work, news, aggregator, memory, held)
+    terms = Terms(
+        prepare, rpc, bulk, contribution, work, news, aggregator, memory, held, wants_sent
+    )
     if prepare.adopt is not None:
         return Adoption(terms, prepare.adopt)
     return Butterfly(terms) if prepare.topology == "all" else Mix(terms)

@@ -29,10 +29,12 @@ class Exchanges:
         *,
         contribution: Vector,
         aggregator: Aggregator,
+        wants_sent: bool,
         on_bad: Callable[[PeerId], None],
     ) -> None:
         self._rpc, self._bulk, self._work, self._on_bad = rpc, bulk, work, on_bad
         self._contribution, self._aggregator, self._memory = contribution, aggregator, Memory()
+        self._wants_sent = wants_sent
         self._open: dict[Ballot, Exchange] = {}
         self._opened = trio.Event()
         self.held: Exchange | None = None  # the result that we are bound to
@@ -51,12 +53,13 @@ class Exchanges:
             prepare,
             rpc=self._rpc,
             bulk=self._bulk,
-            contribution=self._contribution,
+            contribution=self._contribution[: prepare.elements],
             work=self._work,
             news=note,
             aggregator=self._aggregator,
             memory=self._memory,
             held=held.held if held is not None and is_held else None,
+            wants_sent=self._wants_sent,
         )
         self._open[prepare.ballot] = exchange
         self._opened.set()

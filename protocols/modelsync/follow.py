@@ -3,10 +3,12 @@
 A member whose proposer falls silent, breaks off or talks nonsense blames the proposer.
 """
 
+import math
 from contextlib import suppress
 
 import trio
 
+from protocols.modelsync.news import OPEN_S
 from protocols.modelsync.seat import (
     BEAT_S,
     NEWS_MAX,
@@ -15,6 +17,7 @@ from protocols.modelsync.seat import (
     Hold,
     OpenExchange,
     Seat,
+    extra_s,
 )
 from protocols.modelsync.tally import Aborted
 from protocols.modelsync.wire import (
@@ -36,6 +39,7 @@ from wire.errors import BadMessage, ShoalError
 from wire.ids import Signer
 from wire.ports import Call
 
+GO_WAIT_S = OPEN_S + 3.0  # seconds for GO after our ACK, besides sealing: others may answer late
 VERDICT_WAIT_S = 2.0  # seconds for the proposer to decide after it was told of a fault
 COMMIT_WAIT_S = 9.0  # seconds for it after our DONE, besides what the attempt has taken: others may
 # wait for a mean that is not coming (news.MEAN_WAIT_S) before they accuse its owner
@@ -59,6 +63,7 @@ class Follow:
         self._send, self._news = trio.open_memory_channel[Ack | Done | Failed | Nack](NEWS_MAX)
         self.seat = Seat(prepare, signer, open_exchange, hold=hold, say=self._put)
         self._is_superseded = False
+        self._go_scope = trio.CancelScope()
 
     async def run(self) -> Certificate | Aborted:
         """Take part until the proposer decides, dies or falls silent."""
@@ -67,7 +72,7 @@ class Follow:
             nursery.start_soon(self.seat.exchange.run)
             nursery.start_soon(self._ack)
             nursery.start_soon(self._report, nursery.cancel_scope)
-            with suppress(ShoalError, trio.EndOfChannel, trio.TooSlowError):
+            with suppress(ShoalError, trio.EndOfChannel, trio.TooSlowError), self._go_scope:
                 outcome = await self._obey()
             nursery.cancel_scope.cancel()
         self.seat.leave()
@@ -87,6 +92,7 @@ class Follow:
                 case Beat():
                     continue
                 case Go():
+                    self._go_scope.deadline = math.inf
                     self.seat.go(order)
                 case Abort(excluded, is_void):
                     return Aborted(frozenset(excluded), is_void=is_void)
@@ -99,6 +105,7 @@ class Follow:
 
     async def _ack(self) -> None:
         self._put(await self.seat.ack(self._bound))
+        self._go_scope.deadline = trio.current_time() + GO_WAIT_S + extra_s(self.prepare)
 
     async def _report(self, scope: trio.CancelScope) -> None:
         """Say what there is to say, and in between that we are alive."""
@@ -115,7 +122,10 @@ class Follow:
                     scope.cancel()
                     return
                 case Done():
-                    scope.deadline = min(scope.deadline, now + COMMIT_WAIT_S + now - began)
+                    wait_s = COMMIT_WAIT_S + now - began
+                    if self.prepare.adopt is not None:  # others may have to get it first
+                        wait_s += extra_s(self.prepare)
+                    scope.deadline = min(scope.deadline, now + wait_s)
                 case Failed():
                     scope.deadline = min(scope.deadline, now + VERDICT_WAIT_S)
                 case _:

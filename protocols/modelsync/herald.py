@@ -9,7 +9,7 @@ import trio
 
 from protocols.modelsync.part import Census
 from protocols.modelsync.roster import Roster
-from protocols.modelsync.wire import READY, Certificate, Heard, Ready
+from protocols.modelsync.wire import READY, Certificate, Heard, Ready, Shape
 from wire.errors import RemoteError, ShoalError
 from wire.ids import PeerId
 from wire.ports import Rpc
@@ -26,6 +26,16 @@ class SchemaMismatch(ShoalError):
 
     code = "schema"
     hint = "give the run another --name, or start all its members with the same settings"
+
+
+def is_alike(ready: Ready, shape: Shape, mine: Ready | None) -> bool:
+    """True if it may be of our run: sizes follow the state from round to round, up to the lane's,
+    but before the first round they are alike.
+    """
+    if mine is not None and mine.round == ready.round == 0:
+        return ready.shape == mine.shape
+    most = shape.elements
+    return ready.elements <= most and ready.shape._replace(elements=most) == shape
 
 
 @dataclass
@@ -89,4 +99,5 @@ class Herald:
             self.roster.meet(peer)
         finally:
             self._asked[peer] -= 1
+            self._asked += Counter()  # forgets whom we ask nothing
         self.learn(peer, heard)

@@ -20,6 +20,7 @@ from protocols.modelsync.seat import (
     Hold,
     OpenExchange,
     Seat,
+    extra_s,
 )
 from protocols.modelsync.tally import Aborted, Tally
 from protocols.modelsync.wire import (
@@ -43,7 +44,6 @@ from wire.ids import PeerId, Signer
 from wire.ports import Call, Rpc
 
 ACK_WAIT_S = 2.0  # seconds for a member to say ACK, besides what sealing takes
-SEAL_RATE = 20_000_000  # elements/s that any member seals at least
 DONE_WAIT_S = 2.0  # seconds for the last DONE after the first, besides what the first has taken
 BLAME_WAIT_S = 0.3  # seconds in which more evidence may come, after a fault that may be an echo
 CERTAIN_WAIT_S = 0.05  # the same after one that is none: others may have died together
@@ -134,6 +134,8 @@ class Lead:
         if not self._tally.dones:
             now = trio.current_time()
             self._done_by = now + DONE_WAIT_S + max(0.0, now - self._gone_at)
+            if self.prepare.adopt is not None:  # who has the result is done at once
+                self._done_by += extra_s(self.prepare)
         return self._tally.done(member, done)
 
     async def _blame(self, member: PeerId, what: object) -> Aborted:
@@ -144,7 +146,12 @@ class Lead:
             while True:
                 member, what = await self._news.receive()
                 self._note_fault(member, what)
-        return Aborted(frozenset(blame(self._accusations)))
+        guilty, adopt = frozenset(blame(self._accusations)), self.prepare.adopt
+        if adopt is not None and guilty <= {self._rpc.peer}:
+            # Nobody has the result: who claims to be bound to it must have it.
+            bound = {m: ack.bound for m, ack in self._tally.acks.items() if ack.bound is not None}
+            guilty = frozenset(m for m in bound if bound[m].result == adopt.result)
+        return Aborted(guilty - {self._rpc.peer})
 
     def _note_fault(self, member: PeerId, what: object) -> None:
         match what:
@@ -188,7 +195,7 @@ class Lead:
 
     async def _listen(self, call: Call[Order, Answer]) -> None:
         member, said_ack = call.peer, False
-        sealing_s = self.prepare.elements / SEAL_RATE if self.prepare.is_sealed else 0.0
+        sealing_s = extra_s(self.prepare) if self.prepare.adopt is None else 0.0
         ack_by = trio.current_time() + ACK_WAIT_S + sealing_s
         try:
             while True:

@@ -51,7 +51,7 @@ class Diverged:
 
 @dataclass(frozen=True)
 class Behind:
-    """Members are in a later round than ours, or left after one: fetch a state of it."""
+    """Most members are in a later round than ours, or left after one: fetch a state of it."""
 
     at_least: int
 
@@ -105,6 +105,8 @@ class Rounds:
 
     def withdraw(self) -> None:
         """Our trainer is gone, or must fetch a state first. What we promised stays."""
+        if self.ballot is not None:  # if we come back to this round, it has a ballot of ours
+            self.attempt = min(ATTEMPTS_MAX, self.ballot.attempt + 1)
         self.mine = None
         self.ballot = None
         self.roster.readies.pop(self.me, None)
@@ -137,11 +139,8 @@ class Rounds:
         ready = self.roster.ready(mine)
         if not self.roster.is_quorum(ready):
             self._quorum_since = self._turn_since = None
-            later = self.electorate.later_farewell(mine.round)
             passed = [p for p, r in self.roster.readies.items() if r.round > mine.round]
-            if later is None and passed and self.electorate.is_over(passed):
-                later = mine.round + 1
-            return [] if later is None else [Behind(later)]
+            return [Behind(mine.round + 1)] if self.electorate.is_over(passed) else []
         self._quorum_since = now if self._quorum_since is None else self._quorum_since
         root = mine.root if self.replicas_differ else self._reference_root(mine.round, ready)
         same = {p for p in ready if self.replicas_differ or self.roster.readies[p].root == root}
@@ -214,7 +213,7 @@ class Rounds:
         they are bound to; `is_void`: there is no certificate of it, so we are not bound by it.
         """
         bound = self.bound
-        if is_void and bound and (bound.attempt, bound.proposer) == ballot[1:]:
+        if is_void and bound and (self._round, bound.attempt, bound.proposer) == ballot:
             self.bound = None
             if self.mine is not None:
                 self.submit(self.mine)
@@ -311,7 +310,7 @@ class Rounds:
             elements=mine.elements,
             lane=mine.lane,
             topology=mine.topology,
-            every=max(ready.wish_every for ready in readies),
+            every=max(ready.wish_every for ready in readies) if mine.codec == "auto" else 0,
             is_sealed=self._is_sealed(mine),
             newcomers=tuple(sorted(self.roster.new(members))),
             adopt=adopt,
@@ -327,13 +326,13 @@ class Rounds:
         bound = ready.bound
         if bound is None:
             return True
-        return sum(bound.shards) == ready.elements and _is_codec_of(ready, bound.codec)
+        return sum(bound.shards) == ready.elements and _is_pace_of(ready, bound)
 
     def _fits(self, prepare: Prepare, mine: Ready) -> bool:
         ours = (mine.elements, mine.topology, self._is_sealed(mine))
         if (prepare.elements, prepare.topology, prepare.is_sealed) != ours:
             return False
-        return _is_codec_of(mine, prepare.codec)
+        return _is_pace_of(mine, prepare)
 
     def _is_well_formed(self, prepare: Prepare, mine: Ready) -> bool:
         members, adopt = prepare.members, prepare.adopt
@@ -352,6 +351,10 @@ class Rounds:
         return prepare.weights[members.index(self.me)] == mine.weight
 
 
-def _is_codec_of(ready: Ready, codec: str) -> bool:
-    """True if a run with this readiness may have a round on that wire."""
-    return codec == ready.codec if ready.codec != "auto" else codec in _CODEC_NAMES
+def _is_pace_of(ready: Ready, of: Prepare | Bound) -> bool:
+    """True if a run with this readiness may have a round on that wire, and that pause after it."""
+    return (
+        of.codec in _CODEC_NAMES
+        if ready.codec == "auto"
+        else (of.codec, of.every) == (ready.codec, 0)
+    )

@@ -87,8 +87,8 @@ class Mix(Side):
         """Take a neighbour's vector."""
         async with self._serving(call) as link:
             parcel = self._takes.get(call.peer)
-            if parcel is None:
-                raise BadMessage("not a neighbour")
+            if parcel is None or self._bulk_link(call.peer, parcel) is not None:
+                raise BadMessage("not a neighbour, or one whose vector comes by a transfer")
             link.take(parcel, first)
             await link.pull([parcel])
 

@@ -151,6 +151,11 @@ def bytes_of(vector: Vector) -> memoryview:
     return memoryview(vector.reshape(-1).view(np.uint8).data)
 
 
+def floats_of(data: memoryview) -> Vector:
+    """Return the vector that lies in a raw chunk."""
+    return np.frombuffer(data, dtype=np.float32)
+
+
 def raw_parcel(codec: Codec, parts: Parts, vector: Vector) -> Parcel:
     """Return a parcel that is whole: the memory of `vector`, whose encoding is itself.
 

@@ -28,8 +28,8 @@ class Attachment:
     """What a trainer brings: the shape of its run and the buffers that it shares with us.
 
     `exchange` holds the lanes' contributions, one after the other; after COMMIT of a lane's round
-    its mean is there. `sent`, if given, has the same layout: after COMMIT it holds what the others
-    decoded of our contribution.
+    its mean is there. `sent`, if given, has the same layout: after COMMIT it holds what has
+    arrived of our contribution, for error feedback.
     """
 
     run: str
@@ -101,6 +101,7 @@ class Outcome:
     bytes_in: int = 0
     bytes_out: int = 0
     seconds: float = 0.0
+    rate: float = 0.0  # bytes/s that we were able to send; 0: not measured
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ ENTRIES_MAX = 8000  # of one run: an author may have 10,000, and leases want som
 SLOTS_MAX = 64  # rounds kept of a lane: who was away longer fetches a state anyway
 LOOK_BACK_MAX = 8  # rounds looked at for a certificate that holds: the rest is nonsense
 CHECKED_MAX = 4096  # certificates whose signatures need no second look
+_SLOTS = frozenset(f"{slot:03d}" for slot in range(SLOTS_MAX))
 BOUND = -1  # in a farewell: the member signed a result and does not know how the round ended
 
 _log = logging.getLogger(__name__)
@@ -127,14 +128,26 @@ class Registry:
         """The signed certificate of one round, if the store has it."""
         return self._chosen(run, lane, round_, self._written(run, lane).get(round_, []))
 
-    def last_certificate(self, run: str, lane: int = 0) -> Certificate | None:
-        """The signed certificate of the latest round that has one."""
+    def last_certificate(
+        self, run: str, lane: int = 0, electorate: Electorate | None = None
+    ) -> Certificate | None:
+        """The signed certificate of the latest round that has one; of a quorum, if given."""
         found = self._written(run, lane)
-        for number in sorted(found, reverse=True)[:LOOK_BACK_MAX]:
+        if electorate is not None:
+            found = {n: [d for d in found[n] if _is_of(d, electorate)] for n in found}
+        for number in sorted((n for n in found if found[n]), reverse=True)[:LOOK_BACK_MAX]:
             certificate = self._chosen(run, lane, number, found[number])
             if certificate is not None:
                 return certificate
         return None
+
+    def makers(self, run: str, lane: int, electorate: Electorate) -> list[PeerId]:
+        """Members of the latest certificate that follows what an electorate knows; where the store
+        begins later (we were away for long), of the latest that there is.
+        """
+        chain = self.continuing(run, lane, electorate)
+        last = chain[-1] if chain else self.last_certificate(run, lane)
+        return last.members if last is not None else []
 
     def continuing(self, run: str, lane: int, electorate: Electorate) -> list[Certificate]:
         """The certificates that follow the last one that an electorate knows, without a gap: each
@@ -184,7 +197,8 @@ class Registry:
         slots: defaultdict[str, list[Item]] = defaultdict(list)
         for item in self._store.scan(NAMESPACE, f"{run}/round/{lane:03d}/"):
             prefix, _, number = item.key.rpartition("/")
-            if prefix.endswith(f"@{item.author}") and len(number) == 2:
+            slot, _, author = prefix.removeprefix(f"{run}/round/{lane:03d}/").partition("/")
+            if author == f"@{item.author}" and len(number) == 2 and slot in _SLOTS:
                 slots[prefix].append(item)
         found: defaultdict[int, list[bytes]] = defaultdict(list)
         for items in slots.values():
@@ -231,6 +245,11 @@ def _parsed(data: bytes) -> Certificate | None:
         return msgspec.msgpack.decode(data, type=Certificate)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return None  # another member's nonsense
+
+
+def _is_of(data: bytes, electorate: Electorate) -> bool:
+    certificate = _parsed(data)
+    return certificate is not None and electorate.is_quorum(certificate.members)
 
 
 def _signed(data: bytes) -> Certificate | None:

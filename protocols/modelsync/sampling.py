@@ -42,8 +42,8 @@ def sample_order(run: str, lane: int, round_: int, peers: Iterable[PeerId]) -> l
 class Sampler:
     """Finds the sample of a round of one lane, as one node sees it.
 
-    `candidates`: members by lease. `is_over`: a certificate of that round, or of a later one, is
-    in the store.
+    `candidates`: members by lease; before the first round, at least `min_members`. `is_over`: a
+    certificate of that round, or of a later one, is in the store.
     """
 
     rpc: Rpc
@@ -52,6 +52,7 @@ class Sampler:
     size: int
     candidates: Callable[[], Iterable[PeerId]]
     is_over: Callable[[int], bool]
+    min_members: int = 1
     sample: list[PeerId] = field(default_factory=list[PeerId])
     _dead_at: dict[PeerId, float] = field(default_factory=dict[PeerId, float])
 
@@ -61,8 +62,12 @@ class Sampler:
             while True:
                 if self.is_over(round_):
                     return False
-                sample, latest = await self._ask(round_)
-                if latest > round_:
+                present = {*self.candidates(), self.rpc.peer}
+                if round_ == 0 and len(present) < self.min_members:
+                    await trio.sleep(LOOK_S)  # or the first to come would be the first sample
+                    continue
+                sample, later = await self._ask(round_, present)
+                if 3 * later >= 2 * self.size:  # as many as make a round
                     return False
                 if self.rpc.peer in sample:
                     self.sample = sample
@@ -70,9 +75,9 @@ class Sampler:
                 await trio.sleep(LOOK_S)
         return None
 
-    async def _ask(self, round_: int) -> tuple[list[PeerId], int]:
-        """Return the first candidates that answer, and the latest round that one of them is in."""
-        order = sample_order(self.run, self.lane, round_, {*self.candidates(), self.rpc.peer})
+    async def _ask(self, round_: int, present: set[PeerId]) -> tuple[list[PeerId], int]:
+        """Return the first of those present that answer, and how many are in a later round."""
+        order = sample_order(self.run, self.lane, round_, present)
         now = trio.current_time()
         self._dead_at = {p: at for p, at in self._dead_at.items() if at + DEAD_S > now}
         order = [peer for peer in order if peer not in self._dead_at]
@@ -85,6 +90,7 @@ class Sampler:
             except ShoalError:
                 self._dead_at[peer] = trio.current_time()
 
+        sample = list[PeerId]()
         for start in range(0, len(order), PINGS_MAX):
             async with trio.open_nursery() as nursery:
                 for peer in order[start : start + PINGS_MAX]:
@@ -92,5 +98,5 @@ class Sampler:
                         nursery.start_soon(ping, peer)
             sample = [peer for peer in order[: start + PINGS_MAX] if peer in rounds][: self.size]
             if len(sample) == self.size:
-                return sample, max(rounds.values())
-        return [peer for peer in order if peer in rounds], max(rounds.values())
+                break
+        return sample, sum(at > round_ for at in rounds.values())

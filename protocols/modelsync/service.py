@@ -9,13 +9,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import trio
 
 from protocols.modelsync import state as state_files
 from protocols.modelsync.accounts import Accounts
 from protocols.modelsync.codecs import CONTRIBUTION_MAX, Vector, is_within
+from protocols.modelsync.download import Progress
 from protocols.modelsync.driver import LaneDriver
 from protocols.modelsync.members import Members
 from protocols.modelsync.part import Attachment, Census, Contribution, Fetched, Outcome, Wish
@@ -27,6 +27,7 @@ from protocols.modelsync.verify import Duty
 from protocols.modelsync.verify_wire import Case
 from protocols.modelsync.wire import (
     ATTEMPT,
+    LANES_MAX,
     READY,
     REDUCE,
     Answer,
@@ -67,8 +68,7 @@ class _Part:
 class ModelSync:
     """The runs that trainers of this node take part in, and the states it can give to others.
 
-    `on_certificate` is told of each round that was committed here. `owns` says if we can average
-    shards for others (not behind a relay). `folder` is where what is being downloaded may lie.
+    `owns` says if we can average shards for others (not behind a relay).
     """
 
     def __init__(
@@ -80,8 +80,6 @@ class ModelSync:
         peers: Callable[[], list[PeerId]],
         bulk: Bulk | None = None,
         work: Work | None = None,
-        folder: Path | None = None,
-        on_certificate: Callable[[Certificate], None] | None = None,
         owns: Callable[[], bool] = lambda: True,
     ) -> None:
         self._bulk, self._owns = bulk, owns
@@ -90,7 +88,6 @@ class ModelSync:
         self._members = Members(self._registry, rpc.peer, peers)
         self._parts: dict[str, _Part] = {}
         self._work = work or in_threads()
-        self._on_certificate = on_certificate
         self._states = States(
             rpc, self._registry, self._work, lane_of=self._lane, is_busy=self._is_busy
         )
@@ -134,23 +131,35 @@ class ModelSync:
         """The trainer goes on from a checkpoint: its certificate names the lane's electorate."""
         self._lane(run, lane).adopt(certificate)
 
-    async def join(self, run: str, lane: int, round_: int, target: Vector) -> Fetched | None:
+    async def join(
+        self, run: str, lane: int, round_: int, target: Vector, progress: Progress | None = None
+    ) -> Fetched | None:
         """If members hold a later state than that before `round_`, load it into `target`.
 
-        Then the run counts us as a member. Call it once for each lane, before its first submit.
+        `progress` is told how many chunks are right, and how many there are. Then the run counts
+        us as a member. Call it once for each lane, before its first submit.
         """
-        fetched = await self._states.join(run, lane, round_, target)
+        fetched = await self._states.join(run, lane, round_, target, progress)
         await self._renew(run)
         return fetched
 
     async def fetch(
-        self, run: str, lane: int, target: Vector, *, at_least: int, root: bytes | None = None
+        self,
+        run: str,
+        lane: int,
+        target: Vector,
+        *,
+        at_least: int,
+        root: bytes | None = None,
+        progress: Progress | None = None,
     ) -> Fetched:
         """Load a state that must exist somewhere. Raises DeadlineExceeded if nobody gives it.
 
-        `target` may hold an old state of the lane.
+        `target` may hold an old state of the lane. `progress`: as in `join`.
         """
-        return await self._states.fetch(run, lane, target, at_least=at_least, root=root)
+        return await self._states.fetch(
+            run, lane, target, at_least=at_least, root=root, progress=progress
+        )
 
     async def submit(
         self,
@@ -163,9 +172,11 @@ class ModelSync:
         topology: str = "all",
         wish: Wish | None = None,
         is_new: bool = False,
+        elements: int = 0,
     ) -> None:
         """The lane's slice of the exchange buffer holds our contribution; at weight 0 it is not
-        read. `is_new`: we joined at this round. Raises UsageError if members would refuse it.
+        read. `is_new`: we joined at this round. `elements`: of this round's contributions, alike on
+        all members; 0: as many as the lane has. Raises UsageError if members would refuse it.
         """
         driver = self._lane(run, lane)
         check = partial(is_within, driver.contribution, CONTRIBUTION_MAX)
@@ -176,7 +187,10 @@ class ModelSync:
                 f"or beyond {CONTRIBUTION_MAX:g}",
                 hint="submit it with weight 0, and lower the learning rate",
             )
-        driver.submit(round_, root, weight, topology=topology, wish=wish, is_new=is_new)
+        if not 0 <= elements <= driver.shape.elements:
+            raise UsageError(f"{elements} elements, where the lane has {driver.shape.elements}")
+        at = round_, root, weight
+        driver.submit(*at, topology=topology, wish=wish, is_new=is_new, elements=elements)
 
     async def turn(self, run: str, lane: int, round_: int, *, timeout_s: float) -> bool | None:
         """Of a sampled run: True if we are in this round's sample; False if the round is over
@@ -211,6 +225,8 @@ class ModelSync:
         part = self._parts.pop(run, None)
         if part is None:
             return
+        for lane in part.lanes:
+            lane.stop()  # before we say what we are bound to
         part.scope.cancel()
         announced = self._states.leave(run, keep)
         at = [
@@ -236,7 +252,11 @@ class ModelSync:
         if lane is not None:
             return self._registry.certificates(run, lane)
         lanes = max((len(lease.at) for lease in self._registry.leases(run).values()), default=1)
-        return [c for number in range(lanes) for c in self._registry.certificates(run, number)]
+        return [
+            c
+            for number in range(min(lanes, LANES_MAX))
+            for c in self._registry.certificates(run, number)
+        ]
 
     def contributions(self, run: str) -> list[Contribution]:
         """What each member has brought to the rounds that this node took part in."""
@@ -272,13 +292,14 @@ class ModelSync:
         run, sample = part.attachment.run, part.attachment.sample
 
         def is_over(round_: int) -> bool:
-            last = self._registry.last_certificate(run, number)
+            last = self._registry.last_certificate(run, number, lane.rounds.electorate)
             return last is not None and last.round >= round_
 
         census = partial(self._members.census, run, number)
         if sample:
             members = partial(self.members, run)
-            sampler = Sampler(self._rpc, run, number, sample, members, is_over)
+            least = part.attachment.min_members
+            sampler = Sampler(self._rpc, run, number, sample, members, is_over, least)
             part.samplers.append(sampler)
             census = partial(self._census_of, run, number, sampler)
         lane = LaneDriver(
@@ -291,9 +312,9 @@ class ModelSync:
             stored=partial(self._registry.continuing, run, number),
             accounts=part.accounts,
             work=self._work,
+            owns=self._owns,
             trust=self._trust if part.attachment.is_verified else None,
             bulk=self._bulk,
-            owns=self._owns,
             is_back=is_back,
         )
         part.lanes.append(lane)
@@ -332,12 +353,11 @@ class ModelSync:
     async def _committed(self, certificate: Certificate) -> None:
         """Put the certificate into the store: the proposer at once, others if it did not."""
         part = self._parts.get(certificate.run)
-        if self._on_certificate is not None:
-            self._on_certificate(certificate)
         if certificate.proposer != self._rpc.peer:
             await trio.sleep(PUBLISH_WAIT_S)
             run, lane, round_ = certificate.run, certificate.lane, certificate.round
-            if self._registry.certificate(run, lane, round_) is not None:
+            stored = self._registry.certificate(run, lane, round_)
+            if stored is not None and stored.result == certificate.result:
                 return
         lanes = len(part.lanes) if part is not None else 1
         await self._registry.publish(certificate, lanes=lanes)

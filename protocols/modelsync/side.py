@@ -34,6 +34,7 @@ class Terms:
     aggregator: Aggregator
     memory: Memory
     held: Held | None = None
+    wants_sent: bool = False
 
 
 class Side:

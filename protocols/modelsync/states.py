@@ -4,12 +4,13 @@ ModelSync owns one `States` and passes calls through; it knows lanes only as `La
 """
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
 import numpy as np
 
+from protocols.modelsync.ballots import Electorate
 from protocols.modelsync.codecs import Vector
 from protocols.modelsync.donor import Donor
 from protocols.modelsync.download import Progress
@@ -44,8 +45,9 @@ class Lane(Protocol):
         """The round that it is to make next."""
         ...
 
-    def is_electorate(self, members: Collection[PeerId]) -> bool:
-        """True if these speak for the members of the last certificate that we know."""
+    @property
+    def electorate(self) -> Electorate:
+        """Who speaks for the members of the last certificate that we know."""
         ...
 
     def adopt(self, certificate: Certificate | None) -> None:
@@ -160,13 +162,12 @@ class States:
         part = self._lane_of(run, lane)
 
         def makers() -> list[PeerId]:
-            last = self._registry.last_certificate(run, lane)
-            return list(last.members) if last is not None else []
+            return self._registry.makers(run, lane, part.electorate)
 
         def members() -> list[PeerId]:
             return list(dict.fromkeys([*makers(), *self._registry.leases(run)]))
 
-        return Aim(run, lane, at_least, members, part.is_electorate, root, makers)
+        return Aim(run, lane, at_least, members, part.electorate.is_quorum, root, makers)
 
     def _next_round(self, run: str, lane: int) -> int:
         try:

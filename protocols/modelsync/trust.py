@@ -51,7 +51,9 @@ FINDING_KEPT_S = 24 * 3600.0  # seconds: a case is closed within a few rounds
 BAN_KEPT_S = 30 * 24 * 3600.0  # seconds: longer than a run lasts
 OPEN_S = 4.0  # seconds for a holder to answer
 CHUNK_WAIT_S = 4.0  # seconds for the next chunk, as in a round: then it counts as withheld
-SERVED_MAX = 4  # contributions given at a time: the training goes first
+SERVED_MAX = 4  # contributions given at a time, one to each peer: the training goes first
+BUSY_WAIT_S = 60.0  # seconds for a holder that has no room: all members ask at once
+BUSY_REST_S = 0.5  # seconds until it is asked again
 SERVE_S = 120.0  # seconds for one of them
 HELD_MAX = 2 * KEPT_ROUNDS  # contributions held a run and lane: our own, and those in question
 
@@ -96,7 +98,7 @@ class Trust:
         self._rpc, self._store, self._work = rpc, store, work
         self._tolerance = tolerance
         self._runs: dict[str, _Run] = {}
-        self._served = 0
+        self._served: set[PeerId] = set()
         rpc.serve_stream(CONTRIBUTION, self._on_wanted)
 
     async def run(
@@ -326,7 +328,7 @@ class Trust:
             if source == self._rpc.peer or source not in certificate.members:
                 continue
             try:
-                data = await self._fetch(source, Wanted(run, case.lane, commitment), shards)
+                data = await self._asked(source, Wanted(run, case.lane, commitment), shards)
                 await self._work(partial(decode_chunks, data, shards, certificate.codec))
             except (ShoalError, trio.TooSlowError, trio.EndOfChannel) as error:
                 _log.info("run.withheld run=%s peer=%s error=%r", run, source, error)
@@ -334,6 +336,17 @@ class Trust:
             here.hold(case.lane, commitment, data)
             return data
         return None
+
+    async def _asked(self, source: PeerId, wanted: Wanted, shards: list[int]) -> Chunks:
+        """Load it once there is room: who is asked by all at once does not withhold anything."""
+        until = trio.current_time() + BUSY_WAIT_S
+        while True:
+            try:
+                return await self._fetch(source, wanted, shards)
+            except Busy:
+                if trio.current_time() >= until:
+                    raise
+            await trio.sleep(BUSY_REST_S)
 
     async def _fetch(self, source: PeerId, wanted: Wanted, shards: list[int]) -> Chunks:
         """Load one contribution from one peer. Raises BadMessage if it is another."""
@@ -357,15 +370,15 @@ class Trust:
         data = here.held.get((wanted.lane, wanted.commitment)) if here is not None else None
         if here is None or data is None or not here.court.knows(call.peer):
             raise NotFound("no such contribution here")
-        if self._served >= SERVED_MAX:
-            raise Busy(f"{SERVED_MAX} contributions are being given already")
-        self._served += 1
+        if len(self._served) >= SERVED_MAX or call.peer in self._served:
+            raise Busy("contributions are being given already")
+        self._served.add(call.peer)
         try:
             with trio.move_on_after(SERVE_S):
                 for index, chunk in enumerate(data):
                     await call.send(Sample(index, chunk))
         finally:
-            self._served -= 1
+            self._served.discard(call.peer)
 
 
 def _about(run: str, case: Case) -> str:

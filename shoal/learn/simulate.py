@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+
 from shoal.learn.exact import mix, mix_row, sample_of, weighted_mean
 from shoal.learn.strategy import Part, Strategy, Turn, Vector
 
@@ -174,7 +176,9 @@ class Simulation:
         names = [member.name for member in active]
         values: list[Vector]
         if topology == "all":
-            values = [self._through_mean(weighted_mean(sent, weights))] * len(active)
+            mean = weighted_mean(sent, weights)
+            values = [self._through_mean(mean)] * len(active)
+            _owe(sent, weights, np.subtract(mean, values[0]))
         else:
             values = []
             for index in range(len(active)):
@@ -204,3 +208,20 @@ class Simulation:
     def _after(self, number: int, turns: dict[str, Turn]) -> Vector:
         """Return the state that those led to who made the round, for those who sat out."""
         return next(m.states[number] for m in self._members if m.name in turns)
+
+
+def _owe(sent: list[Vector], weights: list[float], lost: Vector) -> None:
+    """Take from what each member has sent what its encoding of the mean of its shard has lost.
+
+    Equal shards, and nothing less than the average weighs: see docs/protocols/modelsync.md.
+    """
+    if not lost.any():
+        return
+    bounds = [len(lost) * owner // len(sent) for owner in range(len(sent) + 1)]
+    count = sum(weight > 0 for weight in weights)
+    for owner, weight in enumerate(weights):
+        if weight > 0:
+            own = slice(bounds[owner], bounds[owner + 1])
+            factor = np.float32(min(sum(weights) / weight, count))
+            sent[owner] = sent[owner].copy()
+            sent[owner][own] -= lost[own] * factor

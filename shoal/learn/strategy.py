@@ -66,8 +66,9 @@ class Lane:
 class Turn:
     """What a committed round tells: `value` is the mean (or mix) of the contributions.
 
-    `sent` is what the others decoded of our own contribution, where the strategy asked for it;
-    `contributed` is false if we brought nothing to this round.
+    `sent` is what has arrived of our own contribution, where the strategy asked for it: what the
+    others decoded of it, less what we owe for encoding the mean of our shard. `contributed` is
+    false if we brought nothing to this round.
     """
 
     round: int

@@ -103,6 +103,19 @@ def test_after_all_were_stopped_they_go_on_where_they_were(nodes: list[Daemon]) 
     together(group, Trainer.end)
 
 
+def test_a_daemon_that_is_shut_down_has_written_what_its_trainer_had(tmp_path: Path) -> None:
+    with daemons(tmp_path, "ash") as nodes:
+        trainer = Trainer(0, nodes[0].start(), min_members=1)
+        trainer.train(5)
+        root = trainer.root
+        nodes[0].client.down()
+        assert nodes[0].wait() == 0
+        trainer.end()
+        again = Trainer(0, nodes[0].start(), min_members=1)
+        assert (again.part.source, again.round, again.root) == ("checkpoint", 5, root)
+        again.end()
+
+
 def test_after_a_power_cut_they_go_on_from_the_latest_checkpoint_that_there_is(
     nodes: list[Daemon],
 ) -> None:

@@ -171,6 +171,7 @@ class Node:
     result: Vector = field(default_factory=lambda: np.zeros(0, np.float32))
     sent: Vector = field(default_factory=lambda: np.zeros(0, np.float32))
     wrapped: Rpc | None = None  # to misbehave
+    wants_sent: bool = False
 
     def open(self, prepare: Prepare, aggregator: str = "mean") -> Exchange:
         """Open our side of an attempt."""
@@ -184,6 +185,7 @@ class Node:
             news=self._on_news,
             aggregator=aggregator_named(aggregator),
             held=self.held,
+            wants_sent=self.wants_sent,
         )
         self.opened.set()
         return self.exchange

@@ -76,6 +76,7 @@ class World:
     saved: dict[PeerId, tuple[int, bytes, Certificate | None]] = field(default_factory=dict)
     started: set[PeerId] = field(default_factory=set[PeerId])
     parted: frozenset[PeerId] = frozenset()
+    left: dict[PeerId, int] = field(default_factory=dict[PeerId, int])  # farewells
     adopted: int = 0
 
     def __post_init__(self) -> None:
@@ -91,6 +92,7 @@ class World:
         rounds = Rounds("run", signer.peer, electorate, patience_s=1.0)
         node = Node(signer, rounds, round_, root)
         self.nodes[signer.peer] = node
+        self.left.pop(signer.peer, None)
         for other in self.nodes.values():
             if other.round > node.round and self.are_linked(other.peer, node.peer):
                 self.load(node, other)
@@ -116,6 +118,14 @@ class World:
         """As kill -9: memory is gone, the last checkpoint is not."""
         del self.nodes[peer]
         self.mail = [(a, b, m) for a, b, m in self.mail if peer not in (a, b)]
+
+    def leave(self, peer: PeerId) -> None:
+        """Its user stops it: a farewell, unless it is bound. Its state stays, as a checkpoint."""
+        node = self.nodes[peer]
+        if node.rounds.bound is None:
+            self.left[peer] = node.round
+        self.saved[peer] = (node.round, node.root, node.rounds.certificate)
+        self.kill(peer)
 
     def load(self, node: Node, other: Node) -> None:
         """Fetch another's state."""
@@ -170,7 +180,7 @@ class World:
 
     def tick(self, node: Node) -> None:
         """Let a node look at the clock; now and then, its attempt runs out of time."""
-        node.rounds.see(live=list(self.nodes), left={})
+        node.rounds.see(live=list(self.nodes), left=self.left)
         ballot = node.rounds.ballot
         if ballot is not None:
             haste = self.haste if ballot.proposer != node.peer else 0.05
@@ -271,7 +281,7 @@ class World:
         elif isinstance(body, Go) and pledge.told is None:
             pledge.go(body)
         elif isinstance(body, Abort):
-            node.rounds.failed(pledge.prepare.ballot, body.excluded)
+            node.rounds.failed(pledge.prepare.ballot, body.excluded, is_void=body.is_void)
             self.announce(node)
 
     def work(self, node: Node) -> None:
@@ -338,7 +348,7 @@ class World:
             self.certify(outcome)
             order = Order(Commit(outcome))
         else:
-            order = Order(Abort(sorted(outcome.excluded)))
+            order = Order(Abort(sorted(outcome.excluded), outcome.is_void))
         for member in tally.prepare.members:
             if member != node.peer:
                 self.send(node.peer, member, order)
@@ -353,6 +363,7 @@ class World:
             stale=outcome.stale,
             attempt=outcome.attempt,
             bounds=outcome.bounds,
+            is_void=outcome.is_void,
         )
         self.announce(node)
 

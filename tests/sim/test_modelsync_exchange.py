@@ -7,10 +7,11 @@ from trio.testing import MockClock
 
 from protocols.modelsync.aggregate import aggregator_named, weighted_mean
 from protocols.modelsync.codecs import Vector, codec_named
+from protocols.modelsync.memory import Memory
 from protocols.modelsync.neighbours import sources
 from protocols.modelsync.news import Complete
 from protocols.modelsync.sealing import commitment_of
-from protocols.modelsync.shards import weighted_shards
+from protocols.modelsync.shards import shard_range, weighted_shards
 from protocols.modelsync.wire import Bound, Prepare, result_of
 from shoal.learn.exact import mix, mix_row
 from tests.sim.exchanges import Members, number_of
@@ -49,6 +50,74 @@ async def test_all_get_the_same_bits_whatever_the_codec(
     assert members.net.errors == []
 
 
+@pytest.mark.parametrize(
+    ("codec", "aggregator"), [("int4", "mean"), ("topk", "mean"), ("int4", "median")]
+)
+async def test_an_owner_owes_what_its_encoding_of_the_mean_has_lost(
+    autojump_clock: MockClock, nursery: trio.Nursery, codec: str, aggregator: str
+) -> None:
+    """So that what all members have brought and what all have got differ by what they owe."""
+    members = Members(nursery, 4, SMALL)
+    weights = [1.0, 4.0, 3.0, 0.0]
+    prepare = members.prepare(codec=codec, weights=weights)
+    for node in members.nodes[1:]:
+        node.wants_sent = True
+    await members.run(prepare, aggregator=aggregator)
+    members.apply()
+    seen = [through(codec, vector) for vector in members.vectors[:3]]
+    lost = weighted_mean(seen, weights[:3]) - members.nodes[0].result
+    factors = [0.0, 8 / 4, 8 / 3] if aggregator == "mean" else [0.0] * 3
+    for index, (ours, factor) in enumerate(zip(seen, factors, strict=True)):
+        start, stop = shard_range(prepare.shards, index)
+        expected = ours.copy()
+        expected[start:stop] -= lost[start:stop] * np.float32(factor)
+        assert np.array_equal(members.nodes[index].sent, expected)
+    assert not members.nodes[3].sent.any()
+
+
+@pytest.mark.parametrize("codec", ["float32", "int8"])
+async def test_one_contribution_lies_where_the_mean_will(
+    autojump_clock: MockClock,
+    nursery: trio.Nursery,
+    monkeypatch: pytest.MonkeyPatch,
+    codec: str,
+) -> None:
+    """Memory of a node: the means, and of n - 2 members what they bring to its shard."""
+    taken: list[int] = []
+    take = Memory.take
+
+    def noting(memory: Memory, size_bytes: int) -> memoryview:
+        taken.append(size_bytes)
+        return take(memory, size_bytes)
+
+    monkeypatch.setattr(Memory, "take", noting)
+    members = Members(nursery, 4, LARGE, by_bulk=True)
+    await members.run(members.prepare(codec=codec))
+    members.apply()
+    expected = weighted_mean([through(codec, vector) for vector in members.vectors], [1.0] * 4)
+    for node in members.nodes:
+        assert np.array_equal(node.result, through(codec, expected, is_mean=True))
+    size = codec_named(codec).size
+    assert size is not None
+    wholes = 1.5 if codec == "float32" else 2.5  # where float32 is sent from the buffer itself
+    assert sum(taken) < 4 * wholes * size(LARGE) * 1.01
+
+
+async def test_who_weighs_little_does_not_owe_more_than_among_equals(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """Weights are what members claim: a huge one must not make the others shout the next time."""
+    members = Members(nursery, 2, SMALL)
+    members.nodes[0].wants_sent = True
+    prepare = members.prepare(codec="int4", weights=[1.0, 1e6])
+    await members.run(prepare)
+    members.apply()
+    ours, theirs = (through("int4", vector) for vector in members.vectors)
+    lost = weighted_mean([ours, theirs], [1.0, 1e6]) - members.nodes[0].result
+    ours[: prepare.shards[0]] -= 2 * lost[: prepare.shards[0]]
+    assert np.array_equal(members.nodes[0].sent, ours)
+
+
 @pytest.mark.parametrize("by_bulk", [True, False])
 async def test_shards_may_be_of_any_size_also_none(
     autojump_clock: MockClock, nursery: trio.Nursery, by_bulk: bool
@@ -63,11 +132,12 @@ async def test_shards_may_be_of_any_size_also_none(
     assert not members.nodes[1].sent.any()
 
 
+@pytest.mark.parametrize("is_sealed", [False, True])
 async def test_who_has_nothing_to_say_gets_zeros_from_all(
-    autojump_clock: MockClock, nursery: trio.Nursery
+    autojump_clock: MockClock, nursery: trio.Nursery, is_sealed: bool
 ) -> None:
     members = Members(nursery, 2, SMALL)
-    await members.run(members.prepare(weights=[0.0, 0.0]))
+    await members.run(members.prepare(weights=[0.0, 0.0], is_sealed=is_sealed))
     members.apply()
     assert not any(node.result.any() for node in members.nodes)
 

@@ -1,7 +1,7 @@
 """Faults in the data of an attempt: who is accused of what, and what is left when it is over."""
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,9 @@ from trio.testing import MockClock
 
 from protocols.modelsync.aggregate import weighted_mean
 from protocols.modelsync.shards import weighted_shards
-from protocols.modelsync.wire import Piece
+from protocols.modelsync.wire import REDUCE, Piece
 from tests.sim.exchanges import Members, number_of
+from wire.errors import ShoalError
 
 LARGE, SMALL = 2_400_000, 70_000  # elements: by bulk with up to 8 members, and not
 
@@ -158,6 +159,33 @@ async def test_who_brings_another_vector_than_it_committed_to_is_found(
     assert np.array_equal(villain.contribution, honest)
     for node in (members.nodes[0], members.nodes[2]):
         assert (number_of(villain.peer), "bad") in node.faults
+
+
+@pytest.mark.parametrize("topology", ["all", "ring"])
+async def test_a_call_cannot_write_where_a_transfer_writes(
+    autojump_clock: MockClock, nursery: trio.Nursery, topology: str
+) -> None:
+    """Else a chunk could become another one after it was checked."""
+    members = Members(nursery, 3, LARGE, by_bulk=True)
+    owner, villain = members.nodes[:2]
+    members.meadow.slow_s[villain.peer] = 0.5
+    prepare = members.prepare(is_sealed=topology != "all", topology=topology)
+
+    async def write() -> None:
+        await owner.opened.wait()
+        first = villain.contribution[:262_144].tobytes()  # nothing is wrong with it, as yet
+        async with villain.rpc.stream(owner.peer, REDUCE, timeout_s=1) as call:
+            await call.send(Piece(prepare.run, *prepare.ballot, index=0, data=first))
+            with suppress(ShoalError, trio.EndOfChannel):
+                await call.receive()
+
+    async with trio.open_nursery() as beside:
+        beside.start_soon(write)
+        await members.run(prepare, within_s=20)
+    assert (number_of(villain.peer), "bad") in owner.faults
+    assert owner.exchange is not None
+    by_transfers = 4 * (sum(prepare.shards[:2]) if topology == "all" else LARGE)
+    assert owner.exchange.bytes_by_peer[villain.peer][0] == by_transfers
 
 
 async def test_a_cancelled_exchange_lets_go_of_everything(

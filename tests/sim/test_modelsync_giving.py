@@ -1,11 +1,13 @@
 """What a donor gives: copies, few at a time, after the rounds; nothing that is not asked."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import trio
 from trio.testing import MockClock
 
-from protocols.modelsync.donor import COPIES_MAX, DOWNLOADS_MAX, KEPT_S
+from protocols.modelsync.donor import COPIES_MAX, DOWNLOADS_MAX, DOWNLOADS_OF_PEER, KEPT_S
 from protocols.modelsync.state import State, state_root
 from protocols.modelsync.state_wire import (
     CHUNKS as CHUNKS_METHOD,
@@ -129,9 +131,13 @@ async def test_a_lane_has_two_copies_at_most_and_none_that_is_loaded_is_dropped(
 
 async def test_only_some_load_at_a_time(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
     swarm, root = make(nursery, 1), state_root(vector(5))
-    for _ in range(DOWNLOADS_MAX):
-        nursery.start_soon(opened, swarm, root, 30.0)
-    await trio.sleep(1)
+    greedy = [Signer(bytes([200 + n]) * 32) for n in range(DOWNLOADS_MAX // DOWNLOADS_OF_PEER)]
+    for signer in greedy:
+        for _ in range(DOWNLOADS_OF_PEER):
+            nursery.start_soon(partial(opened, swarm, root, 30.0, by=signer))
+        await trio.sleep(1)
+        with pytest.raises(Busy, match="you load"):
+            await opened(swarm, root, by=signer)
     with pytest.raises(Busy, match="already"):
         await opened(swarm, root, by=Signer(b"k" * 32))
     await trio.sleep(30)

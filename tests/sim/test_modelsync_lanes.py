@@ -93,7 +93,25 @@ async def test_in_a_run_with_a_codec_wishes_for_others_do_not_count(
     await swarm.train(1)
     certificate = swarm.trainers[0].outcomes[0].certificate
     assert certificate is not None
-    assert (certificate.codec, certificate.every) == ("float32", 3)
+    assert (certificate.codec, certificate.every) == ("float32", 0)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_round_moves_as_much_as_is_brought_to_it(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    sent = [np.zeros(ELEMENTS, np.float32) for _ in range(3)]
+    swarm = Swarm(Net(nursery), nursery)
+    for buffer in sent:
+        await swarm.add(min_members=3, sizes=(ELEMENTS, ELEMENTS // 5), sent=buffer)
+    await swarm.train(4)
+    swarm.check(4)
+    for trainer, buffer in zip(swarm.trainers, sent, strict=True):
+        moved = [outcome.bytes_out for outcome in trainer.outcomes]
+        assert moved[3] < moved[2] / 4
+        assert np.array_equal(buffer[: ELEMENTS // 5], trainer.contribution(3)[: ELEMENTS // 5])
+    with pytest.raises(UsageError, match="elements"):
+        await swarm.trainers[0].sync.submit(RUN, 0, 4, bytes(32), 1.0, elements=ELEMENTS + 1)
     nursery.cancel_scope.cancel()
 
 

@@ -20,7 +20,7 @@ def chaos(world: World, steps: int) -> None:
         if event < 0.004 and len(gone) < (world.count - 1) // 2:
             victim = world.random.choice(list(world.nodes))
             if not world.is_last_to_know(victim):
-                world.kill(victim)
+                world.random.choice([world.kill, world.leave])(victim)
         elif event < 0.012 and gone:
             world.start(world.random.choice(gone))
         elif event < 0.016:

@@ -170,6 +170,21 @@ async def test_a_charge_of_withholding_that_others_refute_bans_nobody(
     await end(swarm)
 
 
+async def test_a_holder_that_all_ask_at_once_is_not_said_to_withhold(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = Swarm(nursery)
+    for _ in range(20):
+        await swarm.add()
+    certificate = await swarm.one_round()
+    validator, target = next(iter(assignments(certificate).items()))
+    liar = next(m for m in swarm.members if m.peer == validator)
+    await liar.accuse(certificate, target, "withheld")
+    await rounds(swarm, 3)
+    assert swarm.banned() == [set()] * 20
+    await end(swarm)
+
+
 async def test_who_comes_later_learns_of_bans_from_those_who_were_there(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:

@@ -76,6 +76,7 @@ class Trainer:
     min_members: int = 1
     patience_s: float = 20.0
     lanes: int = 1
+    sizes: tuple[int, ...] = (ELEMENTS,)  # of the contributions, round by round and over again
     lane: int = 0
     sample: int = 0
     topology: str = "all"
@@ -118,7 +119,12 @@ class Trainer:
 
     def contribution(self, round_: int) -> codecs.Vector:
         random = np.random.default_rng((self.number, self.lane, round_))
-        return random.standard_normal(ELEMENTS, dtype=np.float32)
+        vector = random.standard_normal(ELEMENTS, dtype=np.float32)
+        vector[self.size(round_) :] = 0
+        return vector
+
+    def size(self, round_: int) -> int:
+        return self.sizes[round_ % len(self.sizes)]
 
     async def attach(self) -> None:
         if self.lane == 0:
@@ -197,6 +203,7 @@ class Trainer:
             weight,
             topology=self.topology,
             wish=self.wish,
+            elements=self.size(self.round),
         )
         outcome = await self.sync.outcome(RUN, self.lane, timeout_s=600)
         assert outcome is not None

@@ -89,9 +89,17 @@ def test_who_left_before_this_round_is_no_voter_who_left_after_it_is() -> None:
     assert electorate("ABC", left={C: 5}).voters() == {A, B}
     later = electorate("ABC", left={C: 6})
     assert later.voters() == {A, B, C}
-    assert later.later_farewell(5) == 6
-    assert electorate("ABC", left={C: 5}).later_farewell(5) is None
-    assert electorate("ABC", left={D: 9}).later_farewell(5) is None
+    assert not later.is_over([]), "one alone may lie"
+    assert electorate("ABC", left={C: 6, B: 9}).is_over([])
+    assert electorate("ABC", left={C: 6}).is_over([B])
+    assert not electorate("ABC", left={C: 5, D: 9}).is_over([])
+    assert not electorate("AB", left={A: 5, B: 5}).is_over([])
+
+
+def test_before_the_first_certificate_leavers_of_later_rounds_count_beside_the_present() -> None:
+    first = Electorate(2, live=frozenset(names("AB")), left={C: 3})
+    assert not first.is_over([])
+    assert Electorate(2, live=frozenset(names("A")), left={B: 3}).is_over([])
 
 
 def test_the_first_round_needs_most_of_those_with_a_lease_and_min_members() -> None:

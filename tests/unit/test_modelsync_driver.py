@@ -37,6 +37,8 @@ class Result:
     shards: list[bytes]
     bytes_in: int = 3
     bytes_out: int = 4
+    rate: int = 5
+    prepare: Prepare = field(default_factory=lambda: prepare(0))
 
     def take(self, into: Any, sent: Any) -> None:
         into[:] = 7

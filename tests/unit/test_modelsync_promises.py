@@ -30,7 +30,7 @@ def test_what_we_promised_outlives_a_withdrawal() -> None:
 
 
 def bound_to(attempt: int, **changes: object) -> Bound:
-    base = Bound(attempt, C, b"r" * 32, [A, B, C], [1.0, 1.0, 1.0], [4, 3, 3], "float32", 9)
+    base = Bound(attempt, C, b"r" * 32, [A, B, C], [1.0, 1.0, 1.0], [4, 3, 3], "float32")
     return msgspec.structs.replace(base, **changes)
 
 
@@ -115,3 +115,8 @@ def test_an_attempt_that_failed_otherwise_leaves_us_bound() -> None:
     rounds.hold(bound_to(0))
     rounds.failed(Ballot(1, 0, C), [B])
     assert rounds.bound == bound_to(0)
+
+
+def test_no_proposer_changes_the_pause_of_a_run_that_is_not_auto() -> None:
+    assert member().offered(offer(every=1 << 20)) == "schema"
+    assert member().offered(offer(adopt=bound_to(0, shards=[10, 0, 0], every=9))) == "invalid"

@@ -1,5 +1,7 @@
 """Certificates and leases in the store: whole, bounded, and believed only if they are signed."""
 
+from typing import Any
+
 import msgspec
 import pytest
 import trio
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from protocols.modelsync import wire
+from protocols.modelsync.ballots import Electorate
 from protocols.modelsync.registry import PARTS_MAX, MemberLease, Registry, slots_of
 from protocols.modelsync.wire import LANES_MAX, MEMBERS_MAX, ROUNDS_MAX, Certificate
 from tests.sim.training import SharedStore
@@ -146,3 +149,31 @@ async def test_a_lease_of_the_most_lanes_fits_a_value_of_the_store(
     await Registry(store, A).put_lease("run", lease, 9.0)
     assert Registry(store, B).leases("run") == {A: lease}
     assert all(len(msgspec.msgpack.encode(i.value)) <= 2048 for i, _ in store.items.values())
+
+
+async def test_who_made_the_last_round_is_told_by_the_chain_not_by_who_says_a_later_one(
+    autojump_clock: MockClock,
+) -> None:
+    items: Any = {}
+    ours, hostile = (
+        Registry(SharedStore(signer.peer, items), signer.peer) for signer in SIGNERS[:2]
+    )
+    for round_ in (0, 1):
+        await ours.publish(certificate(3, round_, start=2), lanes=1)
+    await hostile.publish(certificate(1, 999, start=1), lanes=1)
+    known = Electorate(2, certificate=certificate(3, 0, start=2))
+    assert ours.makers("run", 0, known) == certificate(3, 1, start=2).members
+    sampled = Electorate(2, sample=3)
+    assert ours.last_certificate("run", 0, sampled) == certificate(3, 1, start=2)
+    gone = Electorate(2, certificate=certificate(3, 500, start=2))
+    assert ours.makers("run", 0, gone) == [B]
+
+
+async def test_an_author_has_as_many_certificates_of_a_lane_as_there_are_slots(
+    autojump_clock: MockClock,
+) -> None:
+    store = SharedStore(A, {})
+    data = msgspec.msgpack.encode(certificate(1, 3))
+    for slot in ("064", "999", "x", "0000", "1"):
+        await store.put("runs", f"run/round/000/{slot}/@{A}/00", [3, 1, data])
+    assert Registry(store, A).certificates("run") == []

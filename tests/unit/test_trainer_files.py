@@ -9,8 +9,10 @@ import torch
 from shoal.learn_torch import AccumAdamW
 from shoal.pytorch.saved import Counters, load, save
 
+Kind = type[torch.optim.AdamW] | type[AccumAdamW]
 
-def trained(kind: type[torch.optim.Optimizer], steps: int) -> torch.optim.Optimizer:
+
+def trained(kind: Kind, steps: int) -> torch.optim.Optimizer:
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.ones(3, 2))
     optimizer = kind([weight])
@@ -22,7 +24,7 @@ def trained(kind: type[torch.optim.Optimizer], steps: int) -> torch.optim.Optimi
 
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, AccumAdamW])
 def test_an_optimizer_goes_on_as_if_nothing_had_been(
-    tmp_path: Path, kind: type[torch.optim.Optimizer]
+    tmp_path: Path, kind: Kind
 ) -> None:
     path, own = tmp_path / "trainer-x.safetensors", {"residual-000": np.arange(3, dtype="f4")}
     before, after = trained(kind, 5), trained(kind, 0)
