@@ -31,7 +31,7 @@ from node.tensor_file import (
     sync_folder,
     write_tensors,
 )
-from protocols.modelsync.state import CHUNK_BYTES, State, root_of, state_root
+from protocols.modelsync.state import CHUNK_BYTES, State, root_of
 from protocols.modelsync.wire import ELEMENTS_MAX, LANES_MAX, Certificate, Round
 from wire.errors import NotFound, UsageError
 from wire.ports import OffLoop
@@ -89,21 +89,28 @@ def lane_path(directory: Path, lane: int) -> Path:
     return directory / FOLDER / f"lane-{lane:03d}.safetensors"
 
 
-def save_checkpoint(directory: Path, lane: int, state: State) -> None:
-    """Write a state, from a copy; blocking. Raises OSError, BadFile if it changed meanwhile."""
-    copy = state.vector.astype("<f4", copy=True)
-    if state_root(copy) != state.root:
-        raise BadFile(f"the state before round {state.round} has changed while it was copied")
+def save_checkpoint(directory: Path, lane: int, state: State, *, is_copied: bool = False) -> None:
+    """Write a state, and read what was written; blocking. Raises OSError, BadFile if it changed
+    meanwhile. is_copied: copy it first, which costs its size in memory but takes less long.
+    """
+
+    def check(written: Path) -> None:
+        pieces = find_tensor(written, _STATE).pieces(CHUNK_BYTES)
+        if root_of(hashlib.sha256(piece).digest() for piece in pieces) != state.root:
+            raise BadFile(f"the state before round {state.round} has changed while it was written")
+
+    vector = state.vector.copy() if is_copied else state.vector
     path = lane_path(directory, lane)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     certificate = b"" if state.certificate is None else msgspec.msgpack.encode(state.certificate)
     metadata = {
         "round": str(state.round),
         "root": state.root.hex(),
-        "elements": str(len(copy)),
+        "elements": str(len(vector)),
         "certificate": certificate.hex(),
     }
-    write_tensors(path, [NamedTensor(_STATE, (len(copy),), copy)], metadata, backup=True)
+    tensor = NamedTensor(_STATE, (len(vector),), vector)
+    write_tensors(path, [tensor], metadata, backup=True, check=check)
 
 
 def load_checkpoint(directory: Path, run: str, lane: int, target: Vector) -> Checkpoint | None:
@@ -192,6 +199,7 @@ class Checkpoints:
         self._every_s, self._now = every_s, now
         self._unsaved: dict[int, State] = {}
         self._saved_at: dict[int, float] = {}
+        self._copied: set[int] = set()  # lanes whose trainer is faster than the disk
         self._news = trio.Event()
         self._turn = trio.Lock()
 
@@ -212,6 +220,7 @@ class Checkpoints:
     async def flush(self) -> None:
         """Write what is not written yet: at leave and at stop. All is on disk on return."""
         for lane in list(self._unsaved):
+            self._copied.add(lane)  # there may be no next time
             await self._save(lane)
         async with self._turn:  # what `run` was writing is written
             return
@@ -231,9 +240,13 @@ class Checkpoints:
             if state is None:
                 return
             self._saved_at[lane] = self._now()
+            is_copied = lane in self._copied
+            save = partial(save_checkpoint, self._directory, lane, state, is_copied=is_copied)
             try:
-                await self._off_loop(partial(save_checkpoint, self._directory, lane, state))
+                await self._off_loop(save)
             except (OSError, BadFile) as error:  # a full disk ends no training
+                if isinstance(error, BadFile):
+                    self._copied.add(lane)
                 _log.warning("run.checkpoint_lost lane=%d error=%s", lane, error)
 
 

@@ -133,9 +133,8 @@ class Runs:
         """Start a run's script. Raises UsageError, or Busy if the run is going on."""
         self._check_script(request)
         record = self._records.new(request.name)
-        begin_anew(record.directory)
         record.before = []
-        return self._launch(record, request)
+        return self._launch(record, request, is_anew=True)
 
     def resume(self, name: str) -> Run:
         """Start a run's script again, as it was started; it goes on from the checkpoint.
@@ -150,8 +149,9 @@ class Runs:
         """Stop this node's part in a run; the others go on."""
         record = self._records.get(name)
         record.stopping = True
-        if record.child is not None:
-            await record.child.terminate()
+        if record.child is not None or record.is_supervised:
+            if record.child is not None:
+                await record.child.terminate()
             with trio.move_on_after(STOP_WAIT_S):
                 await record.ended.wait()
         elif record.trainer is not None:
@@ -168,8 +168,8 @@ class Runs:
     async def export(self, name: str, path: Path) -> Exported:
         """Write the model of a run's checkpoints. Raises NotFound, UsageError, BadFile."""
         record = self._records.get(name)
-        if not path.is_absolute():
-            raise UsageError(f"{path} is not an absolute path")
+        if not path.is_absolute() or not path.name:
+            raise UsageError(f"{path} is not an absolute path of a file")
         if record.trainer is not None:
             await record.trainer.checkpoints.flush()
         try:
@@ -191,11 +191,20 @@ class Runs:
         if not Path(request.script).is_file():
             raise UsageError(f"there is no script {request.script}")
 
-    def _launch(self, record: Record, request: StartRun) -> Run:
+    def _launch(self, record: Record, request: StartRun, *, is_anew: bool = False) -> Run:
+        try:
+            if is_anew:
+                begin_anew(record.directory)
+            config = save_start(record.directory, request)
+        except OSError as error:
+            record.error = f"cannot write in {record.directory}: {error}"
+            self._records.enter(record, "failed")
+            raise UsageError(record.error) from error
+        record.is_supervised = True
         env = {
             **self._env,
             "SHOAL_RUN_NAME": record.name,
-            "SHOAL_RUN_CONFIG": str(save_start(record.directory, request)),
+            "SHOAL_RUN_CONFIG": str(config),
             "SHOAL_RUN_DIR": str(record.directory),
             "PYTHONUNBUFFERED": "1",
         }
@@ -204,11 +213,13 @@ class Runs:
         return self._records.view(record)
 
     async def _supervise(self, record: Record, script: Path, env: dict[str, str]) -> None:
-        log_path, record.is_supervised = record.directory / "train.log", True
+        log_path = record.directory / "train.log"
         try:
             argv = [sys.executable, str(script)]
             async with open_child(argv, env=env, log_path=log_path) as child:
                 record.child = child
+                if record.stopping:  # before it was there
+                    await child.terminate()
                 status = await child.wait()
         except OSError as error:
             record.error, status = f"cannot start it: {error}", 1

@@ -9,7 +9,7 @@ and nodes without the `torch` extra can keep checkpoints. Source: the safetensor
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -85,11 +85,16 @@ class Found:
 
 
 def write_tensors(
-    path: Path, tensors: Sequence[NamedTensor], metadata: Mapping[str, str], *, backup: bool = False
+    path: Path,
+    tensors: Sequence[NamedTensor],
+    metadata: Mapping[str, str],
+    *,
+    backup: bool = False,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a file whole or not at all. Raises OSError.
+    """Write a file whole or not at all. Raises OSError, and what `check` raises.
 
-    backup: what had its name stays as `.bak`.
+    backup: what had its name stays as `.bak`. check: looks at the file before it gets its name.
     """
     header: dict[str, object] = {_METADATA: dict(metadata)}
     at = 0
@@ -106,6 +111,8 @@ def write_tensors(
         for tensor in tensors:
             file.write(np.ascontiguousarray(tensor.vector, dtype="<f4").data)
         file.flush()
+        if check is not None:
+            check(partial)
         os.fsync(file.fileno())
     if backup and path.exists():
         os.replace(path, backup_of(path))

@@ -38,6 +38,7 @@ from shoal.runs import (
     AskTurn,
     Attach,
     Attached,
+    CertificateView,
     Checked,
     Duty,
     FetchState,
@@ -243,7 +244,7 @@ class Trainers:
             trainer.rounds_done += 1
             record.totals.count(result)
             record.at[lane] = result.round + 1
-            append_line(record.directory / CERTIFICATES, certificate_view(outcome.certificate))
+            self._write(record, CERTIFICATES, certificate_view(outcome.certificate))
             members = len(result.members)
             _log.info(
                 "round", run=name, lane=lane, round=result.round, members=members, s=result.seconds
@@ -321,6 +322,13 @@ class Trainers:
             every=last.every or trainer.shape.every,
         )
         record.take(metric)
-        append_line(record.directory / METRICS, metric)
+        self._write(record, METRICS, metric)
         record.news.send(metric)
         return metric
+
+    @staticmethod
+    def _write(record: Record, name: str, line: Metric | CertificateView) -> None:
+        try:
+            append_line(record.directory / name, line)
+        except OSError as error:  # a full disk ends no training
+            _log.warning("line_lost", run=record.name, file=name, error=str(error))

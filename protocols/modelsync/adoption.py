@@ -13,7 +13,7 @@ import trio
 
 from protocols.modelsync.codecs import MEAN_MAX, Vector, codec_named
 from protocols.modelsync.links import blaming
-from protocols.modelsync.news import MEAN_WAIT_S, OPEN_S, Fault, Held
+from protocols.modelsync.news import MEAN_WAIT_S, OPEN_S, Fault, Held, extra_s
 from protocols.modelsync.sealing import HASH_BYTES, all_parts
 from protocols.modelsync.shards import chunks, shard_range
 from protocols.modelsync.side import Side, Terms
@@ -39,7 +39,7 @@ class Adoption(Side):
         self._hashes: list[bytes] = []
         self._got: list[list[memoryview]] = [[] for _ in adopt.shards]  # chunks by shard
         self._result: Held | None = None
-        self._patience = trio.CancelScope()
+        self._patience, self._until = trio.CancelScope(), 0.0
         if terms.held is not None and result_of(terms.held.shards) == adopt.result:
             self._result = terms.held
 
@@ -52,7 +52,8 @@ class Adoption(Side):
     async def run(self) -> None:
         """Get the result, if we have not got it. Cancel it to abort."""
         with self._patience:
-            self._patience.deadline = trio.current_time() + ADOPT_WAIT_S
+            self._until = trio.current_time() + ADOPT_WAIT_S + extra_s(self.prepare)
+            self._went_on()
             while self._result is None:
                 await self._ask_all()
         if self._result is None:
@@ -140,9 +141,12 @@ class Adoption(Side):
             start, stop = parts[index]
             await self._terms.work(partial(self._codec.refuse_bad, piece.data, stop - start))
             self._got[owner].append(memoryview(piece.data))
-            self._patience.deadline = trio.current_time() + ADOPT_WAIT_S
+            self._went_on()
             if len(self._got[owner]) == len(self._chunks(owner)):
                 await self._terms.work(partial(self._check, owner))
+
+    def _went_on(self) -> None:
+        self._patience.deadline = min(self._until, trio.current_time() + ADOPT_WAIT_S)
 
     def _chunks(self, owner: int) -> list[tuple[int, int]]:
         return list(chunks(*shard_range(self._adopt.shards, owner)))

@@ -17,7 +17,7 @@ from protocols.modelsync.codecs import MEAN_MAX, VALUE_MAX, Vector
 from protocols.modelsync.links import CallLink, blaming, chunk_wait_s
 from protocols.modelsync.news import MEAN_WAIT_S, OPEN_S, PIECE_WAIT_S, Fault, Held
 from protocols.modelsync.parcels import Parcel, floats_of, is_raw, lay_out, raw_parcel
-from protocols.modelsync.sealing import HASH_BYTES, NOTHING, Digest, Opening, hash_of
+from protocols.modelsync.sealing import HASH_BYTES, NOTHING, Digest, Opening, hash_of, update
 from protocols.modelsync.shards import CHUNK_ELEMENTS, chunks, shard_range
 from protocols.modelsync.side import Side, Terms
 from protocols.modelsync.vectors import check_within
@@ -50,10 +50,10 @@ class Butterfly(Side):
             if weight > 0
         }
         self._others_takes = [p for m, p in self._takes.items() if m != self._me]
-        memory = terms.memory
-        self._mean_memory = lay_out(list(self._means.values()), memory)
-        self._taken_memory = lay_out(self._share_place(), memory)
-        self._given_memory = None if self._borrows else lay_out(list(self._gives.values()), memory)
+        self._mean_memory = lay_out(list(self._means.values()), terms.memory)
+        self._taken_memory = lay_out(self._share_place(), terms.memory)
+        given = [] if self._borrows else list(self._gives.values())
+        self._given_memory = lay_out(given, terms.memory)
         self._hashes: dict[PeerId, bytes] = {}
         self._openings: dict[PeerId, Opening] = {}
         self._squares: dict[PeerId, float] = {}
@@ -66,8 +66,8 @@ class Butterfly(Side):
     @property
     def held(self) -> Held:
         """The complete result. It shares memory with this exchange, until `take`."""
-        data = [self._means[owner].chunks() for owner in self.prepare.members]
-        return Held(self.prepare, self.shards, data)
+        means = (self._means[owner] for owner in self.prepare.members)
+        return Held(self.prepare, self.shards, [mean.chunks() for mean in means])
 
     @property
     def brought(self) -> list[memoryview]:
@@ -114,6 +114,10 @@ class Butterfly(Side):
             take = [(self._takes[peer], wait_s)] if peer in self._takes else []
             mean = (self._means[peer], wait_s + MEAN_WAIT_S - PIECE_WAIT_S)
             self._watched[peer] = [*take, mean]
+        with self._running():
+            await self._move()
+
+    async def _move(self) -> None:
         async with trio.open_nursery() as outer:
             outer.start_soon(self._watch)
             async with trio.open_nursery() as nursery:
@@ -140,9 +144,12 @@ class Butterfly(Side):
         super().close()
         for parcel in self._others_takes:
             parcel.close()
-        if self._taken_memory is not None:
-            self._terms.memory.give_back(self._taken_memory)
-            self._taken_memory = None
+        for parcel in self._means.values():
+            parcel.on_grow = None  # a ring: our memory would wait for the garbage collector
+        self._give_back(self._taken_memory)
+        self._taken_memory = None
+        if not self.shards:  # nobody can be bound to it
+            self._let_go()
 
     def take(self, into: Vector, sent: Vector | None = None) -> None:
         """Put the result into `into`, and what has arrived of our contribution into `sent`: what
@@ -160,9 +167,10 @@ class Butterfly(Side):
             np.multiply(lost, np.float32(self._our_factor()), out=lost)
             np.subtract(sent[own], lost, out=sent[own])
         self._exact = None
-        for memory in (self._given_memory, self._mean_memory):
-            if memory is not None:
-                self._terms.memory.give_back(memory)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._give_back(self._given_memory, self._mean_memory)
         self._given_memory = self._mean_memory = None
 
     # -- moving ------------------------------------------------------------------------------
@@ -274,14 +282,13 @@ class Butterfly(Side):
                     vectors.append(self._vector(member, index))
                 except BadMessage:
                     return member
-            place = floats_of(mean.chunk(index)) if self._is_raw else None  # it goes from there
-            combined = self._combined(vectors, stop - start, place)
+            out, at = floats_of(mean.chunk(index)) if self._is_raw else None, self._own[0][0]
+            combined = self._combined(vectors, stop - start, out)
             if self._exact is not None:
-                at = self._own[0][0]
                 self._exact[start - at : stop - at] = combined
-            if place is None:
+            if out is None:  # else it was made where it goes from
                 mean.write(index, self._codec.encode_mean(combined))
-        _update(digest, mean, first, upto)
+        update(digest, mean, first, upto)
         return None
 
     def _aggregate(self, first: int, upto: int, digest: Digest) -> PeerId | None:
@@ -299,7 +306,7 @@ class Butterfly(Side):
         result = self._combined(vectors, self._own[-1][1] - start)
         for index, (at, stop) in enumerate(self._own):
             mean.write(index, self._codec.encode_mean(result[at - start : stop - start]))
-        _update(digest, mean, first, upto)
+        update(digest, mean, first, upto)
         return None
 
     def _combined(self, vectors: list[Vector], elements: int, out: Vector | None = None) -> Vector:
@@ -365,7 +372,7 @@ class Butterfly(Side):
         culprits: list[PeerId] = []
         for owner, (first, upto) in jobs.items():
             parcel = self._means[owner]
-            _update(digests[owner], parcel, first, upto)
+            update(digests[owner], parcel, first, upto)
             try:
                 for index in range(first, upto):
                     start, stop = parcel.parts[index]
@@ -391,8 +398,3 @@ class Butterfly(Side):
                     np.copyto(into[start:stop], floats_of(data))
                 else:
                     self._codec.decode_into(data, into[start:stop], MEAN_MAX)
-
-
-def _update(digest: Digest, parcel: Parcel, first: int, upto: int) -> None:
-    for index in range(first, upto):
-        digest.update(parcel.chunk(index))

@@ -332,7 +332,8 @@ class LaneDriver:
         """Put the result where the trainer finds it, then tell it and the world."""
         sent, size = self.attachment.sent, held.prepare.elements
         own = sent[self._slice][:size] if sent is not None else None
-        await suited(self._work, size)(partial(held.take, self.contribution[:size], own))
+        work = suited(self._work, size)
+        await work(partial(held.take, self.contribution[:size], own))
         outcome = Outcome(
             certificate,
             at_least=certificate.round + 1,

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import trio
 
-from protocols.modelsync.news import OPEN_S
+from protocols.modelsync.news import OPEN_S, extra_s
 from protocols.modelsync.seat import (
     BEAT_S,
     NEWS_MAX,
@@ -17,7 +17,6 @@ from protocols.modelsync.seat import (
     Hold,
     OpenExchange,
     Seat,
-    extra_s,
 )
 from protocols.modelsync.tally import Aborted
 from protocols.modelsync.wire import (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import trio
 
 from protocols.modelsync.blame import Accusation, blame
-from protocols.modelsync.news import OPEN_S
+from protocols.modelsync.news import OPEN_S, extra_s
 from protocols.modelsync.seat import (
     BEAT_S,
     NEWS_MAX,
@@ -20,7 +20,6 @@ from protocols.modelsync.seat import (
     Hold,
     OpenExchange,
     Seat,
-    extra_s,
 )
 from protocols.modelsync.tally import Aborted, Tally
 from protocols.modelsync.wire import (

@@ -73,6 +73,10 @@ class Mix(Side):
         await self._may_flow.wait()
         wait_s = chunk_wait_s(len(self._targets) + 1)
         self._watched = {peer: [(parcel, wait_s)] for peer, parcel in self._takes.items()}
+        with self._running():
+            await self._move()
+
+    async def _move(self) -> None:
         async with trio.open_nursery() as outer:
             outer.start_soon(self._watch)
             async with trio.open_nursery() as nursery:
@@ -107,9 +111,8 @@ class Mix(Side):
                     data = self._give.chunk(index)
                     self._codec.decode_into(data, sent[start:stop], MEAN_MAX)
         np.copyto(into, self._mixed)
-        if self._memory is not None:
-            self._terms.memory.give_back(self._memory)
-            self._memory = None
+        self._give_back(self._memory)
+        self._memory = None
 
     # -- moving ------------------------------------------------------------------------------
 

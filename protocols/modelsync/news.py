@@ -10,6 +10,8 @@ from wire.ids import PeerId
 OPEN_S = 4.0  # seconds to open a stream
 PIECE_WAIT_S = 4.0  # seconds for the next chunk of a contribution: 256 KiB/s
 MEAN_WAIT_S = 7.0  # seconds for the next chunk of a mean; its owner blames first
+SEAL_RATE = 20_000_000  # elements/s that any member seals at least
+ADOPT_RATE = 250_000  # elements/s at which who lacks a result gets it at least: 1 MB/s of float32
 
 
 @dataclass(frozen=True)
@@ -46,3 +48,10 @@ class Held:
 
 
 News = Callable[[Fault | Complete], None]
+
+
+def extra_s(prepare: Prepare) -> float:
+    """Seconds that members may take besides the usual, to encode all of it or to get it all."""
+    if prepare.adopt is not None:
+        return prepare.elements / ADOPT_RATE
+    return prepare.elements / SEAL_RATE if prepare.is_sealed else 0.0

@@ -152,7 +152,7 @@ def bytes_of(vector: Vector) -> memoryview:
 
 
 def floats_of(data: memoryview) -> Vector:
-    """Return the vector that lies in a raw chunk."""
+    """Return a raw chunk as what it is: `bytes_of`, the other way round."""
     return np.frombuffer(data, dtype=np.float32)
 
 

@@ -70,9 +70,14 @@ def commitment_of(codec: Codec, contribution: Vector, shards: list[int]) -> byte
 def hash_of(parcel: Parcel, first: int) -> bytes:
     """Hash a whole parcel's chunks from `first` on."""
     digest = hashlib.sha256()
-    for index in range(first, parcel.count):
-        digest.update(parcel.chunk(index))
+    update(digest, parcel, first, parcel.count)
     return digest.digest()
+
+
+def update(digest: Digest, parcel: Parcel, first: int, upto: int) -> None:
+    """Hash a parcel's chunks from `first` to before `upto`."""
+    for index in range(first, upto):
+        digest.update(parcel.chunk(index))
 
 
 class Opening:

@@ -13,19 +13,10 @@ from wire.ids import Signer
 BEAT_S = 0.5  # seconds between two signs of life on the stream of an attempt
 SILENCE_S = 2.0  # seconds without one that make a suspect: four beats
 ORDER_WAIT_S = 1.0  # seconds to get a message out to the other end of it
-SEAL_RATE = 20_000_000  # elements/s that any member seals at least
-ADOPT_RATE = 250_000  # elements/s at which who lacks a result gets it at least: 1 MB/s of float32
 NEWS_MAX = 1024  # events of one attempt: a few a member, and 64 members; more are dropped
 
 OpenExchange = Callable[[Prepare, Callable[[Fault | Complete], None]], Exchange]
 Hold = Callable[[Bound, Exchange], None]
-
-
-def extra_s(prepare: Prepare) -> float:
-    """Seconds that members may take besides the usual, to encode all of it or to get it all."""
-    if prepare.adopt is not None:
-        return prepare.elements / ADOPT_RATE
-    return prepare.elements / SEAL_RATE if prepare.is_sealed else 0.0
 
 
 class Seat:

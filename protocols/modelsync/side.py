@@ -1,7 +1,7 @@
 """What all kinds of exchange have: their terms, how they end, what they have counted."""
 
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 
 import trio
@@ -58,6 +58,8 @@ class Side:
         self._watched: dict[PeerId, list[tuple[Parcel, float]]] = {}  # in the order of coming
         self._served: set[PeerId] = set()
         self._scopes: set[trio.CancelScope] = set()
+        self._is_running = False
+        self._idle: list[memoryview] = []  # to be given back when `run` has ended
 
     @property
     def bytes_in(self) -> int:
@@ -102,6 +104,25 @@ class Side:
         """End the streams that others opened to us."""
         for scope in self._scopes:
             scope.cancel()
+
+    @contextmanager
+    def _running(self) -> Generator[None]:
+        """While `run` lasts, also after `close`, transfers read and write our memory."""
+        self._is_running = True
+        try:
+            yield
+        finally:
+            self._is_running = False
+            self._give_back()
+
+    def _give_back(self, *memories: memoryview | None) -> None:
+        """We do not need these any more: the next attempt may, once no transfer of ours does.
+        From any thread.
+        """
+        self._idle += [memory for memory in memories if memory is not None]
+        with suppress(IndexError):  # the last was taken by the other thread
+            while not self._is_running and self._idle:
+                self._terms.memory.give_back(self._idle.pop())
 
     def _fault(self, event: Fault | Complete) -> None:
         """Tell of a fault, once."""

@@ -4,12 +4,13 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
-from shoal.runs import Attach, LaneBody, Run, StartRun
+from shoal.runs import Attach, LaneBody, Report, Run, StartRun
 from shoal.shared import SharedVector
 from tests.sim.run_nodes import RunNodes
 from wire.errors import Busy, NotFound, UsageError
@@ -112,6 +113,49 @@ async def test_stopping_a_run_ends_its_process(nursery: trio.Nursery, tmp_path: 
     nursery.cancel_scope.cancel()
 
 
+async def test_a_run_can_be_stopped_before_its_process_is_there(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    nodes = await one_node(nursery, tmp_path)
+    runs = nodes.runs[0]
+    runs.start(StartRun("hasty", script(tmp_path, "import time; time.sleep(60)\n")))
+    with trio.fail_after(5):
+        assert (await runs.stop("hasty")).state == "stopped"
+    assert runs.names() == []
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_run_whose_files_cannot_be_written_has_failed_and_may_be_started_again(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    nodes = await one_node(nursery, tmp_path)
+    runs, request = nodes.runs[0], StartRun("mine", script(tmp_path, ""))
+    config = tmp_path / nodes.peers[0] / "mine" / "config.json"
+    config.mkdir(parents=True)  # as a full disk
+    for start in (partial(runs.start, request), partial(runs.start, request)):
+        with pytest.raises(UsageError, match="cannot write"):
+            start()
+        assert runs.view("mine").state == "failed"
+    config.rmdir()
+    runs.start(request)
+    assert (await until_over(nodes, "mine")).state == "finished"
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_report_that_cannot_be_written_down_ends_no_training(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    nodes = await one_node(nursery, tmp_path)
+    runs, shape = nodes.runs[0], Shape(os.getpid())
+    await runs.trainers.attach("mine", shape.attach)
+    (tmp_path / nodes.peers[0] / "mine" / "metrics.jsonl").mkdir()
+    assert (await runs.trainers.report("mine", Report(1, 0, loss=2.0))).loss == 2.0
+    assert runs.view("mine").loss == 2.0
+    await runs.stop("mine")
+    shape.close()
+    nursery.cancel_scope.cancel()
+
+
 async def test_a_trainer_that_is_killed_frees_its_place(
     nursery: trio.Nursery, tmp_path: Path
 ) -> None:
@@ -140,4 +184,7 @@ async def test_wrong_requests_are_one_clear_error_each(
         runs.start(StartRun("../mine", script(tmp_path, "")))
     with pytest.raises(NotFound):
         runs.view("nothing")
+    (tmp_path / nodes.peers[0] / "old").mkdir(parents=True)
+    with pytest.raises(UsageError, match="absolute path of a file"):
+        await runs.export("old", Path("/"))
     nursery.cancel_scope.cancel()

@@ -10,6 +10,7 @@ import trio
 from protocols.modelsync.aggregate import aggregator_named
 from protocols.modelsync.codecs import Vector
 from protocols.modelsync.exchange import Exchange, open_exchange
+from protocols.modelsync.memory import Memory
 from protocols.modelsync.news import Complete, Fault, Held
 from protocols.modelsync.shards import weighted_shards
 from protocols.modelsync.wire import REDUCE, Piece, Prepare
@@ -172,6 +173,7 @@ class Node:
     sent: Vector = field(default_factory=lambda: np.zeros(0, np.float32))
     wrapped: Rpc | None = None  # to misbehave
     wants_sent: bool = False
+    memory: Memory = field(default_factory=Memory)
 
     def open(self, prepare: Prepare, aggregator: str = "mean") -> Exchange:
         """Open our side of an attempt."""
@@ -186,6 +188,7 @@ class Node:
             aggregator=aggregator_named(aggregator),
             held=self.held,
             wants_sent=self.wants_sent,
+            memory=self.memory,
         )
         self.opened.set()
         return self.exchange

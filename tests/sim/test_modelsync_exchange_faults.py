@@ -188,6 +188,27 @@ async def test_a_call_cannot_write_where_a_transfer_writes(
     assert owner.exchange.bytes_by_peer[villain.peer][0] == by_transfers
 
 
+async def test_the_next_attempt_gets_no_memory_that_a_transfer_still_writes_to(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """An attempt that was superseded is closed at once, and runs on until it could say so."""
+    members = Members(nursery, 4, LARGE, by_bulk=True)
+    node, prepare = members.nodes[0], members.prepare()
+    async with trio.open_nursery() as attempt:
+        for each in members.nodes:
+            attempt.start_soon(each.open(prepare).run)
+        await trio.sleep(0.05)
+        (place, *_) = members.meadow.places.values()
+        written = {id(m.obj) for p in members.meadow.places.values() for m in p.buffer}
+        for each in members.nodes:
+            assert each.exchange is not None
+            each.exchange.close()
+        again = [node.memory.take(len(part) * 3) for part in place.buffer for _ in range(3)]
+        assert not {id(memory.obj) for memory in again} & written
+        attempt.cancel_scope.cancel()
+    assert id(node.memory.take(4 * LARGE).obj) in written  # but the one after has it
+
+
 async def test_a_cancelled_exchange_lets_go_of_everything(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:

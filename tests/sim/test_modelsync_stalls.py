@@ -84,7 +84,7 @@ async def test_a_result_that_takes_long_to_get_is_adopted(
         return True
 
     swarm.on_send = interfere
-    monkeypatch.setattr("protocols.modelsync.seat.ADOPT_RATE", ELEMENTS / 20, raising=False)
+    monkeypatch.setattr("protocols.modelsync.news.ADOPT_RATE", ELEMENTS / 20, raising=False)
     with trio.move_on_after(120):
         await swarm.train(3)
     assert [t.round for t in swarm.alive] == [3, 3]

@@ -76,7 +76,7 @@ class Trainer:
     min_members: int = 1
     patience_s: float = 20.0
     lanes: int = 1
-    sizes: tuple[int, ...] = (ELEMENTS,)  # of the contributions, round by round and over again
+    sizes: tuple[int, ...] = field(default_factory=lambda: (ELEMENTS,))  # by round
     lane: int = 0
     sample: int = 0
     topology: str = "all"

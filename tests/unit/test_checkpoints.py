@@ -165,6 +165,29 @@ async def test_a_lane_is_written_at_most_so_often_and_the_latest_state_of_it(
     assert await rounds_on_disk(0) == [3, 4]
 
 
+async def test_a_trainer_that_is_faster_than_the_disk_is_copied_from_then_on(
+    tmp_path: Path, autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    one, is_slow = state(1, elements=10), True
+
+    async def disk(work: Callable[[], T]) -> T:
+        if is_slow:
+            one.vector[0] += 1  # the announce after next
+        return work()
+
+    checkpoints = Checkpoints(tmp_path, off_loop=disk, every_s=60)
+    await nursery.start(checkpoints.run)
+    checkpoints.offer(0, one)
+    await trio.sleep(1)
+    target = np.zeros(10, np.float32)
+    assert load_checkpoint(tmp_path, "run", 0, target) is None
+    is_slow = False
+    checkpoints.offer(0, two := state(2, elements=10))
+    await trio.sleep(61)
+    assert load_checkpoint(tmp_path, "run", 0, target) is not None
+    assert np.array_equal(target, two.vector)
+
+
 async def test_a_flush_also_waits_for_what_is_being_written(
     tmp_path: Path, autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:

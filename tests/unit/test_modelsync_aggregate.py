@@ -149,3 +149,12 @@ def test_flag_ignores_how_long_vectors_are() -> None:
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(UsageError):
         aggregator_named(name)
+
+
+def test_a_mean_may_go_where_one_of_the_vectors_lies() -> None:
+    """As in an exchange, which has no memory to spare for both."""
+    random = np.random.default_rng(3)
+    vectors = [random.standard_normal(70_000, dtype=np.float32) for _ in range(3)]
+    expected = weighted_mean(vectors, [1.0, 2.0, 3.0])
+    assert weighted_mean(vectors, [1.0, 2.0, 3.0], vectors[1]) is vectors[1]
+    assert np.array_equal(vectors[1], expected)

@@ -23,9 +23,7 @@ def trained(kind: Kind, steps: int) -> torch.optim.Optimizer:
 
 
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, AccumAdamW])
-def test_an_optimizer_goes_on_as_if_nothing_had_been(
-    tmp_path: Path, kind: Kind
-) -> None:
+def test_an_optimizer_goes_on_as_if_nothing_had_been(tmp_path: Path, kind: Kind) -> None:
     path, own = tmp_path / "trainer-x.safetensors", {"residual-000": np.arange(3, dtype="f4")}
     before, after = trained(kind, 5), trained(kind, 0)
     save(path, Counters([3, 4], 17), own, before)
