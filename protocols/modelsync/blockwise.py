@@ -28,7 +28,7 @@ Scales = NDArray[np.float32]
 Levels = NDArray[np.int8]
 RowsInto = Callable[[Vector, Scales, Levels, Vector], None]
 
-_GROUP = 16  # blocks worked on at a time: 256 KiB of float32 stay in a core's cache
+_GROUP = 32  # blocks worked on at a time: measured best; fewer cost more calls
 _SCALE_MIN = np.float32(2.0**-126)  # below, scales lose bits: such a block is sent as zeros
 _CLIPS = (0.8, 0.6, 0.4)  # of absmax, tried beside 1; more of them gain 2 %
 # Pairs of levels by byte, of int4.
@@ -60,8 +60,8 @@ def _divide(rows: Vector, top: int, scales: Scales, work: Vector) -> None:
 
     A scale of at least 2^-126 has all its bits, so no quotient rounds to more than `top`.
     """
-    np.abs(rows, out=work)
-    np.divide(work.max(axis=1), np.float32(top), out=scales)
+    absmax = np.maximum(rows.max(axis=1), -rows.min(axis=1))  # reads twice, and writes nothing
+    np.divide(absmax, np.float32(top), out=scales)
     scales[scales < _SCALE_MIN] = 0
     divisors = np.where(scales > 0, scales, np.float32(np.inf))
     np.divide(rows, divisors[:, None], out=work)
