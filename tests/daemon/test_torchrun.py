@@ -58,8 +58,7 @@ def alone(node: Daemon, **options: Any) -> tuple[str, str]:
         return flatten(model).tobytes().hex(), trainer.root
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-@pytest.mark.parametrize("strategy", ["diloco", "streaming"])
+@pytest.mark.parametrize(("kind", "strategy"), [("ddp", "diloco"), ("fsdp", "streaming")])
 def test_ranks_of_a_machine_are_one_member(
     pair: list[Daemon], tmp_path: Path, kind: str, strategy: str
 ) -> None:

@@ -117,7 +117,7 @@ async def test_a_member_that_is_too_slow_is_silent(
 async def test_a_member_at_a_chunk_every_three_seconds_is_not(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    members = Members(nursery, 2, 8 * LARGE, by_bulk=True)
+    members = Members(nursery, 2, 3 * LARGE, by_bulk=True)
     slow = members.nodes[1]
     members.meadow.slow_s[slow.peer] = 1.5  # two pieces are a chunk; a step is four chunks
     await members.run(members.prepare(), within_s=300)
