@@ -94,6 +94,8 @@ def doubtful(swarm: Swarm, injector: Injector) -> set[int]:
         assert not out or swarm.peer(injector.victim) in members, "both ends were left out"
         return {injector.dupe}
     if injector.fault in ("lie", "corrupt") and injector.phase in AGAINST_WORD:
+        # Or in the round after it: who was blamed is not waited for until it is heard again.
+        out |= {n for n in injector.healthy if swarm.trainers[n].fetched}
         assert len(out) <= 1, "more than one was left out who is well"
         return out
     return set()
