@@ -93,6 +93,11 @@ def doubtful(swarm: Swarm, injector: Injector) -> set[int]:
         assert out <= {injector.dupe}
         assert not out or swarm.peer(injector.victim) in members, "both ends were left out"
         return {injector.dupe}
+    if (injector.fault, injector.phase) == ("slow", "commit"):
+        # One may hear that the others are in the next round before it hears how this one ended.
+        late = {n for n in injector.healthy if swarm.trainers[n].fetched}
+        assert len(late) <= 1, "more than one had to load a state"
+        return late
     if injector.fault in ("lie", "corrupt") and injector.phase in AGAINST_WORD:
         # Or in the round after it: who was blamed is not waited for until it is heard again.
         out |= {n for n in injector.healthy if swarm.trainers[n].fetched}
