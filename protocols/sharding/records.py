@@ -1,8 +1,8 @@
 """What the swarm's store says about served models, namespace "models". No I/O.
 
-`NAME/manifest` and `NAME/placement` are written by who serves the model, `NAME/stage/@PEER` is the
-lease of a node that computes a span: it counts if the placement gives that node that span. Every
-member can write: what is read is checked.
+`NAME/manifest` is written by who added the model, `NAME/stage/@PEER/START` is the lease of a node
+on a span, `NAME/audit/@PEER/SUSPECT` what a node found of another. Every member can write: what is
+read is checked.
 """
 
 from typing import Annotated, TypeVar
@@ -10,23 +10,28 @@ from typing import Annotated, TypeVar
 import msgspec
 from msgspec import Meta
 
-from protocols.sharding.manifest import NAME_PATTERN, PRINTABLE, Cid, Layer, ModelId
-from protocols.sharding.placement import Span
+from protocols.sharding.manifest import (
+    LAYERS_MAX,
+    NAME_PATTERN,
+    PRINTABLE,
+    Cid,
+    Layer,
+    ModelId,
+)
 from wire.ids import PeerId
 from wire.ports import Item
 
 NAMESPACE = "models"
-STAGES_MAX = 24  # spans of one placement: its entry stays under the store's 2 KiB
-EPOCH_MAX = 1 << 53  # as milliseconds far beyond any clock; JSON's readers are exact up to here
+COUNT_MAX = 1 << 53  # as milliseconds far beyond any clock; JSON's readers are exact up to here
+DELAYS_MAX = 16  # a lease stays under the store's 2 KiB
 NOTE_MAX = 200  # characters of why a stage failed
 LEASE_S = 30.0  # seconds a stage's lease lives; it is renewed every third of it
 
 R = TypeVar("R")
 
 Peer = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[!-~]+\Z")]
-Epoch = Annotated[int, Meta(ge=1, le=EPOCH_MAX)]
-Count = Annotated[int, Meta(ge=0, le=EPOCH_MAX)]
-State = Annotated[str, Meta(pattern=r"^(fetching|loading|ready|failed|refused)\Z")]
+Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
+State = Annotated[str, Meta(pattern=r"^(claimed|fetching|loading|ready|draining|failed|refused)\Z")]
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -34,33 +39,54 @@ class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 class ModelRecord(Record, frozen=True):
-    """A model that is served: where its manifest is."""
+    """A model that the swarm knows: where its manifest is, and whether the swarm shall host it.
+
+    `hosted`: nodes that offer room take it up by themselves; else those that are told to.
+    `nodes`: over how many nodes at most it is split, 0 is all. `replicas`: of each block, at least.
+    """
 
     model: ModelId
     manifest: Cid
     providers: Annotated[list[Peer], Meta(max_length=8)]
     created_ms: Count
-
-
-class PlacementRecord(Record, frozen=True):
-    """Who shall compute what. Another epoch is another `shoal serve`: they are not ordered."""
-
-    model: ModelId
-    epoch: Epoch
-    spans: Annotated[list[tuple[Peer, Layer, Layer]], Meta(max_length=STAGES_MAX)]
+    hosted: bool
+    nodes: Annotated[int, Meta(ge=0, le=LAYERS_MAX)] = 0
+    replicas: Annotated[int, Meta(ge=1, le=64)] = 1
 
 
 class StageRecord(Record, frozen=True):
-    """A node's own word on its span; `note` says why it failed."""
+    """A node's own word on a span that it has, or is about to have; `note` says why it failed.
+
+    The measured times are of the whole span: one row alone, and each further row of a prompt.
+    `load` is the share of the last seconds that it computed, in thousandths. `delays` are measured
+    round trips to other hosts of the model.
+    """
 
     model: ModelId
-    epoch: Epoch
     start: Layer
     end: Layer
     state: State
+    claimed_ms: Count
     note: Annotated[str, Meta(max_length=NOTE_MAX, pattern=PRINTABLE)] = ""
     done_bytes: Count = 0
     total_bytes: Count = 0
+    decode_us: Count = 0
+    prefill_us: Count = 0
+    free_tokens: Count = 0
+    sessions: Count = 0
+    load: Annotated[int, Meta(ge=0, le=1000)] = 0
+    delays: Annotated[list[tuple[Peer, Count]], Meta(max_length=DELAYS_MAX)] = msgspec.field(
+        default_factory=list[tuple[Peer, int]]
+    )
+
+
+class AuditRecord(Record, frozen=True):
+    """What one node found when it had work of another done again, for one model."""
+
+    passed: Count
+    failed: Count
+    failed_ms: Count = 0  # when it last failed
+    why: Annotated[str, Meta(max_length=NOTE_MAX, pattern=PRINTABLE)] = ""
 
 
 def manifest_key(name: str) -> str:
@@ -68,14 +94,14 @@ def manifest_key(name: str) -> str:
     return f"{name}/manifest"
 
 
-def placement_key(name: str) -> str:
-    """Return the key of a model's `PlacementRecord`."""
-    return f"{name}/placement"
-
-
-def stage_key(name: str, peer: PeerId) -> str:
+def stage_key(name: str, peer: PeerId, start: int) -> str:
     """Return the key of a node's `StageRecord`: only that node may write it."""
-    return f"{name}/stage/@{peer}"
+    return f"{name}/stage/@{peer}/{start}"
+
+
+def audit_key(name: str, auditor: PeerId, suspect: PeerId) -> str:
+    """Return the key of an `AuditRecord`: only the auditor may write it."""
+    return f"{name}/audit/@{auditor}/{suspect}"
 
 
 def is_name(name: str) -> bool:
@@ -105,32 +131,17 @@ def read(item: Item | None, record: type[R]) -> R | None:
 def read_stage(name: str, item: Item) -> tuple[PeerId, StageRecord] | None:
     """Read a node's lease, if its author is the node that it speaks of."""
     stage = read(item, StageRecord)
-    if stage is None or item.key != stage_key(name, item.author) or stage.start >= stage.end:
+    if stage is None or stage.start >= stage.end:
+        return None
+    if item.key != stage_key(name, item.author, stage.start):
         return None
     return item.author, stage
 
 
-def read_placement(manifest: Item | None, placement: Item | None) -> PlacementRecord | None:
-    """Read a model's placement: who serves it, and nobody else, says where it is computed.
-
-    None too while one of the two records is still on its way.
-    """
-    record, placed = read(manifest, ModelRecord), read(placement, PlacementRecord)
-    if manifest is None or placement is None or record is None or placed is None:
+def read_audit(name: str, item: Item) -> tuple[PeerId, PeerId, AuditRecord] | None:
+    """Read a verdict: (auditor, suspect, record), if its author is the auditor."""
+    audit = read(item, AuditRecord)
+    suspect = item.key.rpartition("/")[2]
+    if audit is None or item.key != audit_key(name, item.author, PeerId(suspect)):
         return None
-    if manifest.author != placement.author or record.model != placed.model:
-        return None
-    return placed
-
-
-def next_epoch(before: PlacementRecord | None, now_ms: int) -> int:
-    """Return the epoch of a new placement, which is not that of the one before.
-
-    Of the time, so that it also differs from one before `unserve`.
-    """
-    return now_ms if before is None or before.epoch != now_ms else now_ms + 1
-
-
-def spans_of(placement: PlacementRecord) -> list[Span]:
-    """Return a placement's spans."""
-    return [Span(PeerId(peer), start, end) for peer, start, end in placement.spans]
+    return item.author, PeerId(suspect), audit

@@ -1,8 +1,8 @@
-"""Messages of `sharding.session`: one streaming call per session and stage.
+"""Messages of sharding between nodes; docs/protocols/sharding.md says how they play together.
 
-The caller opens with the span it counts on, then sends steps; each is answered by one output.
-Positions are carried both ways, so a lost or repeated step is seen. The same messages go to the
-worker process, behind a session's number.
+`sharding.session`: the entry holds one streaming call to each stage of a session.
+`sharding.feed`: who computes rows holds one to who needs them, around the ring and to the entry.
+`sharding.history` and `sharding.recompute` serve audits.
 """
 
 from typing import Annotated, cast
@@ -14,14 +14,39 @@ from protocols.sharding.manifest import Layer, ModelId
 from wire.codec import Message
 from wire.ports import Method
 
-STEP_TOKENS_MAX = 512  # positions of one step; a longer prompt goes in several
-HIDDEN_MAX = 8 * 1024 * 1024  # bytes; 512 positions of 4096 float32
-FRAME_MAX = HIDDEN_MAX + 16 * 1024  # and the header with 512 token ids
-SESSION_TOKENS_MAX = 1 << 17  # tokens one session may reserve, if the host has them
+STEP_TOKENS = 128  # rows of one step, at most: stages overlap on the steps of a long prompt
+DRAFT_MAX = 16  # rows of one step that are guesses
+HIDDEN_MAX = 1 << 16  # elements of one row
+ROWS_MAX = 8 * 1024 * 1024  # bytes of one step; wide models send fewer rows at a time
+FRAME_MAX = ROWS_MAX + 16 * 1024
+SESSION_TOKENS_MAX = 1 << 17  # tokens that one session may reserve, if the host has them
+PREFIX_TOKENS = 16  # tokens from one key of a prefix to the next
+PROOF_ROWS = 32  # rows of one commitment
+PROOF_BYTES = 258  # of one commitment: 128 values and the modulus
+LOGPROBS_MAX = 20  # alternatives told beside a picked token
+CODECS = ("float32", "bfloat16", "float16", "int8")
+
+PING_S = 0.5  # seconds between two pings of a stage
+SILENCE_S = 2.5  # seconds without a word, though pinged, after which a stage is lost
+ORPHAN_S = 20.0  # seconds that a stage keeps a session whose entry is out of reach
+RECORD_S = 60.0  # seconds that a stage keeps the rows of a session that has ended, for audits
+
+_KEYS_MAX = SESSION_TOKENS_MAX // PREFIX_TOKENS
+_PROOFS_MAX = SESSION_TOKENS_MAX // PROOF_ROWS + 1
 
 Position = Annotated[int, Meta(ge=0, le=SESSION_TOKENS_MAX)]
 TokenId = Annotated[int, Meta(ge=0, le=1 << 24)]
-Number = Annotated[int, Meta(ge=0, le=1 << 62)]
+Number = Annotated[int, Meta(ge=0, le=1 << 53)]
+SessionId = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Peer = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[!-~]+\Z")]
+Codec = Annotated[str, Meta(pattern=r"^(ids|float32|bfloat16|float16|int8|picks)\Z")]
+Rows = Annotated[bytes, Meta(max_length=ROWS_MAX)]
+Keys = Annotated[
+    list[SessionId], Meta(max_length=_KEYS_MAX)
+]  # 16 bytes each, shortest prefix first
+Proofs = Annotated[
+    list[Annotated[bytes, Meta(max_length=PROOF_BYTES)]], Meta(max_length=_PROOFS_MAX)
+]
 
 
 class Sampling(Message, frozen=True):
@@ -30,139 +55,206 @@ class Sampling(Message, frozen=True):
     temperature: Annotated[float, Meta(ge=0.0, le=10.0)] = 0.0
     top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
     seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
+    logprobs: Annotated[int, Meta(ge=-1, le=LOGPROBS_MAX)] = -1  # alternatives; -1: no logprobs
+
+
+class Place(Message, frozen=True):
+    """One end of a feed: a stage, by the first block it computes, or the entry, by all blocks."""
+
+    peer: Peer
+    start: Layer
 
 
 class Open(Message, frozen=True, tag="open"):
-    """Reserve room for `max_tokens` of one session on the stage [start, end) of a model."""
+    """Entry to stage, first: be blocks [start, end) of this session, or be them again.
 
+    `takes` is the codec of the rows that come from `previous`, `gives` of those to `next`. `reuse`
+    are the keys of the prompt's prefixes.
+    """
+
+    session: SessionId
     model: ModelId
     start: Layer
     end: Layer
     max_tokens: Annotated[int, Meta(ge=1, le=SESSION_TOKENS_MAX)]
     sampling: Sampling
+    previous: Peer
+    next: Place
+    takes: Codec
+    gives: Codec
+    reuse: Keys = msgspec.field(default_factory=list[SessionId])
 
 
-class Step(Message, frozen=True, tag="step"):
-    """Run one forward at `position`. The first stage gets tokens, the others float32 hidden.
+class Rewire(Message, frozen=True, tag="rewire"):
+    """Entry to stage: your neighbours are these now. The same ones: open the feed again."""
 
-    `sample` asks the last stage for a token; false for all but the last part of a long prompt.
-    """
+    previous: Peer
+    next: Place
 
-    position: Position
-    tokens: Annotated[list[TokenId], Meta(max_length=STEP_TOKENS_MAX)]
-    hidden: Annotated[bytes, Meta(max_length=HIDDEN_MAX)]
-    sample: bool
+
+class Ping(Message, frozen=True, tag="ping"):
+    """Entry to stage: is the process there that computes?"""
+
+
+class End(Message, frozen=True, tag="end"):
+    """Entry to stage, last: sign what you did. With keys, keep the cache for a later session."""
+
+    keys: Keys = msgspec.field(default_factory=list[SessionId])
 
 
 class Opened(Message, frozen=True, tag="opened"):
-    """The room is reserved."""
-
-
-class Output(Message, frozen=True, tag="output"):
-    """What a step gave; `position` is the next step's. The last stage has no hidden."""
+    """The stage has room; it has the rows before `position`, and has seen step `number`."""
 
     position: Position
-    hidden: Annotated[bytes, Meta(max_length=HIDDEN_MAX)]
-    token: TokenId | None
+    number: Number
 
 
-Request = Open | Step
-Reply = Opened | Output
+class Pong(Message, frozen=True, tag="pong"):
+    """It is there."""
+
+
+class Broken(Message, frozen=True, tag="broken"):
+    """The stage cannot feed its next any more: the feed ended, or could not be opened."""
+
+    next: Place
+    why: Annotated[str, Meta(max_length=500)]
+
+
+class Work(Message, frozen=True):
+    """What a stage says it did. `picks` are those of the last stage, by position.
+
+    One commitment per 32 rows, the last one of the rest; a reused prefix has none: they begin at
+    `base`.
+    """
+
+    session: SessionId
+    model: ModelId
+    entry: Peer
+    start: Layer
+    end: Layer
+    dtype: Annotated[str, Meta(max_length=16)]
+    takes: Codec
+    gives: Codec
+    base: Position
+    position: Position
+    inputs: Proofs
+    outputs: Proofs
+    picks: Annotated[list[tuple[Position, TokenId]], Meta(max_length=SESSION_TOKENS_MAX)]
+
+
+class Receipt(Message, frozen=True, tag="receipt"):
+    """`work` (an encoded `Work`), signed by the stage's node. After it the session has ended."""
+
+    work: Annotated[bytes, Meta(max_length=ROWS_MAX)]
+    signature: Annotated[bytes, Meta(max_length=128)]
+
+
+class Feed(Message, frozen=True, tag="feed"):
+    """Opens a feed: to the stage that begins at `start`, or to the entry (`start`: all blocks)."""
+
+    session: SessionId
+    start: Layer
+
+
+class Step(Message, frozen=True, tag="step"):
+    """Rows of the positions from `position` on; tokens are picked for the last `picks` of them.
+
+    `number` rises from step to step. A replayed step may stand for several.
+    """
+
+    number: Number
+    position: Position
+    rows: Rows
+    picks: Annotated[int, Meta(ge=0, le=DRAFT_MAX)]
+
+
+class Pick(Message, frozen=True):
+    """A token that the last stage picked for the position after a row; with its log-probability
+    and the likeliest ones, (token, log-probability) each, where logprobs were asked for.
+    """
+
+    token: TokenId
+    logprob: float = 0.0
+    top: Annotated[list[tuple[TokenId, float]], Meta(max_length=LOGPROBS_MAX)] = msgspec.field(
+        default_factory=list[tuple[TokenId, float]]
+    )
+
+
+class Picks(Message, frozen=True, tag="picks"):
+    """What the last stage feeds to the entry after a step that asked for picks.
+
+    `position` is that of the row after the last one: where the last pick belongs.
+    """
+
+    number: Number
+    position: Position
+    picks: Annotated[list[Pick], Meta(max_length=DRAFT_MAX)]
+
+
+class Fed(Message, frozen=True, tag="fed"):
+    """The receiver's answer to `Feed`, once: what it has of the session."""
+
+    number: Number
+    position: Position
+
+
+class History(Message, frozen=True):
+    """Entry to a stage whose session has just ended: give me what you fed to `next`, again."""
+
+    session: SessionId
+    start: Layer
+
+
+class Recompute(Message, frozen=True, tag="recompute"):
+    """Do the work of a stage again, from the rows that follow (`RowsPart`), from position 0 on.
+
+    `picks` are those that the last stage claims.
+    """
+
+    model: ModelId
+    start: Layer
+    end: Layer
+    sampling: Sampling
+    takes: Codec
+    gives: Codec
+    picks: Annotated[list[tuple[Position, TokenId]], Meta(max_length=SESSION_TOKENS_MAX)] = (
+        msgspec.field(default_factory=list[tuple[Position, TokenId]])
+    )
+
+
+class RowsPart(Message, frozen=True, tag="rows"):
+    """Some rows, one part after the other."""
+
+    rows: Rows
+
+
+class Recomputed(Message, frozen=True, tag="recomputed"):
+    """What came out: commitments, and the claimed picks that the logits do not allow."""
+
+    inputs: Proofs
+    outputs: Proofs
+    wrong_picks: Annotated[list[Position], Meta(max_length=SESSION_TOKENS_MAX)]
+
+
 # (a union is no type[T] for the checkers, though it is for the decoder)
-SESSION: Method[Request, Reply] = Method(
-    "sharding.session", cast("type[Request]", Request), cast("type[Reply]", Reply), FRAME_MAX
+SESSION: Method[Open | Rewire | Ping | End, Opened | Pong | Broken | Receipt] = Method(
+    "sharding.session",
+    cast("type[Open | Rewire | Ping | End]", Open | Rewire | Ping | End),
+    cast("type[Opened | Pong | Broken | Receipt]", Opened | Pong | Broken | Receipt),
+    FRAME_MAX,
+)
+FEED: Method[Feed | Step | Picks, Fed] = Method(
+    "sharding.feed", cast("type[Feed | Step | Picks]", Feed | Step | Picks), Fed, FRAME_MAX
+)
+HISTORY: Method[History, RowsPart] = Method("sharding.history", History, RowsPart, FRAME_MAX)
+RECOMPUTE: Method[Recompute | RowsPart, Recomputed] = Method(
+    "sharding.recompute",
+    cast("type[Recompute | RowsPart]", Recompute | RowsPart),
+    Recomputed,
+    FRAME_MAX,
 )
 
 
-class WorkerOpen(Message, frozen=True, tag="open"):
-    """To the worker: make the cache of a session for a peer."""
-
-    session: Number
-    peer: Annotated[str, Meta(max_length=64)]
-    max_tokens: Annotated[int, Meta(ge=1, le=SESSION_TOKENS_MAX)]
-    sampling: Sampling
-
-
-class WorkerStep(Message, frozen=True, tag="step"):
-    """To the worker: one step of a session."""
-
-    session: Number
-    step: Step
-
-
-class WorkerClose(Message, frozen=True, tag="close"):
-    """To the worker: forget a session. Answered also if it is not known."""
-
-    session: Number
-
-
-class Ready(Message, frozen=True, tag="ready"):
-    """From a worker, unasked (number 0): it is loaded."""
-
-    resident_bytes: Number
-
-
-class Done(Message, frozen=True, tag="done"):
-    """From a worker: nothing to say."""
-
-
-class Failure(Message, frozen=True, tag="failure"):
-    """From a worker: the code and text of an error."""
-
-    code: Annotated[str, Meta(max_length=32)]
-    message: Annotated[str, Meta(max_length=2000)]
-
-
-WorkerAsk = WorkerOpen | WorkerStep | WorkerClose
-WorkerAnswer = Ready | Opened | Output | Done | Failure
-
-
-class Chat(Message, frozen=True, tag="chat"):
-    """To the tokenizer: token ids of a conversation of (role, text), ready for an answer."""
-
-    messages: list[tuple[str, str]]
-
-
-class Text(Message, frozen=True, tag="text"):
-    """To the tokenizer: token ids of a text that is to be continued."""
-
-    text: str
-
-
-class Detokenise(Message, frozen=True, tag="detokenise"):
-    """To the tokenizer: the text that `fresh` adds after `before`.
-
-    Unless `final`, nothing is said while the text ends in the middle of a character.
-    """
-
-    before: list[int]
-    fresh: list[int]
-    final: bool
-
-
-class TokenIds(Message, frozen=True, tag="ids"):
-    """From the tokenizer."""
-
-    ids: list[TokenId]
-
-
-class Piece(Message, frozen=True, tag="piece"):
-    """From the tokenizer: a piece of text."""
-
-    text: str
-
-
-FrontAsk = Chat | Text | Detokenise
-FrontAnswer = Ready | TokenIds | Piece | Failure
-
-worker_ask_decoder = msgspec.msgpack.Decoder(tuple[int, WorkerAsk])
-worker_answer_decoder = msgspec.msgpack.Decoder(tuple[int, WorkerAnswer])
-front_ask_decoder = msgspec.msgpack.Decoder(tuple[int, FrontAsk])
-front_answer_decoder = msgspec.msgpack.Decoder(tuple[int, FrontAnswer])
-session_request_decoder = msgspec.msgpack.Decoder(SESSION.request)
-session_reply_decoder = msgspec.msgpack.Decoder(SESSION.reply)
-
-
-def tokens_of_step(hidden_size: int) -> int:
-    """Return how many positions of a model fit one step."""
-    return max(1, min(STEP_TOKENS_MAX, HIDDEN_MAX // (4 * hidden_size)))
+def rows_of_step(row_bytes: int) -> int:
+    """Return how many rows of so many bytes one step has at most."""
+    return max(1, min(STEP_TOKENS, ROWS_MAX // row_bytes))
