@@ -17,7 +17,6 @@ Token ids have digests only.
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
