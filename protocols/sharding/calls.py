@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import trio
 
-from wire.errors import PeerUnreachable, RemoteError, ShoalError, typed_error
+from wire.errors import Busy, PeerUnreachable, RemoteError, ShoalError, typed_error
 from wire.faults import root_cause
 from wire.ids import PeerId
 from wire.ports import Call, Method, Rpc
@@ -138,7 +138,8 @@ async def _answer(
     except Exception as error:  # a boundary: the handler's fault is its call's alone
         cause = root_cause(error)
         if isinstance(cause, ShoalError):
-            near.failure = typed_error(cause.code, str(cause))
+            wait_s = cause.retry_after_s if isinstance(cause, Busy) else None
+            near.failure = typed_error(cause.code, str(cause), retry_after_s=wait_s)
         else:
             log.error("near_call.handler_failed", exc_info=error)
             near.failure = RemoteError("internal", type(cause).__name__)

@@ -13,6 +13,7 @@ from protocols.sharding.worker_wire import Ready
 from wire.ids import PeerId, Signer
 from wire.ports import Clock, Rpc
 
+
 @dataclass(frozen=True)
 class StageInfo:
     """A span whose worker is ready."""
@@ -60,7 +61,9 @@ class StageService:
 
     calls: Calls
 
-    def __init__(self, rpc: Rpc, signer: Signer, *, clock: Clock, history_bytes: int = 1 << 28) -> None: ...
+    def __init__(
+        self, rpc: Rpc, signer: Signer, *, clock: Clock, history_bytes: int = 1 << 28
+    ) -> None: ...
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep sessions until cancelled."""
