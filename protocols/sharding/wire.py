@@ -103,10 +103,14 @@ class End(Message, frozen=True, tag="end"):
 
 
 class Opened(Message, frozen=True, tag="opened"):
-    """The stage has room; it has the rows before `position`, and has seen step `number`."""
+    """The stage has room; it has the rows before `position`, and has seen step `number`.
+
+    One whose cache cannot be truncated (`truncates`) offers no reused prefix and gets no drafts.
+    """
 
     position: Position
     number: Number
+    truncates: bool = True
 
 
 class Pong(Message, frozen=True, tag="pong"):
@@ -114,10 +118,15 @@ class Pong(Message, frozen=True, tag="pong"):
 
 
 class Broken(Message, frozen=True, tag="broken"):
-    """The stage cannot feed its next any more: the feed ended, or could not be opened."""
+    """The stage cannot feed its next any more: the feed ended, or could not be opened.
+
+    `forgot`: the rows that the next one lacks are not in its history any more; the entry opens it
+    anew, so that it computes them again.
+    """
 
     next: Place
     why: Annotated[str, Meta(max_length=500)]
+    forgot: bool = False
 
 
 class Work(Message, frozen=True):
