@@ -32,9 +32,10 @@ class NotFound(ShoalError):
 
 
 class Busy(ShoalError):
-    """There is no room for more now; later there may be."""
+    """There is no room for more now; after `retry_after_s` seconds there may be."""
 
     code = "busy"
+    retry_after_s: float = 1.0
 
 
 class PeerError(ShoalError):
