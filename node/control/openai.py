@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from typing import Protocol
 
 import msgspec
 
@@ -22,8 +23,8 @@ from node.control.api import (
 )
 from node.control.openai_asks import Asked, ChatRequest, CompletionRequest
 from node.control.openai_shapes import ChatShape, Shape, TextShape, Whole, usage_of
-from node.model_answers import Answering
-from node.models import Models
+from node.answering import Options
+from node.model_answers import Answering, Prompt
 from shoal import models as shapes
 from wire.errors import Busy, NotFound, ShoalError
 
@@ -31,6 +32,22 @@ RETRY_S = {429: 1.0, 503: 5.0}  # by status: an answer ends, or a lost stage is 
 RETRY_MAX_S = 60.0  # OpenAI's clients take no longer advice
 
 _PLACE = re.compile(r"at `\$\.([A-Za-z_]+)")  # where msgspec found something wrong
+
+
+class Models(Protocol):
+    """What answers: `node.models.Models`."""
+
+    def views(self) -> list[shapes.Model]:
+        """Return every known model."""
+        ...
+
+    def view(self, name: str, /) -> shapes.Model:
+        """Return one. Raises NotFound."""
+        ...
+
+    async def answer(self, name: str, prompt: Prompt, options: Options, /) -> Answering:
+        """Begin to answer a prompt. Raises ShoalError."""
+        ...
 
 
 class ModelEntry(msgspec.Struct, frozen=True):
