@@ -8,6 +8,7 @@ what a split costs at least: two processes, blocking sockets, float32 rows one w
 One thread, as in a worker. Every loop ignores the end token and picks greedily.
 """
 
+import os
 import socket
 import sys
 import time
@@ -21,7 +22,6 @@ from transformers import DynamicCache
 
 from benchmarks.orders import Answer, answer_orders, say
 from protocols.sharding import reference
-from protocols.sharding.child import resident_bytes
 from protocols.sharding.stage import Stage, load_stage
 
 LENGTH_BYTES = 4  # of a frame's head: rows of a step, then the position of the first
@@ -124,6 +124,11 @@ class Computer:
             return int.from_bytes(_exactly(link, 8))
 
         return advance
+
+
+def resident_bytes(pid: int | str = "self") -> int:
+    """Return the memory that a process holds."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _greedy(logits: Tensor) -> int:
