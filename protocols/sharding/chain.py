@@ -168,8 +168,6 @@ class Chain:
         leg = self._by_number(number)
         if leg is None or self._over:
             return []
-        if loss is Loss.REFUSED:
-            return self._give_up(error or HopLost(why))
         if isinstance(error, Busy):
             self._room_s = error.retry_after_s or self._room_s
         self._make_gap(leg, loss, why)
