@@ -115,8 +115,6 @@ class Chain:
             return []
         leg.is_open, leg.position, leg.truncates = True, position, truncates
         leg.deadline = now + SILENCE_S
-        if leg.is_resumed:  # it may have noticed, and given up its own feed
-            leg.previous = None
         self.whole_once = self.whole_once or self.is_whole
         return self._settle()
 

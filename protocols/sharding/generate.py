@@ -19,28 +19,24 @@ import trio
 
 from protocols.sharding.chain import Chain
 from protocols.sharding.draft import Drafter, StepCost, right_guesses
-from protocols.sharding.history import FIRST_NUMBER, History, step_rows_max
-from protocols.sharding.parts import HopLost, Loss, OpenStage
+from protocols.sharding.history import step_rows_max
+from protocols.sharding.parts import OpenStage
 from protocols.sharding.ring import Ring
 from protocols.sharding.route import Candidate, RouteHop, find_route
-from protocols.sharding.rows import ID_BYTES, ids_to_rows
-from protocols.sharding.service import PicksEnd, StageService
+from protocols.sharding.rows import ids_to_rows
+from protocols.sharding.service import StageService
 from protocols.sharding.wire import (
     PREFIX_TOKENS,
     SESSION_TOKENS_MAX,
     Open,
     Pick,
-    Picks,
     Receipt,
     Sampling,
-    Step,
 )
 from wire.errors import UsageError
 from wire.ids import PeerId
 
 END_S = 2.0  # seconds for all stages together to sign their receipts
-STALL_S = 10.0  # seconds without picks, beyond four times what the step should take, until all
-STALLS_MAX = 3  # feeds are opened anew; after so many times the answer is given up
 SENT_S = 10.0  # seconds between two leases of a stage: until then its load lacks what we sent
 STEP_S = 0.01  # what a step takes beside computing, until it is measured
 
@@ -186,22 +182,12 @@ class Generation:
         self._said, self._prompt_tokens, self._room = list(prompt), len(prompt), room
         # a token must be left to compute
         self._reuse = keys.of(shape.model, prompt[:-1])
-        self._history = History(ID_BYTES, step_rows_max(shape.hidden_size))
-        entry = services.stages.calls.peer
-        self._chain = Chain(entry, shape.n_layers, self._find, now=trio.current_time())
+        self._entry = services.stages.calls.peer
+        self._chain = Chain(self._entry, shape.n_layers, self._find, now=trio.current_time())
+        rows_max = step_rows_max(shape.hidden_size)
         self._ring = Ring(
-            services.stages,
-            self._chain,
-            self._session,
-            self._history,
-            opening=self._opening,
-            on_change=self._wake,
+            services.stages, self._chain, self._session, rows_max, opening=self._opening
         )
-        self._end: PicksEnd | None = None
-        self._changed = trio.Event()
-        self._number = FIRST_NUMBER - 1  # of the last step
-        self._wanted = 0  # picks of the last step
-        self._picks: Picks | None = None
         self._drafter: Drafter | None = None
         self._steps: dict[int, int] = {}  # tokens that were picked before a stage came
 
@@ -258,16 +244,11 @@ class Generation:
     @asynccontextmanager
     async def opened(self, nursery: trio.Nursery) -> AsyncGenerator[None]:
         """Hold the sessions for the length of the block; `nursery` ends with it."""
-        route = self._find(0, self._shape.n_layers, *2 * [self._chain.entry], ())
-        expecting = self._services.stages.expect(
-            self._session, self._shape.n_layers, route[-1].peer, self._on_picks
-        )
-        with expecting as self._end:
+        route = self._find(0, self._shape.n_layers, self._entry, self._entry, ())
+        with self._ring.open(nursery, route):
             is_good = False
             try:
-                self._ring.start(nursery, self._chain.begin(route))
-                while not self._chain.is_whole:
-                    await self._change()
+                await self._ring.whole()
                 yield
                 is_good = True
             finally:
@@ -290,7 +271,7 @@ class Generation:
         route = find_route(
             self._shape.n_layers,
             self._services.routes.candidates(self._shape.name),
-            entry=self._services.stages.calls.peer,
+            entry=self._entry,
             start=start,
             end=end,
             previous=previous,
@@ -327,7 +308,7 @@ class Generation:
     async def _prefill(self) -> list[Pick]:
         """Send the prompt, all its steps one after the other; return the first pick."""
         start = self.reused_tokens = self._chain.position
-        prompt, history = self._said, self._history
+        prompt, history = self._said, self._ring.history
         if start:
             history.begin(ids_to_rows(prompt[:start]))
         if self._speculate and self._chain.truncates:
@@ -339,8 +320,8 @@ class Generation:
         for at in range(start, len(prompt), history.rows_max):
             rows = prompt[at : at + history.rows_max]
             is_last = at + len(rows) == len(prompt)
-            self._push(at, rows, picks=int(is_last))
-        return await self._picked()
+            self._ring.push(at, rows, picks=int(is_last))
+        return await self._ring.picked(4 * self._step_s())
 
     async def _decode(self) -> list[Pick]:
         """One step: the last token, and guesses; return its picks, up to the first wrong guess."""
@@ -348,68 +329,14 @@ class Generation:
         if self._drafter is not None:
             guesses = self._drafter.draft(self._room - len(self._said) - 1)
         position, began = len(self._said) - 1, trio.current_time()
-        self._push(position, [self._said[-1], *guesses], picks=1 + len(guesses))
-        picks = await self._picked()
+        self._ring.push(position, [self._said[-1], *guesses], picks=1 + len(guesses))
+        picks = await self._ring.picked(4 * self._step_s())
         right = right_guesses(guesses, [pick.token for pick in picks])
         if self._drafter is not None:
             self._drafter.learn(len(guesses), right, trio.current_time() - began)
         return picks[: right + 1]
 
-    def _push(self, position: int, tokens: list[int], *, picks: int) -> None:
-        self._number += 1
-        self._wanted, self._picks = picks, None
-        self._history.add(Step(self._number, position, ids_to_rows(tokens), picks))
-        self._ring.feeder.wake()
-
-    async def _picked(self) -> list[Pick]:
-        """Wait for the picks of the last step."""
-        stalls = 0
-        while self._picks is None:
-            stalled = True
-            with trio.move_on_after((STALL_S + 4 * self._step_s()) * 2**stalls):
-                await self._change()
-                stalled = False
-            if stalled and self._chain.is_whole:
-                stalls += 1
-                if stalls > STALLS_MAX:
-                    raise HopLost("no tokens come, though all stages answer")
-                self._ring.apply(self._chain.stalled(trio.current_time()))
-        self._chain.picked(trio.current_time())
-        return self._picks.picks
-
     def _step_s(self) -> float:
-        """What a step over all that was said should take: a replay, at worst."""
+        """What a step should take if all that was said has to be replayed before it."""
         rows = len(self._said)
         return sum(hop.decode_s + (hop.prefill_s or hop.decode_s) * rows for hop in self.route)
-
-    def _on_picks(self, picks: Picks) -> None:
-        """Take what the last stage feeds. Of earlier steps it may come twice; else it must fit."""
-        if picks.number < self._number or self._picks is not None:
-            return
-        if (picks.number, picks.position, len(picks.picks)) != (
-            self._number,
-            self._history.position,
-            self._wanted,
-        ):
-            number, _ = self._chain.hops[-1]
-            why = f"picks of step {picks.number} at {picks.position} were not asked for"
-            self._ring.on_lost(number, Loss.FAILED, why, None)
-            return
-        self._picks = picks
-        self._wake()
-
-    def _wake(self) -> None:
-        """Something changed: picks came, a stage opened or was lost, or all is over."""
-        last = self._ring.last_peer
-        if self._end is not None and last is not None:
-            self._end.previous = last
-        self._changed.set()
-
-    async def _change(self) -> None:
-        """Wait until something changes. Raises what ends the session."""
-        if self._ring.error is not None:
-            raise self._ring.error
-        await self._changed.wait()
-        self._changed = trio.Event()
-        if self._ring.error is not None:
-            raise self._ring.error

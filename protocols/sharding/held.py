@@ -29,6 +29,7 @@ from wire.ids import PeerId
 from wire.ports import Call
 
 UNSENT_MAX = 32  # messages that wait for a slow stream; a stage that is told more is not there
+WHY_MAX = 200  # characters of why a stage is lost
 
 Ask = Open | Rewire | Ping | End
 Answer = Opened | Pong | Broken | Receipt
@@ -94,13 +95,13 @@ class HeldStage:
             self._error = self._error or error
         finally:
             self.over.set()
-        error = self._error
-        log.debug("stage.over", peer=self.peer, error=str(error) if error else "")
+        cause = self._error
+        log.debug("stage.over", peer=self.peer, error=str(cause) if cause else "")
         if self.receipt is not None:
             self._owner.on_lost(self.number, Loss.ENDED, "ended", None)
         else:
-            why = str(error)[:200] if error else "the session there has ended"
-            self._owner.on_lost(self.number, _loss_of(error), why, error)
+            why = str(cause)[:WHY_MAX] if cause else "the session there has ended"
+            self._owner.on_lost(self.number, _loss_of(cause), why, cause)
 
     async def _hold(self) -> None:
         async with self._calls.stream(self.peer, SESSION, timeout_s=OPEN_S) as call:
