@@ -14,6 +14,7 @@ from protocols.sharding.chain import ENTRY, Chain
 from protocols.sharding.feeder import Feeder
 from protocols.sharding.held import HeldStage
 from protocols.sharding.history import FIRST_NUMBER, Forgotten, History
+from protocols.sharding.inlet import Inlet
 from protocols.sharding.parts import (
     DropStage,
     Effect,
@@ -28,7 +29,7 @@ from protocols.sharding.parts import (
 )
 from protocols.sharding.route import RouteHop
 from protocols.sharding.rows import ID_BYTES, ids_to_rows
-from protocols.sharding.service import PicksEnd, StageService
+from protocols.sharding.service import StageService
 from protocols.sharding.wire import (
     Broken,
     End,
@@ -71,7 +72,7 @@ class Ring:
         self._feeder = Feeder(stages.calls, session, self.history, on_broken=self._feed_broken)
         self._stages, self._session, self._opening = stages, session, opening
         self._nursery: trio.Nursery | None = None
-        self._end: PicksEnd | None = None
+        self._inlet: Inlet | None = None
         self._error: ShoalError | None = None
         self._changed = trio.Event()  # picks came, the chain changed, or all is over
         self._sooner = trio.Event()  # the chain's deadline may have come nearer
@@ -85,7 +86,7 @@ class Ring:
         """Begin to open the stages of a route; take picks for the length of the block."""
         self._nursery = nursery
         last, n_layers = route[-1].peer, self.chain.n_layers
-        with self._stages.expect(self._session, n_layers, last, self._on_picks) as self._end:
+        with self._stages.expect(self._session, n_layers, last, self._on_picks) as self._inlet:
             nursery.start_soon(self._feeder.run)
             nursery.start_soon(self._watch)
             self._apply(self.chain.begin(route))
@@ -154,7 +155,8 @@ class Ring:
         for effect in effects:
             match effect:
                 case OpenStage(number=number, hop=hop):
-                    stage = HeldStage(self._calls, hop.peer, number, self._opening(effect), self)
+                    opening = self._opening(effect)
+                    stage = HeldStage(self._stages.calls, hop.peer, number, opening, self)
                     self.held[number] = stage
                     assert self._nursery is not None
                     self._nursery.start_soon(stage.run)
@@ -173,8 +175,8 @@ class Ring:
                 case GiveUp(error):
                     self._error = error
         hops = self.chain.hops
-        if self._end is not None and hops:
-            self._end.previous = hops[-1][1].peer
+        if self._inlet is not None and hops and self._inlet.previous != hops[-1][1].peer:
+            self._inlet.expect(hops[-1][1].peer)
         if effects:
             self._sooner.set()
             self._changed.set()
