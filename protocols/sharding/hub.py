@@ -37,6 +37,7 @@ from protocols.sharding.splitting import (
     missing_room,
     write,
 )
+from shoal.lifeline import watch
 
 HUB_ID = re.compile(r"([\w.-]{1,96}/[\w.-]{1,96})(?:@([\w./-]{1,128}))?")
 WANTED = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
@@ -164,4 +165,5 @@ def main(hub_id: str, folder: str) -> int:
 
 
 if __name__ == "__main__":
+    watch()  # it ends with the daemon
     sys.exit(main(*sys.argv[1:]))

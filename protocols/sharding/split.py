@@ -55,6 +55,7 @@ from protocols.sharding.weights import (
     open_weights,
     stored_dtype,
 )
+from shoal.lifeline import watch
 
 CONTEXT_WITHOUT_LIMIT = 8192  # tokens; for models whose configuration names no limit (ALiBi)
 GENERATION = "generation_config.json"
@@ -316,5 +317,6 @@ def main(source: str, folder: str, dtype: str = "auto") -> int:
 
 
 if __name__ == "__main__":
+    watch()  # it ends with the daemon
     torch.set_num_threads(1)  # the daemons of this machine need the other cores
     sys.exit(main(*sys.argv[1:]))
