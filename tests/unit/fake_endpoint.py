@@ -65,8 +65,8 @@ class FakeGeneration:
         turn = sampling.seed % len(ids) if sampling.temperature > 0 else 0
         ids = ids[turn:] + ids[:turn]
         self._ids = (ids * (1 + max_tokens // len(ids)))[:max_tokens]
-        if play.ends:
-            self._ids = [*ids, EOS]
+        if play.ends or play.error is not None:
+            self._ids = [*ids, EOS] if play.ends else ids
         self._logprobs = sampling.logprobs
         self.route = [RouteHop(ALICE, 0, 2, "float32"), RouteHop(BOB, 2, 4, "ids")]
         self.timings = [HopTiming(ALICE, 0, 2, 0.1, 0.2, 9), HopTiming(BOB, 2, 4, 0.3, 0.4, 9)]
