@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from tests.unit.fake_endpoint import TOKEN, Endpoint, endpoint
 from tests.unit.sharding_tokenizer import save_tokenizer
 
 HI: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
-HANGUP_S = 1.0  # seconds after which a session whose reader is gone has ended
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +40,6 @@ def client(served: Endpoint) -> Iterator[openai.OpenAI]:
 
 def text_part(text: str) -> ChatCompletionContentPartTextParam:
     return {"type": "text", "text": text}
-
-
-def wait_closed(served: Endpoint, count: int = 1) -> None:
-    end = time.monotonic() + HANGUP_S
-    while served.play.closed < count:
-        assert time.monotonic() < end, "the session goes on though nobody reads"
-        time.sleep(0.01)
 
 
 def test_models_are_listed_and_shown(client: openai.OpenAI) -> None:
@@ -294,7 +285,7 @@ def test_an_answer_that_breaks_is_an_error(served: Endpoint, client: openai.Open
             )
         )
     assert "".join(said) == "to be"
-    wait_closed(served, 2)
+    served.wait_closed(2)
 
 
 def test_a_reader_who_hangs_up_ends_the_session(served: Endpoint, client: openai.OpenAI) -> None:
@@ -302,11 +293,11 @@ def test_a_reader_who_hangs_up_ends_the_session(served: Endpoint, client: openai
     stream = client.completions.create(model="tiny", prompt="x", max_tokens=50, stream=True)
     next(iter(stream))
     stream.close()
-    wait_closed(served)
+    served.wait_closed(1)
     served.play.hold = 0  # in the middle of the prompt
     with pytest.raises(openai.APITimeoutError):
         client.with_options(timeout=0.2).completions.create(model="tiny", prompt="x", n=2)
-    wait_closed(served, 3)
+    served.wait_closed(3)
 
 
 def test_sixteen_at_a_time(served: Endpoint, client: openai.OpenAI) -> None:
@@ -318,7 +309,7 @@ def test_sixteen_at_a_time(served: Endpoint, client: openai.OpenAI) -> None:
         client.completions.create(model="tiny", prompt="x")
     for stream in streams:
         stream.close()
-    wait_closed(served, 16)
+    served.wait_closed(16)
     served.play.hold = None
     assert client.completions.create(model="tiny", prompt="x", max_tokens=1).choices
 
