@@ -22,7 +22,7 @@ FRAME_MAX = ROWS_MAX + 16 * 1024
 SESSION_TOKENS_MAX = 1 << 17  # tokens that one session may reserve, if the host has them
 PREFIX_TOKENS = 16  # tokens from one key of a prefix to the next
 PROOF_ROWS = 32  # rows of one commitment
-PROOF_BYTES = 258  # of one commitment: 128 values and the modulus
+PROOF_BYTES = 208  # of one commitment: a digest of 16 bytes, and 6 for each row (commitments.py)
 LOGPROBS_MAX = 20  # alternatives told beside a picked token
 CODECS = ("float32", "bfloat16", "float16", "int8")
 
