@@ -41,11 +41,15 @@ class Computer:
     def whole(self) -> Answer:
         """Load the unsharded model."""
         self._whole, _ = reference.load(self._source)
-        return {"resident_bytes": resident_bytes(), "layers": self._whole.config.num_hidden_layers}
+        return self.memory()
 
     def load(self, spans: list[tuple[int, int]]) -> Answer:
         """Load stages, from the parts that workers have."""
         self._stages = [load_stage(self._parts, start, end) for start, end in spans]
+        return self.memory()
+
+    def memory(self) -> Answer:
+        """What this process holds."""
         return {"resident_bytes": resident_bytes()}
 
     def listen(self) -> Answer:
@@ -86,7 +90,7 @@ class Computer:
             inputs = torch.tensor([[said[-1]]])
         if how == "pair" and self._link is not None:
             self._link.close()
-        return {"tokens": said, "at": at, "resident_bytes": resident_bytes()}
+        return {"tokens": said, "at": at}
 
     def _by_whole(self) -> Advance:
         model = self._whole
@@ -156,7 +160,7 @@ def main(model: str, parts: str) -> None:
     torch.set_num_threads(1)
     computer = Computer(Path(model), Path(parts))
     say({})
-    names = ("whole", "load", "listen", "connect", "serve", "decode")
+    names = ("whole", "load", "memory", "listen", "connect", "serve", "decode")
     answer_orders({name: getattr(computer, name) for name in names})
 
 
