@@ -8,7 +8,8 @@ as absmax-scaled int8 in blocks of 64. A row in int8 is
     (float16, each as a multiple of the largest value that its block can hold) | int8 elements
 
 The values are relative, because a first token's may pass float16's range (SmolLM2's is 23,294)
-and bfloat16 has too few digits for them: top-1 agreement over 4 cuts is 99.1 % so, 98.3 % then.
+and bfloat16 has few digits: of 1,798 tokens of prose over 4 cuts, 99.4 % are picked as without a
+codec, 99.1 % with bfloat16 outliers (SmolLM2; docs/protocols/sharding.md).
 """
 
 import torch
