@@ -27,11 +27,13 @@ from protocols.sharding import reference
 KILLS, FREEZES, LARGE = (4, 2, 1) if QUICK else (100, 10, 6)
 TOKENS = 120  # of an answer
 LARGE_TOKENS = 32
+LARGE_LAYERS = 30
 PROMPT_TOKENS = 24
 EDGE = 4  # tokens of an answer before the first and after the last at which it is hit
 PAUSE_S = 2.0
 FREEZE_S = 3.0
 BACK_S = 120.0  # for a host to be there again
+HALVES: list[Span] = [(0, 2), (0, 2), (2, 4), (2, 4)]  # of the tiny model
 KINDS = ("worker", "daemon", "worker", "both")  # what is killed, trial by trial
 
 SUBJECTS = ("rain", "iron", "bread", "ships", "bees", "glass", "salt", "moons")
@@ -132,14 +134,15 @@ def trial(
 
 def _count(asked: Asked, expected: str, moment: int, trials: Trials) -> None:
     trials.finished += 1
-    trials.same += asked.text.strip() == expected.strip()
+    same = asked.text.strip() == expected.strip()
+    trials.same += same
     replaced = 0 if asked.trace is None else asked.trace.replaced_hops
     trials.missed += replaced == 0
     if replaced:
         trials.pauses_s.append(asked.longest_gap_s)
     progress(
         f"token {moment}: pause {asked.longest_gap_s:.3f} s, {replaced} replaced"
-        f"{'' if asked.text.strip() == expected.strip() else ', ANOTHER ANSWER'}"
+        f"{'' if same else ', ANOTHER ANSWER'}"
     )
 
 
@@ -224,8 +227,8 @@ def tell(name: str, trials: Trials, goal_s: float) -> None:
 
 
 def _measure(folder: Path, model: Path, name: str, tokens: int, counts: tuple[int, int]) -> None:
-    layers = 4 if name == "" else 30
-    halves = [(0, layers // 2), (0, layers // 2), (layers // 2, layers), (layers // 2, layers)]
+    scale = 1 if model == answer_models.tiny() else LARGE_LAYERS / 4
+    halves = [(int(scale * start), int(scale * end)) for start, end in HALVES]
     questions = Questions(model, tokens, random.Random(1))
     with serving(folder, model, halves) as nodes:
         prompt, expected = questions.next()

@@ -155,11 +155,13 @@ def serving(
     spans: Sequence[Span],
     *,
     entry: bool = True,
+    pinned: bool = True,
     namespaces: Sequence[str] = (),
     **environment: str,
 ) -> Generator[Serving]:
     """Start a daemon for each span, and one that hosts nothing for the entry, or the first host.
 
+    pinned: each is told its span; else they place the model by themselves, as `spans` should be.
     namespaces: of the network, one for each node in the order of `IPS`, the entry first. None is
     left running.
     """
@@ -185,14 +187,32 @@ def serving(
         for node in nodes:
             node.client.wait(peers=len(nodes) - 1, timeout_s=MEET_S)
             node.peer = PeerId(node.client.id().peer)
-        shoal(nodes[0], "model", "add", str(model), "--name", NAME)
         tokenizer = AutoTokenizer.from_pretrained(model)
         made = Serving(nodes[0], hosts, list(spans), ticket, tokenizer)
+        if not pinned:
+            _place(made, model)
+            yield made
+            return
+        shoal(nodes[0], "model", "add", str(model), "--name", NAME)
         for node, (start, end) in zip(hosts, spans, strict=True):
             wait_until("the model is known", lambda n=node: _knows(n))
             shoal(node, "host", NAME, "--blocks", f"{start}:{end}")
         made.await_hosts()
         yield made
+
+
+def _place(made: Serving, model: Path) -> None:
+    """Let the hosts share the model; `made` then has them in the order of their spans."""
+    steps = list(models.serve(made.entry.client, str(model), name=NAME))
+    if steps[-1].model is None or not steps[-1].model.ready:
+        raise Failed("the model did not come into service")
+
+    def placed() -> bool:
+        return {(stage.start, stage.end) for stage in made.model().stages} == set(made.spans)
+
+    wait_until("each host has a span", placed, within_s=READY_S)
+    starts = {stage.peer: stage.start for stage in made.model().stages}
+    made.hosts.sort(key=lambda node: starts[node.peer])
 
 
 def _knows(node: Node) -> bool:
