@@ -170,8 +170,9 @@ class _Graph:
     def _after(self, block: int) -> Array:
         """What is left for each candidate before `block`, staying or handing over there."""
         here: Array = self.to_go[block - self.start]
-        handed = (self.enter + here).min(axis=1)
-        return np.minimum(here, handed)
+        handed: Array = (self.enter + here).min(axis=1)
+        after: Array = np.minimum(here, handed)
+        return after
 
     def walk(self, rng: random.Random) -> list[tuple[int, int]]:
         """Return (candidate, first block) of one route within `NEAR_SHARE` of the best."""
