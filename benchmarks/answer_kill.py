@@ -70,7 +70,6 @@ class Questions:
         said = reference.continue_greedily(self._model, ids, self.tokens)
         return prompt, str(self._tokenizer.decode(said, skip_special_tokens=True))
 
-
     def _prompt(self) -> str:
         if self.folder == answer_models.tiny():
             return answer_models.words([self.rng.randrange(256) for _ in range(PROMPT_TOKENS)])
