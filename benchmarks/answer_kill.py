@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,8 @@ PROMPT_TOKENS = 24
 EDGE = 4  # tokens of an answer before the first and after the last at which it is hit
 PAUSE_S = 2.0
 FREEZE_S = 3.0
+HEAL_S = 10.0
+HEALS = 1 if QUICK else 5
 BACK_S = 120.0  # for a host to be there again
 HALVES: list[Span] = [(0, 2), (0, 2), (2, 4), (2, 4)]  # of the tiny model
 KINDS = ("worker", "daemon", "worker", "both")  # what is killed, trial by trial
@@ -210,6 +213,26 @@ def freezes(nodes: Serving, questions: Questions, count: int) -> Trials:
     return trials
 
 
+def heal(folder: Path) -> None:
+    """Kill one of two hosts that share a model; report when the other computes all of it."""
+    times = list[float]()
+    for number in range(HEALS):
+        spans: list[Span] = [(0, 2), (2, 4)]
+        home = folder / f"heal-{number}"
+        with serving(home, answer_models.tiny(), spans, pinned=False) as nodes:
+            victim, heir = nodes.hosts[number % 2], nodes.hosts[1 - number % 2]
+            os.kill(victim.pid, signal.SIGKILL)
+            began = time.monotonic()
+            wait_until(
+                "another host has the blocks",
+                lambda nodes=nodes, heir=heir: nodes.layers_of(heir) == set(range(4)),
+                within_s=BACK_S,
+            )
+            times.append(time.monotonic() - began)
+            progress(f"healed in {times[-1]:.1f} s")
+    report("answer.heal", times, "s", goal=HEAL_S)
+
+
 def tell(name: str, trials: Trials, goal_s: float) -> None:
     """Report trials of one kind."""
     of = f"% of {trials.count} trials"
@@ -243,6 +266,7 @@ def _measure(folder: Path, model: Path, name: str, tokens: int, counts: tuple[in
 def main() -> None:
     """Measure all of it."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        heal(Path(folder))
         _measure(Path(folder) / "tiny", answer_models.tiny(), "", TOKENS, (KILLS, FREEZES))
         large = (LARGE, 0)
         _measure(Path(folder) / "large", answer_models.smollm2(), "_smollm2", LARGE_TOKENS, large)

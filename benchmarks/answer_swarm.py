@@ -102,12 +102,16 @@ class Serving:
 
     def ready(self, spans: Sequence[tuple[Node, Span]]) -> bool:
         """Whether these nodes compute these spans now, as the entry sees it."""
-        there = {
-            (stage.peer, stage.start, stage.end)
+        return all(set(range(*span)) <= self.layers_of(node) for node, span in spans)
+
+    def layers_of(self, node: Node) -> set[int]:
+        """Return the blocks that a node computes now."""
+        spans = [
+            range(stage.start, stage.end)
             for stage in self.model().stages
-            if stage.state == "ready"
-        }
-        return all((node.client.id().peer, *span) in there for node, span in spans)
+            if stage.state == "ready" and stage.peer == node.peer
+        ]
+        return {layer for span in spans for layer in span}
 
     def await_hosts(self) -> None:
         """Wait until every host computes its span. Raises Failed."""
