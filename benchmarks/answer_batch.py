@@ -31,8 +31,8 @@ def _together(nodes: Serving, turn: int) -> float:
     """Ask eight questions at once; return the tokens a second of all, while all were running."""
     with ThreadPoolExecutor(SESSIONS) as pool:
         prompts = [_prompt(number, turn) for number in range(SESSIONS)]
-        answers = list(pool.map(lambda prompt: nodes.ask(prompt, TOKENS), prompts))
-    return _rate(answers)
+        running = [pool.submit(nodes.ask, prompt, TOKENS) for prompt in prompts]
+        return _rate([one.result() for one in running])
 
 
 def _rate(answers: list[Asked]) -> float:

@@ -31,12 +31,12 @@ def run_chain(stages: list[Stage]) -> list[Tensor]:
     caches = [stage.new_cache() for stage in stages]
     inputs, found = torch.tensor([PROMPT]), list[Tensor]()
     for _ in range(STEPS):
-        value = inputs
+        value, logits = inputs, None
         for stage, cache in zip(stages, caches, strict=True):
             result = stage.forward(value, cache, logits=int(stage.end == stage.n_layers))
-            value = result.hidden
-        assert result.logits is not None
-        found.append(result.logits[:, -1])
+            value, logits = result.hidden, result.logits
+        assert logits is not None
+        found.append(logits[:, -1])
         inputs = found[-1].argmax(-1, keepdim=True)
     return found
 

@@ -1,3 +1,5 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# (transformers is annotated in part)
 """Swarms that serve a model, and how they are asked: real daemons, each with its worker processes.
 
 A daemon is a `shoal up` process with its own state directory: libp2p identity, encrypted TCP on
@@ -13,6 +15,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +107,12 @@ class Serving:
         """Whether these nodes compute these spans now, as the entry sees it."""
         return all(set(range(*span)) <= self.layers_of(node) for node, span in spans)
 
+    def has_all(self, node: Node) -> bool:
+        """Whether a node computes the whole model by itself now."""
+        return self.layers_of(node) == set(range(self.model().layers))
+
     def layers_of(self, node: Node) -> set[int]:
-        """Return the blocks that a node computes now."""
+        """Return the blocks that a node computes now, as the entry sees it."""
         spans = [
             range(stage.start, stage.end)
             for stage in self.model().stages
@@ -191,7 +198,7 @@ def serving(
         for node in nodes:
             node.client.wait(peers=len(nodes) - 1, timeout_s=MEET_S)
             node.peer = PeerId(node.client.id().peer)
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer: Any = AutoTokenizer.from_pretrained(model)
         made = Serving(nodes[0], hosts, list(spans), ticket, tokenizer)
         if not pinned:
             _place(made, model)
@@ -199,7 +206,7 @@ def serving(
             return
         shoal(nodes[0], "model", "add", str(model), "--name", NAME)
         for node, (start, end) in zip(hosts, spans, strict=True):
-            wait_until("the model is known", lambda n=node: _knows(n))
+            wait_until("the model is known", partial(_knows, node))
             shoal(node, "host", NAME, "--blocks", f"{start}:{end}")
         made.await_hosts()
         yield made
