@@ -47,7 +47,8 @@ def skip_layer(stage: Stage) -> None:
 
 def change_token(stage: Stage) -> None:
     """Take another token than the third of the prompt; of a later stage, other rows."""
-    run = stage.run
+    honest: Any = stage
+    run = honest.run
 
     def changed(inputs: Tensor, past: Any, positions: Tensor, **options: Any) -> Any:
         inputs = inputs.clone()
@@ -58,7 +59,7 @@ def change_token(stage: Stage) -> None:
             inputs[third] = inputs[third].roll(1, -1)
         return run(inputs, past, positions, **options)
 
-    stage.run = changed
+    honest.run = changed
 
 
 CHEATS: dict[str, Callable[[Stage], None]] = {
