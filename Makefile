@@ -34,7 +34,7 @@ demo: env ## four daemons meet, train a model, lose and regain a node, and serve
 	@$(BIN)/shoal demo --model $(MODEL)
 
 test: env $(JS)/node_modules/.installed ## run the tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # js-libp2p, for tests/interop. Where it cannot be had, those tests are skipped and say why.
 $(JS)/node_modules/.installed: $(JS)/package.json $(JS)/package-lock.json

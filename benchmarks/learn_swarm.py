@@ -17,16 +17,13 @@ from typing import Any
 
 import shoal
 from benchmarks.orders import Answer, Child, Failed
-from benchmarks.systems import rival_python
+from benchmarks.systems import LOOPBACK, inside, rival_python
 from wire.ids import PeerId
 
 RIVALS = Path(__file__).parents[1] / ".rivals"
 TORCH = "torch==2.13.0"  # the Makefile's: the build for processors
 HIVEMIND = ("hivemind==1.1.12", "numpy==2.2.6")  # with numpy 2.4 its 8-bit codecs average nothing
-UP = (
-    *(sys.executable, "-P", "-m", "node.cli.main", "up"),
-    *("--no-mdns", "--listen", "/ip4/127.0.0.1/tcp/0"),
-)
+UP = (sys.executable, "-P", "-m", "node.cli.main", "up", "--no-mdns")
 NOBODY = PeerId("")
 LEAD_S = 0.1  # between the order and the moment at which all begin
 READY_S = 60.0
@@ -35,9 +32,12 @@ MEET_S = 60.0
 
 @dataclass
 class Node:
-    """A daemon and its trainer."""
+    """A daemon and its trainer. `namespace` is of the network, "" where we are."""
 
     home: Path
+    environment: dict[str, str] = field(default_factory=dict[str, str])
+    namespace: str = ""
+    ip: str = LOOPBACK
     process: "subprocess.Popen[bytes] | None" = None
     trainer: Child | None = None
     peer: PeerId = NOBODY  # known once it has started
@@ -52,11 +52,16 @@ class Node:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SHOAL_")}
         with self.home.with_suffix(".log").open("ab") as log:
             self.process = subprocess.Popen(
-                [*UP, "--name", self.home.name, *options],
+                [
+                    *inside(self.namespace),
+                    *UP,
+                    *("--listen", f"/ip4/{self.ip}/tcp/0", "--name", self.home.name),
+                    *options,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={**environment, "SHOAL_HOME": str(self.home)},
+                env={**environment, **self.environment, "SHOAL_HOME": str(self.home)},
             )
 
     def await_ready(self) -> None:

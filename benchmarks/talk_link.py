@@ -78,7 +78,7 @@ def main() -> None:
         plain = stack.enter_context(socket_pair(folder, there, here, IPS[1]))
         contest = Contest(stack)
         contest.enter("shoal", partial(shoal_pair, there, here, IPS[1]))
-        contest.enter("lattica", partial(lattica_pair, there, here, *reversed(IPS)))
+        contest.enter("lattica", partial(lattica_pair, there, here, IPS[1], IPS[0]))
         _round_trips(contest, plain)
         _bulk(contest.pairs["shoal"], plain)
 

@@ -1,47 +1,50 @@
 """Answering: prompts in, text out, over the ready stages of a served model.
 
 One task per answer. It sends what it makes into a small channel; who asked reads it, and ends the
-task by closing the channel.
+task by closing the answer. Several answers to one question share the channel.
 """
 
 import secrets
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
 import trio
 
+from node.answer_pace import Pace
+from node.answering import TOKENISE_S, Options, Served, Work
 from node.model_workers import open_worker
-from protocols.sharding.generate import Generation, Shape, open_generation
-from protocols.sharding.hop import Connector
+from protocols.sharding.generate import (
+    EntryServices,
+    Generation,
+    PrefixKeys,
+    Shape,
+    open_generation,
+)
 from protocols.sharding.link import Link
 from protocols.sharding.manifest import Manifest
-from protocols.sharding.placement import Span
-from protocols.sharding.route import find_replacement, find_route
-from protocols.sharding.service import StageService
-from protocols.sharding.text import Stops, Tail
-from protocols.sharding.wire import (
+from protocols.sharding.wire import SESSION_TOKENS_MAX, Sampling
+from protocols.sharding.worker_wire import (
     Chat,
     Detokenise,
     FrontAnswer,
     Piece,
-    Sampling,
     Text,
     TokenIds,
     front_answer_decoder,
 )
 from shoal import models as shapes
-from wire.errors import BadMessage, Busy, ShoalError, UsageError
-from wire.ids import PeerId
-from wire.ports import Rpc
+from wire.errors import BadMessage, Busy, DeadlineExceeded, ShoalError, UsageError
 
 ANSWERS_MAX = 16  # at the same time from one node: as many sessions as a stage gives one peer
+COUNT_MAX = 4  # answers to one question: each has a session of its own
 UNREAD_MAX = 16  # pieces of text that wait for a slow reader; when full the answer waits too
-READER_S = 60.0  # seconds that a reader may stand still before its answer is given up
 UNASKED_MAX = 4096  # tokens of an answer whose length nobody named; stages reserve all of them
-TOKENISE_S = 30.0  # seconds for the tokenizer to do one thing
+TRACES_MAX = 8  # of the last answers, by model: what `shoal map` shows
+KEY_BYTES = 32  # of the secret that names prefixes: as long as the hash that it goes into
 
 _log = structlog.get_logger("models")
 
@@ -55,56 +58,52 @@ class Prompt:
     messages: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to answer. Without `max_tokens` the answer may fill the context, up to `UNASKED_MAX`."""
-
-    max_tokens: int | None = None
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: list[str] = field(default_factory=list[str])
-
-
-@dataclass(frozen=True)
-class Served:
-    """A served model, as far as answering needs it."""
-
-    name: str
-    model: str
-    manifest: Manifest
-    front_folder: Path
-    ready: Callable[[], list[Span]]  # spans that are ready now
-
-
 @dataclass
 class Answering:
-    """An answer in progress."""
+    """Answers in progress."""
 
     served: Served
-    prompt_tokens: int
+    front: Link[FrontAnswer]
+    ids: list[int]  # of the prompt
     pieces: trio.MemoryReceiveChannel[shapes.Answer | ShoalError]
+    works: list[Work] = field(default_factory=list[Work])
 
     async def read(self) -> AsyncGenerator[shapes.Answer]:
         """Yield the text as it comes; closing the iterator ends the work. Raises ShoalError."""
-        async with self.pieces:
+        try:
             async for piece in self.pieces:
                 if isinstance(piece, ShoalError):
                     raise piece
                 yield piece
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End the work at once: nobody reads any more."""
+        self.pieces.close()
+        for work in self.works:
+            work.scope.cancel()
+
+    async def prompt_text(self) -> str:
+        """Return the prompt as the model read it, without what marks its beginning."""
+        piece = await self.front.ask(Detokenise([], self.ids, final=True), timeout_s=TOKENISE_S)
+        if not isinstance(piece, Piece):
+            raise BadMessage("the tokenizer did not answer with text")
+        return piece.text
 
 
 class Answers:
     """Makes answers; holds one tokenizer process per model that was asked."""
 
-    def __init__(self, rpc: Rpc, stages: StageService, log_path: Callable[[str], Path]) -> None:
-        self._rpc = rpc
-        self._stages = stages
+    def __init__(self, services: EntryServices, log_path: Callable[[str], Path]) -> None:
+        self._services = services
+        self._keys = PrefixKeys(secrets.token_bytes(KEY_BYTES))
         self._log_path = log_path
         self._fronts: dict[str, Link[FrontAnswer]] = {}
         self._holding: dict[str, trio.CancelScope] = {}
         self._opening = trio.Lock()
         self._slots = trio.CapacityLimiter(ANSWERS_MAX)
+        self._traces: dict[str, deque[shapes.Trace]] = {}
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -115,26 +114,44 @@ class Answers:
             await trio.sleep_forever()
 
     async def start(self, served: Served, prompt: Prompt, options: Options) -> Answering:
-        """Begin an answer; returns once a session is open on every stage.
+        """Begin an answer, or several; returns once a session is open on every stage.
 
         Raises UsageError if the prompt does not fit the model, NoRoute, Busy or another ShoalError.
         """
+        asked = trio.current_time()
         front = await self._front(served)
-        ids = await _tokenise(front, prompt)
-        max_tokens = _answer_room(served.manifest, len(ids), options.max_tokens)
-        if self._slots.available_tokens < 1:
-            raise Busy(f"{ANSWERS_MAX} answers are in progress on this node")
+        ids = await self._tokenise(served, front, prompt)
+        max_tokens = answer_room(served.manifest, len(ids), options.max_tokens)
+        if self._slots.available_tokens < options.count:
+            raise Busy(f"{ANSWERS_MAX} answers at a time are made on this node")
+        seed = secrets.randbits(62) if options.seed is None else abs(options.seed)
         send, receive = trio.open_memory_channel[shapes.Answer | ShoalError](UNREAD_MAX)
-        work = _Work(served, front, ids, max_tokens, options, send)
-        await self._running.start(self._answer, work)
-        return Answering(served, len(ids), receive)
+        answering = Answering(served, front, ids, receive)
+        try:
+            with send:
+                for index in range(options.count):
+                    its_seed = (seed + index) % (1 << 62)
+                    mine = send.clone()
+                    work = Work(served, front, ids, max_tokens, options, its_seed, index, mine)
+                    await self._running.start(self._answer, work, asked)
+                    answering.works.append(work)
+        except BaseException:
+            answering.close()
+            raise
+        return answering
+
+    def traces(self, name: str) -> list[shapes.Trace]:
+        """Return how the last answers of a model came about, the newest first."""
+        return list(self._traces.get(name, ()))
 
     @property
     def _running(self) -> trio.Nursery:
         assert self._nursery is not None, "start `run` first"
         return self._nursery
 
-    async def _answer(self, work: "_Work", *, task_status: trio.TaskStatus[None]) -> None:
+    async def _answer(
+        self, work: Work, asked: float, *, task_status: trio.TaskStatus[None]
+    ) -> None:
         """Make one answer. Errors before it began are raised to `start`, later ones are sent."""
         async with self._slots, work.send:
             began = False
@@ -142,7 +159,10 @@ class Answers:
                 async with self._session(work) as generation:
                     began = True
                     task_status.started()
-                    await work.run(generation)
+                    with work.scope:  # who hangs up ends the work; the session still says good-bye
+                        pace = Pace(asked)
+                        await work.run(generation, pace)
+                        self._remember(pace.trace(work.served.name, generation))
             except (trio.BrokenResourceError, trio.TooSlowError):
                 _log.debug("answer.unread", model=work.served.name)
             except ShoalError as error:
@@ -155,27 +175,25 @@ class Answers:
                 _log.error("answer.bug", model=work.served.name, exc_info=error)
                 await work.fail(ShoalError(f"a bug: {error!r}"[:500], hint="see `shoal logs`"))
 
+    def _remember(self, trace: shapes.Trace) -> None:
+        known = self._traces.setdefault(trace.model, deque(maxlen=TRACES_MAX))
+        known.appendleft(trace)
+
     @asynccontextmanager
-    async def _session(self, work: "_Work") -> AsyncGenerator[Generation]:
-        manifest, ready = work.served.manifest, work.served.ready
-        route = find_route(manifest.n_layers, ready())
-        connector = Connector(self._rpc, self._stages, row_bytes=4 * manifest.hidden_size)
-
-        def replace(lost: Span, without: Collection[PeerId]) -> Span | None:
-            return find_replacement(lost, ready(), without=without)
-
-        seed = work.options.seed
+    async def _session(self, work: Work) -> AsyncGenerator[Generation]:
+        served, options = work.served, work.options
+        manifest = served.manifest
         async with open_generation(
-            connector,
-            Shape(work.served.model, manifest.n_layers, manifest.hidden_size),
-            route,
-            max_tokens=len(work.ids) + work.max_tokens,
-            sampling=Sampling(
-                work.options.temperature,
-                work.options.top_p,
-                secrets.randbits(62) if seed is None else abs(seed) % (1 << 62),
+            self._services,
+            Shape(
+                served.name, served.model, manifest.n_layers, manifest.hidden_size, manifest.dtype
             ),
-            replace=replace,
+            work.ids,
+            max_tokens=work.max_tokens,
+            sampling=Sampling(options.temperature, options.top_p, work.seed, options.logprobs),
+            speculate=options.speculate,
+            codec=options.codec,
+            keys=self._keys,
         ) as generation:
             yield generation
 
@@ -220,103 +238,36 @@ class Answers:
                 task_status.started(link)
                 await link.gone.wait()
 
-
-@dataclass
-class _Work:
-    """One answer being made."""
-
-    served: Served
-    front: Link[FrontAnswer]
-    ids: list[int]
-    max_tokens: int
-    options: Options
-    send: trio.MemorySendChannel[shapes.Answer | ShoalError]
-
-    async def run(self, generation: Generation) -> None:
-        """Generate until the model, a stop string or the limit ends it."""
-        tail, stops = Tail.of_prompt(self.ids), Stops(self.options.stop)
-        began = trio.current_time()
-        token = await generation.advance(self.ids)
-        first_token_s = trio.current_time() - began
-        count, reason = 0, "length"
-        while True:
-            count += 1
-            if token in self.served.manifest.eos:
-                reason = "stop"
-                break
-            tail.add(token)
-            await self._show(await self._text(tail, final=False), stops)
-            if stops.found or count == self.max_tokens:
-                break
-            token = await generation.advance([token])
-        if not stops.found:
-            await self._show(await self._text(tail, final=True), stops)
-        rest = "" if stops.found else stops.finish()
-        seconds = trio.current_time() - began - first_token_s
-        rate = (count - 1) / seconds if count > 1 and seconds > 0 else 0.0
-        trace = self._trace(generation, first_token_s, rate)
-        usage = shapes.Usage(len(self.ids), count, len(self.ids) + count)
-        reason = "stop" if stops.found else reason
-        await self.tell(shapes.Answer(rest, reason, usage, trace))
-
-    async def tell(self, piece: shapes.Answer | ShoalError) -> None:
-        """Hand a piece to the reader, who must not stand still for long."""
-        with trio.fail_after(READER_S):
-            await self.send.send(piece)
-
-    async def fail(self, error: ShoalError) -> None:
-        """Hand the reader an error, if there is still one."""
-        with suppress(trio.BrokenResourceError, trio.TooSlowError):
-            await self.tell(error)
-
-    async def _show(self, text: str, stops: Stops) -> None:
-        shown = stops.feed(text) if text else ""
-        if shown:
-            await self.tell(shapes.Answer(shown))
-
-    async def _text(self, tail: Tail, *, final: bool) -> str:
-        if not tail.fresh:
-            return ""
-        question = Detokenise(tail.before, tail.fresh, final)
-        piece = await self.front.ask(question, timeout_s=TOKENISE_S)
-        if not isinstance(piece, Piece):
-            raise BadMessage("the tokenizer did not answer with text")
-        if piece.text:
-            tail.shown()
-        return piece.text
-
-    def _trace(
-        self, generation: Generation, first_token_s: float, tokens_per_s: float
-    ) -> shapes.Trace:
-        return shapes.Trace(
-            model=self.served.name,
-            route=[shapes.Hop(span.peer, span.start, span.end) for span in generation.route],
-            replaced_hops=generation.replaced,
-            first_token_s=round(first_token_s, 4),
-            tokens_per_s=round(tokens_per_s, 2),
-        )
+    async def _tokenise(
+        self, served: Served, front: Link[FrontAnswer], prompt: Prompt
+    ) -> list[int]:
+        if prompt.ids:
+            most = served.manifest.vocab_size
+            if max(prompt.ids) >= most:
+                raise UsageError(f"prompt: token {max(prompt.ids)} of a vocabulary of {most}")
+            return prompt.ids
+        question = Chat(prompt.messages) if prompt.messages else Text(prompt.text)
+        try:
+            answer = await front.ask(question, timeout_s=TOKENISE_S)
+        except DeadlineExceeded:  # a template that never ends: the next question gets a new process
+            if self._fronts.get(served.model) is front:
+                self._holding[served.model].cancel()
+            raise
+        if not isinstance(answer, TokenIds):
+            raise BadMessage("the tokenizer did not answer with token ids")
+        if not answer.ids:
+            raise UsageError("the prompt is empty")
+        return answer.ids
 
 
-async def _tokenise(front: Link[FrontAnswer], prompt: Prompt) -> list[int]:
-    if prompt.ids:
-        return prompt.ids
-    question = Chat(prompt.messages) if prompt.messages else Text(prompt.text)
-    answer = await front.ask(question, timeout_s=TOKENISE_S)
-    if not isinstance(answer, TokenIds):
-        raise BadMessage("the tokenizer did not answer with token ids")
-    if not answer.ids:
-        raise UsageError("the prompt is empty")
-    return answer.ids
-
-
-def _answer_room(manifest: Manifest, prompt_tokens: int, max_tokens: int | None) -> int:
+def answer_room(manifest: Manifest, prompt_tokens: int, max_tokens: int | None) -> int:
     """Return how many tokens the answer may have. Raises UsageError if there is no room."""
-    room = manifest.context - prompt_tokens
+    context = min(manifest.context, SESSION_TOKENS_MAX)
+    room = context - prompt_tokens
     if room < 1 or (max_tokens is not None and max_tokens > room):
         wanted = f" and {max_tokens} are asked for" if max_tokens else ""
         raise UsageError(
-            f"the model's context is {manifest.context} tokens; the prompt has {prompt_tokens}"
-            + wanted,
+            f"the model's context is {context} tokens; the prompt has {prompt_tokens}" + wanted,
             hint=f"ask for up to {room} tokens" if room > 0 else "shorten the prompt",
         )
     return min(room, UNASKED_MAX) if max_tokens is None else max_tokens

@@ -31,7 +31,12 @@ class ServeRequest(_Reply, frozen=True):
 
 
 class Stage(_Reply, frozen=True):
-    """A span of layers on a node. `state`: waiting, fetching, loading, ready, failed, refused."""
+    """A span of layers on a node.
+
+    `state`: claimed, fetching, loading, ready, draining, failed, refused. Times are measured there:
+    one token through the whole span, and each further token of a prompt. `load` is the share of the
+    last seconds that it computed.
+    """
 
     peer: str
     start: int
@@ -40,6 +45,11 @@ class Stage(_Reply, frozen=True):
     note: str = ""
     done_bytes: int = 0
     total_bytes: int = 0
+    decode_ms: float = 0.0
+    prefill_ms: float = 0.0
+    free_tokens: int = 0
+    sessions: int = 0
+    load: float = 0.0
 
 
 class Model(_Reply, frozen=True):
@@ -65,21 +75,45 @@ class ServeProgress(_Reply, frozen=True):
 
 
 class Hop(_Reply, frozen=True):
-    """One stage of the route that an answer took."""
+    """One stage of the route that an answer took. Times are means over its decoding steps.
+
+    `codec` is that of the rows that came to it, `link_ms` how long they were under way.
+    """
 
     peer: str
     start: int
     end: int
+    codec: str = ""
+    link_ms: float = 0.0
+    compute_ms: float = 0.0
 
 
 class Trace(_Reply, frozen=True):
-    """How an answer came about: in the field `shoal` of the last chunk of a completion."""
+    """How an answer came about: in the field `shoal` of the last chunk of a completion.
+
+    `tokens_per_s` counts everything from the question on, `decode_tokens_per_s` what came after the
+    first token. `step_ms` is the mean time from one round trip's tokens to the next one's; what its
+    hops do not explain is `rest_ms`. `reused_tokens` of the prompt were still computed from before;
+    of `drafted` guesses `accepted` were right.
+    """
 
     model: str
     route: list[Hop]
     replaced_hops: int
     first_token_s: float
     tokens_per_s: float
+    decode_tokens_per_s: float = 0.0
+    step_ms: float = 0.0
+    rest_ms: float = 0.0
+    reused_tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+
+class CachedTokens(_Reply, frozen=True):
+    """Of a prompt's tokens, those that did not have to be computed again."""
+
+    cached_tokens: int = 0
 
 
 class Usage(_Reply, frozen=True):
@@ -88,15 +122,48 @@ class Usage(_Reply, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: CachedTokens = CachedTokens()
+
+
+class Candidate(_Reply, frozen=True):
+    """A token that could have come, and its log-probability. `bytes` are those of its text."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class Said(_Reply, frozen=True):
+    """A token that came; `offset` is where its text begins in the answer, in characters."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    offset: int
+    top: list[Candidate]
 
 
 class Answer(_Reply, frozen=True):
-    """A piece of an answer; the last one has the other fields, and no text."""
+    """A piece of an answer; the last one has the reason, the usage and the trace.
+
+    `index` tells several answers to one question apart. `said`: its tokens, if asked for.
+    """
 
     text: str
     finish_reason: str | None = None
     usage: Usage | None = None
     trace: Trace | None = None
+    index: int = 0
+    said: list[Said] = []
+
+
+class Map(_Reply, frozen=True):
+    """What `shoal map` draws: a model's stages, and how the last answers of this node came about,
+    the newest first.
+    """
+
+    model: Model
+    answers: list[Trace]
 
 
 def serve(

@@ -32,9 +32,16 @@ class NotFound(ShoalError):
 
 
 class Busy(ShoalError):
-    """There is no room for more now; later there may be."""
+    """There is no room for more now; in `retry_after_s` seconds there may be, if that is known."""
 
     code = "busy"
+    retry_after_s: float | None = None
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
 
 
 class PeerError(ShoalError):
@@ -78,8 +85,11 @@ _typed: dict[str, type[RemoteError]] = {
 }
 
 
-def typed_error(code: str, message: str) -> RemoteError:
+def typed_error(code: str, message: str, *, retry_after_s: float | None = None) -> RemoteError:
     """Return what a peer's error is here: a RemoteError, and also the NotFound, Busy or
     UsageError that the peer raised.
     """
-    return _typed.get(code, RemoteError)(code, message)
+    error = _typed.get(code, RemoteError)(code, message)
+    if isinstance(error, Busy):
+        error.retry_after_s = retry_after_s
+    return error

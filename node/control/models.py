@@ -2,10 +2,34 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Protocol
 
 from node.control.api import Api, Event, Events, Request
-from node.models import Models
 from shoal import models as shapes
+
+
+class Models(Protocol):
+    """What serves models: `node.models.Models`."""
+
+    def views(self) -> list[shapes.Model]:
+        """Return every known model."""
+        ...
+
+    def view(self, name: str, /) -> shapes.Model:
+        """Return one. Raises NotFound."""
+        ...
+
+    def traces(self, name: str, /) -> list[shapes.Trace]:
+        """Return how the last answers of one came about, the newest first."""
+        ...
+
+    def serve(self, request: shapes.ServeRequest, /) -> AsyncGenerator[shapes.ServeProgress]:
+        """Bring a model into service."""
+        ...
+
+    async def unserve(self, name: str, /) -> None:
+        """Take one out of service. Raises NotFound."""
+        ...
 
 
 class ModelRoutes:
@@ -21,6 +45,11 @@ class ModelRoutes:
     async def show(self, request: Request) -> shapes.Model:
         """Show one."""
         return self._models.view(request.params["model"])
+
+    async def map(self, request: Request) -> shapes.Map:
+        """Show one, and how the last answers came about."""
+        name = request.params["model"]
+        return shapes.Map(self._models.view(name), self._models.traces(name))
 
     async def serve(self, request: Request) -> Events:
         """Bring a model into service."""
@@ -63,6 +92,13 @@ def routes(api: Api, models: Models) -> None:
         handlers.show,
         summary="One served model.",
         reply=shapes.Model,
+    )
+    api.add(
+        "GET",
+        "/v1/served/{model}/map",
+        handlers.map,
+        summary="One served model, and the routes of this node's last answers.",
+        reply=shapes.Map,
     )
     api.add(
         "DELETE",

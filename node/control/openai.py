@@ -1,17 +1,15 @@
 """OpenAI's routes: /v1/models, /v1/chat/completions and /v1/completions, streaming or whole.
 
-What we do not know in a request is ignored, as OpenAI's own clients expect; what we know and cannot
-do is refused. The last chunk has one field of our own, `shoal`: the route and its speed.
+The last chunk of an answer has one field of our own, `shoal`: the route and its speed.
 """
 
-import secrets
-import time
+import math
+import re
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Annotated
+from typing import Protocol
 
 import msgspec
-from msgspec import Meta
 
 from node.control.api import (
     Api,
@@ -23,96 +21,33 @@ from node.control.api import (
     error_reply,
     status_of,
 )
-from node.model_answers import Answering, Options, Prompt
-from node.models import Models
+from node.control.openai_asks import Asked, ChatRequest, CompletionRequest
+from node.control.openai_shapes import ChatShape, Shape, TextShape, Whole, usage_of
+from node.answering import Options
+from node.model_answers import Answering, Prompt
 from shoal import models as shapes
-from wire.errors import NotFound, ShoalError, UsageError
+from wire.errors import Busy, NotFound, ShoalError
 
-STOPS_MAX = 16  # stop strings of one request; OpenAI allows 4
-STOP_CHARACTERS_MAX = 256
-MESSAGES_MAX = 1024  # messages of one conversation
+RETRY_S = {429: 1.0, 503: 5.0}  # by status: an answer ends, or a lost stage is replaced, by then
+RETRY_MAX_S = 60.0  # OpenAI's clients take no longer advice
 
-_Stop = Annotated[str, Meta(min_length=1, max_length=STOP_CHARACTERS_MAX)]
-
-
-class StreamOptions(msgspec.Struct, frozen=True):
-    """What a stream shall tell besides the text."""
-
-    include_usage: bool = False
+_PLACE = re.compile(r"at `\$\.([A-Za-z_]+)")  # where msgspec found something wrong
 
 
-class _Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What both kinds of completion can be asked."""
+class Models(Protocol):
+    """What answers: `node.models.Models`."""
 
-    model: str = ""
-    max_tokens: Annotated[int, Meta(ge=1)] | None = None
-    temperature: Annotated[float, Meta(ge=0.0, le=10.0)] | None = None
-    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
-    seed: int | None = None
-    stop: _Stop | Annotated[list[_Stop], Meta(max_length=STOPS_MAX)] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: int | None = None
+    def views(self) -> list[shapes.Model]:
+        """Return every known model."""
+        ...
 
-    def options(self, max_tokens: int | None) -> Options:
-        """Return how to answer. As with OpenAI, the default is to sample at temperature 1."""
-        if self.n not in (None, 1):
-            raise UsageError(f"n={self.n}: one answer at a time")
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop
-        return Options(
-            max_tokens,
-            1.0 if self.temperature is None else self.temperature,
-            1.0 if self.top_p is None else self.top_p,
-            self.seed,
-            stop or [],
-        )
+    def view(self, name: str, /) -> shapes.Model:
+        """Return one. Raises NotFound."""
+        ...
 
-
-class TextPart(msgspec.Struct, frozen=True):
-    """A part of a message's content; only text is understood."""
-
-    type: str
-    text: str = ""
-
-
-class ChatMessage(msgspec.Struct, frozen=True):
-    """One message of a conversation."""
-
-    role: Annotated[str, Meta(max_length=32)]
-    content: str | list[TextPart] | None = None
-
-    def text(self) -> str:
-        """Return its text. Raises UsageError for pictures and the like."""
-        if isinstance(self.content, str) or self.content is None:
-            return self.content or ""
-        if any(part.type != "text" for part in self.content):
-            raise UsageError("only text can be in a message's content")
-        return "".join(part.text for part in self.content)
-
-
-class ChatRequest(_Request, frozen=True, kw_only=True):
-    """The body of /v1/chat/completions."""
-
-    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MESSAGES_MAX)]
-    max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
-
-
-class CompletionRequest(_Request, frozen=True, kw_only=True):
-    """The body of /v1/completions. A prompt is text, or token ids."""
-
-    prompt: str | list[Annotated[int, Meta(ge=0, le=1 << 24)] | str] = ""
-
-    def to_prompt(self) -> Prompt:
-        """Return the one prompt."""
-        if isinstance(self.prompt, str):
-            return Prompt(text=self.prompt)
-        texts = [part for part in self.prompt if isinstance(part, str)]
-        ids = [part for part in self.prompt if isinstance(part, int)]
-        if len(texts) == 1 and not ids:
-            return Prompt(text=texts[0])
-        if texts or not ids:
-            raise UsageError("prompt: one text, or one list of token ids")
-        return Prompt(ids=ids)
+    async def answer(self, name: str, prompt: Prompt, options: Options, /) -> Answering:
+        """Begin to answer a prompt. Raises ShoalError."""
+        ...
 
 
 class ModelEntry(msgspec.Struct, frozen=True):
@@ -154,135 +89,95 @@ class OpenAIRoutes:
         """Answer a conversation."""
         try:
             asked = request.read(ChatRequest)
-            prompt = Prompt(messages=[(m.role, m.text()) for m in asked.messages])
-            limit = asked.max_completion_tokens or asked.max_tokens
-            answering = await self._models.answer(asked.model, prompt, asked.options(limit))
+            answering = await self._models.answer(asked.model, asked.to_prompt(), asked.options())
         except ShoalError as error:
             return _refusal(error)
-        return await _reply(asked, _ChatShape(answering.served.name), answering)
+        served = answering.served
+        shape = ChatShape(served.name, served.model, logprobs=bool(asked.logprobs))
+        return await _reply(asked, shape, answering)
 
     async def complete(self, request: Request) -> Events | Raw:
         """Continue a text."""
         try:
             asked = request.read(CompletionRequest)
-            limit = 16 if asked.max_tokens is None else asked.max_tokens  # OpenAI's default
-            options = asked.options(limit)
-            answering = await self._models.answer(asked.model, asked.to_prompt(), options)
+            prompt = asked.to_prompt()
+            answering = await self._models.answer(asked.model, prompt, asked.options())
         except ShoalError as error:
             return _refusal(error)
-        return await _reply(asked, _TextShape(answering.served.name), answering)
+        served = answering.served
+        shape = TextShape(served.name, served.model, logprobs=asked.logprobs is not None)
+        if asked.echo:
+            try:
+                shape.echo = prompt.text or await answering.prompt_text()
+            except BaseException:
+                answering.close()
+                raise
+        return await _reply(asked, shape, answering)
 
 
-class _Shape:
-    """The JSON around a piece of answer; chats and texts differ in little."""
-
-    prefix = ""
-    kind = ""
-    whole_kind = ""
-
-    def __init__(self, model: str) -> None:
-        self._head = {
-            "id": f"{self.prefix}-{secrets.token_hex(12)}",
-            "created": int(time.time()),
-            "model": model,
-        }
-
-    def document(self, kind: str, choices: list[object], **more: object) -> dict[str, object]:
-        """Return one JSON document."""
-        return {**self._head, "object": kind, "choices": choices, **more}
-
-    def first(self) -> dict[str, object] | None:
-        """Return what comes before any text."""
-        return None
-
-    def piece(self, text: str, reason: str | None) -> object:
-        """Return the choice of a chunk."""
-        raise NotImplementedError
-
-    def whole(self, text: str, reason: str | None) -> object:
-        """Return the choice of an answer in one piece."""
-        raise NotImplementedError
-
-
-class _ChatShape(_Shape):
-    prefix = "chatcmpl"
-    kind = "chat.completion.chunk"
-    whole_kind = "chat.completion"
-
-    def first(self) -> dict[str, object] | None:
-        delta = {"role": "assistant", "content": ""}
-        choice = {"index": 0, "delta": delta, "finish_reason": None}
-        return self.document(self.kind, [choice])
-
-    def piece(self, text: str, reason: str | None) -> object:
-        delta = {"content": text} if text else {}
-        return {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
-
-    def whole(self, text: str, reason: str | None) -> object:
-        message = {"role": "assistant", "content": text}
-        return {"index": 0, "message": message, "finish_reason": reason, "logprobs": None}
-
-
-class _TextShape(_Shape):
-    prefix = "cmpl"
-    kind = whole_kind = "text_completion"
-
-    def piece(self, text: str, reason: str | None) -> object:
-        return {"index": 0, "text": text, "finish_reason": reason, "logprobs": None}
-
-    whole = piece
-
-
-async def _reply(asked: _Request, shape: _Shape, answering: Answering) -> Events | Raw:
+async def _reply(asked: Asked, shape: Shape, answering: Answering) -> Events | Raw:
+    count = asked.n or 1
     if asked.stream:
-        usage = asked.stream_options is not None and asked.stream_options.include_usage
-        return Events(_stream(shape, answering, include_usage=usage))
-    text, end = "", shapes.Answer("")
+        return Events(_stream(shape, answering, count, include_usage=asked.tells_usage))
+    wholes = [Whole() for _ in range(count)]
     try:
         async with aclosing(answering.read()) as pieces:
             async for piece in pieces:
-                text += piece.text
-                end = piece
+                wholes[piece.index].add(piece)
     except ShoalError as error:
         return _refusal(error)
-    choice = shape.whole(text, end.finish_reason)
-    return _json(shape.document(shape.whole_kind, [choice], usage=end.usage, shoal=end.trace))
+    choices = [shape.whole(index, whole) for index, whole in enumerate(wholes)]
+    ends = [whole.end for whole in wholes]
+    more = {"usage": usage_of(ends), "shoal": ends[0].trace}
+    return _json(shape.document(shape.whole_kind, choices, **more))
 
 
 async def _stream(
-    shape: _Shape, answering: Answering, *, include_usage: bool
+    shape: Shape, answering: Answering, count: int, *, include_usage: bool
 ) -> AsyncGenerator[Event]:
-    first = shape.first()
-    if first is not None:
-        yield Event(first)
+    ends = list[shapes.Answer]()
     try:
         async with aclosing(answering.read()) as pieces:
+            for index in range(count):
+                first = shape.first(index)
+                if first is not None:
+                    yield Event(shape.document(shape.kind, [first]))
             async for piece in pieces:
-                choice = shape.piece(piece.text, piece.finish_reason)
                 more = {} if piece.trace is None else {"shoal": piece.trace}
-                yield Event(shape.document(shape.kind, [choice], **more))
-                if piece.usage is not None and include_usage:
-                    yield Event(shape.document(shape.kind, [], usage=piece.usage))
+                yield Event(shape.document(shape.kind, [shape.piece(piece)], **more))
+                if piece.usage is not None:
+                    ends.append(piece)
     except ShoalError as error:
         yield Event(_error_document(error))  # clients of OpenAI look for "error" in the data
         return
+    if include_usage:
+        yield Event(shape.document(shape.kind, [], usage=usage_of(ends)))
     yield Event("[DONE]")
 
 
 def _error_document(error: ShoalError) -> dict[str, object]:
-    """Say an error in our shape, with the field `type` that OpenAI's has besides."""
+    """Say an error in our shape, with the fields `type` and `param` that OpenAI's has besides."""
     said: ErrorReply = error_reply(error)
     status = status_of(error.code)
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {**msgspec.to_builtins(said.error), "type": kind, "param": None}}
+    if status == 429:
+        kind = "rate_limit_error"
+    place = _PLACE.search(str(error))
+    param = None if place is None else place[1]
+    return {"error": {**msgspec.to_builtins(said.error), "type": kind, "param": param}}
 
 
 def _refusal(error: ShoalError) -> Raw:
-    return _json(_error_document(error), status=status_of(error.code))
+    status = status_of(error.code)
+    headers: dict[str, str] = {}
+    if status in RETRY_S:
+        told_s = error.retry_after_s if isinstance(error, Busy) else RETRY_S[status]
+        headers["Retry-After"] = str(math.ceil(min(max(told_s, 1.0), RETRY_MAX_S)))
+    return _json(_error_document(error), status=status, headers=headers)
 
 
-def _json(document: object, *, status: int = 200) -> Raw:
-    return Raw(msgspec.json.encode(document), "application/json", status)
+def _json(document: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Raw:
+    return Raw(msgspec.json.encode(document), "application/json", status, headers or {})
 
 
 def routes(api: Api, models: Models) -> None:

@@ -11,7 +11,7 @@ from protocols.rpc.call import BodyType, CallSide
 from protocols.rpc.line import SMALL_BYTES, Line, RpcCounters, new_budget, unknown
 from protocols.rpc.wire import DEADLINE_MAX_MS, Cancel, Credit, End, Fail, Left, Open, Reply
 from wire import codec, frames
-from wire.errors import BadMessage, Busy, PeerUnreachable, typed_error
+from wire.errors import BadMessage, Busy, PeerUnreachable, RemoteError, typed_error
 from wire.ids import PeerId
 from wire.ports import Method, Stream
 
@@ -132,7 +132,7 @@ class CallerLine(Line[Outcall, wire.ToCaller]):
             call.incoming.end()
             call.leave()
         elif isinstance(message, Fail):
-            call.fail(typed_error(message.code, _printable(message.message)))
+            call.fail(_received(message))
         else:
             if call.is_deaf:
                 raise BadMessage("a message after the end of its call")
@@ -159,6 +159,13 @@ class CallerLine(Line[Outcall, wire.ToCaller]):
     def peer(self) -> PeerId:
         """Who answers."""
         return self.stream.peer
+
+
+def _received(fail: Fail) -> RemoteError:
+    """Return a server's error as its caller sees it."""
+    return typed_error(
+        fail.code, _printable(fail.message), retry_after_s=fail.retry_ms / 1000 or None
+    )
 
 
 def _printable(text: str) -> str:

@@ -15,7 +15,19 @@ from protocols.rpc.answers import Answers
 from protocols.rpc.call import BodyType, CallSide
 from protocols.rpc.line import Line, RpcCounters, unknown
 from protocols.rpc.machine import Budget, check_size
-from protocols.rpc.wire import CODE_MAX, TEXT_MAX, Ask, Cancel, Credit, Data, End, Fail, Left, Open
+from protocols.rpc.wire import (
+    CODE_MAX,
+    RETRY_MAX_MS,
+    TEXT_MAX,
+    Ask,
+    Cancel,
+    Credit,
+    Data,
+    End,
+    Fail,
+    Left,
+    Open,
+)
 from wire.errors import BadMessage, Busy, DeadlineExceeded, RemoteError, ShoalError
 from wire.faults import root_cause
 from wire.ids import PeerId
@@ -231,7 +243,9 @@ class ServerLine(Line[Incall, wire.ToServer]):
         if len(code) > CODE_MAX or not _CODE.fullmatch(code):
             code = "failed"
         text = str(error).encode(errors="replace").decode()[:TEXT_MAX]
-        self.say(Fail(number, code, text))
+        retry_s = error.retry_after_s if isinstance(error, Busy) else None
+        retry_ms = min(max(0, round(1000 * (retry_s or 0.0))), RETRY_MAX_MS)
+        self.say(Fail(number, code, text, retry_ms))
 
 
 def _explain(error: Exception, method: str) -> ShoalError:

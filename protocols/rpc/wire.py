@@ -34,6 +34,7 @@ HEADER_MAX = 512  # bytes that a frame may add to its piece: method, key, number
 PIECE_BYTES = 64_000  # of one frame: with its header it is one push, one record, 20 µs of cipher
 FRAME_MAX = PIECE_BYTES + HEADER_MAX
 WINDOW_BYTES = 256 * 1024  # that a call may send unasked: four pieces
+RETRY_MAX_MS = 3600 * 1000  # an hour: who is told to wait longer asks somebody else anyway
 CREDIT_MAX = 1 << 24  # in one grant; windows end far below
 PIECE_COST = 64  # bytes that a piece counts beyond its body, since an empty one takes memory too
 CALL_MAX = (1 << 53) - 1  # numbers of calls: at a million a second, 285 years
@@ -46,6 +47,7 @@ DeadlineMs = Annotated[int, Meta(ge=0, le=DEADLINE_MAX_MS)]
 Key = Annotated[bytes, Meta(max_length=KEY_MAX)]
 Code = Annotated[str, Meta(max_length=CODE_MAX, pattern=r"^[a-z0-9_]+\Z")]
 Text = Annotated[str, Meta(max_length=TEXT_MAX)]
+RetryMs = Annotated[int, Meta(ge=0, le=RETRY_MAX_MS)]
 CreditBytes = Annotated[int, Meta(ge=1, le=CREDIT_MAX)]
 
 
@@ -99,11 +101,12 @@ class Reply(Message, frozen=True, tag=5):
 
 
 class Fail(Message, frozen=True, tag=6):
-    """The call failed at the server."""
+    """The call failed at the server. `retry_ms`: when it may be worth trying again; 0 is unknown."""
 
     call: CallId
     code: Code
     message: Text
+    retry_ms: RetryMs = 0
 
 
 class Credit(Message, frozen=True, tag=7):

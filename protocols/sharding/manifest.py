@@ -26,7 +26,8 @@ EMBED = "embed"  # used only before the first layer
 HEAD = "head"  # used only after the last layer
 SHARED = "shared"  # used on both sides (tied embeddings), or unknown where
 TOKENIZER = "tokenizer"  # a file of the tokenizer, by its own name
-TENSOR_ROLES = (BLOCK, EMBED, HEAD, SHARED)
+DTYPES = ("float32", "bfloat16", "float16")
+VERSION = 2
 
 Cid = Annotated[str, Meta(max_length=61, pattern=r"^b[a-z2-7]{58}([a-z2-7]{2})?\Z")]
 ModelId = Annotated[str, Meta(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}\Z")]
@@ -49,12 +50,16 @@ class Part(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
 
 class Manifest(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A model: its shape and its parts."""
+    """A model: its shape and its parts, whose tensors are in the dtype that they are computed in.
 
-    version: Annotated[int, Meta(ge=1, le=1)]
+    What is larger than it should be for that (a norm that its family keeps in float32) is so in the
+    file too: a stage takes as much memory for its weights as its files have bytes.
+    """
+
+    version: Annotated[int, Meta(ge=VERSION, le=VERSION)]
     name: ModelName
     family: Annotated[str, Meta(max_length=64, pattern=PRINTABLE)]
-    dtype: Annotated[str, Meta(pattern=r"^float32\Z")]  # what it is computed in
+    dtype: Annotated[str, Meta(pattern=rf"^({'|'.join(DTYPES)})\Z")]  # what it is computed in
     n_layers: Annotated[int, Meta(ge=1, le=LAYERS_MAX)]
     hidden_size: Annotated[int, Meta(ge=1, le=1 << 20)]
     vocab_size: Annotated[int, Meta(ge=1, le=1 << 24)]
@@ -81,6 +86,8 @@ def decode_manifest(data: bytes, model: str) -> Manifest:
     if blocks != list(range(manifest.n_layers)):
         raise BadMessage(f"manifest has {len(blocks)} blocks of {manifest.n_layers}")
     names = [part.name for part in manifest.parts]
+    if not {part_name(role) for role in (EMBED, HEAD, SHARED)} <= set(names):
+        raise BadMessage("manifest lacks the tensors before or after the blocks")
     for part in manifest.parts:
         if not _is_named_as_it_should(part):
             raise BadMessage(f"manifest has a {part.role} part {part.block} in {part.name}")
@@ -141,12 +148,8 @@ def parts_of_front(manifest: Manifest) -> list[Part]:
 
 
 def memory_of_span(manifest: Manifest, start: int, end: int) -> int:
-    """Return the bytes that a stage takes in float32, by the sizes of its parts.
-
-    Half precision is widened by what `parameters` says. That is the word of who serves the model:
-    it can only raise the result, and no more than the sizes is ever fetched.
-    """
-    return _widened(manifest, parts_of_span(manifest, start, end))
+    """Return the bytes that a stage's weights take: those of its parts, and no more is fetched."""
+    return sum(part.size_bytes for part in parts_of_span(manifest, start, end))
 
 
 def blocks_in_memory(manifest: Manifest, memory_bytes: int) -> int:
@@ -154,16 +157,9 @@ def blocks_in_memory(manifest: Manifest, memory_bytes: int) -> int:
 
     Any node may become the first and the last, so the parts outside of the blocks are counted.
     """
-    outer = [part for part in manifest.parts if part.role in (EMBED, HEAD, SHARED, "config")]
-    block_bytes = max(_widened(manifest, [p]) for p in manifest.parts if p.role == BLOCK)
-    free_bytes = memory_bytes - _widened(manifest, outer)
-    return min(manifest.n_layers, max(0, free_bytes) // max(1, block_bytes))
-
-
-def _widened(manifest: Manifest, parts: list[Part]) -> int:
-    size_bytes = sum(part.size_bytes for part in parts)
-    stored = sum(part.size_bytes for part in manifest.parts if part.role in TENSOR_ROLES)
-    return max(size_bytes, size_bytes * 4 * manifest.parameters // max(1, stored))
+    blocks = [part.size_bytes for part in manifest.parts if part.role == BLOCK]
+    outer = sum(p.size_bytes for p in manifest.parts if p.role in (EMBED, HEAD, SHARED, "config"))
+    return min(manifest.n_layers, max(0, memory_bytes - outer) // max(1, *blocks))
 
 
 def is_tokenizer_file(name: str) -> bool:

@@ -1,128 +1,106 @@
-"""The daemon's side of a stage: answers `sharding.session` by its worker processes. No torch."""
+"""The daemon's side of sessions. (Signatures; the bodies follow.)"""
 
-import itertools
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from typing import Protocol
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any
 
-import structlog
 import trio
 
-from protocols.sharding.link import WorkerGone
-from protocols.sharding.wire import (
-    SESSION,
-    Open,
-    Opened,
-    Output,
-    Reply,
-    Request,
-    Step,
-    WorkerAnswer,
-    WorkerClose,
-    WorkerOpen,
-    WorkerStep,
-)
-from wire.errors import BadMessage, NotFound, ShoalError
-from wire.ids import PeerId
-from wire.ports import Call, Rpc
-
-OPEN_S = 10.0  # seconds for the worker to reserve a session; it may be in a step of another
-STEP_S = 30.0  # seconds for one step, and
-STEP_TOKEN_S = 0.5  # for each of its tokens: a long prompt on a slow processor
-CLOSE_S = 2.0  # seconds to tell the worker that a session is over; its idle limit is behind it
-
-log = structlog.get_logger(__name__)
+from protocols.sharding.calls import Calls
+from protocols.sharding.wire import Picks
+from protocols.sharding.worker_wire import Ready
+from wire.ids import PeerId, Signer
+from wire.ports import Clock, Rpc
 
 
-class Worker(Protocol):
-    """What answers for a stage: the link to its process."""
+@dataclass(frozen=True)
+class StageInfo:
+    """A span whose worker is ready."""
 
-    async def ask(self, message: object, *, timeout_s: float) -> WorkerAnswer:
-        """Ask and wait. Raises WorkerGone, DeadlineExceeded, or the worker's RemoteError."""
-        ...
+    model: str
+    name: str
+    start: int
+    end: int
+    n_layers: int
+    hidden_size: int
+    vocab_size: int
+    dtype: str
+    ready: Ready
+    cache_bytes: int
 
 
-def step_timeout_s(step: Step, *, row_bytes: int) -> float:
-    """Return how long one step may take: prompts take longer than single tokens."""
-    return STEP_S + STEP_TOKEN_S * max(len(step.tokens), len(step.hidden) // row_bytes)
+@dataclass(frozen=True)
+class Usage:
+    """How busy a span is, for its lease. `free_tokens` are of all blocks of the span."""
+
+    free_tokens: int
+    sessions: int
+    busy: float
+    decode_us: int
+    prefill_us: int
 
 
-class StageSession:
-    """One session on a stage of this node."""
+class PicksEnd:
+    """The entry's end of a session's ring: where the last stage feeds picks to.
 
-    def __init__(self, link: Worker, number: int, row_bytes: int) -> None:
-        self._link = link
-        self._number = number
-        self._row_bytes = row_bytes
+    `previous`: who may feed it; set it anew when the last stage is replaced.
+    """
 
-    async def step(self, step: Step) -> Output:
-        """Run one step in the worker."""
-        timeout_s = step_timeout_s(step, row_bytes=self._row_bytes)
-        output = await self._link.ask(WorkerStep(self._number, step), timeout_s=timeout_s)
-        if not isinstance(output, Output):
-            raise BadMessage(f"the worker answered a step with {type(output).__name__}")
-        return output
+    previous: str
+
+    def close(self) -> None: ...
 
 
 class StageService:
-    """Knows the stages that are loaded here and serves sessions on them, to peers and locally."""
+    """Answers `sharding.session`, `.feed` and `.history` for the spans attached here.
 
-    def __init__(self, rpc: Rpc) -> None:
-        self.peer = rpc.peer
-        self._stages: dict[tuple[str, int, int], tuple[Worker, int]] = {}
-        self._numbers = itertools.count(1)
-        self.sessions = 0  # open now
-        rpc.serve_stream(SESSION, self._serve)
+    `calls` opens streaming calls to any peer, this node included: `calls.stream(peer, SESSION, ...)`
+    is how an entry reaches a stage, wherever it is, and what its `Feeder` is given.
+    """
 
-    def attach(self, model: str, start: int, end: int, link: Worker, *, hidden_size: int) -> None:
-        """Begin to answer for a stage whose worker is ready."""
-        self._stages[model, start, end] = link, 4 * hidden_size
+    calls: Calls
 
-    def detach(self, model: str, start: int, end: int) -> None:
-        """Stop answering for a stage; sessions on it fail when its worker ends."""
-        self._stages.pop((model, start, end), None)
+    def __init__(
+        self, rpc: Rpc, signer: Signer, *, clock: Clock, history_bytes: int = 1 << 28
+    ) -> None: ...
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep sessions until cancelled."""
+
+    def attach(self, info: StageInfo, link: Any, *, on_stuck: Callable[[], None]) -> None:
+        """Begin to answer for a span. `on_stuck`: its worker is there, but answers no pings."""
+
+    def detach(self, model: str, start: int) -> None:
+        """Stop answering for a span; sessions on it end with worker_gone."""
+
+    def drain(self, model: str, start: int) -> None:
+        """Take no new sessions on a span."""
+
+    async def drained(self, model: str, start: int, timeout_s: float) -> bool:
+        """Wait until a span has no sessions; False if it still has some."""
+        ...
+
+    def usage(self, model: str, start: int) -> Usage:
+        """What the lease says. Raises NotFound."""
+        ...
+
+    @contextmanager
+    def expect(
+        self, session: bytes, start: int, previous: str, on_picks: Callable[[Picks], None]
+    ) -> Generator[PicksEnd]:
+        """Take the picks of a session for the length of the block. `start`: all blocks."""
+        ...
+
+    def worker_for(self, model: str, start: int, end: int) -> Any | None:
+        """The link to the worker of a span that has these blocks."""
 
     @asynccontextmanager
-    async def session(self, request: Open, *, caller: PeerId) -> AsyncGenerator[StageSession]:
-        """Reserve a session for the length of the block. Raises NotFound, or Busy remotely."""
-        found = self._stages.get((request.model, request.start, request.end))
-        if found is None:
-            raise NotFound(
-                f"layers {request.start}-{request.end} of {request.model[:12]} are not ready here"
-            )
-        link, row_bytes = found
-        number = next(self._numbers)
-        opening = WorkerOpen(number, caller, request.max_tokens, request.sampling)
-        self.sessions += 1
-        try:
-            await link.ask(opening, timeout_s=OPEN_S)
-            yield StageSession(link, number, row_bytes)
-        finally:
-            self.sessions -= 1
-            with trio.move_on_after(CLOSE_S) as closing:
-                closing.shield = True
-                await _close(link, number)
+    async def borrow(
+        self, model: str, start: int, end: int, *, tokens: int, peer: PeerId
+    ) -> AsyncGenerator[tuple[Any, int]]:
+        """Reserve room for work beside the sessions (audits): (link, ticket), closed at the end.
 
-    async def _serve(self, call: Call[Reply, Request]) -> None:
-        """Answer one streaming call: one session."""
-        try:
-            opening = await call.receive()
-        except trio.EndOfChannel:
-            return
-        if not isinstance(opening, Open):
-            raise BadMessage("a session begins with open")
-        async with self.session(opening, caller=call.peer) as session:
-            await call.send(Opened())
-            async for step in call:
-                if not isinstance(step, Step):
-                    raise BadMessage("a session is opened once")
-                await call.send(await session.step(step))
-
-
-async def _close(link: Worker, number: int) -> None:
-    try:
-        await link.ask(WorkerClose(number), timeout_s=CLOSE_S)
-    except WorkerGone:
-        return  # and the session with it
-    except ShoalError as error:
-        log.debug("session.close", error=str(error))
+        Raises NotFound, Busy.
+        """
+        yield

@@ -3,131 +3,138 @@
 # (transformers is annotated in part; what we take from it is checked by the bit-exactness tests)
 """A contiguous span of any Hugging Face causal LM, run by the model's own forward.
 
-Slots of layers outside [start, end) hold passthroughs. Layer `start` gets the received hidden state
-whatever came before it, slot `end` leaves the forward with the hidden state it was given. So no
-family needs code of its own, and float32 results are those of the whole model, bit for bit.
+A session uses layers [a, b) of the span. Layers before `a` let the hidden state pass, layer `a`
+gets the received one whatever came before it, and after layer b - 1 the forward is left; so no
+family needs code of its own, and results are those of the whole model, bit for bit.
 Only a worker process imports this: it needs torch.
 """
 
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from protocols.sharding.caches import StageCache
 from protocols.sharding.manifest import BLOCK, CONFIG, EMBED, HEAD, SHARED, part_name
 from protocols.sharding.programs import refuse_programs
 
-DTYPE = torch.float32  # computed in float32 whatever the files hold: that is what is exact
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of `n` rows of `batch` sessions: hidden [batch, n, hidden] as layer b - 1 returned them, and
+    float32 logits [batch, asked, vocabulary] of the last rows, where they were asked for.
+    """
+
+    hidden: Tensor
+    logits: Tensor | None
 
 
 class Stage:
-    """Layers [start, end) of a model. The first embeds token ids, the last returns logits."""
+    """Layers [start, end) of a model, all of it or what `load_stage` made of it."""
 
     def __init__(self, model: nn.Module, start: int, end: int) -> None:
         layers = layer_list(model)
         assert 0 <= start < end <= len(layers)
         self.model: Any = model
         self.config: Any = model.config
+        text: Any = model.config.get_text_config(decoder=True)
+        self.hidden_size, self.vocab_size = int(text.hidden_size), int(text.vocab_size)
         self.start, self.end, self.n_layers = start, end, len(layers)
-        self._received: Tensor | None = None
-        for index in range(len(layers)):
+        self._active = _Active()
+        for index, layer in enumerate(layers):
             if not start <= index < end:
-                layers[index] = _Slot(layers[index], stop=index >= end)
-        if start > 0:
-            layers[start].register_forward_pre_hook(self._inject, with_kwargs=True)
+                layers[index] = _Passing(layer)
+            else:
+                layer.forward = _guarded(layer.forward, index, self._active)
+        parameter = next(layers[start].parameters())
+        self.dtype, self.device = parameter.dtype, parameter.device
         accepted = inspect.signature(model.forward).parameters
-        self._options = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self._keeps_logits = "logits_to_keep" in accepted
         self._takes_positions = "position_ids" in accepted
 
-    @property
-    def is_first(self) -> bool:
-        """Whether it takes token ids."""
-        return self.start == 0
+    def new_cache(self, start: int | None = None, end: int | None = None) -> StageCache:
+        """Return the empty cache of a session that uses layers [start, end) (all of the span)."""
+        start = self.start if start is None else start
+        end = self.end if end is None else end
+        assert self.start <= start < end <= self.end
+        return StageCache(self.config, start, end)
 
-    @property
-    def is_last(self) -> bool:
-        """Whether it returns logits."""
-        return self.end == self.n_layers
+    def forward(self, inputs: Tensor, cache: StageCache, *, logits: int = 0) -> Result:
+        """One step of one session, behind the rows that are in its cache.
 
-    def new_cache(self) -> DynamicCache:
-        """Return the empty KV cache of one session."""
-        return DynamicCache(config=self.config)
-
-    @torch.inference_mode()
-    def forward(self, inputs: Tensor, cache: DynamicCache, position: int) -> Tensor:
-        """One step of one session at `position`, the number of tokens in the cache.
-
-        inputs: int64 token ids [1, n] in the first stage, else float32 hidden [1, n, hidden].
-        Returns hidden [1, n, hidden], in the last stage the logits [1, vocabulary] of the last
-        token. Cost: the owned layers, plus microseconds for each slot.
+        inputs: int64 token ids [1, n] if the cache begins at block 0, else hidden [1, n, hidden] of
+        any float type. `logits`: of how many of the last rows, if the cache ends with the model.
+        Cost: the layers that are used, plus microseconds for each other one.
         """
+        cache.mark_absent()
         count = inputs.shape[1]
-        options: dict[str, Any] = dict(self._options)
-        if self._takes_positions:
-            options["position_ids"] = torch.arange(position, position + count).unsqueeze(0)
-        if self.is_first:
-            options["input_ids"] = inputs
-        else:
-            self._received = options["inputs_embeds"] = inputs
-        try:
-            output = self.model(past_key_values=cache, use_cache=True, **options)
-            result: Tensor = output.logits[:, -1]
-        except _Reached as reached:
-            result = reached.hidden
-        finally:
-            self._received = None
-        self._mark_absent_layers(cache, position + count)
+        positions = torch.arange(cache.position, cache.position + count, device=self.device)
+        span = (cache.start, cache.end)
+        result = self.run(inputs, cache.layers, positions.unsqueeze(0), span=span, logits=logits)
+        cache.position += count
         return result
 
-    def _inject(self, _: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Give layer `start` what came from the stage before it."""
-        if args:
-            return (self._received, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": self._received}
+    @torch.inference_mode()
+    def run(
+        self, inputs: Tensor, past: Any, positions: Tensor, *, span: tuple[int, int], logits: int
+    ) -> Result:
+        """Run layers `span` over inputs at `positions` [batch, n], with a transformers cache."""
+        options: dict[str, Any] = {"position_ids": positions} if self._takes_positions else {}
+        if self._keeps_logits and logits:
+            options["logits_to_keep"] = logits
+        inputs = inputs.to(self.device)
+        received = None if span[0] == 0 else inputs.to(self.dtype)
+        options["input_ids" if received is None else "inputs_embeds"] = (
+            inputs if received is None else received
+        )
+        active = self._active
+        active.start, active.end, active.received = *span, received
+        active.leaves = not logits or span[1] < self.n_layers
+        found = None
+        try:
+            output = self.model(past_key_values=past, use_cache=True, **options)
+            found = output.logits[:, -logits:].float()
+        except _Reached:
+            pass
+        hidden = active.hidden
+        active.hidden = active.received = None
+        assert hidden is not None
+        return Result(hidden, found)
 
-    def _mark_absent_layers(self, cache: DynamicCache, length: int) -> None:
-        """Let the cache entries of unowned layers report the length they would have.
 
-        Masks are built from the first layer of each attention type, which may be unowned; one
-        element is stored, whatever the length.
-        """
-        entries: list[Any] = list(cache.layers)
-        for entry in (*entries[: self.start], *entries[self.end :]):
-            if hasattr(entry, "cumulative_length"):  # a sliding window
-                entry.cumulative_length = length
-            elif hasattr(entry, "keys"):
-                entry.keys = entry.values = torch.zeros(1).expand(1, 1, length, 1)
-                entry.is_initialized = True
-            if hasattr(entry, "has_previous_state"):  # linear attention
-                entry.has_previous_state[0] = True
+def load_stage(
+    folder: Path, start: int, end: int, *, dtype: str = "float32", device: str = "cpu"
+) -> Stage:
+    """Build a stage from the parts of a split model (see split.py); reads only its own parts.
 
-
-def load_stage(folder: Path, start: int, end: int) -> Stage:
-    """Build a stage from the parts of a split model (see split.py); reads only its own parts."""
+    It computes in `dtype`, whatever the files hold. Raises BadMessage, ValueError, OSError.
+    """
     refuse_programs(folder)
     config = AutoConfig.from_pretrained(folder / CONFIG, trust_remote_code=False)
     build: Any = AutoModelForCausalLM.from_config
     with torch.device("meta"):
-        model = build(config, dtype=DTYPE, trust_remote_code=False)
+        model = build(config, dtype=DTYPES[dtype], trust_remote_code=False)
     model.eval()
-    stage = Stage(model, start, end)
+    layers = layer_list(model)
+    for index in (*range(start), *range(end, len(layers))):
+        layers[index] = _Passing(layers[index])
     _recompute_buffers(model)
-    names = [part_name(BLOCK, index) for index in range(start, end)]
-    if stage.is_first or stage.is_last:
-        names.append(part_name(SHARED))
-    names += [part_name(EMBED)] if stage.is_first else []
-    names += [part_name(HEAD)] if stage.is_last else []
-    for name in names:
-        for key, tensor in _tensors(folder / name):
-            _assign(model, key, tensor)
-    _check_and_fill(stage)
-    return stage
+    for name in _parts(start, end, len(layers)):
+        _load_part(model, folder / name, DTYPES[dtype], device, tables=end < len(layers))
+    _check_and_fill(model, start, end, DTYPES[dtype], device)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+    return Stage(model, start, end)
 
 
 def layer_list(model: nn.Module) -> nn.ModuleList:
@@ -143,8 +150,54 @@ def layer_list(model: nn.Module) -> nn.ModuleList:
 class _Reached(Exception):
     """Leaves the forward at the end of the span."""
 
-    def __init__(self, hidden: Tensor) -> None:
-        self.hidden = hidden
+
+class _Active:
+    """What the forward in progress is about: the layers wrapped below read and write it."""
+
+    start = end = 0
+    leaves = True  # after the last layer, since no logits are wanted
+    received: Tensor | None = None  # for the first layer
+    hidden: Tensor | None = None  # from the last layer
+
+
+def _guarded(run: Callable[..., Any], index: int, active: _Active) -> Callable[..., Any]:
+    """Return a layer's forward that does what `active` asks of that layer."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if index < active.start:
+            return _passed(args, kwargs)
+        if index == active.start and active.received is not None:
+            if args:
+                args = (active.received, *args[1:])
+            else:
+                kwargs["hidden_states"] = active.received
+        output = run(*args, **kwargs)
+        if index == active.end - 1:
+            active.hidden = output if isinstance(output, Tensor) else output[0]
+            if active.leaves:
+                raise _Reached
+        return output
+
+    return forward
+
+
+class _Passing(nn.Module):
+    """Stands where a layer is not loaded. Keeps its plain attributes, which models read."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        for name, value in vars(layer).items():
+            if isinstance(value, str | int | float) and not name.startswith("_"):
+                setattr(self, name, value)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Pass the hidden state on."""
+        return _passed(args, kwargs)
+
+
+def _passed(args: Any, kwargs: Any) -> Tensor:
+    hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+    return hidden.as_subclass(_Echo)
 
 
 class _Echo(Tensor):
@@ -163,24 +216,6 @@ class _Echo(Tensor):
         return iter((self, None))
 
 
-class _Slot(nn.Module):
-    """Stands where an unowned layer was. Keeps its plain attributes, which models read."""
-
-    def __init__(self, layer: nn.Module, *, stop: bool) -> None:
-        super().__init__()
-        self._stop = stop
-        for name, value in vars(layer).items():
-            if isinstance(value, str | int | float) and not name.startswith("_"):
-                setattr(self, name, value)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Pass the hidden state on, or leave with it."""
-        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
-        if self._stop:
-            raise _Reached(hidden)
-        return hidden.as_subclass(_Echo)
-
-
 def _recompute_buffers(model: Any) -> None:
     """Make the buffers that no file holds (rotary frequencies) as from_pretrained would.
 
@@ -194,20 +229,33 @@ def _recompute_buffers(model: Any) -> None:
     model.initialize_weights()
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Read one part; a tied tensor comes once for each of its names."""
+def _parts(start: int, end: int, n_layers: int) -> list[str]:
+    """Return the files with the tensors of a span."""
+    first, last = start == 0, end == n_layers
+    names = [part_name(BLOCK, index) for index in range(start, end)]
+    names += [part_name(SHARED)] if first or last else []
+    names += [part_name(EMBED)] if first else []
+    return names + ([part_name(HEAD)] if last else [])
+
+
+def _load_part(model: Any, path: Path, dtype: torch.dtype, device: str, *, tables: bool) -> None:
+    """Put the tensors of one part into the model; a tied one is held once, under all its names.
+
+    With `tables`, what is only looked up in stays in the mapped file: memory is taken by the rows
+    that are used.
+    """
     with safe_open(path, framework="pt") as part:
         aliases: dict[str, str] = json.loads((part.metadata() or {}).get("aliases", "{}"))
-        tensors = {name: part.get_tensor(name) for name in part.keys()}  # noqa: SIM118
-    shared = {name: _floats(tensor) for name, tensor in tensors.items()}
-    yield from shared.items()
-    for alias, name in aliases.items():
-        yield alias, shared[name]
-
-
-def _floats(tensor: Tensor) -> Tensor:
-    """Copy out of the mapped file: kernels round differently on memory that is not aligned."""
-    return tensor.to(DTYPE, copy=True) if tensor.is_floating_point() else tensor.clone()
+        for name in part.keys():  # noqa: SIM118
+            owner = model.get_submodule(name.rpartition(".")[0])
+            mapped: Tensor = part.get_tensor(name)
+            tensor = mapped
+            if not (tables and isinstance(owner, nn.Embedding) and mapped.dtype == dtype):
+                # Copied out of the file: kernels round differently on memory that is not aligned.
+                kind = dtype if mapped.is_floating_point() else mapped.dtype
+                tensor = mapped.to(device=device, dtype=kind, copy=True)
+            for alias in (name, *(alias for alias, stored in aliases.items() if stored == name)):
+                _assign(model, alias, tensor.to(device))
 
 
 def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
@@ -220,18 +268,18 @@ def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
     setattr(module, leaf, nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)
 
 
-def _check_and_fill(stage: Stage) -> None:
-    """Fill what this stage never uses with zeros of no size; miss nothing that it does use.
+def _check_and_fill(model: Any, start: int, end: int, dtype: torch.dtype, device: str) -> None:
+    """Fill what this span never uses with zeros of no size; miss nothing that it does use.
 
     Before layer `start` a later stage runs its (zero) embedding on the way, after `end` nothing.
     """
-    layers = layer_list(stage.model)
-    for index in range(stage.start, stage.end):
+    layers = layer_list(model)
+    for index in range(start, end):
         absent = [name for name, value in layers[index].named_parameters() if value.is_meta]
         if absent:
             raise ValueError(f"layer {index} lacks {', '.join(absent[:3])}")
-    rest = {name: value for name, value in stage.model.named_parameters() if value.is_meta}
-    if rest and stage.is_first and stage.is_last:
+    rest = {name: value for name, value in model.named_parameters() if value.is_meta}
+    if rest and start == 0 and end == len(layers):
         raise ValueError(f"the model lacks {', '.join(list(rest)[:3])}")
     for name, value in rest.items():
-        _assign(stage.model, name, torch.zeros(1, dtype=DTYPE).expand(value.shape))
+        _assign(model, name, torch.zeros(1, dtype=dtype, device=device).expand(value.shape))

@@ -22,7 +22,7 @@ FRAME_MAX = ROWS_MAX + 16 * 1024
 SESSION_TOKENS_MAX = 1 << 17  # tokens that one session may reserve, if the host has them
 PREFIX_TOKENS = 16  # tokens from one key of a prefix to the next
 PROOF_ROWS = 32  # rows of one commitment
-PROOF_BYTES = 258  # of one commitment: 128 values and the modulus
+PROOF_BYTES = 208  # of one commitment: a digest of 16 bytes, and 6 for each row (commitments.py)
 LOGPROBS_MAX = 20  # alternatives told beside a picked token
 CODECS = ("float32", "bfloat16", "float16", "int8")
 
@@ -103,10 +103,14 @@ class End(Message, frozen=True, tag="end"):
 
 
 class Opened(Message, frozen=True, tag="opened"):
-    """The stage has room; it has the rows before `position`, and has seen step `number`."""
+    """The stage has room; it has the rows before `position`, and has seen step `number`.
+
+    One whose cache cannot be truncated (`truncates`) offers no reused prefix and gets no drafts.
+    """
 
     position: Position
     number: Number
+    truncates: bool = True
 
 
 class Pong(Message, frozen=True, tag="pong"):
@@ -114,10 +118,15 @@ class Pong(Message, frozen=True, tag="pong"):
 
 
 class Broken(Message, frozen=True, tag="broken"):
-    """The stage cannot feed its next any more: the feed ended, or could not be opened."""
+    """The stage cannot feed its next any more: the feed ended, or could not be opened.
+
+    `forgot`: the rows that the next one lacks are not in its history any more; the entry opens it
+    anew, so that it computes them again.
+    """
 
     next: Place
     why: Annotated[str, Meta(max_length=500)]
+    forgot: bool = False
 
 
 class Work(Message, frozen=True):

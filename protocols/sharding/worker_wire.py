@@ -161,6 +161,12 @@ class Detokenise(Message, frozen=True, tag="detokenise"):
     final: bool
 
 
+class Spell(Message, frozen=True, tag="spell"):
+    """To the tokenizer: how each of these tokens reads by itself."""
+
+    ids: list[TokenId]
+
+
 class TokenIds(Message, frozen=True, tag="ids"):
     """From the tokenizer."""
 
@@ -173,8 +179,14 @@ class Piece(Message, frozen=True, tag="piece"):
     text: str
 
 
-FrontAsk = Chat | Text | Detokenise
-FrontAnswer = Ready | TokenIds | Piece | Failure
+class Spelled(Message, frozen=True, tag="spelled"):
+    """From the tokenizer: (text, bytes) of each token; half a character reads as U+FFFD."""
+
+    tokens: list[tuple[str, bytes]]
+
+
+FrontAsk = Chat | Text | Detokenise | Spell
+FrontAnswer = Ready | TokenIds | Piece | Spelled | Failure
 
 worker_ask_decoder = msgspec.msgpack.Decoder(tuple[int, WorkerAsk])
 worker_answer_decoder = msgspec.msgpack.Decoder(tuple[int, WorkerAnswer])

@@ -1,0 +1,144 @@
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (transformers is annotated in part)
+"""One row each of several sessions, as one forward.
+
+What the weights do is done for all rows together; the attention of each row is over the cache of
+its own session, whose keys and values the caches hand over as lists. So nothing is padded, copied
+or kept in step: any sessions may join any step. It works where a family calls attention by
+transformers' interface, which the worker tries when it loads (`can_batch`). Needs torch.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache, DynamicLayer
+
+from protocols.sharding.caches import StageCache
+from protocols.sharding.stage import Result, Stage
+
+TOLERANCE = 1e-3  # of the largest magnitude; other matrix kernels in float32 make 1e-6
+_TRIAL_ROWS = (5, 9, 2)  # in the caches of the trial's sessions
+_NAME = "sharding_together"
+
+
+def forward_together(
+    stage: Stage, inputs: Tensor, caches: Sequence[StageCache], *, logits: bool
+) -> Result:
+    """One row of each session, all of the same layers: inputs [sessions, 1] or [sessions, 1, h].
+
+    If it fails, some layers have seen the rows: `truncate` the caches to where they were.
+    """
+    span = caches[0].start, caches[0].end
+    positions = torch.tensor([[cache.position] for cache in caches], device=stage.device)
+    entries = [cache.layers.layers for cache in caches]
+    past = Cache(layers=[_Together(of_layer) for of_layer in zip(*entries, strict=True)])
+    with _Attending(stage):
+        result = stage.run(inputs, past, positions, span=span, logits=int(logits))
+    for cache in caches:
+        cache.position += 1
+    return result
+
+
+def can_batch(stage: Stage) -> bool:
+    """Whether several rows together give what each gives alone, tried with random ones."""
+    draw = torch.Generator().manual_seed(0)
+    wanted = int(stage.end == stage.n_layers)
+    alone: list[StageCache] = []
+    try:
+        for rows in _TRIAL_ROWS:
+            alone.append(stage.new_cache())
+            stage.forward(random_rows(stage, rows, draw), alone[-1])
+        together = [cache.fork(cache.position) for cache in alone]
+        for _ in range(2):  # what the first step leaves in the caches is used by the second
+            inputs = [random_rows(stage, 1, draw) for _ in alone]
+            singly = [
+                stage.forward(row, cache, logits=wanted)
+                for row, cache in zip(inputs, alone, strict=True)
+            ]
+            found = forward_together(stage, torch.cat(inputs), together, logits=wanted > 0)
+            if not _close(torch.cat([one.hidden for one in singly]), found.hidden):
+                return False
+    except Exception:  # a family's own code was given what it does not know: whatever it raises
+        return False
+    return True
+
+
+def random_rows(stage: Stage, count: int, draw: torch.Generator) -> Tensor:
+    """Return inputs [1, count] or [1, count, hidden] for a stage, to measure and to try it."""
+    if stage.start == 0:
+        return torch.randint(stage.vocab_size, (1, count), generator=draw)
+    return torch.randn(1, count, stage.hidden_size, generator=draw)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    difference, scale = (a - b).abs().max(), a.abs().max()
+    rounding = TOLERANCE if a.dtype == torch.float32 else 16 * torch.finfo(a.dtype).eps
+    return bool(difference <= rounding * scale)  # False for NaN
+
+
+class _Together(DynamicLayer):
+    """One layer's entries of all sessions."""
+
+    def __init__(self, entries: Sequence[Any]) -> None:
+        super().__init__()
+        self._entries = entries
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Append one row to each; return lists of keys and values, one of each session."""
+        keys, values = list[Tensor](), list[Tensor]()
+        for index, entry in enumerate(self._entries):
+            row = slice(index, index + 1)
+            key, value = entry.update(key_states[row], value_states[row])
+            keys.append(key)
+            values.append(value)
+        return keys, values
+
+
+class _Attending:
+    """For the length of the block, the model's attention understands the lists."""
+
+    def __init__(self, stage: Stage) -> None:
+        configs = {id(module.config): module.config for module in stage.model.modules()
+                   if hasattr(module, "config")}  # fmt: skip
+        self._before = [(config, config._attn_implementation) for config in configs.values()]
+
+    def __enter__(self) -> None:
+        for config, _ in self._before:
+            config._attn_implementation_internal = _NAME
+
+    def __exit__(self, *_: object) -> None:
+        for config, name in self._before:
+            config._attn_implementation_internal = name
+
+
+def _attend(
+    module: Any,
+    query: Tensor,
+    key: list[Tensor],
+    value: list[Tensor],
+    attention_mask: None,
+    *,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Let each row look at all keys of its session. query: [sessions, heads, 1, width]."""
+    if options.get("softcap") is not None or options.get("s_aux") is not None:
+        raise NotImplementedError("attention of a kind of its own")
+    grouped = key[0].shape[1] != query.shape[1]
+    found = [
+        scaled_dot_product_attention(row, keys, values, scale=scaling, enable_gqa=grouped)
+        for row, keys, values in zip(query.split(1), key, value, strict=True)
+    ]
+    return torch.cat(found).transpose(1, 2), None
+
+
+def _no_mask(**_: Any) -> None:
+    """One row may look at everything that its cache shows."""
+
+
+AttentionInterface.register(_NAME, _attend)
+AttentionMaskInterface.register(_NAME, _no_mask)
