@@ -142,7 +142,9 @@ def checkpoint_files(source: Path) -> list[Path]:
     elif (source / WEIGHTS).is_file():
         names = [WEIGHTS]
     else:
-        raise Unsuitable(f"{source} has no {WEIGHTS}, nor its index (other formats can run programs)")
+        raise Unsuitable(
+            f"{source} has no {WEIGHTS}, nor its index (other formats can run programs)"
+        )
     if len(names) > FILES_MAX:
         raise Unsuitable(f"{len(names)} files are over {FILES_MAX}")
     for name in names:
@@ -156,7 +158,9 @@ def stored_dtype(source: Path) -> torch.dtype:
     with ExitStack() as opened:
         for file in _open_files(source, opened):
             for key in sorted(file.keys()):
-                tensor: Tensor = file.get_slice(key)[:0] if _rank(file, key) else file.get_tensor(key)
+                tensor: Tensor = (
+                    file.get_slice(key)[:0] if _rank(file, key) else file.get_tensor(key)
+                )
                 if tensor.is_floating_point():
                     return tensor.dtype
     return torch.float32
