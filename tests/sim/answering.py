@@ -1,6 +1,6 @@
 """A swarm that answers, on the virtual clock: real services, workers that pretend.
 
-swarm = await RingSwarm.start(nursery, {"a": (0, 2), "b": (2, 4)}, latency_s=0.01)
+swarm = await AnswerSwarm.start(nursery, {"a": (0, 2), "b": (2, 4)}, latency_s=0.01)
 async with swarm.generate(PROMPT, 8) as generation: ...
 swarm.kill("a"); swarm.freeze("b"); swarm.change_path()
 """
@@ -34,7 +34,7 @@ PROMPT = [5, 17, 3, 88, 41, 9, 60, 2, 33, 71, 12, 50]
 
 
 @dataclass
-class RingSwarm:
+class AnswerSwarm:
     """An entry, and nodes with a span each. Every node believes that all are there, always."""
 
     net: Net
@@ -58,7 +58,7 @@ class RingSwarm:
         latency_s: float = 0.01,
         step_s: float = 0.01,
         row_s: float = 0.0,
-    ) -> "RingSwarm":
+    ) -> "AnswerSwarm":
         swarm = cls(Net(nursery, latency_s=latency_s), nursery, step_s, row_s)
         await swarm._add_node(ENTRY)
         for name, span in spans.items():
