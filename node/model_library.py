@@ -139,7 +139,7 @@ class Library:
             raise Busy(f"model {name} is being added")
         self._adding.add(name)
         try:
-            job = Job(name, "splitting")
+            job = Job(name, "starting")
             steps = self._jobs.follow(job, lambda: self._add(job, source, request))
             async with aclosing(steps):
                 async for step in steps:

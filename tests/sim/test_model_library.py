@@ -340,8 +340,8 @@ async def test_a_model_of_the_hubs_cache_is_cut_by_children(
         await add(a, "someone/none")
     async with aclosing(a.add(AddModel(REPO, dtype="bfloat16"))) as steps:
         found = [step async for step in steps]
-    assert [step.state for step in found][0] == "downloading"
-    assert "splitting" in [step.state for step in found]
+    states = list(dict.fromkeys(step.state for step in found))
+    assert states[:3] == ["starting", "downloading", "splitting"]
     done = found[-1].model
     assert done is not None
     assert (done.name, done.dtype, done.layers) == ("tiny-llama", "bfloat16", 4)
