@@ -34,6 +34,8 @@ _CORE = "node.cli.core:COMMANDS"
 _RPC = "node.cli.rpc:COMMANDS"
 _RUNS = "node.cli.runs:COMMANDS"
 _MODELS = "node.cli.models:COMMANDS"
+_CHAT = "node.cli.chat:COMMANDS"
+_MAP = "node.cli.map:COMMANDS"
 _CHANNELS = "node.cli.channels:COMMANDS"
 _BLOBS = "node.cli.blobs:COMMANDS"
 _STORE = "node.cli.store:COMMANDS"
@@ -68,7 +70,8 @@ TABLE = {
     "run": (_RUNS, "Look at one run, stop, resume or export it, draw its curves."),
     "serve": (_MODELS, "Serve a model split over the swarm."),
     "generate": (_MODELS, "Let a served model continue a text."),
-    "models": (_MODELS, "List served models."),
+    "chat": (_CHAT, "Talk with a served model."),
+    "map": (_MAP, "Draw which node computes which blocks of a model."),
     "unserve": (_MODELS, "Take a model out of service."),
     "dashboard": (_DASHBOARD, "Print the address of this node's dashboard."),
     "demo": (_DEMO, "Show all of it on this machine: meet, train, fail, serve."),

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-call"
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 # (transformers is annotated in part)
 """One row each of several sessions, as one forward.

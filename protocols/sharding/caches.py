@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-call"
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 # (transformers is annotated in part)
 """The KV cache of one session on one stage: grows without copies, goes back to any position.
@@ -28,14 +29,7 @@ class StageCache:
         self.start, self.end = start, end
         self.position = 0
         self._config = config
-        self.layers = DynamicCache(config=config)
-        entries: list[Any] = self.layers.layers
-        for index, entry in enumerate(entries):
-            owned = start <= index < end
-            if type(entry) is DynamicLayer:
-                entries[index] = _Growing() if owned else _Absent()
-            elif type(entry) is DynamicSlidingWindowLayer and owned:
-                entries[index] = _GrowingWindow(entry.sliding_window)
+        self.layers = _empty(config, start, end)
 
     @property
     def owned(self) -> list[Any]:
@@ -72,12 +66,12 @@ class StageCache:
         if position == self.position:
             return
         if position == 0:
-            self.__init__(self._config, self.start, self.end)
-            return
-        if not self.truncates:
+            self.layers = _empty(self._config, self.start, self.end)
+        elif not self.truncates:
             raise NotFound(_FORGOTTEN)
-        for entry in self.owned:
-            entry.cut(position)
+        else:
+            for entry in self.owned:
+                entry.cut(position)
         self.position = position
 
     def fork(self, position: int) -> "StageCache":
@@ -98,8 +92,23 @@ class StageCache:
         return other
 
 
+def _empty(config: Any, start: int, end: int) -> DynamicCache:
+    cache = DynamicCache(config=config)
+    entries: list[Any] = cache.layers
+    for index, entry in enumerate(entries):
+        owned = start <= index < end
+        if type(entry) is DynamicLayer:
+            entries[index] = _Growing() if owned else _Absent()
+        elif type(entry) is DynamicSlidingWindowLayer and owned:
+            entries[index] = _GrowingWindow(entry.sliding_window)
+    return cache
+
+
 class _Growing(DynamicLayer):
     """Full attention: keys and values [1, heads, rows, width] are views of longer buffers."""
+
+    keys: Any
+    values: Any
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,6 +148,9 @@ class _Growing(DynamicLayer):
 
 class _GrowingWindow(DynamicSlidingWindowLayer):
     """A sliding window that keeps the rows which left it, so that it can go back."""
+
+    keys: Any
+    values: Any
 
     def __init__(self, sliding_window: int) -> None:
         super().__init__(sliding_window)

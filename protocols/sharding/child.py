@@ -1,8 +1,8 @@
-"""The worker's end of its socket: frames of (number, message) in, (number, answer) out.
+"""The child's end of its socket: frames of (number, message) in, (number, answer) out.
 
-For the child processes of the daemon (stage worker, tokenizer); blocking, one request at a time in
-order of arrival. A reader thread watches for the end of the socket: the daemon is gone then, also
-after kill -9, and the process ends at once, whatever it computes.
+For the child processes of the daemon (stage worker, tokenizer); blocking. A reader thread takes the
+frames, so that some can be answered at once, whatever the process computes. It also watches for the
+end of the socket: the daemon is gone then, also after kill -9, and the process ends at once.
 """
 
 import os
@@ -16,7 +16,8 @@ from typing import NoReturn, TypeVar
 
 import msgspec
 
-from protocols.sharding.wire import FRAME_MAX, Failure, Ready
+from protocols.sharding.wire import FRAME_MAX
+from protocols.sharding.worker_wire import Failure, Ready
 from wire.codec import decode, encode
 from wire.errors import ShoalError
 from wire.frames import FrameParser, pack
@@ -24,7 +25,8 @@ from wire.frames import FrameParser, pack
 Q = TypeVar("Q")
 
 _READ_BYTES = 256 * 1024  # asked of the socket at a time
-_WAITING_MAX = 256  # requests; the daemon has fewer sessions than this
+_WAITING_MAX = 1024  # requests; the daemon waits for answers, and has fewer sessions than this
+_SMALL_BYTES = 64  # what is answered at once is no longer than this: steps are not parsed twice
 _MESSAGE_MAX = 1000  # characters of an error that cross
 
 
@@ -34,37 +36,79 @@ class Daemon:
     def __init__(self, fd: int) -> None:
         self._link = socket.socket(fileno=fd)
         self._link.set_inheritable(False)
-        self._waiting: queue.Queue[memoryview] = queue.Queue(
-            _WAITING_MAX
-        )  # full: the socket fills up
+        self._sending = threading.Lock()
+        # Full: the reader waits, and the socket fills up.
+        self._waiting: queue.Queue[memoryview] = queue.Queue(_WAITING_MAX)
+        self._at_once: Callable[[memoryview], tuple[int, object] | None] = lambda _: None
         threading.Thread(target=self._read, name="daemon", daemon=True).start()
 
     def serve(
         self, decoder: msgspec.msgpack.Decoder[tuple[int, Q]], answer: Callable[[Q], object]
     ) -> NoReturn:
-        """Say that we are ready, then answer requests until the daemon is gone."""
-        self._send(0, Ready(resident_bytes()))
+        """Say that we are ready, then answer requests one by one until the daemon is gone."""
+        self.send(0, Ready(resident_bytes()))
         while True:
-            number, request = decode(self._waiting.get(), decoder, FRAME_MAX)
-            self._send(number, _answer(request, answer))
+            for number, request in self.waiting(decoder):
+                try:
+                    self.send(number, answer(request))
+                except Exception as error:  # one request never ends the process
+                    self.send(number, failure(error))
 
-    def _send(self, number: int, answer: object) -> None:
+    def waiting(
+        self, decoder: msgspec.msgpack.Decoder[tuple[int, Q]], *, block: bool = True
+    ) -> list[tuple[int, Q]]:
+        """Return the requests that have come, in order; if there are none, wait for one."""
+        frames = [self._waiting.get()] if block else list[memoryview]()
+        while not self._waiting.empty():
+            frames.append(self._waiting.get())
+        return [decode(frame, decoder, FRAME_MAX) for frame in frames]
+
+    def answer_at_once(
+        self,
+        decoder: msgspec.msgpack.Decoder[tuple[int, Q]],
+        answer: Callable[[Q], object | None],
+    ) -> None:
+        """Let the reader thread answer small requests, those for which `answer` says something."""
+
+        def at_once(frame: memoryview) -> tuple[int, object] | None:
+            number, request = decode(frame, decoder, FRAME_MAX)
+            said = answer(request)
+            return None if said is None else (number, said)
+
+        self._at_once = at_once
+
+    def send(self, number: int, answer: object) -> None:
+        """Answer a request; 0: nothing was asked."""
+        frame = pack(encode((number, answer)))
         try:
-            self._link.sendall(pack(encode((number, answer))))
+            with self._sending:
+                self._link.sendall(frame)
         except OSError:
             os._exit(0)
 
     def _read(self) -> None:
+        try:
+            self._take_frames()
+        except Exception:  # the thread's outermost boundary: without it nobody sees the daemon go
+            traceback.print_exc(file=sys.stderr)
+        finally:
+            os._exit(0)
+
+    def _take_frames(self) -> None:
         frames = FrameParser(FRAME_MAX)
         while True:
             try:
                 data = self._link.recv(_READ_BYTES)
             except OSError:
-                data = b""
+                return
             if not data:
-                os._exit(0)
+                return
             for frame in frames.feed(data):
-                self._waiting.put(frame)
+                said = self._at_once(frame) if len(frame) <= _SMALL_BYTES else None
+                if said is None:
+                    self._waiting.put(frame)
+                else:
+                    self.send(*said)
 
 
 def resident_bytes() -> int:
@@ -73,12 +117,9 @@ def resident_bytes() -> int:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _answer(request: Q, answer: Callable[[Q], object]) -> object:
-    """Answer one request; an error of one session never ends the process."""
-    try:
-        return answer(request)
-    except ShoalError as error:
+def failure(error: Exception) -> Failure:
+    """Say what went wrong; of what is no error of ours, the log gets the whole story."""
+    if isinstance(error, ShoalError):
         return Failure(error.code, str(error)[:_MESSAGE_MAX])
-    except Exception as error:  # the outermost boundary of the process: it goes to its log
-        traceback.print_exc(file=sys.stderr)
-        return Failure("internal", f"{type(error).__name__}: {error}"[:_MESSAGE_MAX])
+    traceback.print_exception(error, file=sys.stderr)
+    return Failure("internal", f"{type(error).__name__}: {error}"[:_MESSAGE_MAX])

@@ -25,9 +25,10 @@ class Prover:
     def add(self, position: int, rows: bytes, hidden: Tensor | None) -> None:
         """Take the rows from `position` on; what was there before is taken back.
 
-        rows: as they are on the wire. hidden: float32 [n, hidden_size], what they decode to (also
-        at the sender: then both ends of a link commit to the same); None for token ids, which have
-        4 bytes each. Cost: 20 microseconds, and 3 for each row of 2 KiB.
+        rows: as they are on the wire. hidden: [n, hidden_size], what they decode to (also at the
+        sender: then both ends of a link commit to the same); None for token ids, which have 4 bytes
+        each. The last stage adds, as its output, what its head is given, in float32.
+        Cost: 20 microseconds, and 3 for each row of 2 KiB.
         """
         assert position <= self.position, "rows are missing"
         if position < self.position:

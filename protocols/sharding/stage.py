@@ -46,7 +46,7 @@ class Stage:
         assert 0 <= start < end <= len(layers)
         self.model: Any = model
         self.config: Any = model.config
-        text: Any = model.config.get_text_config(decoder=True)
+        text: Any = self.config.get_text_config(decoder=True)
         self.hidden_size, self.vocab_size = int(text.hidden_size), int(text.vocab_size)
         self.start, self.end, self.n_layers = start, end, len(layers)
         self._active = _Active()

@@ -1,146 +1,338 @@
-"""The process that computes one stage: `python -m protocols.sharding.worker`.
+"""The process that computes a span: `python -m protocols.sharding.worker`.
 
-Holds the weights of layers [start, end) and the KV caches of its sessions, within limits. It talks
-to its daemon only, over an inherited socket, and ends with it. Needs torch.
+Holds the weights of layers [start, end) and the KV caches of its sessions. It talks to its daemon
+only, over an inherited socket, and ends with it. Steps of one session are computed in order; in one
+turn all waiting one-row steps of different sessions together, each short one (a draft to verify),
+and one long one, so that prompts and answers do not wait for each other. Needs torch.
 """
 
 import argparse
+import ctypes
+import gc
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+if __name__ == "__main__":  # before transformers is imported, below
+    from protocols.sharding import lean
+
+    lean.install()
+
+import msgspec
 import torch
-from torch import Tensor
-from transformers import DynamicCache
 
 from protocols.sharding import child
-from protocols.sharding.sampling import pick
+from protocols.sharding.batch import can_batch, forward_together, random_rows
+from protocols.sharding.caches import StageCache
+from protocols.sharding.meter import Meter
 from protocols.sharding.stage import Stage, load_stage
-from protocols.sharding.wire import (
+from protocols.sharding.wire import DRAFT_MAX
+from protocols.sharding.work import Session
+from protocols.sharding.worker_wire import (
     Done,
+    Load,
     Opened,
-    Output,
-    Sampling,
-    Step,
+    Ready,
     WorkerAsk,
     WorkerClose,
     WorkerOpen,
+    WorkerPing,
+    WorkerProofs,
     WorkerStep,
     worker_ask_decoder,
 )
 from wire.errors import BadMessage, Busy, NotFound
-from wire.faults import OnFailure
 
-SESSIONS_MAX = 32  # sessions at a time; each is a Python object and a few tensors per layer
-TOKENS_MAX = 1 << 15  # tokens reserved by all sessions: 1.3 GB for 30 layers of SmolLM2's heads
-PEER_SHARE = 2  # one peer gets a half of either at most, so that others find room beside it
-IDLE_S = 300.0  # seconds without a step after which a session's room may go to another
+SESSIONS_MAX = 1024  # each is some Python objects per layer; the daemon admits by memory, below
+CACHE_SLACK = 1.25  # of what the daemon was told: buffers are longer than what is in them
+BATCH_MAX = 64  # one-row steps in one forward: those behind them wait no longer than for a few
+SHORT_ROWS = DRAFT_MAX + 1  # a step of so many rows is part of an answer, a longer one of a prompt
+MEASURED_ROWS = 32  # of the prompt that is measured at load
+MEASURED_STEPS = 5  # of one row; the median of their times counts
 
-
-@dataclass
-class _Session:
-    peer: str
-    cache: DynamicCache
-    max_tokens: int
-    sampling: Sampling
-    last_used: float
-    position: int = 0
+Answer = tuple[int, object]  # with the number of its request
 
 
 class Worker:
-    """Answers the daemon's requests, one at a time."""
+    """Takes requests, answers them in turns. One session's errors leave the others untouched."""
 
     def __init__(
-        self, stage: Stage, *, tokens_max: int = TOKENS_MAX, now: Callable[[], float]
+        self,
+        stage: Stage,
+        *,
+        batches: bool = False,
+        token_bytes: int = 0,
+        cache_bytes: int = 0,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stage = stage
-        self._tokens_max = tokens_max
+        self._batches = batches
+        self._token_bytes = token_bytes
+        self._cache_bytes = cache_bytes  # 0: no limit
+        self._sessions: dict[int, Session] = {}
         self._now = now
-        self._sessions: dict[int, _Session] = {}
+        self._meter = Meter(now)
 
-    def answer(self, request: WorkerAsk) -> Opened | Output | Done:
-        """Do what is asked. Raises Busy, NotFound or BadMessage; other sessions are untouched."""
-        match request:
-            case WorkerOpen():
-                return self._open(request)
-            case WorkerStep(number, step):
-                return self._step(number, step)
-            case WorkerClose(number):
-                self._sessions.pop(number, None)
-                return Done()
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits."""
+        return not any(session.waiting for session in self._sessions.values())
+
+    def take(self, number: int, request: WorkerAsk) -> list[Answer]:
+        """Take a request; return what can be answered at once."""
+        try:
+            match request:
+                case WorkerOpen():
+                    return [(number, self._open(request))]
+                case WorkerClose(ticket):
+                    gone = self._sessions.get(ticket)
+                    return [(number, Done()), *(self._drop(gone) if gone else [])]
+                case WorkerPing():
+                    return [(number, self.answer_at_once(request))]
+                case _:
+                    session = self._sessions.get(request.session)
+                    if session is None:
+                        raise NotFound(f"session {request.session} is not known here (any more)")
+                    session.waiting.append((number, request))
+                    return []
+        except Exception as error:  # one request never ends the process
+            return [(number, child.failure(error))]
+
+    def answer_at_once(self, request: WorkerAsk) -> Load | None:
+        """Answer a ping; of the rest, say nothing. For any thread."""
+        if not isinstance(request, WorkerPing):
+            return None
+        return self._meter.load(child.resident_bytes())
+
+    def turn(self) -> Iterator[Answer]:
+        """Do what waits first in each session, but of the long steps one; yield the answers."""
+        heads = [session for session in self._sessions.values() if session.waiting]
+        long = [session for session in heads if session.next_rows > SHORT_ROWS]
+        ones = [s for s in heads if s.next_rows == 1 and isinstance(s.waiting[0][1], WorkerStep)]
+        ones = ones if self._batches else []
+        for group in _groups(ones):
+            yield from self._together(group)
+        for session in heads:
+            if session not in ones and session not in long:
+                yield from self._alone(session)
+        if long:
+            yield from self._alone(min(long, key=lambda session: session.waiting[0][0]))
 
     def _open(self, request: WorkerOpen) -> Opened:
-        now = self._now()
-        for number, session in list(self._sessions.items()):
-            if now - session.last_used > IDLE_S:
-                del self._sessions[number]
-        mine = [s.max_tokens for s in self._sessions.values() if s.peer == request.peer]
-        reserved = sum(session.max_tokens for session in self._sessions.values())
-        if len(self._sessions) >= SESSIONS_MAX:
-            raise Busy(f"all {SESSIONS_MAX} sessions of this stage are in use")
-        if reserved + request.max_tokens > self._tokens_max:
-            free = self._tokens_max - reserved
-            raise Busy(f"room for {free} tokens is left, {request.max_tokens} were asked for")
-        if len(mine) >= SESSIONS_MAX // PEER_SHARE:
-            raise Busy(f"one peer gets {SESSIONS_MAX // PEER_SHARE} sessions of this stage")
-        if sum(mine) + request.max_tokens > self._tokens_max // PEER_SHARE:
-            free = self._tokens_max // PEER_SHARE - sum(mine)
-            raise Busy(
-                f"room for {free} tokens is left to you, {request.max_tokens} were asked for"
-            )
-        self._sessions[request.session] = _Session(
-            request.peer, self._stage.new_cache(), request.max_tokens, request.sampling, now
-        )
-        return Opened()
+        stage = self._stage
+        start, end = request.start, request.end
+        if not stage.start <= start < end <= stage.end:
+            raise BadMessage(f"layers {start}-{end} of the span {stage.start}-{stage.end}")
+        if (request.takes == "ids") != (start == 0) or request.takes == "picks":
+            raise BadMessage(f"block {start} does not take {request.takes}")
+        if (request.gives == "picks") != (end == stage.n_layers) or request.gives == "ids":
+            raise BadMessage(f"block {end - 1} does not give {request.gives}")
+        if request.session in self._sessions:
+            raise BadMessage("a session is opened once")
+        self._admit(request)
+        cache = self._cache_for(request)
+        self._sessions[request.session] = Session(request, stage, cache)
+        return Opened(cache.position)
 
-    def _step(self, number: int, step: Step) -> Output:
-        session = self._sessions.get(number)
-        if session is None:
-            raise NotFound("the session is not known here (any more)")
-        if step.position != session.position:
-            raise BadMessage(f"step at {step.position}, the session is at {session.position}")
-        inputs = self._inputs(step)
-        end = session.position + inputs.shape[1]
-        if end > session.max_tokens:
-            raise BadMessage(f"step to {end} tokens, {session.max_tokens} were reserved")
-        # Then some layers have seen the step, and some have not.
-        with OnFailure(lambda: self._sessions.pop(number)):
-            result = self._stage.forward(inputs, session.cache, session.position)
-        session.position, session.last_used = end, self._now()
-        if not self._stage.is_last:
-            return Output(end, result.numpy().tobytes(), None)
-        return Output(end, b"", pick(result[0], session.sampling, end) if step.sample else None)
+    def _admit(self, request: WorkerOpen) -> None:
+        """A second lock: the daemon admits by the same numbers."""
+        used_up = request.fork if request.take else 0
+        taken = [s.opened for ticket, s in self._sessions.items() if ticket != used_up]
+        if len(taken) >= SESSIONS_MAX:
+            raise Busy(f"all {SESSIONS_MAX} sessions of this worker are in use")
+        rows = sum(one.max_tokens * (one.end - one.start) for one in (*taken, request))
+        needed = rows * self._token_bytes / (self._stage.end - self._stage.start)
+        if self._cache_bytes and needed > CACHE_SLACK * self._cache_bytes:
+            raise Busy(f"caches of {needed / 1e6:.0f} MB; there is room for {self._cache_bytes} B")
 
-    def _inputs(self, step: Step) -> Tensor:
-        """Return token ids [1, n] or hidden [1, n, hidden], checked against the model."""
-        config = self._stage.config.get_text_config(decoder=True)
-        if self._stage.is_first:
-            if not step.tokens or max(step.tokens) >= config.vocab_size:
-                raise BadMessage(f"no tokens, or one over the vocabulary of {config.vocab_size}")
-            return torch.tensor([step.tokens], dtype=torch.long)
-        row_bytes = 4 * int(config.hidden_size)
-        if not step.hidden or len(step.hidden) % row_bytes:
-            raise BadMessage(f"{len(step.hidden)} B are not rows of {row_bytes} B")
-        received = torch.frombuffer(bytearray(step.hidden), dtype=torch.float32)
-        # Copied: memory of another alignment than the one-process model's rounds differently.
-        return received.clone().view(1, -1, int(config.hidden_size))
+    def _cache_for(self, request: WorkerOpen) -> StageCache:
+        """Return an empty cache, or one with the first rows of another session."""
+        if not request.fork:
+            return self._stage.new_cache(request.start, request.end)
+        source = self._sessions.get(request.fork)
+        if source is None:
+            raise NotFound(f"session {request.fork}, to begin with, is not known here (any more)")
+        cache = source.cache
+        if (cache.start, cache.end) != (request.start, request.end) or source.waiting:
+            raise BadMessage("the session to begin with is of other layers, or not at rest")
+        if request.position > cache.position:
+            raise BadMessage(f"{request.position} rows of {cache.position}")
+        if not request.take:
+            return cache.fork(request.position)
+        cache.truncate(request.position)
+        del self._sessions[request.fork]
+        return cache
+
+    def _alone(self, session: Session) -> list[Answer]:
+        number, ask = session.waiting.popleft()
+        if isinstance(ask, WorkerProofs):
+            return [(number, session.proofs())]
+        step = ask.step
+        try:
+            inputs = session.prepare(step)
+        except Exception as error:  # then the session is as it was
+            return [(number, child.failure(error))]
+        try:
+            started = self._now()
+            with self._meter.computing():
+                wanted = step.picks if isinstance(ask, WorkerStep) else len(inputs)
+                logits = wanted if session.picks_tokens else 0
+                result = self._stage.forward(inputs.unsqueeze(0), session.cache, logits=logits)
+                hidden = result.hidden[0]
+                found = None if result.logits is None else result.logits[0].cpu()
+                if isinstance(ask, WorkerStep):
+                    answer: object = session.finish(step, inputs, hidden, found)
+                else:
+                    answer = session.check(step, inputs, hidden, found, ask.claimed)
+            self._count(session.cache, len(inputs), started)
+            return [(number, answer)]
+        except Exception as error:  # some layers have seen the rows, and some have not
+            return [(number, child.failure(_told(error))), *self._drop(session)]
+
+    def _together(self, group: list[Session]) -> Iterator[Answer]:
+        """One row of each session; if that fails, one after the other, to see whose fault it is."""
+        ready: list[tuple[Session, int, WorkerStep, torch.Tensor]] = []
+        for session in group:
+            if len(group) == 1:
+                yield from self._alone(session)
+                return
+            number, ask = session.waiting[0]
+            assert isinstance(ask, WorkerStep)
+            try:
+                ready.append((session, number, ask, session.prepare(ask.step)))
+            except Exception:  # then it is as it was, and says so below
+                yield from self._alone(session)
+        if not ready:
+            return
+        caches = [session.cache for session, *_ in ready]
+        places = [cache.position for cache in caches]
+        started = self._now()
+        try:
+            with self._meter.computing():
+                rows = torch.stack([inputs for *_, inputs in ready])
+                logits = any(ask.step.picks for _, _, ask, _ in ready)
+                result = forward_together(
+                    self._stage, rows, caches, logits=logits and ready[0][0].picks_tokens
+                )
+                hidden = result.hidden.cpu()
+                found = None if result.logits is None else result.logits.cpu()
+        except Exception as error:
+            child.failure(error)  # for the log
+            for cache, place in zip(caches, places, strict=True):
+                cache.truncate(place)
+            for session, *_ in ready:
+                yield from self._alone(session)
+            return
+        self._count(caches[0], 1, started)
+        for index, (session, number, ask, inputs) in enumerate(ready):
+            session.waiting.popleft()
+            row = None if found is None else found[index]
+            try:
+                yield number, session.finish(ask.step, inputs, hidden[index], row)
+            except Exception as error:
+                yield number, child.failure(_told(error))
+                yield from self._drop(session)
+
+    def _count(self, cache: StageCache, rows: int, started: float) -> None:
+        """Measure a step as if it had gone through the whole span."""
+        share = (cache.end - cache.start) / (self._stage.end - self._stage.start)
+        self._meter.step(rows, (self._now() - started) / share)
+
+    def _drop(self, session: Session) -> list[Answer]:
+        """Forget a session; what waits for it is told."""
+        del self._sessions[session.opened.session]
+        error = child.failure(NotFound("the session was closed, or failed before"))
+        return [(number, error) for number, _ in session.waiting]
+
+
+def measure(stage: Stage, *, batches: bool) -> Ready:
+    """Run a prompt and a few steps through the span, and say what they took."""
+    draw = torch.Generator().manual_seed(0)
+    logits = int(stage.end == stage.n_layers)
+    cache = stage.new_cache()
+    stage.forward(random_rows(stage, 2, draw), cache)  # the first call allocates
+    started = time.perf_counter()
+    stage.forward(random_rows(stage, MEASURED_ROWS, draw), cache)
+    prompt_s, steps = time.perf_counter() - started, list[float]()
+    for _ in range(MEASURED_STEPS):
+        started = time.perf_counter()
+        hidden = stage.forward(random_rows(stage, 1, draw), cache, logits=logits).hidden
+        hidden.cpu()  # on a GPU the forward returns before it is done
+        steps.append(time.perf_counter() - started)
+    step_s = sorted(steps)[MEASURED_STEPS // 2]
+    row_s = max(0.0, prompt_s - step_s) / (MEASURED_ROWS - 1)
+    return Ready(
+        child.resident_bytes(),
+        token_bytes=-(-cache.size_bytes // cache.position),
+        decode_us=round(step_s * 1e6),
+        prefill_us=round(row_s * 1e6),
+        batches=batches,
+        truncates=cache.truncates,
+    )
+
+
+def _groups(sessions: list[Session]) -> list[list[Session]]:
+    """Those that use the same layers, at most `BATCH_MAX` each."""
+    spans: dict[tuple[int, int], list[Session]] = {}
+    for session in sessions:
+        spans.setdefault((session.cache.start, session.cache.end), []).append(session)
+    return [
+        of_span[at : at + BATCH_MAX]
+        for of_span in spans.values()
+        for at in range(0, len(of_span), BATCH_MAX)
+    ]
+
+
+def _told(error: Exception) -> Exception:
+    """Return what the other end shall know: that memory is short is no fault of its own."""
+    short = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    if short or "DefaultCPUAllocator" in str(error):
+        return Busy("there is no memory for this step")
+    return error
+
+
+def _trim() -> None:
+    """Give back what loading took: of the memory that is kept, each page is used."""
+    gc.collect()
+    gc.freeze()  # nothing that is there now is ever garbage: later collections are short
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def main() -> None:
-    """Load the stage, then serve the daemon."""
+    """Load the span, then serve the daemon."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="socket to the daemon")
     parser.add_argument("--folder", type=Path, required=True, help="where the parts are")
     parser.add_argument("--start", type=int, required=True)
     parser.add_argument("--end", type=int, required=True)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=1, help="more are slower on small machines")
+    parser.add_argument("--cache-bytes", type=int, default=0, help="0: no limit")
     options = parser.parse_args()
     daemon = child.Daemon(options.fd)
     torch.set_num_threads(options.threads)
-    stage = load_stage(options.folder, options.start, options.end)
-    worker = Worker(stage, now=time.monotonic)
-    daemon.serve(worker_ask_decoder, worker.answer)
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    span = options.start, options.end
+    stage = load_stage(options.folder, *span, dtype=options.dtype, device=device)
+    ready = measure(stage, batches=can_batch(stage))
+    worker = Worker(
+        stage,
+        batches=ready.batches,
+        token_bytes=ready.token_bytes,
+        cache_bytes=options.cache_bytes,
+    )
+    _trim()
+    daemon.answer_at_once(worker_ask_decoder, worker.answer_at_once)
+    daemon.send(0, msgspec.structs.replace(ready, resident_bytes=child.resident_bytes()))
+    while True:
+        for number, ask in daemon.waiting(worker_ask_decoder, block=worker.idle):
+            for answer in worker.take(number, ask):
+                daemon.send(*answer)
+        for answer in worker.turn():
+            daemon.send(*answer)
 
 
 if __name__ == "__main__":

@@ -81,6 +81,7 @@ class Ready(Message, frozen=True, tag="ready"):
     decode_us: int = 0  # one row through the whole span
     prefill_us: int = 0  # each further row of a prompt
     batches: bool = False  # whether one-row steps of several sessions are computed together
+    truncates: bool = True  # whether a cache goes back to an earlier position, not to 0 alone
 
 
 class Opened(Message, frozen=True, tag="opened"):

@@ -23,7 +23,7 @@ import trio
 
 from protocols.sharding.link import WorkerGone
 from protocols.sharding.rows import row_bytes, rows_to_ids
-from protocols.sharding.service import StageInfo
+from protocols.sharding.spans import StageInfo
 from protocols.sharding.wire import FRAME_MAX, PROOF_ROWS, Pick, Sampling, Step
 from protocols.sharding.worker_wire import (
     Checked,
@@ -157,12 +157,13 @@ class PretendSpan:
         old = self._cache(ask.fork)
         assert (old.opened.start, old.opened.end) == (ask.start, ask.end)
         assert len(old.inputs) >= ask.position
-        kept = [list(rows[: ask.position]) for rows in (old.inputs, old.outputs)]
-        states = [list(state) for state in old.states[: ask.position]]
-        self.sessions[ask.session] = _Cache(ask, ask.position, states, *kept)
+        end = ask.position
+        self.sessions[ask.session] = _Cache(
+            ask, end, old.states[:end], old.inputs[:end], old.outputs[:end]
+        )
         if ask.take:
             del self.sessions[ask.fork]
-        return Opened(ask.position)
+        return Opened(end)
 
     def _step(self, cache: _Cache, step: Step) -> Output:
         opened = cache.opened
@@ -234,7 +235,7 @@ def stage_info(span: PretendSpan, *, tokens: int = 4096) -> StageInfo:
 
 
 class PretendWorker:
-    """A link to a worker without a process, on whatever clock there is. Implements `link.Worker`."""
+    """A link to a worker without a process, on any clock. Implements `link.Worker`."""
 
     def __init__(self, span: PretendSpan, *, step_s: float = 0.01, row_s: float = 0.0) -> None:
         self.span = span
