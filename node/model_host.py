@@ -3,6 +3,7 @@
 What it should do comes from `protocols.sharding.placer`, one per model; here its effects happen.
 """
 
+import functools
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -166,7 +167,7 @@ class Hosting:
             sight = self._sight(name, record, manifest, living)
             self._sights[name] = sight
             placer = self._placers.setdefault(name, Placer(self._me, random.Random()))
-            effects = await self._off_loop(lambda p=placer, s=sight: p.look(s, now))
+            effects = await self._off_loop(functools.partial(placer.look, sight, now))
             for effect in effects:
                 await self._apply(effect, name, record, manifest, nursery)
             self._drop_failed(name, placer, sight, now)
@@ -369,5 +370,3 @@ def _bounded(
 ) -> list[tuple[PeerId, StageRecord]]:
     """Return the leases that speak of blocks that there are."""
     return [(peer, lease) for peer, lease in leases if lease.start < lease.end <= blocks]
-
-

@@ -67,7 +67,9 @@ def unserve(context: Context, name: str) -> None:
 @click.option(
     "--blocks", default="auto", show_default=True, help="START:END, or those that are needed most."
 )
-@click.option("--memory", default="", help="Within so much, such as 8GiB; default: what is offered.")
+@click.option(
+    "--memory", default="", help="Within so much, such as 8GiB; default: what is offered."
+)
 @json_option
 @click.pass_obj
 def host(context: Context, name: str, blocks: str, memory: str, as_json: bool) -> None:
