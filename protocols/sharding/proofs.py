@@ -34,7 +34,7 @@ class Prover:
         rows: as they are on the wire. hidden: [n, hidden_size], what they decode to (also at the
         sender: then both ends of a link commit to the same), kept for a while, so nobody changes
         it; None for token ids, which have 4 bytes each. The last stage adds, as its output, what
-        its head is given, in float32. Cost: 150 microseconds every 32 rows, and 3 for each of 2 KiB.
+        its head is given, in float32. Cost: 150 microseconds for 32 rows, and 3 for each of 2 KiB.
         """
         assert position <= self.position, "rows are missing"
         if position < self.position:
