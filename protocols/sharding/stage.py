@@ -51,6 +51,8 @@ class Stage:
         text: Any = self.config.get_text_config(decoder=True)
         self.hidden_size, self.vocab_size = int(text.hidden_size), int(text.vocab_size)
         self.start, self.end, self.n_layers = start, end, len(layers)
+        of_modules = [getattr(module, "config", None) for module in model.modules()]
+        self.configs: list[Any] = list({id(one): one for one in of_modules if one}.values())
         self._active = _Active()
         for index, layer in enumerate(layers):
             if not start <= index < end:
@@ -62,6 +64,7 @@ class Stage:
         accepted = inspect.signature(model.forward).parameters
         self._keeps_logits = "logits_to_keep" in accepted
         self._takes_positions = "position_ids" in accepted
+        self._past = "cache_params" if "cache_params" in accepted else "past_key_values"
 
     def new_cache(self, start: int | None = None, end: int | None = None) -> StageCache:
         """Return the empty cache of a session that uses layers [start, end) (all of the span)."""
@@ -90,7 +93,9 @@ class Stage:
         self, inputs: Tensor, past: Any, positions: Tensor, *, span: tuple[int, int], logits: int
     ) -> Result:
         """Run layers `span` over inputs at `positions` [batch, n], with a transformers cache."""
-        options: dict[str, Any] = {"position_ids": positions} if self._takes_positions else {}
+        options: dict[str, Any] = {self._past: past, "use_cache": True}
+        if self._takes_positions:
+            options["position_ids"] = positions
         if self._keeps_logits and logits:
             options["logits_to_keep"] = logits
         inputs = inputs.to(self.device)
@@ -103,7 +108,7 @@ class Stage:
         active.leaves = not logits or span[1] < self.n_layers
         found = None
         try:
-            output = self.model(past_key_values=past, use_cache=True, **options)
+            output = self.model(**options)
             found = output.logits[:, -logits:].float()
         except _Reached:
             pass
