@@ -70,7 +70,15 @@ class Library:
                 if key.endswith("/manifest"):
                     self._news.set()
 
+    def log_path(self, name: str) -> Path:
+        """Return where the children of a model write what they say."""
+        return self.files.log_path(name)
+
     # --- parts ---------------------------------------------------------------------------------
+
+    def records(self) -> dict[str, ModelRecord]:
+        """Return the models that the swarm knows, by name."""
+        return self.catalogue.records()
 
     def record(self, name: str) -> ModelRecord:
         """Return a model that the swarm knows, or that is pinned here. Raises NotFound."""
@@ -131,7 +139,7 @@ class Library:
             raise Busy(f"model {name} is being added")
         self._adding.add(name)
         try:
-            job = Job(name, "splitting")
+            job = Job(name, "starting")
             steps = self._jobs.follow(job, lambda: self._add(job, source, request))
             async with aclosing(steps):
                 async for step in steps:
@@ -145,16 +153,17 @@ class Library:
             split = await parts_of(source, request.dtype, scratch, log_path, job.report)
             job.say("storing", sum((scratch / cut.name).stat().st_size for cut in split.cuts))
             manifest, model, cid = await self.files.store(scratch, name, split, job.progress)
-        job.say("publishing")
-        now_ms = self._clock.wall_ms()
-        sizes = (request.hosted, request.nodes, request.replicas)
-        record = ModelRecord(model, cid, [self._peer], now_ms, *sizes)
-        whole = (0, manifest.n_layers)
-        with self.using(record, *whole):
-            await self.files.bring(model, manifest.parts, [], lambda _: None)
-            await self.files.manifest(record, [])
-            record = await self.catalogue.publish(name, record)
-            self._pins.put(name, record, [whole])
+            job.say("publishing")
+            now_ms = self._clock.wall_ms()
+            sizes = (request.hosted, request.nodes, request.replicas)
+            record = ModelRecord(model, cid, [self._peer], now_ms, *sizes)
+            whole = (0, manifest.n_layers)
+            with self.using(record, *whole):
+                # Within `scratch`: until they have links here, its files keep the blobs.
+                await self.files.bring(model, manifest.parts, [], lambda _: None)
+                await self.files.manifest(record, [])
+                record = await self.catalogue.publish(name, record)
+                self._pins.put(name, record, [whole])
         _log.info("model.added", model=name, layers=manifest.n_layers, id=model[:12])
         job.model = await self._view(name)
 
@@ -310,9 +319,10 @@ class Library:
             for name, pin in self._pins.items():
                 try:
                     manifest = await self.manifest(pin.record)
-                    await self.bring(
-                        pin.record, parts_of_spans(manifest, pin.spans), lambda _: None
-                    )
+                    here = self.files.names_here(pin.record.model)
+                    for part in parts_of_spans(manifest, pin.spans):
+                        if part.name not in here and self._pins.get(name) is pin:
+                            await self.bring(pin.record, [part], lambda _: None)
                 except (ShoalError, OSError) as error:
                     _log.warning("model.not_kept", model=name, error=str(error))
             await trio.sleep(LOOK_S)

@@ -113,7 +113,7 @@ class BadPart(_Body, frozen=True):
 class LibraryProgress(_Body, frozen=True):
     """An event while work on a model goes on; the last one is "done".
 
-    `state`: downloading, splitting, storing, publishing, fetching, verifying, done.
+    `state`: starting, downloading, splitting, storing, publishing, fetching, verifying, done.
     """
 
     state: str

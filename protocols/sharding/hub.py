@@ -28,6 +28,7 @@ from huggingface_hub.errors import (
 )
 
 from protocols.sharding.manifest import CONFIG
+from protocols.sharding.source import checkpoint_files
 from protocols.sharding.splitting import (
     DOWNLOAD,
     TELL_INTERVAL_S,
@@ -85,9 +86,6 @@ def _cached(options: dict[str, Any]) -> Path | None:
         return None
     ggufs = sorted(path.name for path in folder.glob("*.gguf"))
     if (folder / CONFIG).is_file():
-        # Imported here: a model that has to be downloaded first needs no torch for that.
-        from protocols.sharding.weights import checkpoint_files
-
         try:
             checkpoint_files(folder)
         except Unsuitable:

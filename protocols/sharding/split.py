@@ -37,6 +37,7 @@ from protocols.sharding.manifest import (
     part_name,
 )
 from protocols.sharding.programs import without_programs
+from protocols.sharding.source import checkpoint_files
 from protocols.sharding.splitting import (
     RESULT,
     Cut,
@@ -50,7 +51,6 @@ from protocols.sharding.stage import layer_list
 from protocols.sharding.weights import (
     LoadedWeights,
     Weights,
-    checkpoint_files,
     names_by_tensor,
     open_weights,
     stored_dtype,
