@@ -10,6 +10,7 @@ from protocols.sharding.generate import Generation, PrefixKeys
 from protocols.sharding.wire import DRAFT_MAX, STEP_TOKENS, Pick, Sampling
 from protocols.sharding.worker_wire import Output, WorkerAnswer
 from tests.sim.answering import N_LAYERS, PROMPT, AnswerSwarm, answer_of, expected
+from tests.sim.pretend_worker import VOCABULARY
 from wire.ids import PeerId
 
 CHAIN = {"a": (0, 2), "b": (2, 4), "c": (4, 6)}
@@ -110,9 +111,10 @@ async def test_stages_whose_caches_cannot_go_back_get_no_guesses(
 ) -> None:
     swarm = await AnswerSwarm.start(nursery, {"a": (0, 4)}, latency_s=0.02)
     await swarm.add("b", 4, 6, truncates=False)
+    prompt = list(range(VOCABULARY))  # whatever is said was said before
     for _ in range(2):
-        async with swarm.generate(LOOP, 20) as generation:
-            assert await answer_of(generation) == expected(LOOP, 20)
+        async with swarm.generate(prompt, 20) as generation:
+            assert await answer_of(generation) == expected(prompt, 20)
             assert (generation.drafted, generation.reused_tokens) == (0, 0)
     nursery.cancel_scope.cancel()
 
