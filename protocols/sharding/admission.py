@@ -69,7 +69,11 @@ class Admission:
             if span.has(opening.model, opening.start, opening.end):
                 check(opening, span.info)
         # Looked for first, so that it is the last one to go for the session that wants it.
-        matches = {span: span.room.match(peer, opening) for span in self.spans}
+        # (What cannot be truncated is of no use: the entry goes on where all stages can.)
+        matches = {
+            span: span.room.match(peer, opening) if span.info.ready.truncates else None
+            for span in self.spans
+        }
         span, size_bytes, gone = self.reserve(
             opening.model,
             opening.start,

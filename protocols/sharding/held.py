@@ -68,7 +68,8 @@ class HeldStage:
         self.over = trio.Event()
         self.rtt_s: float | None = None  # of the last ping
         self._calls, self._owner = calls, owner
-        self._scope = trio.CancelScope()
+        # Who hangs up is not to cut the good-bye short: the ring bounds it, and then drops us.
+        self._scope = trio.CancelScope(shield=True)
         self._error: ShoalError | None = None
         self._pinged_s = 0.0
         # when full, the stage is lost: see `tell`

@@ -43,7 +43,7 @@ from protocols.sharding.wire import (
     Rewire,
     Step,
 )
-from wire.errors import ShoalError
+from wire.errors import BadMessage, ShoalError
 
 STALL_S = 10.0  # seconds without picks, beyond what a step should take, until all feeds are opened
 STALLS_MAX = 3  # anew; after so many times, twice as long each, the answer is given up
@@ -137,6 +137,7 @@ class Ring:
         number, _ = self.chain.hops[-1]
         why = f"picks of step {picks.number} at {picks.position} were not asked for"
         self.on_lost(number, Loss.FAILED, why, None)
+        raise BadMessage(why)
 
     async def _change(self) -> None:
         """Wait until something changes. Raises what ends the session."""
@@ -191,6 +192,8 @@ class Ring:
                 stage.tell(End(keys))
             for stage in stages:
                 await stage.over.wait()
+        for stage in self.held.values():
+            stage.drop()
         return [stage.receipt for stage in stages]
 
     # What stages say.

@@ -174,7 +174,8 @@ class StageService:
     ) -> Generator[Inlet]:
         """Take the picks of a session for the length of the block. `start`: all blocks.
 
-        `previous` may feed them; call the inlet's `expect` when another does.
+        `previous` may feed them; call the inlet's `expect` when another does. Picks for which
+        `on_picks` raises BadMessage have not come, and end their feed.
         """
         last = Fed(0, 0)
 
@@ -183,8 +184,8 @@ class StageService:
             if not isinstance(message, Picks):
                 raise BadMessage("an entry is fed with picks")
             if message.number > last.number:
-                last = Fed(message.number, message.position)
                 on_picks(message)
+                last = Fed(message.number, message.position)
 
         inlet = Inlet(previous, has=lambda: last, take=take, on_expect=self._look_again)
         self._inlets[session, start] = inlet

@@ -158,13 +158,19 @@ class StageSession:
             self._changed.unpark_all()
 
     def resume(self, entry: PeerId, opening: Open) -> None:
-        """The entry comes back. Raises BadMessage if it is not the same session."""
+        """The entry comes back. Raises BadMessage if it is not the same session.
+
+        If it wants other layers of it now, this one ends, so that the next try finds room.
+        """
         ours, theirs = (
             msgspec.structs.replace(one, previous="-", next=Place("-", 0), reuse=[])
             for one in (self.opening, opening)
         )
-        if entry != self.entry or ours != theirs:
+        if entry != self.entry:
             raise BadMessage("there is another session of that name")
+        if ours != theirs:
+            self.close()
+            raise BadMessage("another part of the session was here; it has ended")
         self.rewire(Rewire(opening.previous, opening.next))
 
     def rewire(self, neighbours: Rewire) -> None:
@@ -180,7 +186,8 @@ class StageSession:
 
     def opened(self) -> Opened:
         """What the entry is told: what we have."""
-        return Opened(self.intake.position, self.intake.number)
+        truncates = self.span.info.ready.truncates
+        return Opened(self.intake.position, self.intake.number, truncates)
 
     async def work(self) -> Work:
         """Return what we say we did. Raises ShoalError if the worker does not tell."""

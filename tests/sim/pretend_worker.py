@@ -119,6 +119,11 @@ class PretendSpan:
         except ShoalError as error:
             return Failure(error.code, str(error))
 
+    def rows_of(self, ask: WorkerStep) -> int:
+        """Return how many rows a step has; 0 if its session is not known."""
+        cache = self.sessions.get(ask.session)
+        return len(ask.step.rows) // row_bytes(cache.opened.takes, self.hidden_size) if cache else 0
+
     def _answer(self, ask: WorkerAsk) -> WorkerAnswer:
         match ask:
             case WorkerOpen():
@@ -300,8 +305,7 @@ class PretendWorker:
     async def _run(self, channel: trio.MemoryReceiveChannel[tuple[int, WorkerAsk]]) -> None:
         async for number, ask in channel:
             if isinstance(ask, WorkerStep):
-                rows = len(ask.step.rows) // (4 if self.span.start == 0 else 8)
-                await trio.sleep(self.step_s + self.row_s * rows)
+                await trio.sleep(self.step_s + self.row_s * self.span.rows_of(ask))
             if self.frozen:
                 await trio.sleep_forever()
             answer = self.tamper(self.span.answer(ask))

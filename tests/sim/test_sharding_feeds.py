@@ -224,3 +224,14 @@ def test_picks_are_kept_for_an_entry_that_missed_them() -> None:
         number = picks.number
         found.append(number)
     assert found == [16, 17, 18, 19]
+
+
+def test_who_missed_a_step_that_is_forgotten_is_told_even_if_it_has_as_many_rows() -> None:
+    sender, receiver = Sender(History(ROW, ROWS_MAX)), Receiver()
+    sender.step(4, 0)
+    receiver.catch_up(sender.history)
+    sender.step(2, 2)  # other rows in the place of the last two
+    sender.history.forget(4)
+    sender.step(1, 0)
+    with pytest.raises(Forgotten, match="rows before 4 are not kept any more"):
+        receiver.catch_up(sender.history)

@@ -1,14 +1,15 @@
 """A swarm that answers, on the virtual clock: real services, workers that pretend.
 
-swarm = await RingSwarm.start(nursery, {"a": (0, 2), "b": (2, 4)}, latency_s=0.01)
+swarm = await AnswerSwarm.start(nursery, {"a": (0, 2), "b": (2, 4)}, latency_s=0.01)
 async with swarm.generate(PROMPT, 8) as generation: ...
 swarm.kill("a"); swarm.freeze("b"); swarm.change_path()
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import dataclass, field, replace
 
+import msgspec
 import trio
 
 from protocols.sharding.generate import (
@@ -34,7 +35,7 @@ PROMPT = [5, 17, 3, 88, 41, 9, 60, 2, 33, 71, 12, 50]
 
 
 @dataclass
-class RingSwarm:
+class AnswerSwarm:
     """An entry, and nodes with a span each. Every node believes that all are there, always."""
 
     net: Net
@@ -58,7 +59,7 @@ class RingSwarm:
         latency_s: float = 0.01,
         step_s: float = 0.01,
         row_s: float = 0.0,
-    ) -> "RingSwarm":
+    ) -> "AnswerSwarm":
         swarm = cls(Net(nursery, latency_s=latency_s), nursery, step_s, row_s)
         await swarm._add_node(ENTRY)
         for name, span in spans.items():
@@ -74,13 +75,17 @@ class RingSwarm:
         await self.nursery.start(service.run)
         return service
 
-    async def add(self, name: str, start: int, end: int, *, tokens: int = 4096) -> None:
+    async def add(
+        self, name: str, start: int, end: int, *, tokens: int = 4096, truncates: bool = True
+    ) -> None:
         peer = PeerId(name)
         service = self.services.get(peer) or await self._add_node(peer)
         span = PretendSpan(start, end, n_layers=N_LAYERS, hidden_size=HIDDEN)
         worker = PretendWorker(span, step_s=self.step_s, row_s=self.row_s)
         self.nursery.start_soon(worker.run)
-        service.attach(stage_info(span, tokens=tokens), worker)
+        info = stage_info(span, tokens=tokens)
+        ready = msgspec.structs.replace(info.ready, truncates=truncates)
+        service.attach(replace(info, ready=ready), worker)
         self.workers[peer], self.spans[peer] = worker, (start, end)
 
     def candidates(self, name: str) -> Sequence[Candidate]:
@@ -147,4 +152,5 @@ def expected(prompt: list[int], count: int, *, sampling: Sampling | None = None)
 
 
 async def answer_of(generation: Generation) -> list[int]:
-    return [pick.token async for picks in generation.tokens() for pick in picks]
+    async with aclosing(generation.tokens()) as tokens:
+        return [pick.token async for picks in tokens for pick in picks]
