@@ -24,12 +24,14 @@ class _Reply(msgspec.Struct, frozen=True):
 class ServeRequest(_Reply, frozen=True):
     """Serve the model at a path of the daemon's machine: a Hugging Face folder, or a .gguf file.
 
-    `nodes` bounds over how many nodes it is split; null is all that offer room.
+    Or the name of one that the swarm knows. `nodes` bounds over how many nodes it is split, null is
+    all that offer room; each block is on `replicas` nodes at least.
     """
 
     path: str
     name: str = ""
     nodes: int | None = None
+    replicas: int | None = None
 
 
 class Stage(_Reply, frozen=True):
@@ -169,10 +171,15 @@ class Map(_Reply, frozen=True):
 
 
 def serve(
-    client: Client, path: str, *, name: str = "", nodes: int | None = None
+    client: Client,
+    path: str,
+    *,
+    name: str = "",
+    nodes: int | None = None,
+    replicas: int | None = None,
 ) -> Iterator[ServeProgress]:
     """Bring a model into service; yield progress until every layer is ready."""
-    body = ServeRequest(path, name, nodes)
+    body = ServeRequest(path, name, nodes, replicas)
     for event in client.events("POST", "/v1/served", body, timeout_s=SILENCE_S):
         yield decode_reply(event.data, ServeProgress)
 

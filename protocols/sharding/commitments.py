@@ -30,6 +30,7 @@ SKETCH_BYTES = 3 * SKETCH_VALUES
 FAR = 128  # bfloat16 values from one power of two to the next: as far as a distance counts
 
 Ints = NDArray[np.int64]
+Sketches = NDArray[np.uint8]  # [rows, values, 3 bytes]
 
 
 @dataclass
@@ -73,12 +74,12 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Commitment:
-    """Commitments to the rows [base, position), read. `sketches` has no rows if they are ids."""
+    """Commitments to the rows [base, position), read. `sketches` is empty if they are ids."""
 
     base: int
     position: int
     digests: tuple[bytes, ...]
-    sketches: NDArray[np.uint8]
+    sketches: Sketches
 
     def digest_of(self, window: tuple[int, int]) -> bytes | None:
         """Return the digest of the rows [start, end), if there is one of just these."""
@@ -130,16 +131,25 @@ def commit(rows: bytes, size: int, base: int = 0) -> list[bytes]:
     return ledger.proofs()
 
 
-def same_bytes(one: Commitment, other: Commitment) -> bool:
-    """Whether both speak of the same rows, byte for byte, wherever both have them.
+def same(one: Commitment, other: Commitment) -> bool:
+    """Whether both speak of the same bytes, wherever both speak of the same rows.
 
-    Windows that only one of them has in full (their bases differ) say nothing.
+    A window that only one of them has in full is compared by its sketches.
     """
-    return one.position == other.position and all(
-        digest == other.digest_of(window)
-        for window, digest in zip(windows(one.base, one.position), one.digests, strict=True)
-        if other.digest_of(window) is not None
-    )
+    for window, digest in zip(windows(one.base, one.position), one.digests, strict=True):
+        if other.digest_of(window) not in (None, digest):
+            return False
+    mine, theirs = _common(one, other)
+    return bool((mine == theirs).all())
+
+
+def _common(one: Commitment, other: Commitment) -> tuple[Sketches, Sketches]:
+    """Return the sketches of the rows that both have."""
+    base, position = max(one.base, other.base), min(one.position, other.position)
+    mine = one.sketches[base - one.base : max(0, position - one.base)]
+    theirs = other.sketches[base - other.base : max(0, position - other.base)]
+    count = min(len(mine), len(theirs))
+    return mine[:count], theirs[:count]
 
 
 def distance(one: Commitment, other: Commitment) -> Distance:
@@ -147,11 +157,7 @@ def distance(one: Commitment, other: Commitment) -> Distance:
 
     A row's two values may come in either order, as where a third is as large as the second.
     """
-    base, position = max(one.base, other.base), min(one.position, other.position)
-    mine = one.sketches[base - one.base : max(0, position - one.base)]
-    theirs = other.sketches[base - other.base : max(0, position - other.base)]
-    count = min(len(mine), len(theirs))
-    mine, theirs = mine[:count], theirs[:count]
+    mine, theirs = _common(one, other)
     straight = _apart(mine, theirs)
     crossed = _apart(mine, theirs[:, ::-1])
     best = np.where((straight.sum(1) <= crossed.sum(1))[:, None], straight, crossed).reshape(-1)
@@ -162,7 +168,7 @@ def distance(one: Commitment, other: Commitment) -> Distance:
     return Distance(len(best), far, total, total / len(best), float(np.median(best)))
 
 
-def _apart(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> Ints:
+def _apart(one: Sketches, other: Sketches) -> Ints:
     """Return the distances [rows, values], each at most `FAR`.
 
     Values of different indices are compared by magnitude: honest ones take each other's place only
@@ -175,7 +181,7 @@ def _apart(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> Ints:
     return np.minimum(apart, FAR)
 
 
-def _bits(sketches: NDArray[np.uint8]) -> Ints:
+def _bits(sketches: Sketches) -> Ints:
     return sketches[:, :, 1].astype(np.int64) | sketches[:, :, 2].astype(np.int64) << 8
 
 

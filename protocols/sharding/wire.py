@@ -215,14 +215,14 @@ class History(Message, frozen=True):
 
 
 class Recompute(Message, frozen=True, tag="recompute"):
-    """Do the work of a stage again, from the rows that follow (`RowsPart`), from position 0 on.
-
-    `picks` are those that the last stage claims.
+    """Do the work of a stage again, from the rows that follow (`RowsPart`): `count` of them, from
+    position 0 on. `picks` are those that the last stage claims.
     """
 
     model: ModelId
     start: Layer
     end: Layer
+    count: Annotated[int, Meta(ge=1, le=SESSION_TOKENS_MAX)]
     sampling: Sampling
     takes: Codec
     gives: Codec

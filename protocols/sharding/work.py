@@ -90,13 +90,18 @@ class Session:
         return Output(step.number, end, rows, picks)
 
     def check(
-        self, step: Step, inputs: Tensor, logits: Tensor | None, claimed: list[tuple[int, int]]
+        self,
+        step: Step,
+        inputs: Tensor,
+        hidden: Tensor,
+        logits: Tensor | None,
+        claimed: list[tuple[int, int]],
     ) -> Checked:
         """Return which claimed picks the logits of these rows do not allow. logits [n, vocabulary].
 
         A pick for a position before these rows is not allowed either.
         """
-        self._prove(step, inputs, inputs, b"")
+        self._prove(step, inputs, hidden, b"")
         if logits is None:
             raise BadMessage("only the last stage picks")
         wrong, dtype = list[int](), DTYPE_NAMES[self.stage.dtype]
@@ -127,10 +132,13 @@ class Session:
         return picks
 
     def _prove(self, step: Step, inputs: Tensor, hidden: Tensor, rows: bytes) -> None:
-        """Both ends of a link commit to what its bytes decode to."""
+        """Both ends of a link commit to what its bytes decode to, the last stage to what its head
+        is given: picks alone would hide much.
+        """
         opened, place = self.opened, step.position
         self._inputs.add(place, step.rows, None if opened.takes == "ids" else inputs)
-        if rows:
-            exact = opened.gives == "float32"
-            hidden = hidden if exact else decode(opened.gives, rows, self.stage.hidden_size)
-            self._outputs.add(place, rows, hidden.float())
+        if self.picks_tokens:
+            rows = encode("float32", hidden)
+        elif opened.gives != "float32":
+            hidden = decode(opened.gives, rows, self.stage.hidden_size)
+        self._outputs.add(place, rows, hidden.float())

@@ -183,7 +183,7 @@ class Worker:
                 if isinstance(ask, WorkerStep):
                     answer: object = session.finish(step, inputs, hidden, found)
                 else:
-                    answer = session.check(step, inputs, found, ask.claimed)
+                    answer = session.check(step, inputs, hidden, found, ask.claimed)
             self._count(session.cache, len(inputs), started)
             return [(number, answer)]
         except Exception as error:  # some layers have seen the rows, and some have not
