@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 JS := tests/interop/js
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: docs help demo test check bench bench-talk bench-agree bench-learn soak-agree soak-learn results format clean env
+.PHONY: docs help demo test check bench bench-talk bench-agree bench-learn bench-answer soak-agree soak-learn soak-answer results format clean env
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -56,7 +56,7 @@ format: env ## let ruff rewrite the code
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: bench-talk bench-agree bench-learn ## measure everything; prints one JSON object a line (QUICK=1 for a short version)
+bench: bench-talk bench-agree bench-learn bench-answer ## measure everything; prints one JSON object a line (QUICK=1 for a short version)
 
 bench-talk: env ## measure how peers talk, beside Lattica and plain sockets
 	@$(BIN)/python -m benchmarks.talk
@@ -67,11 +67,17 @@ bench-agree: env ## measure how replicas agree: writes, syncs, convergence, cras
 bench-learn: env ## measure how nodes learn together, beside hivemind and gloo (PARTS="faults same" for some)
 	@$(BIN)/python -m benchmarks.learn $(PARTS)
 
+bench-answer: env ## measure served models, beside the same model whole and over plain sockets (PARTS="kill codec" for some)
+	@$(BIN)/python -m benchmarks.answer $(PARTS)
+
 soak-agree: env ## all generated histories, simulations and kills that the goals name (a quarter of an hour)
 	@LONG=1 $(BIN)/python -m benchmarks.agree_converge
 
 soak-learn: env ## the fault matrix of a round fifty times, each with another seed (half an hour)
 	@$(BIN)/python -m tests.soak.fault_matrix 50
+
+soak-answer: env ## a hundred stages killed and ten frozen in the middle of answers (half an hour)
+	@$(BIN)/python -m tests.soak.answer_kills 100
 
 results: env ## measure everything and write docs/results.md
 	@$(MAKE) --no-print-directory -s bench | $(BIN)/python -m benchmarks.results > docs/results.md.new
@@ -81,5 +87,5 @@ docs: env ## write the reference pages from the program
 	@$(BIN)/python docs/make_reference.py
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) $(JS)/node_modules .rivals
+	rm -rf $(VENV) $(JS)/node_modules .rivals .models
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -22,11 +22,12 @@ from transformers import DynamicCache
 
 from benchmarks.orders import Answer, answer_orders, say
 from protocols.sharding import reference
+from protocols.sharding.caches import StageCache
 from protocols.sharding.stage import Stage, load_stage
 
-LENGTH_BYTES = 4  # of a frame's head: rows of a step, then the position of the first
+LENGTH_BYTES = 4  # of a frame's head: how many rows
 
-Advance = Callable[[Tensor, int], int]  # (ids [1, n], position) -> the greedy token
+Advance = Callable[[Tensor], int]  # ids [1, n] -> the greedy token behind them
 
 
 class Computer:
@@ -41,11 +42,15 @@ class Computer:
     def whole(self) -> Answer:
         """Load the unsharded model."""
         self._whole, _ = reference.load(self._source)
-        return {"resident_bytes": resident_bytes(), "layers": self._whole.config.num_hidden_layers}
+        return self.memory()
 
     def load(self, spans: list[tuple[int, int]]) -> Answer:
         """Load stages, from the parts that workers have."""
         self._stages = [load_stage(self._parts, start, end) for start, end in spans]
+        return self.memory()
+
+    def memory(self) -> Answer:
+        """What this process holds."""
         return {"resident_bytes": resident_bytes()}
 
     def listen(self) -> Answer:
@@ -65,34 +70,32 @@ class Computer:
         link = _undelayed(listening.accept()[0])
         cache = stage.new_cache()
         with link:
-            while head := _exactly(link, 2 * LENGTH_BYTES):
-                count = int.from_bytes(head[:LENGTH_BYTES])
-                size = stage.config.hidden_size
+            while head := _exactly(link, LENGTH_BYTES):
+                count, size = int.from_bytes(head), stage.hidden_size
                 data = bytearray(_exactly(link, 4 * count * size))
                 rows = torch.frombuffer(data, dtype=torch.float32).reshape(1, count, size)
-                token = _greedy(stage.forward(rows, cache, int.from_bytes(head[LENGTH_BYTES:])))
+                token = _greedy(_forward(stage, rows, cache)[1])
                 link.sendall(token.to_bytes(8))
         return {}
 
     def decode(self, how: str, prompt: list[int], tokens: int) -> Answer:
         """Continue a prompt; `how`: whole, split (all stages here), or pair."""
         advance = {"whole": self._by_whole, "split": self._by_stages, "pair": self._by_pair}[how]()
-        inputs, position = torch.tensor([prompt]), 0
+        inputs = torch.tensor([prompt])
         said, at = list[int](), list[float]()
         while len(said) < tokens:
-            said.append(advance(inputs, position))
+            said.append(advance(inputs))
             at.append(time.perf_counter())
-            position += inputs.shape[1]
             inputs = torch.tensor([[said[-1]]])
         if how == "pair" and self._link is not None:
             self._link.close()
-        return {"tokens": said, "at": at, "resident_bytes": resident_bytes()}
+        return {"tokens": said, "at": at}
 
     def _by_whole(self) -> Advance:
         model = self._whole
         cache = DynamicCache(config=model.config)
 
-        def advance(inputs: Tensor, _: int) -> int:
+        def advance(inputs: Tensor) -> int:
             with torch.inference_mode():
                 output = model(
                     input_ids=inputs, past_key_values=cache, use_cache=True, logits_to_keep=1
@@ -104,11 +107,11 @@ class Computer:
     def _by_stages(self) -> Advance:
         caches = [stage.new_cache() for stage in self._stages]
 
-        def advance(inputs: Tensor, position: int) -> int:
-            value = inputs
+        def advance(inputs: Tensor) -> int:
+            value, logits = inputs, None
             for stage, cache in zip(self._stages, caches, strict=True):
-                value = stage.forward(value, cache, position)
-            return _greedy(value)
+                value, logits = _forward(stage, value, cache)
+            return _greedy(logits)
 
         return advance
 
@@ -117,10 +120,9 @@ class Computer:
         link, [stage] = self._link, self._stages
         cache = stage.new_cache()
 
-        def advance(inputs: Tensor, position: int) -> int:
-            rows = stage.forward(inputs, cache, position)
-            head = inputs.shape[1].to_bytes(LENGTH_BYTES) + position.to_bytes(LENGTH_BYTES)
-            link.sendall(head + rows.numpy().tobytes())
+        def advance(inputs: Tensor) -> int:
+            rows, _ = _forward(stage, inputs, cache)
+            link.sendall(inputs.shape[1].to_bytes(LENGTH_BYTES) + rows.numpy().tobytes())
             return int.from_bytes(_exactly(link, 8))
 
         return advance
@@ -131,7 +133,14 @@ def resident_bytes(pid: int | str = "self") -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _greedy(logits: Tensor) -> int:
+def _forward(stage: Stage, value: Tensor, cache: StageCache) -> tuple[Tensor, Tensor | None]:
+    """One step: hidden states, and after the last block the logits of the last row."""
+    result = stage.forward(value, cache, logits=int(stage.end == stage.n_layers))
+    return result.hidden, result.logits
+
+
+def _greedy(logits: Tensor | None) -> int:
+    assert logits is not None
     return int(logits.reshape(-1, logits.shape[-1])[-1].argmax())
 
 
@@ -156,7 +165,7 @@ def main(model: str, parts: str) -> None:
     torch.set_num_threads(1)
     computer = Computer(Path(model), Path(parts))
     say({})
-    names = ("whole", "load", "listen", "connect", "serve", "decode")
+    names = ("whole", "load", "memory", "listen", "connect", "serve", "decode")
     answer_orders({name: getattr(computer, name) for name in names})
 
 

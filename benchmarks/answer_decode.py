@@ -4,10 +4,10 @@
 all in turn in one run; a rate is (tokens - 1) / (time from the first token to the last).
 """
 
-import statistics
+import itertools
 import sys
 import tempfile
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -112,12 +112,6 @@ def _report(rates: dict[str, list[float]]) -> None:
     )
 
 
-def spread(values: Sequence[float]) -> float:
-    """Return how far the middle half of some values reaches, as a share of their median."""
-    low, middle, high = statistics.quantiles(values, n=4)
-    return (high - low) / middle
-
-
 def spans_of(stages: int, layers: int = LAYERS) -> list[tuple[int, int]]:
     """Return so many even spans."""
     edges = [number * layers // stages for number in range(stages + 1)]
@@ -127,12 +121,15 @@ def spans_of(stages: int, layers: int = LAYERS) -> list[tuple[int, int]]:
 def main() -> None:
     """Measure all of it."""
     model = answer_models.smollm2()
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        with computer("whole", model) as whole, pair(model, LAYERS) as ends:
-            whole.ask("whole", timeout_s=WAIT_S)
-            whole.ask("load", spans=spans_of(2), timeout_s=WAIT_S)
-            with serving(Path(folder), model, spans_of(2), entry=False) as nodes:
-                _report(_in_turn(nodes, whole, ends))
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-") as folder,
+        computer("whole", model) as whole,
+        pair(model, LAYERS) as ends,
+    ):
+        whole.ask("whole", timeout_s=WAIT_S)
+        whole.ask("load", spans=spans_of(2), timeout_s=WAIT_S)
+        with serving(Path(folder), model, spans_of(2), entry=False) as nodes:
+            _report(_in_turn(nodes, whole, ends))
 
 
 if __name__ == "__main__":

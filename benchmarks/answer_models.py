@@ -106,7 +106,8 @@ def _make_tiny(folder: Path) -> None:
     inner = Tokenizer(WordLevel(vocabulary, unk_token=_word(0)))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     inner.decoder = decoders.WordPiece(prefix="##", cleanup=False)  # words with blanks between
-    _save(folder, model, PreTrainedTokenizerFast(tokenizer_object=inner))
+    fast: Any = PreTrainedTokenizerFast
+    _save(folder, model, fast(tokenizer_object=inner))
 
 
 def _save(folder: Path, model: Any, tokenizer: Any) -> None:

@@ -1,3 +1,5 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# (transformers is annotated in part)
 """Swarms that serve a model, and how they are asked: real daemons, each with its worker processes.
 
 A daemon is a `shoal up` process with its own state directory: libp2p identity, encrypted TCP on
@@ -13,6 +15,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,12 +105,20 @@ class Serving:
 
     def ready(self, spans: Sequence[tuple[Node, Span]]) -> bool:
         """Whether these nodes compute these spans now, as the entry sees it."""
-        there = {
-            (stage.peer, stage.start, stage.end)
+        return all(set(range(*span)) <= self.layers_of(node) for node, span in spans)
+
+    def has_all(self, node: Node) -> bool:
+        """Whether a node computes the whole model by itself now."""
+        return self.layers_of(node) == set(range(self.model().layers))
+
+    def layers_of(self, node: Node) -> set[int]:
+        """Return the blocks that a node computes now, as the entry sees it."""
+        spans = [
+            range(stage.start, stage.end)
             for stage in self.model().stages
-            if stage.state == "ready"
-        }
-        return all((node.client.id().peer, *span) in there for node, span in spans)
+            if stage.state == "ready" and stage.peer == node.peer
+        ]
+        return {layer for span in spans for layer in span}
 
     def await_hosts(self) -> None:
         """Wait until every host computes its span. Raises Failed."""
@@ -155,11 +166,13 @@ def serving(
     spans: Sequence[Span],
     *,
     entry: bool = True,
+    pinned: bool = True,
     namespaces: Sequence[str] = (),
     **environment: str,
 ) -> Generator[Serving]:
     """Start a daemon for each span, and one that hosts nothing for the entry, or the first host.
 
+    pinned: each is told its span; else they place the model by themselves, as `spans` should be.
     namespaces: of the network, one for each node in the order of `IPS`, the entry first. None is
     left running.
     """
@@ -185,14 +198,32 @@ def serving(
         for node in nodes:
             node.client.wait(peers=len(nodes) - 1, timeout_s=MEET_S)
             node.peer = PeerId(node.client.id().peer)
-        shoal(nodes[0], "model", "add", str(model), "--name", NAME)
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer: Any = AutoTokenizer.from_pretrained(model)
         made = Serving(nodes[0], hosts, list(spans), ticket, tokenizer)
+        if not pinned:
+            _place(made, model)
+            yield made
+            return
+        shoal(nodes[0], "model", "add", str(model), "--name", NAME)
         for node, (start, end) in zip(hosts, spans, strict=True):
-            wait_until("the model is known", lambda n=node: _knows(n))
+            wait_until("the model is known", partial(_knows, node))
             shoal(node, "host", NAME, "--blocks", f"{start}:{end}")
         made.await_hosts()
         yield made
+
+
+def _place(made: Serving, model: Path) -> None:
+    """Let the hosts share the model; `made` then has them in the order of their spans."""
+    steps = list(models.serve(made.entry.client, str(model), name=NAME))
+    if steps[-1].model is None or not steps[-1].model.ready:
+        raise Failed("the model did not come into service")
+
+    def placed() -> bool:
+        return {(stage.start, stage.end) for stage in made.model().stages} == set(made.spans)
+
+    wait_until("each host has a span", placed, within_s=READY_S)
+    starts = {stage.peer: stage.start for stage in made.model().stages}
+    made.hosts.sort(key=lambda node: starts[node.peer])
 
 
 def _knows(node: Node) -> bool:

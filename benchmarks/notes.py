@@ -65,5 +65,58 @@ _NOTES = {
         "-1000 times its contribution through its real daemon."
     ),
     "learn.sampled_": ("Real ModelSync on a virtual clock, 40 nodes, samples of 4; 32 hang."),
+    "answer.decode": (
+        "SmolLM2-135M, float32, one thread a process, a 27-token prompt, greedy, no end token, "
+        "batch 1: (tokens - 1) / (time from the first token to the last), seen by the client of "
+        "the endpoint. Two `shoal up` with 15 blocks each, the first is asked. Beside: a loop "
+        "over transformers' own forward with its cache; two processes with the same stages and "
+        "blocking sockets, float32 rows one way and a token back. All in turn in one run, all "
+        "say the same. `_overhead`: time per token over the unsharded one's."
+    ),
+    "answer.split_in_one_process": (
+        "Both halves in the process of the unsharded model, in turn with it."
+    ),
+    "answer.law_": (
+        "Entry and stages in network namespaces of their own, each the named delay (one way) "
+        "from all others; `compute` is the time per token of the unsharded model, beside it in "
+        "the run."
+    ),
+    "answer.draft_": (
+        "The same with a prompt that repeats itself, which the n-gram draft guesses from."
+    ),
+    "answer.batch_": (
+        "Eight clients with prompts of their own on two daemons; tokens that came while all "
+        "eight were being answered. One alone in turn with them."
+    ),
+    "answer.kill": (
+        "An entry and four hosts, two of each half of a model: kill -9 of a stage in the route "
+        "at a random token, of its worker (half of the trials), its daemon, or both stages' "
+        "workers. `_same`: the text is the unsharded model's. The pause is the longest time "
+        "between two tokens, detection and replay included. A tiny model but for `_smollm2`."
+    ),
+    "answer.freeze": ("The same with SIGSTOP of a daemon and its worker, or of the worker alone."),
+    "answer.heal": (
+        "An entry and two hosts with half of a model each; kill -9 of one daemon: seconds until "
+        "the other has all blocks ready. The worker imports torch in that time."
+    ),
+    "answer.codec_": (
+        "SmolLM2-135M reads the beginnings of Shakespeare's plays; at one cut (block 15) or "
+        "four every row goes through the codec: positions at which the likeliest next token is "
+        "float32's."
+    ),
+    "answer.exact_": (
+        "Tiny random models, cut to files, each stage loaded from its own; logits of a prompt "
+        "and 8 greedy tokens are the whole model's, bit for bit."
+    ),
+    "answer.cheat_": (
+        "Receipts of a stage that cheats, recomputed by an honest one: audited steps until the "
+        "first that is found, worst of all sessions."
+    ),
+    "answer.honest_": ("Honest stages, recomputed in other steps than they were made in."),
+    "answer.memory_": (
+        "Resident memory after an answer: the worker process that hosts the middle 10 of 30 "
+        "blocks, and the process with the whole model. SmolLM2 shares its token embedding with "
+        "its head, so the first and the last third hold it besides."
+    ),
 }
 NOTES = {start: f"- `{start}…`: {text}\n" for start, text in _NOTES.items()}

@@ -78,7 +78,7 @@ class Work:
         into, out = trio.open_memory_channel[list[Pick] | ShoalError](UNSAID_MAX)
         speech = _Speech(self)
         failure: Exception | None = None
-        async with trio.open_nursery() as nursery:
+        async with out, trio.open_nursery() as nursery:
             nursery.start_soon(_listen, generation, pace, into)
             try:
                 await speech.run(out)
@@ -127,14 +127,13 @@ class _Speech:
 
     async def run(self, heard: trio.MemoryReceiveChannel[list[Pick] | ShoalError]) -> None:
         """Say tokens as they come until the answer has ended."""
-        async with heard:
-            async for picks in heard:
-                if isinstance(picks, ShoalError):
-                    raise picks
-                for some in self._portions(picks):
-                    await self._take(some)
-                    if self._reason:
-                        return
+        async for picks in heard:
+            if isinstance(picks, ShoalError):
+                raise picks
+            for some in self._portions(picks):
+                await self._take(some)
+                if self._reason:
+                    return
         raise BadMessage(f"the stages ended after {self._count} tokens")
 
     def last(self, trace: shapes.Trace) -> shapes.Answer:

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -81,6 +81,24 @@ class ServeOptions(msgspec.Struct, frozen=True):
         float,
         Meta(ge=0.0, le=65536.0, description="GiB for hosted layers; 0 is half of what is free."),
     ] = 0.0
+    cache_share: Annotated[
+        float,
+        Meta(ge=0.01, le=0.9, description="Share of that memory for the caches of sessions."),
+    ] = 0.25
+    codec: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16", "int8"],
+        Meta(description="Activations between nodes, for what is asked here; auto: by the link."),
+    ] = "auto"
+    audit: Annotated[
+        float,
+        Meta(ge=0.0, le=1.0, description="Share of sessions that another node computes again."),
+    ] = 0.02
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], Meta(description="Where layers are computed.")
+    ] = "auto"
+    threads: Annotated[
+        int, Meta(ge=1, le=256, description="Of each process that computes layers.")
+    ] = 1
 
 
 class BlobOptions(msgspec.Struct, frozen=True):

@@ -20,6 +20,7 @@ import node.control.blobs as blob_routes
 import node.control.channels as channel_routes
 import node.control.core as core_routes
 import node.control.dashboard as dashboard_routes
+import node.control.hosting as hosting_routes
 import node.control.models as model_routes
 import node.control.openai as openai_routes
 import node.control.rpc as rpc_routes
@@ -71,6 +72,7 @@ from wire.clock import SystemClock
 from wire.errors import ShoalError
 from wire.faults import root_cause
 from wire.ids import Signer
+from wire.threads import Threads
 
 JOIN_S = 0.5  # seconds that a start waits for a first peer; joining goes on behind it
 DRAIN_S = 4.5  # seconds from the first signal to the end, whatever hangs
@@ -171,9 +173,11 @@ class Daemon:
             blobs=self.blobs,
             rpc=self.rpc,
             members=lambda: [*self.membership.members()],
+            signer=self.start.signer,
             clock=self.clock,
-            offer=options.offer,
-            memory_gib=options.memory_gib,
+            options=options,
+            rtt_s=self.host.rtt_s,
+            off_loop=Threads(),
         )
 
     def _declare_routes(self) -> Api:
@@ -211,6 +215,7 @@ class Daemon:
         rpc_routes.routes(api, self.apps, core.resolve)
         run_routes.routes(api, self.runs)
         model_routes.routes(api, self.models)
+        hosting_routes.routes(api, self.models)
         openai_routes.routes(api, self.models)
         return api
 
@@ -239,6 +244,7 @@ class Daemon:
                 self.channels,
                 self.store,
                 self.dht,
+                self.models.offering,
                 self.membership,
                 self.blobs,
                 self.blob_routes,
@@ -329,6 +335,8 @@ class Daemon:
         self.life.enter("draining")
         async with trio.open_nursery() as nursery:  # DRAIN_S ends it, if a disk is too slow
             nursery.start_soon(self.runs.drain)
+            with trio.move_on_after(LEAVE_S):
+                await self.models.leave()  # before the farewell, which brings it to the others
             with trio.move_on_after(LEAVE_S):
                 await self.membership.leave(timeout_s=LEAVE_S)
             with trio.move_on_after(LEAVE_S):

@@ -42,7 +42,7 @@ from wire.errors import BadMessage, Busy, DeadlineExceeded, ShoalError, UsageErr
 ANSWERS_MAX = 16  # at the same time from one node: as many sessions as a stage gives one peer
 COUNT_MAX = 4  # answers to one question: each has a session of its own
 UNREAD_MAX = 16  # pieces of text that wait for a slow reader; when full the answer waits too
-UNASKED_MAX = 4096  # tokens of an answer whose length nobody named; stages reserve all of them
+UNASKED_MAX = 1024  # tokens of an answer whose length nobody named; stages reserve all of them
 TRACES_MAX = 8  # of the last answers, by model: what `shoal map` shows
 KEY_BYTES = 32  # of the secret that names prefixes: as long as the hash that it goes into
 

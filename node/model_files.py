@@ -1,15 +1,23 @@
-"""The files of served models on this node: split here, or fetched from other nodes as blobs."""
+"""The files of models on this node: folder `models/`, one folder per model, of links to blobs.
 
+A blob that has a link here is not collected (protocols/blobs/space.py). Which files are needed is
+the library's to say (model_library.py).
+"""
+
+import os
 import re
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
 import structlog
 import trio
 
-from node.model_workers import last_line, python, run_to_end
+from protocols.blobs.adding import cid_of
+from protocols.blobs.progress import Report, Transfer
 from protocols.sharding.manifest import (
     MANIFEST_MAX,
     Manifest,
@@ -19,12 +27,12 @@ from protocols.sharding.manifest import (
     model_id,
 )
 from protocols.sharding.records import ModelRecord
-from protocols.sharding.splitting import RESULT, Split, read_split
-from wire.errors import ShoalError, UsageError
+from protocols.sharding.splitting import Split, missing_room
+from wire.errors import BadMessage, ShoalError
 from wire.ids import PeerId
 
-SPLIT_S = 1800.0  # seconds to split a model: it is read and written once
-DISK_RESERVE_BYTES = 1 << 30  # never filled with parts: the store, the logs and others need it
+MANIFEST = "manifest"  # its file in a model's folder
+LINGER_S = 600.0  # seconds that a part stays after its last use: whoever takes over fetches it
 Progress = Callable[[int], object]  # bytes done
 
 _log = structlog.get_logger("models")
@@ -38,13 +46,28 @@ class Blobs(Protocol):
         ...
 
     async def fetch(
-        self, cid: str, providers: list[PeerId], /, *, limit_bytes: int | None, name: str
+        self,
+        cid: str,
+        providers: list[PeerId],
+        /,
+        *,
+        limit_bytes: int | None,
+        name: str,
+        report: Report,
     ) -> object:
         """Make a blob whole here, from any of the providers; refuse one over the limit."""
         ...
 
     async def place(self, cid: str, path: Path, /) -> object:
         """Have a whole blob at a path too, on the same disk without a second copy."""
+        ...
+
+    async def check(self, cid: str, /) -> bool:
+        """Hash a blob; whether it is whole. What is wrong of it is gone, and can be fetched."""
+        ...
+
+    async def release(self, cids: Iterable[str], /) -> int:
+        """Throw blobs away, those that are neither pinned nor in use; return the bytes freed."""
         ...
 
 
@@ -55,47 +78,53 @@ class Refused(ShoalError):
 
 
 class ModelFiles:
-    """Folder `models/`: one folder per model, with the parts that this node uses."""
+    """Brings parts, checks them, and throws away what is needed no more."""
 
     def __init__(self, folder: Path, blobs: Blobs) -> None:
         self.folder = folder
         self._blobs = blobs
-        self._lock = trio.Lock()  # one part at a time: two users of a model share its folder
+        self._turns: dict[Path, trio.Lock] = {}  # two users of a part fetch it once
+        self._used_s: dict[Path, float] = {}
 
     def log_path(self, name: str) -> Path:
         """Return where the children of a model write what they say."""
         return self.folder / "logs" / f"{name}.log"
 
-    async def split(self, source: Path, name: str) -> tuple[Path, Split]:
-        """Cut a model into parts in a child process. Raises UsageError with its reason."""
-        scratch = self.folder / "split" / name
-        await trio.to_thread.run_sync(_remove, scratch)
-        log_path = self.log_path(name)
-        argv = python("protocols.sharding.split", str(source), str(scratch))
-        with trio.move_on_after(SPLIT_S):
-            status = await run_to_end(argv, log_path=log_path)
-            result = scratch / RESULT
-            if not result.exists():
-                raise ShoalError(f"splitting ended with status {status}: {last_line(log_path)}")
-            split = read_split(result.read_bytes())
-            if split.error:
-                raise UsageError(split.error)
-            return scratch, split
-        raise ShoalError(f"splitting took more than {SPLIT_S:.0f} s")
+    @asynccontextmanager
+    async def scratch(self, name: str) -> AsyncGenerator[Path]:
+        """Have an empty folder for the length of the block."""
+        path = self.folder / "split" / name
+        await trio.to_thread.run_sync(_remove, path)
+        path.mkdir(parents=True, mode=0o700)
+        try:
+            yield path
+        finally:
+            with trio.CancelScope(shield=True):  # moments: links and names, mostly
+                await trio.to_thread.run_sync(_remove, path)
 
-    async def store(self, scratch: Path, name: str, split: Split) -> tuple[Manifest, str, str]:
+    async def tidy(self) -> None:
+        """Remove what an earlier life of this node has left half done."""
+        await trio.to_thread.run_sync(_remove, self.folder / "split")
+        await trio.to_thread.run_sync(_remove, self._bin)
+
+    async def store(
+        self, scratch: Path, name: str, split: Split, progress: Progress
+    ) -> tuple[Manifest, str, str]:
         """Make blobs of the parts; return the manifest, its model id and its CID."""
         parts: list[Part] = []
+        done = 0
         for cut in split.cuts:
             path = scratch / cut.name
             size_bytes = path.stat().st_size
             cid = await self._blobs.put_file(path, mode="take", name=f"{name}/{cut.name}")
             parts.append(Part(cut.role, cut.block, cut.name, cid, size_bytes))
+            done += size_bytes
+            progress(done)
         manifest = Manifest(
-            version=1,
+            version=2,
             name=name,
             family=split.family,
-            dtype="float32",
+            dtype=split.dtype,
             n_layers=split.n_layers,
             hidden_size=split.hidden_size,
             vocab_size=split.vocab_size,
@@ -105,19 +134,28 @@ class ModelFiles:
             parts=parts,
         )
         data = encode_manifest(manifest)
-        path = scratch / "manifest"
+        decode_manifest(data, model_id(data))  # what others would refuse is refused here
+        path = scratch / MANIFEST
         path.write_bytes(data)
-        cid = await self._blobs.put_file(path, mode="take", name=f"{name}/manifest")
-        await trio.to_thread.run_sync(_remove, scratch)
-        await self.bring(model_id(data), parts, [], lambda _: None)  # so they are not collected
-        return decode_manifest(data, model_id(data)), model_id(data), cid
+        cid = await self._blobs.put_file(path, mode="take", name=f"{name}/{MANIFEST}")
+        return manifest, model_id(data), cid
+
+    def manifest_here(self, model: str) -> Manifest | None:
+        """Return a model's manifest if it is in its folder, and is what it should be."""
+        try:
+            return decode_manifest((self.folder / model / MANIFEST).read_bytes(), model)
+        except (FileNotFoundError, BadMessage):
+            return None
 
     async def manifest(self, record: ModelRecord, providers: list[PeerId]) -> Manifest:
         """Return a model's manifest, fetched if need be. Raises BadMessage if it is not that."""
-        path = self.folder / record.model / "manifest"
-        async with self._lock:
-            await self._bring(record.manifest, path, providers, limit_bytes=MANIFEST_MAX)
-        return decode_manifest(path.read_bytes(), record.model)
+        path = self.folder / record.model / MANIFEST
+        await self._bring(record.manifest, path, providers, MANIFEST_MAX, lambda _: None)
+        try:
+            return decode_manifest(path.read_bytes(), record.model)
+        except BadMessage:
+            self._discard(path)  # decayed, or the record was wrong: not to be met again
+            raise
 
     async def bring(
         self, model: str, parts: list[Part], providers: list[PeerId], progress: Progress
@@ -127,49 +165,126 @@ class ModelFiles:
         Raises BadMessage if a part is larger than its manifest says, Refused if the disk is full.
         """
         folder = self.folder / model
+        self.check_room(self.missing_bytes(model, parts))
         done = 0
         for part in parts:
-            async with self._lock:
-                path, limit_bytes = folder / part.name, part.size_bytes
-                await self._bring(part.cid, path, providers, limit_bytes=limit_bytes)
+            await self._bring(
+                part.cid,
+                folder / part.name,
+                providers,
+                part.size_bytes,
+                partial(_tell, progress, done, part.size_bytes),
+            )
             done += part.size_bytes
             progress(done)
         return folder
 
+    def names_here(self, model: str) -> set[str]:
+        """Return the names of a model's files in its folder."""
+        try:
+            return {entry.name for entry in os.scandir(self.folder / model)}
+        except FileNotFoundError:
+            return set()
+
     def missing_bytes(self, model: str, parts: list[Part]) -> int:
         """Return the size of the parts that are not in the model's folder."""
-        folder = self.folder / model
-        return sum(part.size_bytes for part in parts if not (folder / part.name).exists())
+        here = self.names_here(model)
+        return sum(part.size_bytes for part in parts if part.name not in here)
 
     def check_room(self, size_bytes: int) -> None:
         """Raise Refused if so much cannot be fetched: the disk has to have room for it."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        free_bytes = max(0, shutil.disk_usage(self.folder).free - DISK_RESERVE_BYTES)
-        if size_bytes > free_bytes:
-            needed = f"{size_bytes >> 20} MiB of disk are needed"
-            raise Refused(f"{needed}, {free_bytes >> 20} MiB can be had here")
+        if lack := missing_room(size_bytes, shutil.disk_usage(self.folder).free):
+            raise Refused(lack)
 
-    async def sweep(self, served: Callable[[], Collection[str]]) -> None:
-        """Delete the folders of models that are served no more. Their blobs may then go."""
-        async with self._lock:  # asked inside of it: no part of a new model is brought until then
-            await trio.to_thread.run_sync(_sweep, self.folder, served())
+    async def is_good(self, model: str, part: Part) -> bool:
+        """Hash a part that is here: whether it is what its CID says."""
+        path = self.folder / model / part.name
+        try:
+            return await trio.to_thread.run_sync(cid_of, path, abandon_on_cancel=True) == part.cid
+        except OSError:  # a disk that cannot read it, either
+            return False
+
+    async def repair(self, model: str, part: Part, providers: list[PeerId]) -> None:
+        """Have a part anew that was not good. Raises ShoalError."""
+        self._discard(self.folder / model / part.name)
+        await self._blobs.check(part.cid)  # only what is wrong of it is fetched
+        await self.bring(model, [part], providers, lambda _: None)
+        if not await self.is_good(model, part):
+            raise ShoalError("the disk does not keep what is written to it")
+
+    # --- throwing away -------------------------------------------------------------------------
+
+    async def sweep(self, keep: set[str], needed: Mapping[str, set[str]]) -> int:
+        """Throw away models that are not to be kept, and of the others files that have not been
+        needed for `LINGER_S`; return the bytes of blobs that are freed with them.
+
+        needed: file names by model; of a model that is not in it, whatever is here.
+        """
+        gone: list[str] = []
+        for folder in list(self.folder.iterdir()) if self.folder.exists() else ():
+            model = folder.name
+            if not re.fullmatch("[0-9a-f]{64}", model):
+                continue
+            names = self.names_here(model)
+            if model in keep:
+                kept = needed.get(model, names)
+                names = {n for n in names if self._is_idle(folder / n, is_needed=n in kept)}
+            manifest = self.manifest_here(model) if names else None
+            cids = {part.name: part.cid for part in manifest.parts} if manifest else {}
+            gone += [cids[name] for name in names if name in cids]
+            for path in [folder / name for name in names] if model in keep else [folder]:
+                self._discard(path)
+        self._used_s = {path: at for path, at in self._used_s.items() if path.exists()}
+        await trio.to_thread.run_sync(_remove, self._bin)
+        return await self._blobs.release(gone) if gone else 0
+
+    def _is_idle(self, path: Path, *, is_needed: bool) -> bool:
+        now = trio.current_time()
+        if is_needed or path not in self._used_s:
+            self._used_s[path] = now
+        return now - self._used_s[path] > LINGER_S
+
+    @property
+    def _bin(self) -> Path:
+        return self.folder / "bin"
+
+    def _discard(self, path: Path) -> None:
+        """Take a file or folder away at once; it is deleted with the next sweep, off the loop."""
+        self._bin.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if path.exists():
+            path.rename(self._bin / os.urandom(8).hex())
+
+    # --- fetching ------------------------------------------------------------------------------
 
     async def _bring(
-        self, cid: str, path: Path, providers: list[PeerId], *, limit_bytes: int
+        self, cid: str, path: Path, providers: list[PeerId], limit_bytes: int, report: Report
     ) -> None:
-        if await trio.Path(path).exists():
-            return
-        self.check_room(limit_bytes)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        name = f"{path.parent.name[:12]}/{path.name}"
-        await self._blobs.fetch(cid, providers, limit_bytes=limit_bytes, name=name)
-        await self._blobs.place(cid, path)
+        async with self._alone(path):
+            self._used_s[path] = trio.current_time()
+            if await trio.Path(path).exists():
+                return
+            self.check_room(limit_bytes)
+            name = f"{path.parent.name[:12]}/{path.name}"
+            await self._blobs.fetch(
+                cid, providers, limit_bytes=limit_bytes, name=name, report=report
+            )
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            await self._blobs.place(cid, path)
+
+    @asynccontextmanager
+    async def _alone(self, path: Path) -> AsyncGenerator[None]:
+        turn = self._turns.setdefault(path, trio.Lock())
+        try:
+            async with turn:
+                yield
+        finally:
+            if not turn.locked() and self._turns.get(path) is turn:
+                del self._turns[path]
 
 
-def _sweep(folder: Path, keep: Collection[str]) -> None:
-    for path in folder.iterdir() if folder.exists() else ():
-        if re.fullmatch("[0-9a-f]{64}", path.name) and path.name not in keep:
-            _remove(path)
+def _tell(progress: Progress, done_bytes: int, size_bytes: int, transfer: Transfer) -> None:
+    progress(done_bytes + min(transfer.done_bytes, size_bytes))
 
 
 def _remove(folder: Path) -> None:

@@ -1,256 +1,372 @@
-"""Hosting: this node follows the placements in the store and computes the spans it is given."""
+"""Hosting: this node looks at what the swarm lacks, and computes the spans that fall to it.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+What it should do comes from `protocols.sharding.placer`, one per model; here its effects happen.
+"""
+
+import functools
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import structlog
 import trio
 
-from node.model_files import ModelFiles, Refused
-from node.model_workers import open_worker
-from protocols.sharding.manifest import (
-    Manifest,
-    memory_of_span,
-    parts_of_front,
-    parts_of_span,
-    printable,
-)
+from node.config import ServeOptions
+from node.model_lease import Lease
+from node.model_library import Library
+from node.model_offer import Offering, offer_of
+from node.model_span import HostedSpan, Services
+from node.model_wishes import Wishes
+from protocols.sharding.manifest import BLOCK, EMBED, HEAD, SHARED, Manifest
+from protocols.sharding.placement import COVERING, DRAINING, Host
+from protocols.sharding.placer import LOOK_S, Begin, Claim, Effect, Leave, Placer, Sight, Withdraw
 from protocols.sharding.records import (
-    LEASE_S,
     NAMESPACE,
-    NOTE_MAX,
     ModelRecord,
-    PlacementRecord,
     StageRecord,
-    is_name,
-    manifest_key,
-    read,
-    read_placement,
-    spans_of,
-    stage_key,
-    to_value,
+    read_stage,
 )
 from protocols.sharding.service import StageService
-from protocols.sharding.wire import worker_answer_decoder
-from wire.errors import ShoalError
+from protocols.sharding.sharing import Shape
 from wire.ids import PeerId
-from wire.ports import Store
+from wire.ports import Clock, OffLoop, Store
 
-RETRY_FIRST_S = 1.0  # seconds before a failed stage is tried again; doubled each time
-RETRY_MAX_S = 30.0
-STEADY_S = 60.0  # seconds that a worker must live for the next failure to count as a first one
-FAREWELL_S = 1.0  # seconds to take a lease back
-STAGES_HERE_MAX = 16  # worker processes of a node: each takes 300 MB besides its weights
-LOOK_INTERVAL_S = 10.0  # between two looks at all placements, besides those at every change
+SPANS_MAX = 16  # worker processes of a node: each takes 300 MB besides its weights
+QUIET_S = 0.3  # seconds after a look in which changes are gathered for the next one
+DOWN_S = 3.0  # seconds without a connection to a member that we had one to: it is down for us
+CACHE_OF_REST = 0.75  # of the cache that is left for a new span: a second one finds some, too
 
 _log = structlog.get_logger("models")
 
 
-@dataclass(frozen=True)
-class Duty:
-    """What this node shall compute."""
+class MemberView(Protocol):
+    """What models need to know of a member of the swarm."""
 
-    name: str
-    record: ModelRecord
-    epoch: int
-    start: int
-    end: int
-    providers: tuple[PeerId, ...]
+    @property
+    def peer(self) -> PeerId:
+        """Its peer ID."""
+        ...
 
+    @property
+    def alive(self) -> bool:
+        """Whether it is there now."""
+        ...
 
-def duties(store: Store, me: PeerId) -> dict[str, Duty]:
-    """Return our duties by model name, as the store has them now."""
-    found: dict[str, Duty] = {}
-    for item in store.scan(NAMESPACE):
-        name, _, kind = item.key.partition("/")
-        if kind != "placement" or not is_name(name):
-            continue
-        manifest = store.get(NAMESPACE, manifest_key(name))
-        record, placement = read(manifest, ModelRecord), read_placement(manifest, item)
-        if record is None or placement is None:
-            continue
-        for span in spans_of(placement):
-            if span.peer == me and span.start < span.end:
-                found[name] = Duty(
-                    name,
-                    record,
-                    placement.epoch,
-                    span.start,
-                    span.end,
-                    providers_of(record, placement, me),
-                )
-    return found
+    @property
+    def connected(self) -> bool:
+        """Whether we hold a connection to it."""
+        ...
+
+    @property
+    def offers(self) -> Mapping[str, object]:
+        """What it offers: {"serve", "memory_gib", "room_gib", "speed"}."""
+        ...
 
 
-def providers_of(
-    record: ModelRecord, placement: PlacementRecord | None, me: PeerId
-) -> tuple[PeerId, ...]:
-    """Return who may have a model's parts: who served it, and who computes it."""
-    peers = [*record.providers, *(peer for peer, _, _ in (placement.spans if placement else []))]
-    return tuple(PeerId(peer) for peer in dict.fromkeys(peers) if peer != me)
+@dataclass
+class _Living:
+    """Which members live. A lease lives long; a connection that is gone says more."""
+
+    members: Callable[[], list[MemberView]]
+    _connected_s: dict[PeerId, float] = field(default_factory=dict[PeerId, float])
+
+    def hosts(self, now: float) -> dict[PeerId, Host]:
+        """Return the members that live, with what they offer."""
+        found: dict[PeerId, Host] = {}
+        for member in self.members():
+            if member.connected:
+                self._connected_s[member.peer] = now
+            last_s = self._connected_s.get(member.peer, now)
+            if member.alive and (member.connected or now - last_s < DOWN_S):
+                found[member.peer] = offer_of(member.peer, member.offers)
+            elif not member.alive:
+                self._connected_s.pop(member.peer, None)
+        return found
 
 
 class Hosting:
-    """Runs a task for every duty, and ends it when the duty is gone or has changed."""
+    """Runs a task for every span that this node hosts."""
 
     def __init__(
         self,
+        *,
         store: Store,
         stages: StageService,
-        files: ModelFiles,
-        *,
-        memory_bytes: Callable[[], int],
+        library: Library,
+        offering: Offering,
+        wishes: Wishes,
+        members: Callable[[], list[MemberView]],
+        clock: Clock,
+        options: ServeOptions,
+        rtt_s: Callable[[PeerId], float | None],
+        off_loop: OffLoop,
     ) -> None:
-        self._store = store
-        self._stages = stages
-        self._files = files
-        self._memory_bytes = memory_bytes
-        self._running: dict[str, tuple[Duty, trio.CancelScope]] = {}  # by the model's name
-        self._taken: dict[str, int] = {}  # bytes that each duty takes
+        self._store, self._library, self._clock, self._rtt_s = store, library, clock, rtt_s
+        self._offering, self._wishes = offering, wishes
+        self._living, self._off_loop = _Living(members), off_loop
+        self._me = stages.peer
+        self._services = Services(stages, library, options, self._take_cache, self._give_cache)
+        self._cache_bytes = offering.cache_bytes  # not given to a span yet
+        self._placers: dict[str, Placer] = {}
+        self._claims: dict[str, Lease] = {}
+        self._spans: dict[tuple[str, int], HostedSpan] = {}
+        self._sights: dict[str, Sight] = {}  # as of the last look
+        self._news = trio.Event()
+        self._is_leaving = False
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Follow the placements until cancelled."""
+        """Follow the store until cancelled."""
         async with trio.open_nursery() as nursery, self._store.watch(NAMESPACE) as changes:
+            await self._resume(nursery)
             nursery.start_soon(self._look_often, nursery)
             task_status.started()
-            async for key in changes:
-                if not key.partition("/")[2].startswith("stage/"):
-                    self._look(nursery)
+            async for _ in changes:
+                self._news.set()
+
+    async def leave(self) -> None:
+        """Take back all leases: this node stops."""
+        self._is_leaving = True
+        async with trio.open_nursery() as nursery:
+            for lease in [*self._claims.values(), *(span.lease for span in self._spans.values())]:
+                nursery.start_soon(lease.withdraw)
+
+    def look_soon(self) -> None:
+        """Something changed that the store does not tell: a wish."""
+        self._news.set()
+
+    # --- looking -------------------------------------------------------------------------------
 
     async def _look_often(self, nursery: trio.Nursery) -> None:
         while True:
-            self._look(nursery)
-            await trio.sleep(LOOK_INTERVAL_S)
+            self._news = trio.Event()
+            if not self._is_leaving:
+                await self._look(nursery)
+            await trio.sleep(QUIET_S)
+            with trio.move_on_after(LOOK_S):
+                await self._news.wait()
 
-    def _look(self, nursery: trio.Nursery) -> None:
-        wanted = duties(self._store, self._stages.peer)
-        for duty, scope in self._running.values():
-            if wanted.get(duty.name) != duty:
-                scope.cancel()
-        for duty in wanted.values():
-            if duty.name not in self._running:  # else it starts when the old one is gone
-                scope = trio.CancelScope()
-                self._running[duty.name] = duty, scope
-                nursery.start_soon(self._serve, duty, scope, nursery)
+    async def _look(self, nursery: trio.Nursery) -> None:
+        records = self._library.catalogue.records()
+        for name in [name for name in self._placers if name not in records]:
+            del self._placers[name]
+            await self._withdraw(name)
+        for span in self._spans.values():
+            record = records.get(span.name)
+            if record is None or record.model != span.record.model:
+                span.stop()
+        now = self._clock.now()
+        living = self._living.hosts(now)
+        for name, record in records.items():
+            manifest = self._library.manifest_here(record)
+            if manifest is None:
+                continue  # the library fetches it
+            if not self._wanted(name, record):
+                await self._let_go(name)
+                continue
+            sight = self._sight(name, record, manifest, living)
+            self._sights[name] = sight
+            placer = self._placers.setdefault(name, Placer(self._me, random.Random()))
+            effects = await self._off_loop(functools.partial(placer.look, sight, now))
+            for effect in effects:
+                await self._apply(effect, name, record, manifest, nursery)
+            self._drop_failed(name, placer, sight, now)
 
-    async def _serve(self, duty: Duty, scope: trio.CancelScope, nursery: trio.Nursery) -> None:
-        """Do one duty until it is over: fetch, load, answer; again after every failure."""
-        lease = _Lease(self._store, self._stages.peer, duty)
-        try:
-            with scope:
-                async with trio.open_nursery() as renewing:
-                    renewing.start_soon(lease.renew)
-                    await self._keep_serving(duty, lease, nursery)
-        finally:
-            del self._running[duty.name]
-            self._taken.pop(duty.name, None)
-            await lease.withdraw()
-        self._look(nursery)
+    def _wanted(self, name: str, record: ModelRecord) -> bool:
+        """Whether this node may host a model: the swarm or a person asks for it."""
+        wish = self._wishes.get(name)
+        if wish is not None:
+            return not wish.never
+        return record.hosted and self._offering.is_on
 
-    async def _keep_serving(self, duty: Duty, lease: "_Lease", nursery: trio.Nursery) -> None:
-        retry_s = RETRY_FIRST_S
-        while True:
-            began = trio.current_time()
-            try:
-                await self._serve_once(duty, lease, nursery)
-            except Refused as error:
-                await lease.say("refused", str(error))
-                await trio.sleep_forever()
-            except (ShoalError, OSError) as error:
-                _log.warning("stage.failed", model=duty.name, error=str(error), retry_s=retry_s)
-                await lease.say("failed", str(error))
-            if trio.current_time() - began > STEADY_S:
-                retry_s = RETRY_FIRST_S
-            await trio.sleep(retry_s)
-            retry_s = min(2 * retry_s, RETRY_MAX_S)
+    async def _let_go(self, name: str) -> None:
+        self._placers.pop(name, None)
+        await self._withdraw(name)
+        for span in self._spans.values():
+            if span.name == name:
+                span.leave()
 
-    async def _serve_once(self, duty: Duty, lease: "_Lease", nursery: trio.Nursery) -> None:
-        await lease.say("fetching")
-        manifest = await self._files.manifest(duty.record, list(duty.providers))
-        self._check(duty, manifest)
-        parts = parts_of_span(manifest, duty.start, duty.end)
-        parts += [part for part in parts_of_front(manifest) if part not in parts]
-        self._files.check_room(self._files.missing_bytes(duty.record.model, parts))
-        lease.total_bytes = sum(part.size_bytes for part in parts)
-        providers = list(duty.providers)
-        folder = await self._files.bring(duty.record.model, parts, providers, lease.progress)
-        await lease.say("loading")
-        arguments = [f"--folder={folder}", f"--start={duty.start}", f"--end={duty.end}"]
-        async with open_worker(
-            nursery,
-            "protocols.sharding.worker",
-            arguments,
-            worker_answer_decoder,
-            log_path=self._files.log_path(duty.name),
-        ) as link:
-            model, span = duty.record.model, (duty.start, duty.end)
-            self._stages.attach(model, *span, link, hidden_size=manifest.hidden_size)
-            try:
-                await lease.say("ready")
-                _log.info("stage.ready", model=duty.name, start=duty.start, end=duty.end)
-                await link.gone.wait()
-            finally:
-                self._stages.detach(model, *span)
-        raise ShoalError("the worker process ended; it is started again")
+    def _drop_failed(self, name: str, placer: Placer, sight: Sight, now: float) -> None:
+        """Give up spans that fail here and that others have taken over."""
+        for span in self._spans.values():
+            has_failed = span.name == name and span.lease.state == "failed"
+            if has_failed and placer.can_leave(sight, span.span[0], now):
+                span.leave()
 
-    def _check(self, duty: Duty, manifest: Manifest) -> None:
-        """Refuse what is more than we offered: any member can write a placement."""
-        if duty.end > manifest.n_layers:
-            raise Refused(f"the model has {manifest.n_layers} layers")
-        needed = memory_of_span(manifest, duty.start, duty.end)
-        others = sum(taken for name, taken in self._taken.items() if name != duty.name)
-        if len(self._taken.keys() - {duty.name}) >= STAGES_HERE_MAX:
-            raise Refused(f"{STAGES_HERE_MAX} stages are computed here already")
-        if needed + others > self._memory_bytes():
-            free = max(0, self._memory_bytes() - others)
-            raise Refused(f"{needed >> 20} MiB are needed, {free >> 20} MiB are offered here")
-        self._taken[duty.name] = needed
-
-
-class _Lease:
-    """Our own word on one duty, renewed while we stand to it."""
-
-    def __init__(self, store: Store, me: PeerId, duty: Duty) -> None:
-        self._store = store
-        self._key = stage_key(duty.name, me)
-        self._duty = duty
-        self._state, self._note = "fetching", ""
-        self._done_bytes = 0
-        self.total_bytes = 0
-
-    def progress(self, done_bytes: int) -> None:
-        """Remember how much was fetched; it is told with the next renewal."""
-        self._done_bytes = done_bytes
-
-    async def say(self, state: str, note: str = "") -> None:
-        """Tell the swarm a new state at once."""
-        self._state, self._note = state, printable(note)[:NOTE_MAX]
-        await self._put()
-
-    async def renew(self) -> None:
-        """Tell it again and again, so that the lease lives."""
-        while True:
-            await trio.sleep(LEASE_S / 3)
-            await self._put()
-
-    async def withdraw(self) -> None:
-        """Take it back, unless a later duty has taken its place."""
-        with trio.move_on_after(FAREWELL_S) as farewell:
-            farewell.shield = True
-            stage = read(self._store.get(NAMESPACE, self._key), StageRecord)
-            if stage is not None and stage.epoch == self._duty.epoch:
-                await self._store.delete(NAMESPACE, self._key)
-
-    async def _put(self) -> None:
-        duty = self._duty
-        stage = StageRecord(
-            model=duty.record.model,
-            epoch=duty.epoch,
-            start=duty.start,
-            end=duty.end,
-            state=self._state,
-            note=self._note,
-            done_bytes=self._done_bytes,
-            total_bytes=self.total_bytes,
+    def _sight(
+        self, name: str, record: ModelRecord, manifest: Manifest, living: Mapping[PeerId, Host]
+    ) -> Sight:
+        shape = shape_of(record.model, manifest)
+        told = self._library.catalogue.leases(name, record.model)
+        leases = [(peer, lease) for peer, lease in told if peer != self._me and peer in living]
+        leases += [
+            (self._me, span.lease.record())
+            for span in self._spans.values()
+            if span.name == name and span.lease.state
+        ]
+        hosting = {peer for peer, _ in leases} | {self._me}
+        taken = self._taken_by_others(name)
+        hosts: list[Host] = []
+        for peer, host in living.items():
+            if peer == self._me or not (record.hosted or peer in hosting):
+                continue
+            hosts.append(Host(peer, host.room_bytes - taken.get(peer, 0), host.speed))
+        wish = self._wishes.get(name)
+        room = self._offering.room_bytes
+        if wish is not None and wish.memory_bytes:
+            room = self._offering.without_cache(wish.memory_bytes)
+        if len(self._spans) < SPANS_MAX:
+            mine = Host(self._me, room - taken.get(self._me, 0), self._offering.speed)
+            hosts.append(mine)
+        return Sight(
+            shape, hosts, _bounded(leases, shape.blocks), record.replicas, record.nodes, wish
         )
-        await self._store.put(NAMESPACE, self._key, to_value(stage), ttl_s=LEASE_S)
+
+    def _taken_by_others(self, name: str) -> dict[PeerId, int]:
+        """Return the bytes that spans of other models take on each node."""
+        taken: dict[PeerId, int] = {}
+        shapes: dict[str, Shape] = {}
+        for other, record in self._library.catalogue.records().items():
+            manifest = self._library.manifest_here(record) if other != name else None
+            if manifest is not None:
+                shapes[other] = shape_of(record.model, manifest)
+        for item in self._store.scan(NAMESPACE):
+            other = item.key.partition("/")[0]
+            found = read_stage(other, item) if other in shapes else None
+            if found is None or found[1].model != shapes[other].model:
+                continue
+            peer, lease = found
+            if lease.state in (*COVERING, DRAINING, "claimed"):
+                size_bytes = shapes[other].bytes_of(lease.start, lease.end)
+                taken[peer] = taken.get(peer, 0) + size_bytes
+        return taken
+
+    # --- doing ---------------------------------------------------------------------------------
+
+    async def _apply(
+        self,
+        effect: Effect,
+        name: str,
+        record: ModelRecord,
+        manifest: Manifest,
+        nursery: trio.Nursery,
+    ) -> None:
+        match effect:
+            case Claim(blocks):
+                await self._withdraw(name)
+                self._claims[name] = lease = self._lease(name, record, blocks)
+                await lease.say("claimed")
+            case Withdraw():
+                await self._withdraw(name)
+            case Begin(blocks, instead_of):
+                claim = self._claims.pop(name, None)
+                if claim is not None and claim.record().start != blocks[0]:
+                    await claim.withdraw()
+                self._begin(name, record, manifest, blocks, nursery, instead_of=instead_of)
+            case Leave(start):
+                span = self._spans.get((name, start))
+                if span is not None:
+                    span.leave()
+
+    def _begin(
+        self,
+        name: str,
+        record: ModelRecord,
+        manifest: Manifest,
+        blocks: tuple[int, int],
+        nursery: trio.Nursery,
+        *,
+        instead_of: int | None = None,
+    ) -> None:
+        if (name, blocks[0]) in self._spans:
+            return  # one that is about to go has this lease; the next look comes soon
+        lease = self._lease(name, record, blocks)
+        lease.state = "fetching"
+        span = HostedSpan(self._services, name, record, manifest, blocks, lease)
+        other = None if instead_of is None else self._spans.get((name, instead_of))
+        self._spans[name, blocks[0]] = span
+        _log.info("stage.begun", model=name, start=blocks[0], end=blocks[1])
+        nursery.start_soon(self._host, span, other)
+
+    async def _host(self, span: HostedSpan, instead_of: HostedSpan | None) -> None:
+        def may_go() -> bool:
+            placer, sight = self._placers.get(span.name), self._sights.get(span.name)
+            if placer is None or sight is None or instead_of is None:
+                return False
+            return placer.can_leave(sight, instead_of.span[0], self._clock.now())
+
+        try:
+            with self._library.using(span.record, *span.span):
+                await span.run(instead_of=instead_of, may_go=may_go)
+        finally:
+            del self._spans[span.name, span.span[0]]
+            self._news.set()
+
+    async def _withdraw(self, name: str) -> None:
+        claim = self._claims.pop(name, None)
+        if claim is not None:
+            await claim.withdraw()
+
+    def _lease(self, name: str, record: ModelRecord, blocks: tuple[int, int]) -> Lease:
+        lease = Lease(self._store, self._clock, self._me, name, record.model, blocks)
+        lease.delays = lambda: self._delays(name, record.model)
+        return lease
+
+    def _delays(self, name: str, model: str) -> list[tuple[PeerId, float]]:
+        """Return our round trips to the other hosts of a model, nearest first."""
+        peers = {peer for peer, _ in self._library.catalogue.leases(name, model)} - {self._me}
+        known = [(peer, delay) for peer in peers if (delay := self._rtt_s(peer)) is not None]
+        return sorted(known, key=lambda each: each[1])
+
+    async def _resume(self, nursery: trio.Nursery) -> None:
+        """Take up what this node had before it died, if that was just now; forget the rest."""
+        records = self._library.catalogue.records()
+        for item in self._store.scan(NAMESPACE):
+            name = item.key.partition("/")[0]
+            found = read_stage(name, item)
+            if found is None or found[0] != self._me:
+                continue
+            lease, record = found[1], records.get(name)
+            manifest = self._library.manifest_here(record) if record is not None else None
+            if (
+                record is not None
+                and manifest is not None
+                and lease.model == record.model
+                and lease.end <= manifest.n_layers
+                and lease.state in COVERING
+                and self._wanted(name, record)
+                and len(self._spans) < SPANS_MAX
+            ):
+                self._begin(name, record, manifest, (lease.start, lease.end), nursery)
+            else:
+                blocks = (lease.start, lease.end)
+                await Lease(
+                    self._store, self._clock, self._me, name, lease.model, blocks
+                ).withdraw()
+
+    def _take_cache(self) -> int:
+        given = int(self._cache_bytes * CACHE_OF_REST)
+        self._cache_bytes -= given
+        return given
+
+    def _give_cache(self, size_bytes: int) -> None:
+        self._cache_bytes += size_bytes
+
+
+def shape_of(model: str, manifest: Manifest) -> Shape:
+    """Return what a model takes in memory, part by part."""
+    blocks = [0] * manifest.n_layers
+    outer = dict.fromkeys((EMBED, HEAD, SHARED), 0)
+    for part in manifest.parts:
+        if part.role == BLOCK:
+            blocks[part.block] = part.size_bytes
+        elif part.role in outer:
+            outer[part.role] = part.size_bytes
+    return Shape(model, tuple(blocks), outer[EMBED], outer[HEAD], outer[SHARED])
+
+
+def _bounded(
+    leases: list[tuple[PeerId, StageRecord]], blocks: int
+) -> list[tuple[PeerId, StageRecord]]:
+    """Return the leases that speak of blocks that there are."""
+    return [(peer, lease) for peer, lease in leases if lease.start < lease.end <= blocks]

@@ -1,131 +1,249 @@
 """Served models on this node: hosts spans, brings models into service, answers prompts.
 
-Wires the store, blobs, RPC and membership to `protocols.sharding`: the library (what models are
-here), hosting (which spans we compute), answers, and audits of others.
+Wires the store, blobs, RPC and membership to `protocols.sharding`: the library (which models there
+are), hosting (which spans are computed here), answers, and audits of others.
 """
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from pathlib import Path
-from typing import Protocol
 
 import structlog
 import trio
 
+from node.answering import Options, Served
 from node.config import ServeOptions
-from node.model_answers import Answering, Answers, Options, Prompt, Served
-from node.model_audits import Audits
-from node.model_host import Hosting
+from node.model_answers import Answering, Answers, Prompt
+from node.model_files import Blobs, Refused
+from node.model_host import Hosting, MemberView, shape_of
 from node.model_library import Library
 from node.model_offer import Offering
-from node.model_views import Views
-from node.model_wishes import Wish
-from protocols.sharding.manifest import Manifest, parts_of_front
-from protocols.sharding.records import NAMESPACE, ModelRecord, is_name, manifest_key, read
+from node.model_views import candidates, model_view
+from node.model_wishes import Wishes
+from protocols.sharding.generate import EntryServices, Finished
+from protocols.sharding.manifest import parts_of_front
+from protocols.sharding.placement import Wish
+from protocols.sharding.records import ModelRecord
 from protocols.sharding.route import Candidate
 from protocols.sharding.service import StageService
+from shoal import library as library_shapes
 from shoal import models as shapes
-from wire.errors import NotFound
+from wire.errors import NotFound, UsageError
 from wire.ids import PeerId, Signer
-from wire.ports import Clock, Rpc, Store
+from wire.ports import Clock, OffLoop, Rpc, Store
 
 PROGRESS_INTERVAL_S = 0.5  # between two looks at the stages while a model comes into service
+TIDY_INTERVAL_S = 5.0  # between two looks for tokenizers of models that are there no more
 
 _log = structlog.get_logger("models")
 
 
-class MemberView(Protocol):
-    """What models need to know of a member of the swarm."""
-
-    @property
-    def peer(self) -> PeerId:
-        """Its peer ID."""
-        ...
-
-    @property
-    def alive(self) -> bool:
-        """Whether it is there now."""
-        ...
-
-    @property
-    def connected(self) -> bool:
-        """Whether we hold a connection to it."""
-        ...
-
-    @property
-    def offers(self) -> Mapping[str, object]:
-        """What it offers: {"serve": bool, "memory_gib": number, "room_gib", "speed"}."""
-        ...
-
-
 class Models:
-    """The part of the daemon that serves models. Public parts: `library`, `stages`, `audits`."""
+    """The part of the daemon that serves models. Public parts: `library`, `stages`, `offering`."""
 
     def __init__(
         self,
         *,
         folder: Path,
         store: Store,
-        blobs: object,
+        blobs: Blobs,
         rpc: Rpc,
         signer: Signer,
         members: Callable[[], list[MemberView]],
         clock: Clock,
         options: ServeOptions,
         rtt_s: Callable[[PeerId], float | None],
+        off_loop: OffLoop,
     ) -> None:
         """`rtt_s` is the measured round trip to a connected peer, None if there is none."""
-        raise NotImplementedError  # (interface first; grows within the hour)
+        self.peer = rpc.peer
+        self.options = options
+        self._rtt_s = rtt_s
+        self.offering = Offering(options)
+        self.library = Library(folder, store=store, blobs=blobs, peer=rpc.peer, clock=clock)
+        self.stages = StageService(rpc, signer, clock=clock)
+        self._wishes = Wishes(folder / "wishes.json")
+        self._hosting = Hosting(
+            store=store,
+            stages=self.stages,
+            library=self.library,
+            offering=self.offering,
+            wishes=self._wishes,
+            members=members,
+            clock=clock,
+            options=options,
+            rtt_s=rtt_s,
+            off_loop=off_loop,
+        )
+        services = EntryServices(self.stages, self, self._on_receipts)
+        self._answers = Answers(services, self.library.files.log_path)
 
     def offers(self) -> dict[str, object]:
         """Return what this node's membership says it offers."""
-        raise NotImplementedError
+        return self.offering.told()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Host spans, answer prompts and audit until cancelled."""
-        raise NotImplementedError
+        async with trio.open_nursery() as nursery:
+            for part in (self.library, self.stages, self._answers, self._hosting):
+                await nursery.start(part.run)
+            nursery.start_soon(self._tidy_often)
+            task_status.started()
 
-    async def drain(self) -> None:
-        """Say farewell: no new sessions, and our leases are taken back."""
-        raise NotImplementedError
+    async def leave(self) -> None:
+        """Take back all leases: this node stops."""
+        await self._hosting.leave()
+
+    async def _tidy_often(self) -> None:
+        while True:
+            self._answers.keep({record.model for record in self._records().values()})
+            await trio.sleep(TIDY_INTERVAL_S)
+
+    def _on_receipts(self, finished: Finished) -> None:
+        """Take what a session's stages say that they did."""
+
+    def _records(self) -> dict[str, ModelRecord]:
+        """Return the models in service: those that the swarm shall host, or that somebody hosts."""
+        records = self.library.catalogue.records()
+        return {
+            name: record
+            for name, record in records.items()
+            if record.hosted or self.library.catalogue.leases(name, record.model)
+        }
+
+    # --- looking -------------------------------------------------------------------------------
 
     def names(self) -> list[str]:
-        """Return the names of the models that the swarm knows."""
-        raise NotImplementedError
+        """Return the names of the models in service."""
+        return sorted(self._records())
 
     def views(self) -> list[shapes.Model]:
-        """Return every known model, by name."""
-        raise NotImplementedError
+        """Return every model in service, by name."""
+        return [self._view(name, record) for name, record in sorted(self._records().items())]
 
     def view(self, name: str) -> shapes.Model:
-        """Return one known model. Raises NotFound."""
-        raise NotImplementedError
+        """Return one model that the swarm knows, in service or not. Raises NotFound."""
+        return self._view(name, self._record(name))
 
     def choose(self, name: str) -> str:
         """Return the name of the model that is meant; "" is the only one. Raises NotFound."""
-        raise NotImplementedError
+        if name:
+            self._record(name)
+            return name
+        names = self.names()
+        if len(names) != 1:
+            there = ", ".join(names) or "none"
+            raise NotFound(
+                f"which model? {len(names)} are served: {there}",
+                hint="name one with --model" if names else "`shoal serve PATH` serves one",
+            )
+        return names[0]
+
+    def traces(self, name: str) -> list[shapes.Trace]:
+        """Return how the last answers of a model came about, the newest first."""
+        return self._answers.traces(name)
 
     def candidates(self, name: str) -> list[Candidate]:
         """Return the spans that are ready now, as routing sees them, with delays and penalties."""
-        raise NotImplementedError
+        record = self.library.catalogue.find(name)
+        manifest = self.library.manifest_here(record) if record is not None else None
+        if record is None or manifest is None:
+            return []
+        return candidates(
+            self.library.catalogue.leases(name, record.model),
+            layers=manifest.n_layers,
+            entry=self.peer,
+            rtt_s=self._rtt_s,
+            penalty=self._penalty,
+        )
+
+    def _penalty(self, _peer: PeerId) -> float:
+        return 0.0
+
+    def _record(self, name: str) -> ModelRecord:
+        record = self.library.catalogue.find(name)
+        if record is None:
+            hint = "`shoal models` lists those served"
+            raise NotFound(f"no model {name[:64]!r} is served", hint=hint)
+        return record
+
+    def _view(self, name: str, record: ModelRecord) -> shapes.Model:
+        leases = self.library.catalogue.leases(name, record.model)
+        return model_view(name, record, self.library.manifest_here(record), leases)
+
+    # --- serving -------------------------------------------------------------------------------
 
     async def serve(self, request: shapes.ServeRequest) -> AsyncGenerator[shapes.ServeProgress]:
-        """Add a model that the swarm shall host; yield progress until a route through it exists."""
-        raise NotImplementedError
-        yield
+        """Add a model that the swarm shall host, or have it host one that it knows; yield progress
+        until every block is ready somewhere.
+        """
+        name = request.path
+        if self.library.catalogue.find(name) is not None:
+            await self.library.catalogue.change(
+                name, hosted=True, nodes=request.nodes, replicas=request.replicas
+            )
+        else:
+            adding = library_shapes.AddModel(
+                source=request.path,
+                name=request.name,
+                hosted=True,
+                nodes=request.nodes or 0,
+                replicas=request.replicas or 1,
+            )
+            async with aclosing(self.library.add(adding)) as steps:
+                async for step in steps:
+                    name = step.name
+                    if step.state != "done":
+                        yield shapes.ServeProgress(step.state, name)
+        self._answers.warm(lambda: self._served(name))
+        while True:
+            view = self.view(name)
+            yield shapes.ServeProgress("ready" if view.ready else "waiting", name, view)
+            if view.ready:
+                return
+            await trio.sleep(PROGRESS_INTERVAL_S)
 
     async def unserve(self, name: str) -> None:
-        """Take a model out of service: its hosts see it and end their workers."""
-        raise NotImplementedError
+        """Take a model out of service; it stays in the library. Raises NotFound."""
+        self._record(name)
+        await self.library.catalogue.change(name, hosted=False)
 
-    async def host(self, name: str, wish: Wish) -> None:
-        """Host a span of a model here from now on, also after a restart. Raises NotFound."""
-        raise NotImplementedError
+    async def host(self, name: str, wish: Wish) -> shapes.Model:
+        """Host a span of a model here from now on, also after a restart.
 
-    async def unhost(self, name: str) -> None:
+        Raises NotFound, UsageError if there are no such blocks, Refused if there is no room.
+        """
+        record = self._record(name)
+        manifest = await self.library.manifest(record)
+        end = wish.end or manifest.n_layers
+        if not 0 <= wish.start < end <= manifest.n_layers:
+            raise UsageError(f"no blocks: {wish.start}:{end} of {manifest.n_layers}")
+        memory_bytes = wish.memory_bytes or self.offering.memory_bytes
+        room_bytes = self.offering.without_cache(memory_bytes)
+        shape = shape_of(record.model, manifest)
+        least = shape.bytes_of(wish.start, wish.end) if wish.end else min(shape.block_bytes)
+        if least > room_bytes:
+            raise Refused(
+                f"{least >> 20} MiB are needed, there is room for {room_bytes >> 20} MiB",
+                hint="--memory names another amount; a part of it is kept for sessions",
+            )
+        await trio.to_thread.run_sync(self._wishes.put, name, wish)
+        self._hosting.look_soon()
+        return self.view(name)
+
+    async def unhost(self, name: str) -> shapes.Model:
         """Host nothing of a model here any more, also if the swarm asks. Raises NotFound."""
-        raise NotImplementedError
+        self._record(name)
+        await trio.to_thread.run_sync(self._wishes.put, name, Wish(never=True))
+        self._hosting.look_soon()
+        return self.view(name)
 
     async def answer(self, name: str, prompt: Prompt, options: Options) -> Answering:
         """Begin to answer a prompt with a model. Raises ShoalError."""
-        raise NotImplementedError
+        return await self._answers.start(await self._served(self.choose(name)), prompt, options)
+
+    async def _served(self, name: str) -> Served:
+        record = self._record(name)
+        manifest = await self.library.manifest(record)
+        folder = await self.library.bring(record, parts_of_front(manifest), lambda _: None)
+        return Served(name, record.model, manifest, folder)

@@ -129,7 +129,7 @@ class Client:
 
     def events(
         self, method: str, path: str, body: object = None, *, timeout_s: float | None = None
-    ) -> Iterator[api.Event]:
+    ) -> Generator[api.Event]:
         """Yield server-sent events until the daemon ends the stream.
 
         `timeout_s` bounds the silence between two events; the daemon says something every 15 s.

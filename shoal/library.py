@@ -1,4 +1,4 @@
-"""Models as content, for scripts and for the CLI: the JSON of `shoal model`, and functions to use it.
+"""Models as content, for scripts and for the CLI: the JSON of `shoal model`, and its functions.
 
 Fields may be added; none is renamed or changes its meaning within /v1. Spans are [start, end) pairs
 of blocks, sizes are bytes.
@@ -113,7 +113,7 @@ class BadPart(_Body, frozen=True):
 class LibraryProgress(_Body, frozen=True):
     """An event while work on a model goes on; the last one is "done".
 
-    `state`: downloading, splitting, storing, publishing, fetching, verifying, done.
+    `state`: starting, downloading, splitting, storing, publishing, fetching, verifying, done.
     """
 
     state: str

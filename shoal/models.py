@@ -3,14 +3,16 @@
 Fields may be added; none is renamed or changes its meaning within /v1.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from typing import Any, TypedDict, Unpack
+from urllib.parse import quote
 
 import msgspec
 
 from shoal.client import Client
 from shoal.errors import ClientError
-from shoal.messages import decode_reply
+from shoal.messages import api_error, decode_reply
 
 SILENCE_S = 60.0  # seconds without a word after which the daemon is taken to hang
 
@@ -22,12 +24,14 @@ class _Reply(msgspec.Struct, frozen=True):
 class ServeRequest(_Reply, frozen=True):
     """Serve the model at a path of the daemon's machine: a Hugging Face folder, or a .gguf file.
 
-    `nodes` bounds over how many nodes it is split; null is all that offer room.
+    Or the name of one that the swarm knows. `nodes` bounds over how many nodes it is split, null is
+    all that offer room; each block is on `replicas` nodes at least.
     """
 
     path: str
     name: str = ""
     nodes: int | None = None
+    replicas: int | None = None
 
 
 class Stage(_Reply, frozen=True):
@@ -77,7 +81,7 @@ class ServeProgress(_Reply, frozen=True):
 class Hop(_Reply, frozen=True):
     """One stage of the route that an answer took. Times are means over its decoding steps.
 
-    `codec` is that of the rows that came to it, `link_ms` how long they were under way.
+    `codec` is that of the rows that it gives, `link_ms` half the round trip to it.
     """
 
     peer: str
@@ -167,10 +171,15 @@ class Map(_Reply, frozen=True):
 
 
 def serve(
-    client: Client, path: str, *, name: str = "", nodes: int | None = None
+    client: Client,
+    path: str,
+    *,
+    name: str = "",
+    nodes: int | None = None,
+    replicas: int | None = None,
 ) -> Iterator[ServeProgress]:
     """Bring a model into service; yield progress until every layer is ready."""
-    body = ServeRequest(path, name, nodes)
+    body = ServeRequest(path, name, nodes, replicas)
     for event in client.events("POST", "/v1/served", body, timeout_s=SILENCE_S):
         yield decode_reply(event.data, ServeProgress)
 
@@ -185,47 +194,79 @@ def unserve(client: Client, name: str) -> None:
     client.call("DELETE", f"/v1/served/{name}")
 
 
+def model_map(client: Client, name: str) -> Map:
+    """Return who computes what of a model, and how this node's last answers came about."""
+    return client.call("GET", f"/v1/served/{quote(name, safe='')}/map", reply=Map)
+
+
+class AnswerOptions(TypedDict, total=False):
+    """How to answer. `model` may be left out when one model is served.
+
+    Temperature 0 (the default) is greedy; a seed makes sampling repeatable. `codec`: of the
+    activations between stages; `speculate`: guess tokens ahead, which changes no answer.
+    """
+
+    model: str
+    max_tokens: int | None
+    temperature: float
+    top_p: float
+    seed: int | None
+    stop: list[str]
+    codec: str
+    speculate: bool
+
+
 def generate(
-    client: Client,
-    prompt: str,
-    *,
-    model: str = "",
-    chat: bool = False,
-    max_tokens: int = 64,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int | None = None,
-    stop: list[str] | None = None,
+    client: Client, prompt: str, *, chat: bool = False, **options: Unpack[AnswerOptions]
 ) -> Iterator[Answer]:
     """Let a model continue `prompt`, or with `chat` answer it; yield the text as it comes.
 
-    `model` may be left out when one model is served. Temperature 0 is greedy.
+    64 tokens unless `max_tokens` says another number.
     """
-    body: dict[str, Any] = {
-        "model": model,
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "seed": seed,
-        "stop": stop,
+    limited: AnswerOptions = {"max_tokens": 64}
+    limited.update(options)
+    if chat:
+        return converse(client, [("user", prompt)], **limited)
+    return _ask(client, "/v1/completions", {"prompt": prompt}, limited)
+
+
+def converse(
+    client: Client, messages: list[tuple[str, str]], **options: Unpack[AnswerOptions]
+) -> Iterator[Answer]:
+    """Let a model answer a conversation of (role, text): system, user, assistant.
+
+    Closing the iterator ends the work on all nodes.
+    """
+    said = [{"role": role, "content": text} for role, text in messages]
+    return _ask(client, "/v1/chat/completions", {"messages": said}, options)
+
+
+def _ask(
+    client: Client, path: str, question: dict[str, Any], options: AnswerOptions
+) -> Generator[Answer]:
+    own = {name: options[name] for name in ("codec", "speculate") if name in options}
+    body = {
+        "temperature": 0.0,
         "stream": True,
         "stream_options": {"include_usage": True},
+        **{name: value for name, value in options.items() if name not in own},
+        **question,
+        "shoal": own,
     }
-    if chat:
-        body["messages"] = [{"role": "user", "content": prompt}]
-    else:
-        body["prompt"] = prompt
-    path = "/v1/chat/completions" if chat else "/v1/completions"
     end = Answer("")
-    for event in client.events("POST", path, body, timeout_s=SILENCE_S):
-        if event.data == b"[DONE]":
-            yield end
-            return
-        piece = _answer(decode_reply(event.data, _Chunk))
-        if piece.text:
-            yield Answer(piece.text)
-        reason = piece.finish_reason or end.finish_reason
-        end = Answer("", reason, piece.usage or end.usage, piece.trace or end.trace)
+    with closing(client.events("POST", path, body, timeout_s=SILENCE_S)) as events:
+        for event in events:
+            if event.data == b"[DONE]":
+                yield end
+                return
+            chunk = decode_reply(event.data, _Chunk)
+            if chunk.error is not None:
+                raise api_error(500, event.data)
+            piece = _answer(chunk)
+            if piece.text:
+                yield Answer(piece.text)
+            reason = piece.finish_reason or end.finish_reason
+            end = Answer("", reason, piece.usage or end.usage, piece.trace or end.trace)
     raise ClientError("the daemon ended the answer early", hint="`shoal logs` may say why")
 
 
@@ -245,6 +286,7 @@ class _Chunk(_Reply, frozen=True):
     choices: list[_Choice] = []
     usage: Usage | None = None
     shoal: Trace | None = None
+    error: dict[str, object] | None = None
 
 
 def _answer(chunk: _Chunk) -> Answer:

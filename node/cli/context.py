@@ -68,7 +68,7 @@ def echo_json(value: object) -> None:
     click.echo(msgspec.json.encode(value).decode())
 
 
-def echo_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def echo_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, err: bool = False) -> None:
     """Print a table; numbers-only columns are aligned right. No rows, no output.
 
     A name that would break a line, or speak to the terminal, is shown with `?` in those places.
@@ -84,7 +84,7 @@ def echo_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
             cell.rjust(width) if to_right else cell.ljust(width)
             for cell, width, to_right in zip(row, widths, right, strict=True)
         ]
-        click.echo("  ".join(parts).rstrip())
+        click.echo("  ".join(parts).rstrip(), err=err)
 
 
 def plain(text: str) -> str:

@@ -34,6 +34,9 @@ _CORE = "node.cli.core:COMMANDS"
 _RPC = "node.cli.rpc:COMMANDS"
 _RUNS = "node.cli.runs:COMMANDS"
 _MODELS = "node.cli.models:COMMANDS"
+_HOSTING = "node.cli.hosting:COMMANDS"
+_CHAT = "node.cli.chat:COMMANDS"
+_MAP = "node.cli.map:COMMANDS"
 _CHANNELS = "node.cli.channels:COMMANDS"
 _BLOBS = "node.cli.blobs:COMMANDS"
 _STORE = "node.cli.store:COMMANDS"
@@ -66,10 +69,13 @@ TABLE = {
     "train": (_RUNS, "Train a model together with the swarm."),
     "runs": (_RUNS, "List training runs."),
     "run": (_RUNS, "Look at one run, stop, resume or export it, draw its curves."),
-    "serve": (_MODELS, "Serve a model split over the swarm."),
+    "serve": (_HOSTING, "Serve a model split over the swarm."),
     "generate": (_MODELS, "Let a served model continue a text."),
-    "models": (_MODELS, "List served models."),
-    "unserve": (_MODELS, "Take a model out of service."),
+    "chat": (_CHAT, "Talk with a served model."),
+    "map": (_MAP, "Draw which node computes which blocks of a model."),
+    "unserve": (_HOSTING, "Take a model out of service."),
+    "host": (_HOSTING, "Host a part of a model on this node."),
+    "unhost": (_HOSTING, "Host nothing of a model on this node."),
     "dashboard": (_DASHBOARD, "Print the address of this node's dashboard."),
     "demo": (_DEMO, "Show all of it on this machine: meet, train, fail, serve."),
 }

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import msgspec
 
+from node.answering import Options
 from node.control.api import (
     Api,
     ErrorReply,
@@ -23,7 +24,6 @@ from node.control.api import (
 )
 from node.control.openai_asks import Asked, ChatRequest, CompletionRequest
 from node.control.openai_shapes import ChatShape, Shape, TextShape, Whole, usage_of
-from node.answering import Options
 from node.model_answers import Answering, Prompt
 from shoal import models as shapes
 from wire.errors import Busy, NotFound, ShoalError
@@ -171,7 +171,7 @@ def _refusal(error: ShoalError) -> Raw:
     status = status_of(error.code)
     headers: dict[str, str] = {}
     if status in RETRY_S:
-        told_s = error.retry_after_s if isinstance(error, Busy) else RETRY_S[status]
+        told_s = (isinstance(error, Busy) and error.retry_after_s) or RETRY_S[status]
         headers["Retry-After"] = str(math.ceil(min(max(told_s, 1.0), RETRY_MAX_S)))
     return _json(_error_document(error), status=status, headers=headers)
 

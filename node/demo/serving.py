@@ -1,10 +1,12 @@
-"""The demo's serving: the model split over four nodes, an answer streamed and compared."""
+"""The demo's serving: the model split over four nodes; one dies in mid-sentence; compared."""
 
 import http.client
 import importlib.util
+import itertools
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +15,11 @@ from node.demo.swarm import DemoFailed, DemoNode, DemoSwarm
 from shoal import models
 
 TOKENS = 64  # of the answer, at most
+KILL_AT = 12  # pieces of the answer
+HEAL_WITHIN_S = 45.0  # seconds until another node has the blocks of the dead one; 10 if it is idle
 SILENCE_S = 60.0  # seconds between two pieces of the answer
 REFERENCE_S = 120.0  # seconds for the unsharded model to load and answer
+NAME = "demo"
 
 
 def smollm2() -> Path:
@@ -28,35 +33,52 @@ def smollm2() -> Path:
 
 
 def serve(swarm: DemoSwarm, narrator: Narrator, model: Path, prompt: str) -> None:
-    """Serve, show the placement, stream an answer over HTTP and compare it. Raises DemoFailed."""
-    entry = swarm.nodes[0]
+    """Serve, draw the map, stream an answer while a node dies, and compare. Raises DemoFailed."""
+    entry, asker = swarm.nodes[0], swarm.nodes[-1]
     narrator.head(f"{entry.name} serves {model.name}, split by layers over the nodes")
     served = None
-    for progress in models.serve(entry.client, str(model), name="demo"):
+    for progress in models.serve(entry.client, str(model), name=NAME):
         served = progress.model or served
     check(served is not None and served.ready, "the model is ready")
     assert served is not None
-    _placement(swarm, narrator, served)
-    asker = swarm.nodes[-1]
+    _check_placement(swarm, served)
+    narrator.say(asker.shoal("map", NAME).rstrip())
     narrator.head(f"POST /v1/completions to {asker.name}, stream: true, greedy; {prompt!r} …")
-    pieces = list(_stream(asker, {"model": "demo", "prompt": prompt, "stream": True,
-                                  "max_tokens": TOKENS, "temperature": 0}))  # fmt: skip
-    text = "".join(pieces)
-    narrator.quote(text, lines_max=6)
-    check(len(pieces) > 4, "the answer came in pieces")
+    victim = swarm.nodes[1]
+    text = _answer_with_a_death(asker, victim, narrator, prompt)
     expected, tokens = _reference(model, prompt)
     check(text == expected, f"the sharded answer is the unsharded one: {expected[:80]!r}")
     narrator.say(f"  {tokens} tokens, the same as of the unsharded model in one process")
 
 
-def _placement(swarm: DemoSwarm, narrator: Narrator, served: models.Model) -> None:
-    names = {node.client.id().peer: node.name for node in swarm.nodes}
+def _answer_with_a_death(asker: DemoNode, victim: DemoNode, narrator: Narrator, prompt: str) -> str:
+    """Stream an answer and kill a node in its middle; nobody else had that node's blocks."""
+    dead = victim.client.id().peer
+    pieces, at = list[str](), list[float]()
+    for piece in _stream(asker, {"model": NAME, "prompt": prompt, "stream": True,
+                                 "max_tokens": TOKENS, "temperature": 0}):  # fmt: skip
+        pieces.append(piece)
+        at.append(time.monotonic())
+        if len(pieces) == KILL_AT:
+            victim.kill()
+    check(len(pieces) > KILL_AT, "the answer came in pieces, and went on")
+    head, tail = "".join(pieces[:KILL_AT]), "".join(pieces[KILL_AT:])
+    narrator.quote(head, lines_max=2)
+    pause_s = max(after - before for before, after in itertools.pairwise(at))
+    check(pause_s < HEAL_WITHIN_S, f"others have its blocks within {HEAL_WITHIN_S:g} s")
+    stages = models.models(asker.client)[0].stages
+    heirs = [s for s in stages if s.peer != dead and s.state == "ready"]
+    check(bool(heirs), "the blocks are on other nodes")
+    narrator.say(f"  kill -9 {victim.name} in mid-sentence; after {pause_s:.1f} s it goes on:")
+    narrator.quote(tail, lines_max=4)
+    return head + tail
+
+
+def _check_placement(swarm: DemoSwarm, served: models.Model) -> None:
     reached = 0
     for stage in sorted(served.stages, key=lambda stage: stage.start):
         check(stage.start == reached, "the spans follow each other without a gap")
         reached = stage.end
-        span = f"layers {stage.start}-{stage.end - 1} of {served.layers}"
-        narrator.say(f"  {names[stage.peer]:<6} {span}, a process of its own, {stage.state}")
     check(reached == served.layers, "every layer is placed")
     check(len({s.peer for s in served.stages}) == len(swarm.nodes), "every node holds a span")
 

@@ -1,8 +1,6 @@
 """`shoal demo`: four daemons meet, train, lose one and regain it, and serve; all checked."""
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import FrameType
 
@@ -49,17 +47,9 @@ def _plot(swarm: DemoSwarm, narrator: Narrator) -> Path:
     """Draw all nodes' curves as a PNG, and the first node's in the terminal."""
     picture = swarm.folder / "curves.png"
     files = [str(node.home / "runs" / RUN / "metrics.jsonl") for node in swarm.nodes]
-    _shoal(swarm, "run", "curves", *files, "--out", str(picture))
+    swarm.nodes[0].shoal("run", "curves", *files, "--out", str(picture))
     check(picture.read_bytes()[:4] == b"\x89PNG", "the curves are a PNG")
-    drawn = _shoal(
-        swarm, "run", "curves", RUN, "--terminal", "--out", str(swarm.folder / "ash.png")
-    )
+    picture_of_one = str(swarm.folder / "ash.png")
+    drawn = swarm.nodes[0].shoal("run", "curves", RUN, "--terminal", "--out", picture_of_one)
     narrator.say("\n".join(drawn.splitlines()[:-1]))  # the last line names the file
     return picture
-
-
-def _shoal(swarm: DemoSwarm, *command: str) -> str:
-    argv = [sys.executable, "-P", "-m", "node.cli.main", "--home", str(swarm.nodes[0].home)]
-    done = subprocess.run([*argv, *command], capture_output=True, text=True, check=False)
-    check(done.returncode == 0, f"`shoal {' '.join(command[:2])}` works: {done.stderr.strip()}")
-    return done.stdout

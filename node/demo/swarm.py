@@ -55,6 +55,14 @@ class DemoNode:
             )  # fmt: skip
         self._wait_ready()
 
+    def shoal(self, *command: str) -> str:
+        """Run a command of the command line; return what it prints. Raises DemoFailed."""
+        argv = [sys.executable, "-P", "-m", "node.cli.main", "--home", str(self.home), *command]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise DemoFailed(f"`shoal {' '.join(command[:2])}` failed: {done.stderr.strip()}")
+        return done.stdout
+
     def kill(self) -> None:
         """End the daemon as a power cut would: SIGKILL, no goodbye."""
         assert self.process is not None

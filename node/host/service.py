@@ -223,6 +223,11 @@ class LibP2pHost:
         await self._dialler.reach(peer)
         return peer
 
+    def rtt_s(self, peer: PeerId) -> float | None:
+        """Return the last measured round trip to a peer; None if none was measured."""
+        best = self._peers.best(peer)
+        return None if best is None else best.rtt_s
+
     async def disconnect(self, peer: PeerId) -> None:
         """Close all connections to a peer, politely. If it is kept, it is dialled again."""
         async with trio.open_nursery() as nursery:

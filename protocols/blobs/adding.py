@@ -263,6 +263,16 @@ def _shifted(adding: Adding, by: int) -> Adding:
             return row
 
 
+def cid_of(path: Path) -> Cid:
+    """Return the name of a file's bytes as they are now, stored or not. Raises OSError."""
+    hashes, size_bytes = bytearray(), 0
+    with path.open("rb") as file:
+        while data := file.read(CHUNK_BYTES):
+            hashes += hash_of(data)
+            size_bytes += len(data)
+    return _named(size_bytes, bytes(hashes))[0]
+
+
 def _named(size_bytes: int, hashes: bytes) -> tuple[Cid, bytes | None]:
     if size_bytes > CHUNK_BYTES:
         manifest = codec.encode(File(size_bytes, hashes))

@@ -240,6 +240,18 @@ class BlobService:
         self._news.set()
         return gone
 
+    async def release(self, cids: Iterable[str]) -> int:
+        """Throw these away, those that are not pinned nor in use; returns the bytes freed."""
+        names = [parse_cid(cid) for cid in cids]
+        freed = await self._off_loop(partial(self.store.space.release, names))
+        self._news.set()
+        return freed
+
+    async def check(self, cid: str) -> bool:
+        """Hash one file; whether it is here and whole. What is wrong is gone: a `fetch` mends it."""
+        await self._drive(_with_end(self.store.verify(parse_cid(cid))), Transfer(), None)
+        return await self.has(cid)
+
     async def verify(self, *, report: Report | None = None) -> list[Row]:
         """Hash everything; returns what is not whole any more, and is given to nobody."""
         rows = [row for row in await self._off_loop(self.store.index.all) if row.is_whole]

@@ -7,7 +7,7 @@ linked from elsewhere (a model's folder): deleting that would free nothing.
 import os
 import shutil
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +137,18 @@ class Space:
                 gone = self._drop(cid)
             if gone is None:
                 raise Busy(f"blob {cid} is being used", hint="try again when it is not")
+            self._unlink(gone)
+            return before - self._index.held_bytes()
+
+    def release(self, cids: Iterable[Cid]) -> int:
+        """Throw away those of these that are idle; returns the bytes freed."""
+        with self._lock:
+            before = self._index.held_bytes()
+            gone: list[Cid] = []
+            with self._index.change():
+                idle = set(self._index.idle())
+                for cid in idle.intersection(cids):
+                    gone += self._drop(cid, is_spared=self._is_linked) or ()
             self._unlink(gone)
             return before - self._index.held_bytes()
 

@@ -101,7 +101,7 @@ class Reply(Message, frozen=True, tag=5):
 
 
 class Fail(Message, frozen=True, tag=6):
-    """The call failed at the server. `retry_ms`: when it may be worth trying again; 0 is unknown."""
+    """The call failed at the server. `retry_ms`: after how long to try again; 0 is unknown."""
 
     call: CallId
     code: Code

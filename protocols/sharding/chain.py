@@ -115,8 +115,6 @@ class Chain:
             return []
         leg.is_open, leg.position, leg.truncates = True, position, truncates
         leg.deadline = now + SILENCE_S
-        if leg.is_resumed:  # it may have noticed, and given up its own feed
-            leg.previous = None
         self.whole_once = self.whole_once or self.is_whole
         return self._settle()
 
@@ -168,8 +166,6 @@ class Chain:
         leg = self._by_number(number)
         if leg is None or self._over:
             return []
-        if loss is Loss.REFUSED:
-            return self._give_up(error or HopLost(why))
         if isinstance(error, Busy):
             self._room_s = error.retry_after_s or self._room_s
         self._make_gap(leg, loss, why)

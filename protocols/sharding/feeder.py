@@ -127,6 +127,7 @@ class Feeder:
             fed = await call.receive()
         self.number, self.sent = fed.number, fed.position
         self._is_fed = True
+        self._on_sent()
 
     async def _keep(self, call: Call[Feed | Step | Picks, Fed]) -> NoReturn:
         """Send all that is there, and all that comes. Raises what ends the call."""

@@ -53,6 +53,11 @@ class History:
         """What is kept."""
         return len(self._rows)
 
+    def begin(self, rows: bytes) -> None:
+        """Have the rows of a reused prefix, before the first step."""
+        assert not self.number, "it has begun"
+        self._rows[:] = rows
+
     def add(self, step: Step) -> None:
         """Keep a step: its number is above all before, and there is no gap before its rows."""
         assert step.number > self.number, "a step that was added before"

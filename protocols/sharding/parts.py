@@ -32,7 +32,6 @@ class Loss(enum.Enum):
     SILENT = enum.auto()  # it does not answer
     BUSY = enum.auto()  # it has no room
     ENDED = enum.auto()  # we ended it, to open it anew
-    REFUSED = enum.auto()  # the request itself is at fault: nobody could do better
 
 
 @dataclass(frozen=True)

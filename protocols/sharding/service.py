@@ -1,106 +1,361 @@
-"""The daemon's side of sessions. (Signatures; the bodies follow.)"""
+"""The daemon's side of sessions: spans loaded here, the sessions on them, and all feeds that come.
+
+Answers `sharding.session`, `sharding.feed` and `sharding.history`, to peers and, by the same code,
+to this node itself. No torch.
+"""
 
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import trio
 
+from protocols.sharding.admission import Admission
 from protocols.sharding.calls import Calls
-from protocols.sharding.wire import Picks
-from protocols.sharding.worker_wire import Ready
+from protocols.sharding.history import Forgotten
+from protocols.sharding.inlet import Inlet
+from protocols.sharding.link import Worker, WorkerGone
+from protocols.sharding.sessions import SAY_MAX, Say, StageSession
+from protocols.sharding.shelf import Name, Shelf
+from protocols.sharding.spans import LoadedSpan, StageInfo, Usage
+from protocols.sharding.wire import (
+    FEED,
+    HISTORY,
+    SESSION,
+    Broken,
+    End,
+    Fed,
+    Feed,
+    History,
+    Open,
+    Opened,
+    Picks,
+    Ping,
+    Pong,
+    Receipt,
+    Rewire,
+    RowsPart,
+    Step,
+)
+from wire.codec import encode
+from wire.errors import (
+    BadMessage,
+    DeadlineExceeded,
+    NotFound,
+    PeerUnreachable,
+    RemoteError,
+    ShoalError,
+)
 from wire.ids import PeerId, Signer
-from wire.ports import Clock, Rpc
+from wire.ports import Call, Clock, Rpc
 
+RECEIPT = "shoal-sharding-receipt"  # domain of the signatures
+HISTORY_BYTES = 256 * 1024 * 1024  # of all histories together: 100,000 rows of SmolLM2 in float32
+UNSENT_SHARE = 16  # of them, what one session may have that its next lacks
+FIRST_S = 10.0  # seconds for the first message of a call
+JOIN_S = 5.0  # seconds that a feed waits for its session, which the entry opens at the same time
+SAY_S = 10.0  # seconds for the entry to read what it is told
+READ_S = 60.0  # seconds for an auditor to read a history
+TIDY_S = 5.0  # seconds between two looks for what was kept long enough
 
-@dataclass(frozen=True)
-class StageInfo:
-    """A span whose worker is ready."""
+T = TypeVar("T")
+Q = TypeVar("Q")
+R = TypeVar("R")
 
-    model: str
-    name: str
-    start: int
-    end: int
-    n_layers: int
-    hidden_size: int
-    vocab_size: int
-    dtype: str
-    ready: Ready
-    cache_bytes: int
-
-
-@dataclass(frozen=True)
-class Usage:
-    """How busy a span is, for its lease. `free_tokens` are of all blocks of the span."""
-
-    free_tokens: int
-    sessions: int
-    busy: float
-    decode_us: int
-    prefill_us: int
-
-
-class PicksEnd:
-    """The entry's end of a session's ring: where the last stage feeds picks to.
-
-    `previous`: who may feed it; set it anew when the last stage is replaced.
-    """
-
-    previous: str
-
-    def close(self) -> None: ...
+SessionCall = Call[Opened | Pong | Broken | Receipt, Open | Rewire | Ping | End]
 
 
 class StageService:
-    """Answers `sharding.session`, `.feed` and `.history` for the spans attached here.
+    """Spans, sessions and feeds of this node.
 
-    `calls` opens streaming calls to any peer, this node included: `calls.stream(peer, SESSION, ...)`
-    is how an entry reaches a stage, wherever it is, and what its `Feeder` is given.
+    `calls` opens streaming calls to any peer, this node included: so an entry reaches a stage
+    wherever it is, and so does its `Feeder`.
     """
 
-    calls: Calls
-
     def __init__(
-        self, rpc: Rpc, signer: Signer, *, clock: Clock, history_bytes: int = 1 << 28
-    ) -> None: ...
+        self, rpc: Rpc, signer: Signer, *, clock: Clock, history_bytes: int = HISTORY_BYTES
+    ) -> None:
+        self.peer = rpc.peer
+        self.calls = Calls(rpc)
+        self.sessions: dict[Name, StageSession] = {}
+        self._signer, self._clock = signer, clock
+        self._shelf = Shelf(history_bytes)
+        self._admission = Admission(self._shelf, clock.now)
+        self._inlets: dict[Name, Inlet] = {}
+        self._joined = trio.lowlevel.ParkingLot()  # feeds that wait for their session
+        self._nursery: trio.Nursery | None = None
+        self.calls.serve_stream(SESSION, self._serve_session)
+        self.calls.serve_stream(FEED, self._serve_feed)
+        self.calls.serve_stream(HISTORY, self._serve_history)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep sessions until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                await nursery.start(self.calls.run)
+                task_status.started()
+                while True:
+                    await trio.sleep(TIDY_S)
+                    self._shelf.expire(self._clock.now())
+                    self._admission.expire()
+            finally:
+                self._nursery = None
 
-    def attach(self, info: StageInfo, link: Any, *, on_stuck: Callable[[], None]) -> None:
+    # spans, for who hosts them
+
+    def attach(
+        self, info: StageInfo, worker: Worker, *, on_stuck: Callable[[], None] = lambda: None
+    ) -> None:
         """Begin to answer for a span. `on_stuck`: its worker is there, but answers no pings."""
+        assert self._nursery is not None, "attached before run"
+        span = LoadedSpan(info, worker, self.peer, on_stuck=on_stuck)
+        self._admission.spans.append(span)
+        self._nursery.start_soon(self._look_after, span)
 
     def detach(self, model: str, start: int) -> None:
         """Stop answering for a span; sessions on it end with worker_gone."""
+        self._admission.span(model, start).scope.cancel()
 
     def drain(self, model: str, start: int) -> None:
         """Take no new sessions on a span."""
+        self._admission.span(model, start).is_draining = True
 
     async def drained(self, model: str, start: int, timeout_s: float) -> bool:
         """Wait until a span has no sessions; False if it still has some."""
-        ...
+        span = self._admission.span(model, start)
+        with trio.move_on_after(timeout_s):
+            while span.room.sessions:
+                await span.emptied.park()
+        return not span.room.sessions
 
     def usage(self, model: str, start: int) -> Usage:
-        """What the lease says. Raises NotFound."""
-        ...
+        """What the lease says of a span. Raises NotFound."""
+        return self._admission.span(model, start).usage()
 
-    @contextmanager
-    def expect(
-        self, session: bytes, start: int, previous: str, on_picks: Callable[[Picks], None]
-    ) -> Generator[PicksEnd]:
-        """Take the picks of a session for the length of the block. `start`: all blocks."""
-        ...
-
-    def worker_for(self, model: str, start: int, end: int) -> Any | None:
+    def worker_for(self, model: str, start: int, end: int) -> Worker | None:
         """The link to the worker of a span that has these blocks."""
+        spans = self._admission.spans
+        return next((span.worker for span in spans if span.has(model, start, end)), None)
 
     @asynccontextmanager
     async def borrow(
         self, model: str, start: int, end: int, *, tokens: int, peer: PeerId
-    ) -> AsyncGenerator[tuple[Any, int]]:
-        """Reserve room for work beside the sessions (audits): (link, ticket), closed at the end.
+    ) -> AsyncGenerator[tuple[Worker, int]]:
+        """Reserve room for work beside the sessions (audits): a worker, and a ticket to open there.
 
-        Raises NotFound, Busy.
+        It is closed at the end of the block. Raises NotFound, Busy.
         """
-        yield
+        span, size_bytes, gone = self._admission.reserve(
+            model, start, end, tokens=tokens, peer=peer
+        )
+        self._admission.forget(span, gone)
+        ticket, began_at = self._admission.ticket(), self._clock.now()
+        try:
+            yield span.worker, ticket
+        finally:
+            span.close(ticket)
+            span.room.release(peer, size_bytes, after_s=self._clock.now() - began_at)
+            span.emptied.unpark_all()
+
+    async def _look_after(self, span: LoadedSpan) -> None:
+        await span.run()
+        self._admission.spans.remove(span)
+        self._admission.forget(span, span.room.clear())
+        for session in list(self.sessions.values()):
+            if session.span is span:
+                session.fail(WorkerGone("the worker process ended"))
+
+    # the entry's own end of the ring
+
+    @contextmanager
+    def expect(
+        self, session: bytes, start: int, previous: str, on_picks: Callable[[Picks], None]
+    ) -> Generator[Inlet]:
+        """Take the picks of a session for the length of the block. `start`: all blocks.
+
+        `previous` may feed them; call the inlet's `expect` when another does. Picks for which
+        `on_picks` raises BadMessage have not come, and end their feed.
+        """
+        last = Fed(0, 0)
+
+        async def take(message: Step | Picks) -> None:
+            nonlocal last
+            if not isinstance(message, Picks):
+                raise BadMessage("an entry is fed with picks")
+            if message.number > last.number:
+                on_picks(message)
+                last = Fed(message.number, message.position)
+
+        inlet = Inlet(previous, has=lambda: last, take=take, on_expect=self._look_again)
+        self._inlets[session, start] = inlet
+        self._joined.unpark_all()
+        try:
+            yield inlet
+        finally:
+            del self._inlets[session, start]
+            inlet.close(RemoteError("ended", "the session has ended"))
+
+    # sessions
+
+    async def _serve_session(self, call: SessionCall) -> None:
+        session = self._open(call.peer, await _first(call, Open))
+        control, said = trio.open_memory_channel[Say](SAY_MAX)  # full: the entry is gone
+        session.take_control(control)
+        try:
+            with said:
+                await call.send(session.opened())
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_say, call, said, nursery.cancel_scope)
+                    await self._obey(call, session)
+                    nursery.cancel_scope.cancel()
+        finally:
+            session.leave(control)
+        if session.failure is not None:
+            raise session.failure
+
+    async def _obey(self, call: SessionCall, session: StageSession) -> None:
+        """Do what the entry asks for, until it ends the session or its stream."""
+        async for message in call:
+            match message:
+                case Ping():
+                    session.ping()
+                case Rewire():
+                    session.rewire(message)
+                case End(keys):
+                    await self._finish(call, session, keys)
+                    return
+                case Open():
+                    raise BadMessage("a session is opened once")
+
+    async def _finish(self, call: SessionCall, session: StageSession, keys: list[bytes]) -> None:
+        """Sign what was done, and park or close the session."""
+        try:
+            work = await session.work()
+            body = encode(work)
+            receipt = Receipt(body, self._signer.sign(RECEIPT, body))
+            history = None if session.is_last else session.history
+            session.is_parked = self._admission.park(
+                session.admitted, session.entry, session.opening, keys, work.position, history
+            )
+            with trio.move_on_after(SAY_S):
+                await call.send(receipt)
+        except ShoalError as error:
+            session.fail(error)
+        finally:
+            session.close()
+
+    def _open(self, peer: PeerId, opening: Open) -> StageSession:
+        """Return the session that an entry opens, or opens again. Raises ShoalError."""
+        name = opening.session, opening.start
+        if (session := self.sessions.get(name)) is not None:
+            session.resume(peer, opening)
+            return session
+        if self._nursery is None:
+            raise PeerUnreachable("this node is stopping")
+        session = StageSession(
+            opening,
+            peer,
+            self._admission.admit(peer, opening),
+            self.calls,
+            on_expect=self._look_again,
+            on_grown=self._shelf.grow,
+            unsent_max=self._unsent_max,
+        )
+        self.sessions[name], self._inlets[name] = session, session.inlet
+        self._nursery.start_soon(self._keep, session)
+        session.begin()
+        self._joined.unpark_all()
+        return session
+
+    async def _keep(self, session: StageSession) -> None:
+        """Let a session live, and clear up after it."""
+        name = session.opening.session, session.opening.start
+        span, history = session.span, session.history
+        self._shelf.add(history, lambda: session.feeder.sent)
+        try:
+            await session.run()
+        finally:
+            del self.sessions[name], self._inlets[name]
+            if not session.is_parked:
+                span.close(session.ticket)
+            lasted_s = trio.current_time() - session.opened_at
+            span.room.release(session.entry, session.admitted.size_bytes, after_s=lasted_s)
+            span.emptied.unpark_all()
+            if not session.is_last and session.failure is None:
+                self._shelf.record(name, session.entry, history, self._clock.now())
+            self._shelf.remove(history)
+
+    def _unsent_max(self) -> int:
+        return self._shelf.budget_bytes // max(UNSENT_SHARE, len(self.sessions))
+
+    # feeds and histories
+
+    async def _serve_feed(self, call: Call[Fed, Feed | Step | Picks]) -> None:
+        feed = await _first(call, Feed)
+        inlet = await self._join((feed.session, feed.start), call.peer)
+        with inlet.feeding(call.peer):
+            await call.send(inlet.has())
+            async for message in call:
+                if isinstance(message, Feed):
+                    raise BadMessage("a feed is opened once")
+                await inlet.take(message)
+
+    async def _join(self, name: Name, peer: PeerId) -> Inlet:
+        """Wait for the session, and until this peer may feed it. Raises NotFound."""
+        with trio.move_on_after(JOIN_S):
+            while (inlet := self._inlets.get(name)) is None or inlet.previous != peer:
+                await self._joined.park()
+            return inlet
+        raise NotFound("no session here is to be fed by you")
+
+    def _look_again(self) -> None:
+        self._joined.unpark_all()
+
+    async def _serve_history(self, call: Call[RowsPart, History]) -> None:
+        asked = await _first(call, History)
+        name = asked.session, asked.start
+        history = self._shelf.recorded(name, call.peer, self._clock.now())
+        if history is None:
+            raise NotFound("no session of yours by that name has ended here lately")
+        if history.base:
+            raise Forgotten(f"rows before {history.base} are not kept any more")
+        with _patience(READ_S):
+            for start in range(0, history.position, history.rows_max):
+                stop = min(start + history.rows_max, history.position)
+                await call.send(RowsPart(history.rows(start, stop)))
+
+
+async def _say(
+    call: SessionCall, said: trio.MemoryReceiveChannel[Say], scope: trio.CancelScope
+) -> None:
+    """Tell the entry what there is to tell, until the session has no more to say to this stream."""
+    try:
+        async for message in said:
+            with _patience(SAY_S):
+                await call.send(message)
+    except ShoalError:
+        pass  # it is gone
+    scope.cancel()
+
+
+async def _first(call: Call[T, Q], kind: type[R]) -> R:
+    """Return the message that a call begins with. Raises BadMessage, DeadlineExceeded."""
+    try:
+        with _patience(FIRST_S):
+            message = await call.receive()
+    except trio.EndOfChannel:
+        raise BadMessage("the call has no message") from None
+    if not isinstance(message, kind):
+        raise BadMessage(f"it begins with {kind.__name__.lower()}")
+    return message
+
+
+@contextmanager
+def _patience(seconds: float) -> Generator[None]:
+    """Bound a wait for a peer. Raises DeadlineExceeded."""
+    try:
+        with trio.fail_after(seconds):
+            yield
+    except trio.TooSlowError as error:
+        raise DeadlineExceeded(f"waited {seconds:g} s for the other side") from error

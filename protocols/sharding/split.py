@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from protocols.sharding.manifest import (
@@ -37,6 +37,7 @@ from protocols.sharding.manifest import (
     part_name,
 )
 from protocols.sharding.programs import without_programs
+from protocols.sharding.source import checkpoint_files
 from protocols.sharding.splitting import (
     RESULT,
     Cut,
@@ -50,11 +51,11 @@ from protocols.sharding.stage import layer_list
 from protocols.sharding.weights import (
     LoadedWeights,
     Weights,
-    checkpoint_files,
     names_by_tensor,
     open_weights,
     stored_dtype,
 )
+from shoal.lifeline import watch
 
 CONTEXT_WITHOUT_LIMIT = 8192  # tokens; for models whose configuration names no limit (ALiBi)
 GENERATION = "generation_config.json"
@@ -133,14 +134,17 @@ def _skeleton(config: Any, dtype: torch.dtype) -> Any:
 
 def _load(source: Path, dtype: torch.dtype) -> Any:
     """Load the whole model. Raises Unsuitable if anything of it would be left to chance."""
-    model, found = AutoModelForCausalLM.from_pretrained(
+    load: Any = AutoModelForCausalLM.from_pretrained
+    model, found = load(
         source,
         dtype=dtype,
         use_safetensors=True,
         trust_remote_code=False,
         output_loading_info=True,
     )
-    missing: list[str] = sorted(name for name in found["missing_keys"] if _is_parameter(model, name))
+    missing: list[str] = sorted(
+        name for name in found["missing_keys"] if _is_parameter(model, name)
+    )
     if missing:
         raise Unsuitable(f"{source.name} lacks {', '.join(missing[:3])}")
     return model.eval()
@@ -231,9 +235,7 @@ def _plan(model: Any) -> list[tuple[Cut, list[str]]]:
     ]
 
 
-def _write_tensors(
-    plan: list[tuple[Cut, list[str]]], weights: Weights, folder: Path
-) -> list[Cut]:
+def _write_tensors(plan: list[tuple[Cut, list[str]]], weights: Weights, folder: Path) -> list[Cut]:
     """Write one file after the other. A tensor under two names is stored once in a file."""
     once = [{weights.first_name(name): name for name in reversed(names)} for _, names in plan]
     total_bytes = sum(weights.size_bytes(name) for stored in once for name in stored.values())
@@ -315,5 +317,6 @@ def main(source: str, folder: str, dtype: str = "auto") -> int:
 
 
 if __name__ == "__main__":
+    watch()  # it ends with the daemon
     torch.set_num_threads(1)  # the daemons of this machine need the other cores
     sys.exit(main(*sys.argv[1:]))

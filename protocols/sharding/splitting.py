@@ -1,4 +1,4 @@
-"""What the programs split.py and hub.py tell the daemon, which imports neither: files in a folder."""
+"""What the programs split.py and hub.py tell the daemon, in files: it imports neither."""
 
 import os
 import time

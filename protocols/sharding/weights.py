@@ -7,7 +7,6 @@ files, or, if transformers has to convert them first, from the loaded model.
 Both give each tensor in the dtype in which `from_pretrained(dtype=…)` would have it, bit for bit.
 """
 
-import json
 import re
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -21,11 +20,9 @@ from torch import Tensor
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
+from protocols.sharding.source import checkpoint_files
 from protocols.sharding.splitting import Unsuitable
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-FILES_MAX = 4096  # of one checkpoint; the largest known has 191
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -131,32 +128,14 @@ def names_by_tensor(state: dict[str, Tensor]) -> dict[int, list[str]]:
     return names
 
 
-def checkpoint_files(source: Path) -> list[Path]:
-    """Return the files that hold a folder's tensors. Raises Unsuitable if one is missing."""
-    if (source / INDEX).is_file():
-        try:
-            index = json.loads((source / INDEX).read_bytes())
-            names = sorted({str(name) for name in index["weight_map"].values()})
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-            raise Unsuitable(f"{INDEX} is no index: {error}") from error
-    elif (source / WEIGHTS).is_file():
-        names = [WEIGHTS]
-    else:
-        raise Unsuitable(f"{source} has no {WEIGHTS}, nor its index (other formats can run programs)")
-    if len(names) > FILES_MAX:
-        raise Unsuitable(f"{len(names)} files are over {FILES_MAX}")
-    for name in names:
-        if Path(name).name != name or not (source / name).is_file():
-            raise Unsuitable(f"{name[:100]!r} of {INDEX} is not in {source}")
-    return [source / name for name in names]
-
-
 def stored_dtype(source: Path) -> torch.dtype:
     """Return the dtype of a folder's first floating tensor. Raises Unsuitable, OSError."""
     with ExitStack() as opened:
         for file in _open_files(source, opened):
             for key in sorted(file.keys()):
-                tensor: Tensor = file.get_slice(key)[:0] if _rank(file, key) else file.get_tensor(key)
+                tensor: Tensor = (
+                    file.get_slice(key)[:0] if _rank(file, key) else file.get_tensor(key)
+                )
                 if tensor.is_floating_point():
                     return tensor.dtype
     return torch.float32

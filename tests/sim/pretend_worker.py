@@ -23,7 +23,7 @@ import trio
 
 from protocols.sharding.link import WorkerGone
 from protocols.sharding.rows import row_bytes, rows_to_ids
-from protocols.sharding.service import StageInfo
+from protocols.sharding.spans import StageInfo
 from protocols.sharding.wire import FRAME_MAX, PROOF_ROWS, Pick, Sampling, Step
 from protocols.sharding.worker_wire import (
     Checked,
@@ -119,6 +119,11 @@ class PretendSpan:
         except ShoalError as error:
             return Failure(error.code, str(error))
 
+    def rows_of(self, ask: WorkerStep) -> int:
+        """Return how many rows a step has; 0 if its session is not known."""
+        cache = self.sessions.get(ask.session)
+        return len(ask.step.rows) // row_bytes(cache.opened.takes, self.hidden_size) if cache else 0
+
     def _answer(self, ask: WorkerAsk) -> WorkerAnswer:
         match ask:
             case WorkerOpen():
@@ -157,12 +162,13 @@ class PretendSpan:
         old = self._cache(ask.fork)
         assert (old.opened.start, old.opened.end) == (ask.start, ask.end)
         assert len(old.inputs) >= ask.position
-        kept = [list(rows[: ask.position]) for rows in (old.inputs, old.outputs)]
-        states = [list(state) for state in old.states[: ask.position]]
-        self.sessions[ask.session] = _Cache(ask, ask.position, states, *kept)
+        end = ask.position
+        self.sessions[ask.session] = _Cache(
+            ask, end, old.states[:end], old.inputs[:end], old.outputs[:end]
+        )
         if ask.take:
             del self.sessions[ask.fork]
-        return Opened(ask.position)
+        return Opened(end)
 
     def _step(self, cache: _Cache, step: Step) -> Output:
         opened = cache.opened
@@ -234,7 +240,7 @@ def stage_info(span: PretendSpan, *, tokens: int = 4096) -> StageInfo:
 
 
 class PretendWorker:
-    """A link to a worker without a process, on whatever clock there is. Implements `link.Worker`."""
+    """A link to a worker without a process, on any clock. Implements `link.Worker`."""
 
     def __init__(self, span: PretendSpan, *, step_s: float = 0.01, row_s: float = 0.0) -> None:
         self.span = span
@@ -299,8 +305,7 @@ class PretendWorker:
     async def _run(self, channel: trio.MemoryReceiveChannel[tuple[int, WorkerAsk]]) -> None:
         async for number, ask in channel:
             if isinstance(ask, WorkerStep):
-                rows = len(ask.step.rows) // (4 if self.span.start == 0 else 8)
-                await trio.sleep(self.step_s + self.row_s * rows)
+                await trio.sleep(self.step_s + self.row_s * self.span.rows_of(ask))
             if self.frozen:
                 await trio.sleep_forever()
             answer = self.tamper(self.span.answer(ask))

@@ -4,6 +4,7 @@ The tokenizer is a real one, in this process. The server runs in a thread: clien
 """
 
 import threading
+import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import trio
 import node.control.models as model_routes
 import node.control.openai as openai_routes
 from node.answering import Options, Served
-from node.control.api import Api
+from node.control.api import Api, Request
 from node.control.server import ControlServer
 from node.control.web import keys_of
 from node.model_answers import Answering, Answers, Prompt
@@ -28,12 +29,14 @@ from protocols.sharding.route import RouteHop
 from protocols.sharding.wire import Pick, Sampling
 from protocols.sharding.worker_wire import FrontAnswer, FrontAsk
 from shoal import models as shapes
+from shoal.api import Member
 from wire.errors import NotFound, ShoalError
 from wire.ids import PeerId
 
 TOKEN = "t" * 43
 MODEL = "ab" * 32
 EOS = 0
+HANGUP_S = 1.0  # seconds after which a session whose reader is gone has ended
 ALICE, BOB = PeerId("alice"), PeerId("bob")
 
 
@@ -65,8 +68,8 @@ class FakeGeneration:
         turn = sampling.seed % len(ids) if sampling.temperature > 0 else 0
         ids = ids[turn:] + ids[:turn]
         self._ids = (ids * (1 + max_tokens // len(ids)))[:max_tokens]
-        if play.ends:
-            self._ids = [*ids, EOS]
+        if play.ends or play.error is not None:
+            self._ids = [*ids, EOS] if play.ends else ids
         self._logprobs = sampling.logprobs
         self.route = [RouteHop(ALICE, 0, 2, "float32"), RouteHop(BOB, 2, 4, "ids")]
         self.timings = [HopTiming(ALICE, 0, 2, 0.1, 0.2, 9), HopTiming(BOB, 2, 4, 0.3, 0.4, 9)]
@@ -110,17 +113,17 @@ class FakeModels:
         self._served = Served("tiny", MODEL, manifest, Path("/nowhere"))
         self.answers = answers
         stages = [shapes.Stage(ALICE, 0, 2, "ready"), shapes.Stage(BOB, 2, 4, "ready")]
-        self._view = shapes.Model("tiny", MODEL, 4, True, 1000, stages)
+        self.seen = shapes.Model("tiny", MODEL, 4, True, 1000, stages)
 
     def views(self) -> list[shapes.Model]:
         """Return the one."""
-        return [self._view]
+        return [self.seen]
 
     def view(self, name: str) -> shapes.Model:
         """Return it by name."""
         if name != "tiny":
             raise NotFound(f"no model {name!r}")
-        return self._view
+        return self.seen
 
     def traces(self, name: str) -> list[shapes.Trace]:
         """Return its last answers' routes."""
@@ -141,18 +144,32 @@ class FakeModels:
         return await self.answers.start(self._served, prompt, options)
 
 
+async def members(_: Request) -> list[Member]:
+    """Say who is called what."""
+    return [Member(ALICE, "alices-box", [], "", 0, alive=True, connected=True, me=True)]
+
+
 @dataclass
 class Endpoint:
     """A running endpoint."""
 
     url: str
+    socket: Path
     play: Play
+    models: FakeModels
+
+    def wait_closed(self, count: int) -> None:
+        """Wait until so many sessions have ended."""
+        end = time.monotonic() + HANGUP_S
+        while self.play.closed < count:
+            assert time.monotonic() < end, "a session goes on though nobody reads"
+            time.sleep(0.01)
 
 
 @contextmanager
 def endpoint(folder: Path, patch: pytest.MonkeyPatch) -> Generator[Endpoint]:
     """Serve for the length of the block. `folder` has a tokenizer."""
-    play, front = Play(), load_front(folder)
+    play, front, socket = Play(), load_front(folder), folder / "control.sock"
 
     @asynccontextmanager
     async def open_generation(
@@ -180,27 +197,31 @@ def endpoint(folder: Path, patch: pytest.MonkeyPatch) -> Generator[Endpoint]:
     patch.setattr("node.model_answers.open_generation", open_generation)
     patch.setattr(Answers, "_front", its_front)
     started = threading.Event()
-    running: list[tuple[int, trio.lowlevel.TrioToken, trio.CancelScope]] = []
+    running: list[tuple[int, FakeModels, trio.lowlevel.TrioToken, trio.CancelScope]] = []
 
     async def serve() -> None:
         answers = Answers(cast("EntryServices", None), lambda _: folder)
         models = FakeModels(answers, 512)
         api = Api()
+        api.add("GET", "/v1/members", members, summary="")
         openai_routes.routes(api, models)
         model_routes.routes(api, models)
         async with trio.open_nursery() as nursery:
             await nursery.start(answers.run)
             server = ControlServer(api)
             port = await nursery.start(server.serve_tcp, "127.0.0.1", 0, keys_of(TOKEN))
-            running.append((port, trio.lowlevel.current_trio_token(), nursery.cancel_scope))
+            await nursery.start(server.serve_unix, socket)
+            token = trio.lowlevel.current_trio_token()
+            running.append((port, models, token, nursery.cancel_scope))
             started.set()
 
     thread = threading.Thread(target=trio.run, args=(serve,))
     thread.start()
     try:
         assert started.wait(10)
-        port, token, scope = running[0]
-        yield Endpoint(f"http://127.0.0.1:{port}/v1", play)
+        port, models, _, _ = running[0]
+        yield Endpoint(f"http://127.0.0.1:{port}/v1", socket, play, models)
     finally:
+        _, _, token, scope = running[0]
         token.run_sync_soon(scope.cancel)
         thread.join(10)

@@ -107,3 +107,11 @@ def test_every_figure_of_learning_says_how_it_is_measured() -> None:
         "learn.byzantine"  # why it was not measured
     }
     assert "How it was measured" in table(['{"bench": "learn.memory", "value": 1, "unit": "x"}'])
+
+
+def test_every_figure_of_serving_says_how_it_is_measured() -> None:
+    folder = Path(reporting.__file__).parent
+    text = "".join(path.read_text() for path in folder.glob("answer_*.py"))
+    names = set(re.findall(r'"(answer\.[a-z0-9_{}]+)', text))
+    assert len(names) > 10
+    assert {name for name in names if not name.startswith(tuple(NOTES))} == set()

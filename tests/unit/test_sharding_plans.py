@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.cli.models import _shown
+from node.cli.answer_text import shown
 from protocols.sharding.manifest import (
     BLOCK,
     EMBED,
@@ -287,9 +287,9 @@ def test_an_answer_on_a_terminal_shows_its_control_characters_as_such(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     answer = "one\n\ttwo \x1b]0;title\x07é"
-    assert _shown(answer) == answer  # into a file or a pipe: as it is
+    assert shown(answer) == answer  # into a file or a pipe: as it is
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    assert _shown(answer) == "one\n\ttwo \ufffd]0;title\ufffdé"
+    assert shown(answer) == "one\n\ttwo \ufffd]0;title\ufffdé"
 
 
 def test_names_are_one_segment() -> None:
@@ -303,7 +303,7 @@ def test_a_stop_string_is_found_across_pieces() -> None:
     assert stops.found
 
 
-def test_what_only_began_like_a_stop_string_is_shown() -> None:
+def test_what_only_began_like_a_stop_string_isshown() -> None:
     stops = Stops(["END"])
     assert [stops.feed(piece) for piece in ("E", "N", "Tent", " E")] == ["", "", "ENTent", " "]
     assert stops.finish() == "E"

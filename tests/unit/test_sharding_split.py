@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM
 
 from protocols.sharding import split as splitter
 from protocols.sharding.manifest import BLOCK, EMBED, HEAD, SHARED, part_name
+from protocols.sharding.source import INDEX, WEIGHTS
 from protocols.sharding.split import main, split
 from protocols.sharding.splitting import PROGRESS, RESULT, Progress, Split, Unsuitable, read
-from protocols.sharding.weights import INDEX, WEIGHTS, open_weights
+from protocols.sharding.weights import open_weights
 from tests.unit.sharding_models import FAMILIES, LAYERS, save_model
 
 DEEPSEEK = {

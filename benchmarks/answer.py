@@ -1,0 +1,50 @@
+"""Every figure of served models, one JSON object a line on standard output and nothing else.
+
+`python -m benchmarks.answer [PART ...]`, or `make bench-answer`. Each part runs by itself too, as
+`python -m benchmarks.answer_kill`. QUICK=1 takes some minutes, the full form three quarters of an
+hour: a hundred kills, each with a stage that comes back.
+"""
+
+import sys
+
+from benchmarks import (
+    answer_batch,
+    answer_cheats,
+    answer_codec,
+    answer_decode,
+    answer_exact,
+    answer_kill,
+    answer_law,
+    answer_memory,
+)
+from benchmarks.report import progress, report
+
+PARTS = {
+    "decode": answer_decode.main,
+    "law": answer_law.main,
+    "batch": answer_batch.main,
+    "kill": answer_kill.main,
+    "codec": answer_codec.main,
+    "exact": answer_exact.main,
+    "cheats": answer_cheats.main,
+    "memory": answer_memory.main,
+}
+
+
+def main(wanted: list[str]) -> None:
+    """Run all parts, or those named; one that fails says why in a line of its own."""
+    failed = 0
+    for name, part in PARTS.items():
+        if wanted and name not in wanted:
+            continue
+        progress(f"== {name}")
+        try:
+            part()
+        except Exception as error:  # a boundary: the other figures are not its fault
+            failed += 1
+            report(f"answer.{name}", [], "", why=f"{type(error).__name__}: {error}")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

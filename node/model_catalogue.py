@@ -1,0 +1,129 @@
+"""What the store says of models: their records, who computes what, who should have the parts."""
+
+import msgspec
+
+from protocols.sharding.records import (
+    NAMESPACE,
+    ModelRecord,
+    StageRecord,
+    is_name,
+    manifest_key,
+    read,
+    read_stage,
+    to_value,
+)
+from wire.errors import NotFound, UsageError
+from wire.ids import PeerId
+from wire.ports import Store
+
+MODELS_MAX = 512  # records that are looked at: any member can write them
+PROVIDERS_MAX = 8  # as a record has room for
+HAVING = ("loading", "ready", "draining")  # states in which a host has all parts of its span
+
+
+class Catalogue:
+    """The namespace `models`, as this node sees it."""
+
+    def __init__(self, store: Store, peer: PeerId) -> None:
+        self._store, self._peer = store, peer
+
+    def records(self) -> dict[str, ModelRecord]:
+        """Return the models that the swarm knows, by name."""
+        found: dict[str, ModelRecord] = {}
+        for item in self._store.scan(NAMESPACE):
+            name, _, kind = item.key.partition("/")
+            record = read(item, ModelRecord) if kind == "manifest" and is_name(name) else None
+            if record is not None and len(found) < MODELS_MAX:
+                found[name] = record
+        return found
+
+    def find(self, name: str) -> ModelRecord | None:
+        """Return one, if there is one."""
+        if not is_name(name):
+            return None
+        return read(self._store.get(NAMESPACE, manifest_key(name)), ModelRecord)
+
+    def record(self, name: str) -> ModelRecord:
+        """Return one. Raises NotFound."""
+        found = self.find(name)
+        if found is None:
+            raise NotFound(f"there is no model {name[:64]!r}", hint="`shoal model ls` lists them")
+        return found
+
+    def leases(self, name: str, model: str) -> list[tuple[PeerId, StageRecord]]:
+        """Return what nodes say of their spans of a model."""
+        items = self._store.scan(NAMESPACE, f"{name}/stage/")
+        found = [read_stage(name, item) for item in items]
+        return [each for each in found if each is not None and each[1].model == model]
+
+    def providers(self, model: str, named: list[str]) -> list[PeerId]:
+        """Return who should have parts of a model: those named, and who computes it."""
+        hosts: list[PeerId] = []
+        for item in self._store.scan(NAMESPACE):
+            name, _, rest = item.key.partition("/")
+            stage = read_stage(name, item) if rest.startswith("stage/") else None
+            if stage is not None and stage[1].model == model and stage[1].state in HAVING:
+                hosts.append(stage[0])
+        found = dict.fromkeys([*(PeerId(peer) for peer in named), *hosts])
+        return [peer for peer in found if peer != self._peer]
+
+    async def publish(self, name: str, record: ModelRecord) -> ModelRecord:
+        """Write a new model's record; return what was written.
+
+        Who adds the same model again becomes one more provider. Raises UsageError if another model
+        has the name: nobody of us takes it away (the store itself lets the last writer win).
+        """
+        before = self.find(name)
+        if before is not None and before.model != record.model:
+            item = self._store.get(NAMESPACE, manifest_key(name))
+            by = "this node" if item is None or item.author == self._peer else item.author
+            hint = "--name gives it another name, `shoal model rm` frees this one"
+            raise UsageError(f"the name {name} is taken by a model of {by}", hint=hint)
+        if before is not None:
+            record = msgspec.structs.replace(
+                record if record.hosted else before,
+                providers=with_provider(before.providers, self._peer),
+                created_ms=before.created_ms,
+            )
+        await self._store.put(NAMESPACE, manifest_key(name), to_value(record))
+        return record
+
+    async def change(
+        self,
+        name: str,
+        *,
+        hosted: bool | None = None,
+        nodes: int | None = None,
+        replicas: int | None = None,
+    ) -> ModelRecord:
+        """Tell the swarm to host a model, or not to any more. Raises NotFound."""
+        record = self.record(name)
+        record = msgspec.structs.replace(
+            record,
+            hosted=record.hosted if hosted is None else hosted,
+            nodes=record.nodes if nodes is None else nodes,
+            replicas=record.replicas if replicas is None else replicas,
+        )
+        await self._store.put(NAMESPACE, manifest_key(name), to_value(record))
+        return record
+
+    async def provide(self, name: str, model: str, *, is_provider: bool) -> None:
+        """Say that this node keeps all of a model, or that it does not any more."""
+        record = self.find(name)
+        if record is None or record.model != model:
+            return
+        others = [peer for peer in record.providers if peer != self._peer]
+        providers = with_provider(others, self._peer) if is_provider else others
+        if set(providers) != set(record.providers):
+            record = msgspec.structs.replace(record, providers=providers)
+            await self._store.put(NAMESPACE, manifest_key(name), to_value(record))
+
+    async def delete(self, name: str) -> None:
+        """Make the swarm forget a model."""
+        if self._store.get(NAMESPACE, manifest_key(name)) is not None:
+            await self._store.delete(NAMESPACE, manifest_key(name))
+
+
+def with_provider(peers: list[str], peer: str) -> list[str]:
+    """Return a record's providers with one more, if there is room: others find it in the DHT."""
+    return list(dict.fromkeys([*peers, peer]))[:PROVIDERS_MAX]
