@@ -71,6 +71,10 @@ class HttpOptions(msgspec.Struct, frozen=True):
             description='"127.0.0.1:4090" opens it there; "" keeps it off. The token is in HOME.',
         ),
     ] = ""
+    open_models: Annotated[
+        bool,
+        Meta(description="Programs of this machine may ask models there without the token."),
+    ] = False
 
 
 class ServeOptions(msgspec.Struct, frozen=True):

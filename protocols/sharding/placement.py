@@ -108,10 +108,13 @@ class View:
 
 @dataclass(frozen=True)
 class Plan:
-    """What this node should do: claim a span, give up those that begin at `leave`."""
+    """What this node should do: claim a span, give up those that begin at `leave`. `agreed`: all
+    others claim just what falls to them in our eyes.
+    """
 
     claim: Blocks | None = None
     leave: tuple[int, ...] = ()
+    agreed: bool = False
 
 
 @functools.lru_cache(maxsize=4096)
@@ -126,7 +129,11 @@ def plan(view: View) -> Plan:
     wish = view.wish
     if wish is not None and wish.end:
         return _as_told((wish.start, min(wish.end, view.shape.blocks)), mine)
-    return Plan(_Simulation(view).run().get(view.me), surplus(view))
+    given = _Simulation(view).run()
+    claims = {x.peer: (x.start, x.end) for x in view.leases if x.state == CLAIMED}
+    others = {peer: blocks for peer, blocks in given.items() if peer != view.me}
+    claims.pop(view.me, None)
+    return Plan(given.get(view.me), surplus(view), agreed=others == claims)
 
 
 def _as_told(blocks: Blocks, mine: list[Lease]) -> Plan:
