@@ -6,6 +6,7 @@ are), hosting (which spans are computed here), answers, and audits of others.
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -163,7 +164,7 @@ class Models:
     def _record(self, name: str) -> ModelRecord:
         record = self.library.catalogue.find(name)
         if record is None:
-            hint = "`shoal models` lists those served"
+            hint = "`shoal map` draws those served"
             raise NotFound(f"no model {name[:64]!r} is served", hint=hint)
         return record
 
@@ -240,6 +241,8 @@ class Models:
 
     async def answer(self, name: str, prompt: Prompt, options: Options) -> Answering:
         """Begin to answer a prompt with a model. Raises ShoalError."""
+        if options.codec == "auto":
+            options = replace(options, codec=self.options.codec)
         return await self._answers.start(await self._served(self.choose(name)), prompt, options)
 
     async def _served(self, name: str) -> Served:
