@@ -10,7 +10,6 @@ import trio
 
 from protocols.sharding.calls import Calls
 from protocols.sharding.link import Worker
-from protocols.sharding.rows import row_bytes
 from protocols.sharding.service import StageService
 from protocols.sharding.wire import (
     PROOF_ROWS,
@@ -47,8 +46,7 @@ AuditCall = Call[Recomputed, Recompute | RowsPart]
 
 async def ask_again(calls: Calls, peer: PeerId, request: Recompute, rows: bytes) -> Recomputed:
     """Have a peer (or this node) recompute rows. Raises ShoalError, DeadlineExceeded too."""
-    size = len(rows) // request.count
-    part = size * min(PROOF_ROWS, rows_of_step(size))
+    part = request.row_bytes * min(PROOF_ROWS, rows_of_step(request.row_bytes))
     with trio.move_on_after(TOTAL_S):
         async with calls.stream(peer, RECOMPUTE, timeout_s=OPEN_S) as call:
             await call.send(request)
@@ -57,7 +55,7 @@ async def ask_again(calls: Calls, peer: PeerId, request: Recompute, rows: bytes)
             try:
                 return await call.receive()
             except trio.EndOfChannel:
-                raise BadMessage("the call ended without an answer") from None
+                raise RemoteError("no_answer", "the call ended without an answer") from None
     raise DeadlineExceeded(f"not recomputed in {TOTAL_S:g} s")
 
 
@@ -92,8 +90,7 @@ class Recomputing:
             opened = await worker.ask(_opening(request, ticket), timeout_s=STEP_S)
             if not isinstance(opened, Opened):
                 raise RemoteError("worker_fault", "the worker did not open a session")
-            hidden_size = self._stages.hidden_size(*span)
-            steps = _Steps(worker, ticket, request, row_bytes(request.takes, hidden_size))
+            steps = _Steps(worker, ticket, request)
             while steps.position < request.count:
                 message = await _next(call)
                 if not isinstance(message, RowsPart):
@@ -108,28 +105,30 @@ class Recomputing:
 class _Steps:
     """Feeds rows to the worker, and collects the picks that it does not allow."""
 
-    def __init__(self, worker: Worker, ticket: int, request: Recompute, size: int) -> None:
+    def __init__(self, worker: Worker, ticket: int, request: Recompute) -> None:
         self.position = 0
         self.wrong: list[int] = []
-        self._worker, self._ticket, self._request, self._size = worker, ticket, request, size
+        self._worker, self._ticket, self._request = worker, ticket, request
         self._claimed = dict(request.picks) if request.gives == "picks" else {}
 
     async def take(self, rows: bytes) -> None:
         """Compute some rows. Raises BadMessage: not whole ones, none, or more than were said."""
-        count = len(rows) // self._size
+        count, rest = divmod(len(rows), self._request.row_bytes)
         left = self._request.count - self.position
-        if count * self._size != len(rows) or not 0 < count <= min(left, PROOF_ROWS):
-            raise BadMessage(f"{len(rows)} B of rows of {self._size} B, with {left} to come")
+        if rest or not 0 < count <= min(left, PROOF_ROWS):
+            raise BadMessage(f"{len(rows)} B of {left} rows of {self._request.row_bytes} B")
         step = Step(self.position + 1, self.position, rows, 0)
         self.position += count
         ends = range(step.position + 1, self.position + 1)
         claimed = [(at, self._claimed[at]) for at in ends if at in self._claimed]
-        ask = WorkerCheck(self._ticket, step, claimed) if claimed else WorkerStep(self._ticket, step)
+        ask = (
+            WorkerCheck(self._ticket, step, claimed) if claimed else WorkerStep(self._ticket, step)
+        )
         answer = await self._worker.ask(ask, timeout_s=STEP_S)
         if isinstance(answer, Checked):
             self.wrong += answer.wrong
-        elif not isinstance(answer, Output):
-            raise RemoteError("worker_fault", "the worker did not compute a step")
+        elif not isinstance(answer, Output) or answer.position != self.position:
+            raise BadMessage(f"rows are not of {self._request.row_bytes} B")
 
 
 def _opening(request: Recompute, ticket: int) -> WorkerOpen:
