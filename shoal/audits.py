@@ -3,10 +3,11 @@
 Fields may be added; none is renamed or changes its meaning within /v1.
 """
 
+from urllib.parse import quote
+
 import msgspec
 
 from shoal.client import Client
-from shoal.messages import decode_reply
 
 TIMEOUT_S = 300.0  # seconds for an audit of every stage of a fresh answer
 
@@ -59,12 +60,15 @@ class Audits(_Reply, frozen=True):
     unaudited: int = 0
 
 
-def show(client: Client, name: str) -> Audits:
+def audits(client: Client, name: str) -> Audits:
     """Return what is known of a model's nodes."""
-    return decode_reply(client.get(f"/v1/served/{name}/audits"), Audits)
+    return client.call("GET", _path(name), reply=Audits)
 
 
-def now(client: Client, name: str) -> list[Audit]:
-    """Have this node ask the model something short, and audit every stage of it."""
-    reply = client.post(f"/v1/served/{name}/audits", {}, timeout_s=TIMEOUT_S)
-    return decode_reply(reply, list[Audit])
+def audit_now(client: Client, name: str) -> list[Audit]:
+    """Have this node ask the model something short, and audit every stage of the answer."""
+    return client.call("POST", _path(name), reply=list[Audit], timeout_s=TIMEOUT_S)
+
+
+def _path(name: str) -> str:
+    return f"/v1/served/{quote(name, safe='')}/audits"
