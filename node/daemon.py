@@ -21,6 +21,7 @@ import node.control.channels as channel_routes
 import node.control.core as core_routes
 import node.control.dashboard as dashboard_routes
 import node.control.hosting as hosting_routes
+import node.control.library as library_routes
 import node.control.models as model_routes
 import node.control.openai as openai_routes
 import node.control.rpc as rpc_routes
@@ -215,6 +216,7 @@ class Daemon:
         rpc_routes.routes(api, self.apps, core.resolve)
         run_routes.routes(api, self.runs)
         model_routes.routes(api, self.models)
+        library_routes.routes(api, self.models.library, self.runs)
         hosting_routes.routes(api, self.models)
         openai_routes.routes(api, self.models)
         return api

@@ -69,15 +69,7 @@ class Library:
                 if key.endswith("/manifest"):
                     self._news.set()
 
-    def log_path(self, name: str) -> Path:
-        """Return where the children of a model write what they say."""
-        return self.files.log_path(name)
-
     # --- parts ---------------------------------------------------------------------------------
-
-    def records(self) -> dict[str, ModelRecord]:
-        """Return the models that the swarm knows, by name."""
-        return self.catalogue.records()
 
     def record(self, name: str) -> ModelRecord:
         """Return a model that the swarm knows, or that is pinned here. Raises NotFound."""
