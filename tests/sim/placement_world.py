@@ -16,7 +16,7 @@ from wire.ids import PeerId
 
 DOWN_S = 3.0  # until a dead node is seen to be dead
 DELAY_MAX_S = 2.0  # until a write is everywhere
-QUIET_S = 0.5  # between two looks of a node, at least
+QUIET_S = 1.0  # between two looks of a node, at least
 FETCH_S, LOAD_S, DRAIN_S = 3.0, 2.0, 2.0
 MODEL = "ab" * 32
 
