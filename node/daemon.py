@@ -271,7 +271,8 @@ class Daemon:
         address = http_address(self.start.loaded.config.http.listen)
         if address is None:
             return
-        keys = keys_of(load_or_make_token(self.start.home.token))
+        open_models = self.start.loaded.config.http.open_models
+        keys = keys_of(load_or_make_token(self.start.home.token), open_models=open_models)
         port = await nursery.start(self.control.serve_tcp, *address, keys)
         self.dashboard.is_at(address[0], port)
         _log.info("http", listen=f"{address[0]}:{port}", token=self.start.home.token)

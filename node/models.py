@@ -164,7 +164,7 @@ class Models:
     def _record(self, name: str) -> ModelRecord:
         record = self.library.catalogue.find(name)
         if record is None:
-            hint = "`shoal models` lists those served"
+            hint = "`shoal map` draws those served"
             raise NotFound(f"no model {name[:64]!r} is served", hint=hint)
         return record
 

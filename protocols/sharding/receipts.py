@@ -26,7 +26,7 @@ from wire.codec import decode, encode
 from wire.errors import BadMessage
 from wire.ids import PeerId, Signer, verify
 
-RECEIPT_TAG = "shoal/sharding/receipt/1"  # the domain of a stage's signature
+RECEIPT_TAG = "shoal-sharding-receipt"  # the domain of a stage's signature
 
 _work_decoder = msgspec.msgpack.Decoder(Work)
 
@@ -76,6 +76,7 @@ class Ended:
 
     entry: PeerId
     session: bytes
+    name: str
     model: str
     dtype: str
     hidden_size: int
