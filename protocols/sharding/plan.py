@@ -105,6 +105,7 @@ class _Simulation:
         gaps = self._share(gaps, free, limit=max(0, limit - len(spare)))
         if not view.nodes:
             gaps = self._share(gaps, free, limit=len(free))  # and replicas when more nodes come
+        gaps = self._share(gaps, spare, limit=len(gaps))  # few: each is a process and a hop more
         gaps = self._share(gaps, spare, limit=len(spare))
         self._share(gaps, free, limit=len(free))  # better over more than was asked than not at all
 
@@ -132,7 +133,8 @@ class _Simulation:
         open_ = [worker for worker in workers if worker.peer not in self._given]
         open_.sort(key=lambda worker: self._order(worker.peer))
         open_ = best(self._view.shape, gaps, open_, limit)
-        within = [self._between(gap, open_) for gap in gaps]
+        is_first = not any(worker.spans for worker in open_)
+        within = [self._between(gap, open_) for gap in gaps] if is_first else []
         given = share(self._view.shape, gaps, open_, within=within)
         self._given.update(given)
         missing = [False] * self._view.shape.blocks

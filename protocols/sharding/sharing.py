@@ -156,7 +156,7 @@ def best(
     if limit >= len(workers):
         return list(workers)
     total = sum(end - start for start, end in gaps)
-    fast = sorted(workers, key=lambda worker: worker.block_s)[:limit]
+    fast = sorted(workers, key=lambda worker: worker.busy_s + worker.block_s)[:limit]
     roomy = sorted(workers, key=lambda worker: -worker.room_bytes)[:limit]
     for chosen in (fast, roomy):
         inside = [worker for worker in workers if worker in chosen]

@@ -68,7 +68,7 @@ def test_four_equal_nodes_split_a_model_without_gap_or_overlap() -> None:
 def test_fifty_strangers_who_start_at_once_agree_without_moving(seed: int) -> None:
     """Each learns of the others in its own time, and of their claims even later."""
     world = world_of(50, blocks=100, room=10, seed=seed, knows=False, spread=2.0)
-    assert world.run(GAP_S + 2, until=lambda: all(world.cover(("fetching", "loading", "ready"))))
+    assert world.run(GAP_S + 2, until=world.is_covered)
     world.run(SETTLED_S)
     assert min(world.cover()) >= 1
     assert world.begun <= 52  # a second span, where two saw different things, is the exception
@@ -100,8 +100,7 @@ def test_blocks_of_a_dead_node_are_taken_by_free_nodes_in_time(seed: int) -> Non
     began = world.now
     for node in victims:
         world.kill(node)
-    covered = ("fetching", "loading", "ready")
-    assert world.run(3.0 + GAP_S, until=lambda: all(world.cover(covered)))
+    assert world.run(3.0 + GAP_S, until=world.is_covered)
     assert world.now - began <= 3.0 + GAP_S
     world.run(SETTLED_S)
     assert min(world.cover()) >= 1
@@ -113,7 +112,7 @@ def test_without_a_free_node_one_with_room_takes_a_second_span_and_is_relieved_l
     world.run(SETTLED_S)
     victim = next(iter(world.nodes.values()))
     world.kill(victim)
-    assert world.run(3.0 + GAP_S, until=lambda: all(world.cover(("fetching", "loading", "ready"))))
+    assert world.run(3.0 + GAP_S, until=world.is_covered)
     world.run(SETTLED_S)
     assert min(world.cover()) == 1
     before = len(world.spans())
@@ -135,8 +134,7 @@ def test_joins_and_deaths_never_thrash() -> None:
         alive = [node for node in world.nodes.values() if node.alive]
         world.kill(draw.choice(alive))
         world.add(room=6, pace_us=int(1000 * 2 ** draw.uniform(-1, 1)), knows=False)
-        covered = ("fetching", "loading", "ready")
-        assert world.run(3.0 + GAP_S, until=lambda: all(world.cover(covered)))
+        assert world.run(3.0 + GAP_S, until=world.is_covered)
         world.run(30.0)
     assert min(world.cover()) >= 1
     assert world.begun - before <= 3 * changes
