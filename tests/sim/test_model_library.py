@@ -358,7 +358,7 @@ async def test_who_goes_away_ends_the_child_and_leaves_nothing(
         await until(splitters)
     place = tmp_path / "a" / "models" / "split"
     await until(lambda: not place.exists() or not list(place.iterdir()))
-    assert a.records() == {}
+    assert a.catalogue.records() == {}
     await until(lambda: not splitters())
 
 
