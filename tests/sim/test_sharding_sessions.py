@@ -13,10 +13,12 @@ from protocols.sharding.wire import (
     ORPHAN_S,
     RECORD_S,
     Broken,
+    End,
     History,
     Open,
     Place,
     Pong,
+    Receipt,
     Sampling,
     Work,
 )
@@ -564,8 +566,7 @@ async def test_a_part_that_does_not_fit_the_model_is_refused(
     route = await swarm.chain(0, 2, 4)
     ring = Ring(swarm.nursery, swarm.nodes[ENTRY].service, route, n_layers=LAYERS)
     opening: Open = msgspec.structs.replace(ring.opening(0), **change)
-    ring.opening = lambda _: opening  # type: ignore[method-assign]
-    control = await ring.open(0)
+    control = await ring.open(0, opening)
     assert control.error is not None
     assert control.error.code == BadMessage.code
     assert open_tickets(swarm) == 0
@@ -582,3 +583,32 @@ async def test_room_is_lent_for_audits(autojump_clock: MockClock, swarm: Swarm) 
         assert open_tickets(swarm) == 1
     await trio.sleep(0.1)
     assert (service.usage(MODEL, 0).free_tokens, open_tickets(swarm)) == (1000, 0)
+
+
+async def test_a_session_that_had_all_the_room_is_parked(
+    autojump_clock: MockClock, swarm: Swarm
+) -> None:
+    route = await swarm.chain(0, 4, tokens=700)
+    async with swarm.ring(route, max_tokens=520) as ring:
+        await ring.say(LONG, 5)
+        await ring.end(KEYS[:4])
+        usage = swarm.nodes[route[0][0]].service.usage(MODEL, 0)
+        assert (usage.sessions, usage.free_tokens) == (0, 700)
+    async with swarm.ring(route, max_tokens=520, keys=KEYS) as ring:
+        assert ring.controls[0].opened.position == 64
+
+
+async def test_a_session_is_opened_anew_right_after_its_end(
+    autojump_clock: MockClock, swarm: Swarm
+) -> None:
+    route = await swarm.chain(0, 2, 4)
+    async with swarm.ring(route) as ring:
+        found = await ring.say(PROMPT, 5)
+        await ring.controls[0].call.send(End())
+        await ring.controls[0].heard(Receipt)
+        ring.controls[0] = await ring.open(0)
+        assert ring.controls[0].opened.position == 0
+        await ring.rewire(-1)
+        assert await go_on(ring, found, 9) == expected(9)
+    rows = [swarm.nodes[peer].workers[start].span.rows for peer, start, _ in route]
+    assert rows == [2 * len(PROMPT) + 8 + 4, len(PROMPT) + 8]
