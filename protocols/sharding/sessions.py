@@ -225,6 +225,7 @@ class StageSession:
             self._control.send_nowait(message)
         except (trio.WouldBlock, trio.BrokenResourceError):
             self._control.close()  # its stream ends, and it may open another
+            self.leave(self._control)
 
     # the way of a step
 
