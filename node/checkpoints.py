@@ -158,10 +158,11 @@ def save_layout(directory: Path, layout: Layout) -> None:
     sync_folder(path.parent)
 
 
-def export_state(directory: Path, run: str, out: Path) -> Exported:
+def export_state(directory: Path, run: str, out: Path, *, prefix: str = "") -> Exported:
     """Write the model of a run's checkpoints, with its own names and shapes; blocking.
 
-    Raises NotFound without checkpoints, BadFile, OSError.
+    prefix: only what has it before its name, and without it. Raises NotFound without checkpoints,
+    BadFile, OSError.
     """
     path = directory / FOLDER / "layout.json"
     try:
@@ -177,7 +178,9 @@ def export_state(directory: Path, run: str, out: Path) -> Exported:
     tensors, at = list[NamedTensor](), 0
     for shape in layout.tensors:
         elements = math.prod(shape.shape)
-        tensors.append(NamedTensor(shape.name, tuple(shape.shape), flat[at : at + elements]))
+        if shape.name.startswith(prefix):
+            name, values = shape.name.removeprefix(prefix), flat[at : at + elements]
+            tensors.append(NamedTensor(name, tuple(shape.shape), values))
         at += elements
     texts = {"format": "pt", "run": run, "rounds": ",".join(str(c.round) for c in saved)}
     write_tensors(out, tensors, texts)

@@ -71,6 +71,10 @@ class HttpOptions(msgspec.Struct, frozen=True):
             description='"127.0.0.1:4090" opens it there; "" keeps it off. The token is in HOME.',
         ),
     ] = ""
+    open_models: Annotated[
+        bool,
+        Meta(description="Programs of this machine may ask models there without the token."),
+    ] = False
 
 
 class ServeOptions(msgspec.Struct, frozen=True):
@@ -92,7 +96,7 @@ class ServeOptions(msgspec.Struct, frozen=True):
     audit: Annotated[
         float,
         Meta(ge=0.0, le=1.0, description="Share of sessions that another node computes again."),
-    ] = 0.02
+    ] = 0.05
     device: Annotated[
         Literal["auto", "cpu", "cuda"], Meta(description="Where layers are computed.")
     ] = "auto"

@@ -16,11 +16,13 @@ from importlib.metadata import version
 import structlog
 import trio
 
+import node.control.audits as audit_routes
 import node.control.blobs as blob_routes
 import node.control.channels as channel_routes
 import node.control.core as core_routes
 import node.control.dashboard as dashboard_routes
 import node.control.hosting as hosting_routes
+import node.control.library as library_routes
 import node.control.models as model_routes
 import node.control.openai as openai_routes
 import node.control.rpc as rpc_routes
@@ -215,6 +217,8 @@ class Daemon:
         rpc_routes.routes(api, self.apps, core.resolve)
         run_routes.routes(api, self.runs)
         model_routes.routes(api, self.models)
+        audit_routes.routes(api, self.models, self.models.audits)
+        library_routes.routes(api, self.models.library, self.runs)
         hosting_routes.routes(api, self.models)
         openai_routes.routes(api, self.models)
         return api
@@ -269,7 +273,8 @@ class Daemon:
         address = http_address(self.start.loaded.config.http.listen)
         if address is None:
             return
-        keys = keys_of(load_or_make_token(self.start.home.token))
+        open_models = self.start.loaded.config.http.open_models
+        keys = keys_of(load_or_make_token(self.start.home.token), open_models=open_models)
         port = await nursery.start(self.control.serve_tcp, *address, keys)
         self.dashboard.is_at(address[0], port)
         _log.info("http", listen=f"{address[0]}:{port}", token=self.start.home.token)

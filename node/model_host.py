@@ -4,6 +4,7 @@ What it should do comes from `protocols.sharding.placer`, one per model; here it
 """
 
 import functools
+import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -69,7 +70,9 @@ class _Living:
     """Which members live. A lease lives long; a connection that is gone says more."""
 
     members: Callable[[], list[MemberView]]
+    changed_s: float = -math.inf  # when one came or went
     _connected_s: dict[PeerId, float] = field(default_factory=dict[PeerId, float])
+    _before: frozenset[PeerId] = frozenset()
 
     def hosts(self, now: float) -> dict[PeerId, Host]:
         """Return the members that live, with what they offer."""
@@ -82,6 +85,8 @@ class _Living:
                 found[member.peer] = offer_of(member.peer, member.offers)
             elif not member.alive:
                 self._connected_s.pop(member.peer, None)
+        if found.keys() != self._before:
+            self._before, self.changed_s = frozenset(found), now
         return found
 
 
@@ -143,7 +148,8 @@ class Hosting:
             if not self._is_leaving:
                 await self._look(nursery)
             await trio.sleep(QUIET_S)
-            with trio.move_on_after(LOOK_S):
+            claims = [placer.deadline for placer in self._placers.values()]
+            with trio.move_on_at(min([*claims, trio.current_time() + LOOK_S])):
                 await self._news.wait()
 
     async def _look(self, nursery: trio.Nursery) -> None:
@@ -219,7 +225,13 @@ class Hosting:
             mine = Host(self._me, room - taken.get(self._me, 0), self._offering.speed)
             hosts.append(mine)
         return Sight(
-            shape, hosts, _bounded(leases, shape.blocks), record.replicas, record.nodes, wish
+            shape,
+            hosts,
+            _bounded(leases, shape.blocks),
+            replicas=record.replicas,
+            nodes=record.nodes,
+            wish=wish,
+            steady_s=self._clock.now() - self._living.changed_s,
         )
 
     def _taken_by_others(self, name: str) -> dict[PeerId, int]:

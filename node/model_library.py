@@ -5,9 +5,8 @@ Who has one is whom the record names, who computes it, who is connected, and who
 this node a part stays while it is pinned, while it is used, and for a while after.
 """
 
-import re
 from collections import Counter
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 
@@ -15,14 +14,14 @@ import msgspec
 import structlog
 import trio
 
-from node.model_catalogue import Catalogue
+from node.model_catalogue import TAKEN_HINT, Catalogue
 from node.model_files import MANIFEST, Blobs, ModelFiles, Progress, Refused
 from node.model_jobs import Job, Jobs
 from node.model_pins import Pins
 from node.model_shelf import Spans, detail_of, known_model, parts_of_spans
-from node.model_source import parts_of
-from protocols.sharding.manifest import DTYPES, Manifest, Part
-from protocols.sharding.records import NAMESPACE, ModelRecord, is_name
+from node.model_source import checked, parts_of
+from protocols.sharding.manifest import Manifest, Part
+from protocols.sharding.records import NAMESPACE, ModelRecord
 from shoal import library as shapes
 from wire.errors import Busy, ShoalError, UsageError
 from wire.ids import PeerId
@@ -32,8 +31,8 @@ LOOK_S = 30.0  # between two looks at what is to be fetched or thrown away, besi
 SETTLE_S = 0.2  # after a change, before the next look: whoever writes much does not keep us busy
 MANIFEST_S = 20.0  # seconds to fetch a manifest
 MANIFESTS_AT_ONCE = 4  # so that some that nobody has do not keep the others waiting
-HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}(@[\w./-]{1,128})?")
-PATH_MAX = 4096  # characters of a source; what Linux takes
+
+Make = Callable[[Path], Awaitable[object]]
 
 _log = structlog.get_logger("models")
 
@@ -70,15 +69,7 @@ class Library:
                 if key.endswith("/manifest"):
                     self._news.set()
 
-    def log_path(self, name: str) -> Path:
-        """Return where the children of a model write what they say."""
-        return self.files.log_path(name)
-
     # --- parts ---------------------------------------------------------------------------------
-
-    def records(self) -> dict[str, ModelRecord]:
-        """Return the models that the swarm knows, by name."""
-        return self.catalogue.records()
 
     def record(self, name: str) -> ModelRecord:
         """Return a model that the swarm knows, or that is pinned here. Raises NotFound."""
@@ -129,27 +120,36 @@ class Library:
 
     # --- adding and removing -------------------------------------------------------------------
 
-    async def add(self, request: shapes.AddModel) -> AsyncGenerator[shapes.LibraryProgress]:
+    async def add(
+        self, request: shapes.AddModel, *, make: Make | None = None
+    ) -> AsyncGenerator[shapes.LibraryProgress]:
         """Split a model, make blobs of its parts, pin them here, and tell the swarm.
 
+        make: writes the model into an empty folder first; the request then has a name, no source.
         A name that another model has is taken: UsageError says by whom.
         """
-        source, name = checked(request)
+        source, name = checked(request, is_made=make is not None)
         if name in self._adding:
             raise Busy(f"model {name} is being added")
         self._adding.add(name)
         try:
             job = Job(name, "starting")
-            steps = self._jobs.follow(job, lambda: self._add(job, source, request))
+            steps = self._jobs.follow(job, lambda: self._add(job, source, request, make))
             async with aclosing(steps):
                 async for step in steps:
                     yield step
         finally:
             self._adding.discard(name)
 
-    async def _add(self, job: Job, source: str, request: shapes.AddModel) -> None:
+    async def _add(
+        self, job: Job, source: str, request: shapes.AddModel, make: Make | None
+    ) -> None:
         name, log_path = job.name, self.files.log_path(job.name)
         async with self.files.scratch(name) as scratch:
+            if make is not None:
+                job.say("exporting")
+                source = str(scratch / "made")
+                await make(scratch / "made")
             split = await parts_of(source, request.dtype, scratch, log_path, job.report)
             job.say("storing", sum((scratch / cut.name).stat().st_size for cut in split.cuts))
             manifest, model, cid = await self.files.store(scratch, name, split, job.progress)
@@ -158,12 +158,17 @@ class Library:
             sizes = (request.hosted, request.nodes, request.replicas)
             record = ModelRecord(model, cid, [self._peer], now_ms, *sizes)
             whole = (0, manifest.n_layers)
-            with self.using(record, *whole):
-                # Within `scratch`: until they have links here, its files keep the blobs.
-                await self.files.bring(model, manifest.parts, [], lambda _: None)
-                await self.files.manifest(record, [])
-                record = await self.catalogue.publish(name, record)
-                self._pins.put(name, record, [whole])
+            taken = self.catalogue.taken(name, model)
+            if not taken:
+                with self.using(record, *whole):
+                    # Within `scratch`: until they have links here, its files keep the blobs.
+                    await self.files.bring(model, manifest.parts, [], lambda _: None)
+                    await self.files.manifest(record, [])
+                    record = await self.catalogue.publish(name, record)
+                    self._pins.put(name, record, [whole])
+        if taken:
+            await self.files.release(manifest.parts)
+            raise UsageError(taken, hint=TAKEN_HINT)
         _log.info("model.added", model=name, layers=manifest.n_layers, id=model[:12])
         job.model = await self._view(name)
 
@@ -250,7 +255,7 @@ class Library:
 
     async def views(self) -> list[shapes.KnownModel]:
         """Return all models that the swarm knows or that are pinned here, by name."""
-        names = {*self.catalogue.records(), *(name for name, _ in self._pins.items())}
+        names = {*self.catalogue.records(), *(name for name, _ in self._pins.all())}
         return [await self._view(name) for name in sorted(names)]
 
     async def view(self, name: str) -> shapes.ModelDetail:
@@ -316,7 +321,7 @@ class Library:
     async def _keep_pinned(self) -> None:
         """Fetch again what was pinned and is not here: after an interruption, or a full disk."""
         while True:
-            for name, pin in self._pins.items():
+            for name, pin in self._pins.all():
                 try:
                     manifest = await self.manifest(pin.record)
                     here = self.files.names_here(pin.record.model)
@@ -332,7 +337,7 @@ class Library:
         spans: dict[str, set[tuple[int, int]]] = {}
         for record in self.catalogue.records().values():
             spans.setdefault(record.model, set())
-        for _name, pin in self._pins.items():
+        for _, pin in self._pins.all():
             spans.setdefault(pin.record.model, set()).update(pin.spans)
         for model, start, end in self._used:
             spans.setdefault(model, set()).add((start, end))
@@ -344,26 +349,3 @@ class Library:
                 needed[model] = {MANIFEST, *(p.name for p in parts_of_spans(manifest, own))}
         self._manifests = {model: self._manifests[model] for model in needed}
         return await self.files.sweep(set(spans), needed)
-
-
-def checked(request: shapes.AddModel) -> tuple[str, str]:
-    """Return the source and the name of a model to be added. Raises UsageError."""
-    source = request.source
-    if request.dtype not in ("auto", *DTYPES):
-        raise UsageError(f"{request.dtype[:20]!r} is none of auto, {', '.join(DTYPES)}")
-    if not (0 <= request.nodes <= 512 and 1 <= request.replicas <= 64):
-        raise UsageError(f"{request.nodes} nodes, {request.replicas} replicas: no such number")
-    path = Path(source[:PATH_MAX]).expanduser()
-    if path.is_absolute():
-        if not path.exists():
-            raise UsageError(f"{path} does not exist on the daemon's machine")
-        source, stem = str(path), path.stem if path.suffix == ".gguf" else path.name
-    elif HUB_ID.fullmatch(source):
-        stem = source.partition("@")[0].rpartition("/")[2]
-    else:
-        hint = "ORG/NAME is a model of the Hugging Face hub"
-        raise UsageError(f"{source[:200]!r} is neither an absolute path nor ORG/NAME", hint=hint)
-    name = request.name or re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:63].lower()
-    if not is_name(name):
-        raise UsageError(f"{name[:64]!r} cannot be a model's name: letters, digits, . _ - only")
-    return source, name

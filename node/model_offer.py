@@ -14,8 +14,8 @@ from wire.ids import PeerId
 GIB = 1 << 30
 MEMORY_MAX_GIB = 1 << 20  # what another says is not trusted to make sense
 SPEED_MAX = 1e6
-SPEED_SIZE = 384  # of the matrices: 0.1 GFLOP, some milliseconds; they fit into a cache
-SPEED_TIMES = 8  # the best one counts: others share the processor
+SPEED_BYTES = 1 << 24  # that are read, and written: more than most caches hold; milliseconds
+SPEED_TIMES = 8  # the best one counts
 
 
 class Offering:
@@ -25,7 +25,7 @@ class Offering:
         self.is_on = options.offer
         self.memory_bytes = _resolved_bytes(options.memory_gib)
         self._cache_share = options.cache_share
-        self.speed = 0.0  # GFLOP/s of one matrix product; 0 before it was measured
+        self.speed = 0.0  # GB/s; 0 before it was measured
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Measure our speed, once; then there is nothing to do."""
@@ -66,15 +66,18 @@ def offer_of(peer: PeerId, offers: Mapping[str, object]) -> Host:
 
 
 def measured_speed() -> float:
-    """Multiply matrices; return GFLOP/s."""
-    draw = np.random.default_rng(0)
-    left, right = (draw.random((SPEED_SIZE, SPEED_SIZE), dtype=np.float32) for _ in range(2))
+    """Return in GB/s how fast one thread goes through memory: what decoding is bound by.
+
+    In time of the processor, so that others who compute meanwhile make little difference.
+    """
+    left = np.ones(SPEED_BYTES // 4, np.float32)
+    out = np.empty_like(left)
     best_s = 1.0
     for _ in range(SPEED_TIMES):
-        began = time.perf_counter()
-        left @ right
-        best_s = min(best_s, time.perf_counter() - began)
-    return 2 * SPEED_SIZE**3 / max(best_s, 1e-6) / 1e9
+        began = time.thread_time()
+        np.multiply(left, left, out=out)
+        best_s = min(best_s, time.thread_time() - began)
+    return 2 * SPEED_BYTES / max(best_s, 1e-6) / 1e9
 
 
 def _number(value: object, most: float) -> float:

@@ -39,7 +39,7 @@ class Pins:
             raise ShoalError(f"{self._path}: {error}", hint="move it away") from error
         self._pins = {name: pin for name, pin in pins.items() if is_name(name)}
 
-    def items(self) -> list[tuple[str, Pin]]:
+    def all(self) -> list[tuple[str, Pin]]:
         """Return all."""
         return list(self._pins.items())
 

@@ -1,5 +1,6 @@
 """From a source of a model to its parts in a folder, by children that import torch and the hub."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import trio
 
 from node.children import open_child
 from node.model_workers import ENVIRONMENT, GRACE_S, last_line, python
+from protocols.sharding.manifest import DTYPES
+from protocols.sharding.records import is_name
 from protocols.sharding.splitting import (
     DOWNLOAD,
     PROGRESS,
@@ -17,10 +20,13 @@ from protocols.sharding.splitting import (
     Split,
     read,
 )
+from shoal.library import AddModel
 from wire.errors import ShoalError, UsageError
 
 LOOK_S = 0.25  # between two looks at what a child says of its progress
 STALL_S = 1800.0  # without any: a model that is loaded as a whole says nothing meanwhile
+HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}(@[\w./-]{1,128})?")
+PATH_MAX = 4096  # characters of a source; what Linux takes
 Report = Callable[[str, int, int], object]  # state, bytes done, bytes in all (0: not known)
 
 # Only the download asks the hub, unless the user has forbidden it in the daemon's environment.
@@ -80,3 +86,33 @@ async def _run(
                 report(state, told.done_bytes, told.total_bytes)
             if trio.current_time() - told_at > STALL_S:
                 raise ShoalError(f"{state}: nothing has happened for {STALL_S:.0f} s")
+
+
+def checked(request: AddModel, *, is_made: bool) -> tuple[str, str]:
+    """Return the source and the name of a model to be added. Raises UsageError."""
+    source = request.source
+    if request.dtype not in ("auto", *DTYPES):
+        raise UsageError(f"{request.dtype[:20]!r} is none of auto, {', '.join(DTYPES)}")
+    if not (0 <= request.nodes <= 512 and 1 <= request.replicas <= 64):
+        raise UsageError(f"{request.nodes} nodes, {request.replicas} replicas: no such number")
+    path = Path(source[:PATH_MAX]).expanduser()
+    if is_made:
+        stem = request.name
+    elif path.is_absolute():
+        if not path.exists():
+            raise UsageError(f"{path} does not exist on the daemon's machine")
+        source, stem = str(path), path.stem if path.suffix == ".gguf" else path.name
+    elif HUB_ID.fullmatch(source):
+        stem = source.partition("@")[0].rpartition("/")[2]
+    else:
+        hint = "ORG/NAME is a model of the Hugging Face hub"
+        raise UsageError(f"{source[:200]!r} is neither an absolute path nor ORG/NAME", hint=hint)
+    name = request.name or name_of(stem)
+    if not is_name(name):
+        raise UsageError(f"{name[:64]!r} cannot be a model's name: letters, digits, . _ - only")
+    return source, name
+
+
+def name_of(text: str) -> str:
+    """Make a name of a text, without what a name cannot have; it may be empty."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:63].lower()

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import trio
 
+from node.checkpoints import Exported as Written
 from node.checkpoints import export_state
 from node.children import open_child
 from node.metrics import RunFigures
 from node.run_files import CERTIFICATES, METRICS, begin_anew, how_it_ended, read_lines
+from node.run_models import export_model
 from node.run_records import ACTIVE, Record, Records, load_start, save_start
 from node.run_views import certificate_view, contribution_view, merged, run_figures
 from node.trainers import Trainers
@@ -170,10 +172,22 @@ class Runs:
         record = self._records.get(name)
         if not path.is_absolute() or not path.name:
             raise UsageError(f"{path} is not an absolute path of a file")
+        work = partial(export_state, record.directory, name, path)
+        return await self._export(record, path, work)
+
+    async def export_model(self, name: str, folder: Path) -> Exported:
+        """Write the model of a run's checkpoints as a Hugging Face folder.
+
+        Raises UsageError if its trainer did not say what model it is, else what `export` raises.
+        """
+        record = self._records.get(name)
+        work = partial(export_model, record.directory, name, folder)
+        return await self._export(record, folder, work)
+
+    async def _export(self, record: Record, path: Path, work: Callable[[], Written]) -> Exported:
         if record.trainer is not None:
             await record.trainer.checkpoints.flush()
         try:
-            work = partial(export_state, record.directory, name, path)
             done = await self._off_loop(work)
         except OSError as error:
             raise UsageError(f"cannot write {path}: {error.strerror}") from error

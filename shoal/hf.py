@@ -45,7 +45,9 @@ class ShoalCallback(TrainerCallback):
         assert model is not None, "transformers hands callbacks the model"
         if self.trainer is not None:  # of a training that an error ended: nobody told us
             self.trainer.close()
-        self.trainer = Trainer(model, optimizer, **self._options)
+        # transformers hands callbacks what it calls the processing class: the tokenizer.
+        options: dict[str, Any] = {"tokenizer": kwargs.get("processing_class"), **self._options}
+        self.trainer = Trainer(model, optimizer, **options)
         if self._on_join is not None:
             self._on_join(self.trainer)
 

@@ -113,7 +113,8 @@ class BadPart(_Body, frozen=True):
 class LibraryProgress(_Body, frozen=True):
     """An event while work on a model goes on; the last one is "done".
 
-    `state`: starting, downloading, splitting, storing, publishing, fetching, verifying, done.
+    `state`: starting, exporting, downloading, splitting, storing, publishing, fetching, verifying,
+    done.
     """
 
     state: str
@@ -130,6 +131,15 @@ class PinModel(_Body, frozen=True):
 
     start: int = 0
     end: int | None = None
+
+
+class ServeRun(_Body, frozen=True):
+    """Make a model of a run's checkpoints here, which the swarm hosts. See `AddModel`."""
+
+    name: str = ""
+    dtype: str = "auto"
+    nodes: int = 0
+    replicas: int = 1
 
 
 class Removed(_Body, frozen=True):
@@ -178,6 +188,11 @@ def unpin_model(client: Client, name: str) -> KnownModel:
 def verify_model(client: Client, name: str) -> Iterator[LibraryProgress]:
     """Hash all parts that are here, and repair bad ones from other nodes; the last says which."""
     return _follow(client, _path(name, "verify"), None)
+
+
+def serve_run(client: Client, run: str, request: ServeRun) -> Iterator[LibraryProgress]:
+    """Add the model that a run has trained, and let the swarm host it."""
+    return _follow(client, f"/v1/runs/{quote(run, safe='')}/serve", request)
 
 
 def _follow(client: Client, path: str, body: object) -> Iterator[LibraryProgress]:

@@ -244,12 +244,13 @@ def converse(
 def _ask(
     client: Client, path: str, question: dict[str, Any], options: AnswerOptions
 ) -> Generator[Answer]:
-    own = {name: options[name] for name in ("codec", "speculate") if name in options}
+    given: dict[str, Any] = dict(options)
+    own = {name: given.pop(name) for name in ("codec", "speculate") if name in given}
     body = {
         "temperature": 0.0,
         "stream": True,
         "stream_options": {"include_usage": True},
-        **{name: value for name, value in options.items() if name not in own},
+        **given,
         **question,
         "shoal": own,
     }

@@ -33,6 +33,7 @@ from shoal.learn.strategy import Option, Strategy, Vector
 from shoal.lifeline import watch
 from shoal.pacing import Pace
 from shoal.pytorch import saved
+from shoal.pytorch.described import describe
 from shoal.pytorch.ranks import Order, Ranks
 from shoal.pytorch.staging import Staging, TrainingError, flatten, load_vector
 from shoal.pytorch.together import Follower, Leader
@@ -62,6 +63,7 @@ class Trainer:
     recompute: makes a verified run (`shoal.checks`): called with a member and a round, it makes
         that member's local steps of the round, in place. All members need it.
     evaluate: called after each round; its result is recorded as the validation loss.
+    tokenizer: of a Hugging Face model: `shoal run export --serve` needs it.
     Raises shoal.errors.ClientError if the daemon is not there or refuses.
     """
 
@@ -82,6 +84,7 @@ class Trainer:
         recompute: Recompute | None = None,
         checkpoint_s: float = CHECKPOINT_S,
         client: Client | None = None,
+        tokenizer: object = None,
         **options: Option,
     ) -> None:
         watch()  # a child of the daemon ends with it
@@ -115,6 +118,7 @@ class Trainer:
                 run, shape, client=client, on_wait=lambda: self._ranks.tell(Order.WAIT)
             )
             self._lead(part, weight, recompute)
+            describe(model, tokenizer, Path(self.directory))
         else:
             self._follower = Follower(
                 self._staging, self._ranks, evaluate or (lambda: None), self._save, self._reload

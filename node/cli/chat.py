@@ -4,6 +4,7 @@ Without a terminal each line of standard input is a message, answers go to stand
 first error ends it. The prompt's prefix is kept by the stages, so a turn costs its own tokens only.
 """
 
+import importlib
 import select
 import sys
 from collections.abc import Generator
@@ -99,7 +100,7 @@ def chat(context: Context, /, model: str, system: str, **options: Any) -> None:
 
 def _talk(conversation: Conversation) -> None:
     """Read from a person until they have enough."""
-    import readline  # noqa: F401 (gives `input` its editing and history; only a terminal wants it)
+    importlib.import_module("readline")  # it gives `input` its editing and its history
 
     while True:
         try:

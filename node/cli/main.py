@@ -37,6 +37,7 @@ _MODELS = "node.cli.models:COMMANDS"
 _HOSTING = "node.cli.hosting:COMMANDS"
 _CHAT = "node.cli.chat:COMMANDS"
 _MAP = "node.cli.map:COMMANDS"
+_LIBRARY = "node.cli.library:COMMANDS"
 _CHANNELS = "node.cli.channels:COMMANDS"
 _BLOBS = "node.cli.blobs:COMMANDS"
 _STORE = "node.cli.store:COMMANDS"
@@ -69,6 +70,7 @@ TABLE = {
     "train": (_RUNS, "Train a model together with the swarm."),
     "runs": (_RUNS, "List training runs."),
     "run": (_RUNS, "Look at one run, stop, resume or export it, draw its curves."),
+    "model": (_LIBRARY, "Models as content: add, look at, keep, check, forget them."),
     "serve": (_HOSTING, "Serve a model split over the swarm."),
     "generate": (_MODELS, "Let a served model continue a text."),
     "chat": (_CHAT, "Talk with a served model."),

@@ -17,10 +17,13 @@ from node.cli.context import (
     plain,
 )
 from node.cli.curves import AXES, draw_png, draw_text, read_file, together
+from node.cli.library import DTYPES
+from node.cli.library import follow as follow_library
 from node.cli.live import follow as follow_it
 from node.cli.run_text import PEER_HEADS, latest, peer_rows, run_lines
 from shoal.client import Client
 from shoal.errors import ApiError, ClientError
+from shoal.library import ServeRun, serve_run
 from shoal.runs import (
     CertificateView,
     Contribution,
@@ -64,6 +67,7 @@ def run() -> None:
       shoal run curves shakespeare --out curves.png
       shoal run stop shakespeare; shoal run resume shakespeare
       shoal run export shakespeare --out model.safetensors
+      shoal run export shakespeare --serve
     """
 
 
@@ -170,10 +174,37 @@ def follow(context: Context, name: str, as_json: bool) -> None:
     help="Where to write it (default: NAME.safetensors, here).",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("--serve", is_flag=True, help="Make a model of them, which the swarm hosts.")
+@click.option("--name", "model", default="", help="With --serve: its name (default: the run's).")
+@click.option("--dtype", type=click.Choice(DTYPES), default="auto", help="With --serve.")
 @json_option
 @click.pass_obj
-def export(context: Context, name: str, out: Path | None, force: bool, as_json: bool) -> None:
-    """Write a run's parameters as one safetensors file, with the names the model has for them."""
+def export(
+    context: Context,
+    name: str,
+    out: Path | None,
+    force: bool,
+    serve: bool,
+    model: str,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    """Write a run's parameters as one safetensors file, with the names the model has for them.
+
+    With --serve the swarm answers with what it has learned: the run's trainer had a Hugging Face
+    model (and told shoal.Trainer its tokenizer).
+    """
+    client = context.client()
+    if serve:
+        if out is not None or force:
+            raise click.UsageError("--serve writes no file: leave --out and --force away")
+        last = follow_library(serve_run(client, name, ServeRun(model, dtype)), as_json=as_json)
+        if not as_json and last.model is not None:
+            click.echo(last.model.name)
+            click.echo(
+                f"`shoal models` shows when it is ready: {last.model.layers} layers", err=True
+            )
+        return
     path = (out or Path(f"{name}.safetensors")).resolve()
     if path.exists() and not force:
         raise ClientError(
@@ -181,7 +212,7 @@ def export(context: Context, name: str, out: Path | None, force: bool, as_json: 
         )
     if not path.parent.is_dir():
         raise ClientError(f"there is no folder {path.parent}", hint=f"mkdir -p {path.parent}")
-    found = export_run(context.client(), name, str(path))
+    found = export_run(client, name, str(path))
     if as_json:
         echo_json(found)
         return

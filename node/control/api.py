@@ -29,6 +29,7 @@ STATUS = {
     "request_timeout": 408,
     "too_large": 413,
     "wrong_proof": 422,
+    "refused": 409,
     "busy": 429,
     "unreachable": 502,
     "peer_fault": 502,

@@ -62,7 +62,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Finished:
-    """A session that has ended, for audits. `receipts`: one per hop, None where none came."""
+    """A session that has ended, for audits. `receipts`: one per hop, None where none came.
+
+    `replaced`: stages that were lost on the way; `picks`: the answer's tokens.
+    """
 
     session: bytes
     shape: Shape
@@ -71,6 +74,7 @@ class Finished:
     sampling: Sampling
     prompt: list[int]
     picks: list[int]
+    replaced: int = 0
 
 
 class PrefixKeys:
@@ -186,7 +190,12 @@ class Generation:
         self._chain = Chain(self._entry, shape.n_layers, self._find, now=trio.current_time())
         rows_max = step_rows_max(shape.hidden_size)
         self._ring = Ring(
-            services.stages, self._chain, self._session, rows_max, opening=self._opening
+            services.stages,
+            self._chain,
+            self._session,
+            rows_max,
+            reusable=PREFIX_TOKENS * len(self._reuse),
+            opening=self._opening,
         )
         self._drafter: Drafter | None = None
         self._steps: dict[int, int] = {}  # tokens that were picked before a stage came
@@ -249,6 +258,7 @@ class Generation:
             is_good = False
             try:
                 await self._ring.whole()
+                self.reused_tokens = self._chain.position
                 yield
                 is_good = True
             finally:
@@ -261,7 +271,14 @@ class Generation:
         if any(receipts):
             prompt, picks = self._said[: self._prompt_tokens], self._said[self._prompt_tokens :]
             finished = Finished(
-                self._session, self._shape, hops, receipts, self._sampling, prompt, picks
+                self._session,
+                self._shape,
+                hops,
+                receipts,
+                self._sampling,
+                prompt,
+                picks,
+                self.replaced,
             )
             self._services.on_receipts(finished)
 

@@ -5,6 +5,7 @@ begin to host a span, give one up. Between a claim and its begin lies `SETTLE_S`
 must not change; that is longer than the store needs to bring claims to everybody.
 """
 
+import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,19 +17,19 @@ from protocols.sharding.placement import (
     IDLE,
     Host,
     Lease,
-    Plan,
     View,
     Wish,
     can_leave,
     cover,
-    plan,
 )
+from protocols.sharding.plan import Plan, plan
 from protocols.sharding.records import StageRecord
 from protocols.sharding.sharing import Blocks, Shape
 from wire.ids import PeerId
 
 LOOK_S = 2.0  # seconds between two looks, besides those at changes
 SETTLE_S = 3.0  # that a plan must stay the same; changes reach all members within 2 s
+AGREED_S = 0.2  # that it must stay the same if all claim just that, and nobody came or went lately
 CLAIM_MAX_S = 8.0  # after which a claim that kept changing is done as it is
 MOVE_S = 60.0  # between two looks for a better span, on average: at random, so not all at once
 
@@ -68,7 +69,7 @@ Effect = Claim | Withdraw | Begin | Leave
 @dataclass(frozen=True)
 class Sight:
     """What the driver sees: `hosts` that live and may take a part, the leases of living nodes and
-    our own (claims of ours left out: we know them).
+    our own (claims of ours left out: we know them). `steady_s`: since a member came or went.
     """
 
     shape: Shape
@@ -77,6 +78,7 @@ class Sight:
     replicas: int = 1
     nodes: int = 0
     wish: Wish | None = None
+    steady_s: float = 0.0
 
 
 @dataclass
@@ -95,6 +97,12 @@ class _Claimed:
     first_s: float
     since_s: float
     instead_of: int | None = None
+    settle_s: float = SETTLE_S
+
+    @property
+    def settled_s(self) -> float:
+        """When it becomes a decision, if it stays the same."""
+        return min(self.since_s + self.settle_s, self.first_s + CLAIM_MAX_S)
 
 
 @dataclass
@@ -114,6 +122,12 @@ class Placer:
         """The span that we claim now."""
         return self._claim.blocks if self._claim else None
 
+    @property
+    def deadline(self) -> float:
+        """When the next look is needed because of our claim; infinity without one."""
+        claim = self._claim
+        return math.inf if claim is None else claim.settled_s
+
     def look(self, sight: Sight, now: float) -> list[Effect]:
         """Return what to do now."""
         view = self._view(sight, now)
@@ -125,13 +139,17 @@ class Placer:
         move = self._move(view, todo, now)
         target = todo.claim or (move.to if move else None)
         instead_of = move.start if move and not todo.claim else None
-        return [*effects, *self._settle(target, instead_of, now)]
+        agreed = todo.agreed and sight.steady_s >= SETTLE_S and instead_of is None
+        settle_s = AGREED_S if agreed else SETTLE_S
+        return [*effects, *self._settle(target, instead_of, now, settle_s)]
 
     def can_leave(self, sight: Sight, start: int, now: float) -> bool:
         """Whether our span from `start` on may go now: asked again just before it does."""
         return can_leave(self._view(sight, now), start)
 
-    def _settle(self, target: Blocks | None, instead_of: int | None, now: float) -> list[Effect]:
+    def _settle(
+        self, target: Blocks | None, instead_of: int | None, now: float, settle_s: float
+    ) -> list[Effect]:
         claim = self._claim
         if target is None:
             self._claim = None
@@ -141,7 +159,8 @@ class Placer:
             self._claim = claim = _Claimed(target, first_s, now, instead_of)
             if now - first_s < CLAIM_MAX_S:
                 return [Claim(target)]
-        if now - claim.since_s >= SETTLE_S or now - claim.first_s >= CLAIM_MAX_S:
+        claim.settle_s = settle_s
+        if now >= claim.settled_s:
             self._claim = None
             return [Begin(target, claim.instead_of)]
         return []
@@ -155,7 +174,7 @@ class Placer:
         if self._move_at_s is None or now >= self._move_at_s:
             is_first = self._move_at_s is None
             self._move_at_s = now + self.rng.uniform(0.5, 1.5) * MOVE_S
-            if not is_first and todo == Plan():
+            if not is_first and todo.claim is None and not todo.leave:
                 return better_span(view, self.rng)
         return None
 

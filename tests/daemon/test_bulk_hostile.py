@@ -120,6 +120,7 @@ async def receive(
         HELLO_MAGIC + secrets.token_bytes(HELLO_BYTES - len(HELLO_MAGIC)),
         hello(bytes(16), bytes(32)) * 100,
     ],
+    ids=["long", "magic", "hellos"],
 )
 async def test_strangers_bytes_are_no_lane_and_are_counted(first: bytes) -> None:
     async with attacked() as (_, victim):

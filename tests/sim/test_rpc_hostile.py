@@ -63,7 +63,7 @@ async def test_garbage_ends_its_line_only(
         [wire.Open(5, "test.count", 0), *[wire.Part(5, memoryview(bytes(60_000)))] * 2],
         [wire.Open(5, "test.count", 0), wire.Credit(5, wire.CREDIT_MAX)],
     ],
-    ids=str,
+    ids=lambda messages: "-".join(type(message).__name__ for message in messages),
 )
 async def test_one_who_breaks_the_rules_loses_the_line(
     autojump_clock: MockClock, net: Net, messages: list[wire.ToServer]

@@ -105,6 +105,26 @@ def test_the_page_needs_no_key_but_the_right_host() -> None:
             web(path="/dashboard", **wrong)
 
 
+def test_models_can_be_left_open_and_nothing_else() -> None:
+    keys = keys_of(TOKEN, open_models=True)
+
+    def ask(method: str, path: str, **headers: str) -> None:
+        given = {"host": GOOD["host"], **headers}
+        check_web(Head(Request(method, path), given), keys=keys, port=4090)
+
+    ask("GET", "/v1/models")
+    ask("GET", "/v1/models/tiny")
+    ask("POST", "/v1/chat/completions", authorization="Bearer whatever")
+    ask("POST", "/v1/completions")
+    for method, path in (("GET", "/v1/status"), ("POST", "/v1/served"), ("GET", "/v1/modelsx")):
+        with pytest.raises(Unauthorised):
+            ask(method, path)
+    with pytest.raises(Forbidden):
+        ask("POST", "/v1/completions", origin="http://evil.example")
+    with pytest.raises(Unauthorised):
+        web("POST", "/v1/completions", authorization="")
+
+
 @asynccontextmanager
 async def dashboard(folder: Path) -> AsyncIterator[tuple[Dashboard, Keys]]:
     """A dashboard beside one route that shows and one that acts."""
