@@ -1,5 +1,7 @@
 """Sessions on stages: a ring of real services, with workers that pretend, on a virtual clock."""
 
+import random
+
 import msgspec
 import pytest
 import trio
@@ -612,3 +614,45 @@ async def test_a_session_is_opened_anew_right_after_its_end(
         assert await go_on(ring, found, 9) == expected(9)
     rows = [swarm.nodes[peer].workers[start].span.rows for peer, start, _ in route]
     assert rows == [2 * len(PROMPT) + 8 + 4, len(PROMPT) + 8]
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_whatever_happens_to_the_feeds_no_row_is_lost_or_doubled(
+    autojump_clock: MockClock, swarm: Swarm, seed: int
+) -> None:
+    """Links break and mend, feeds are opened anew and drafts are wrong, all at random moments."""
+    luck = random.Random(seed)
+    route = await swarm.chain(0, 1, 3, 4)
+    answer = expected(60)
+
+    async def trouble(ring: Ring) -> None:
+        while True:
+            await trio.sleep(luck.expovariate(8))
+            index = luck.randrange(-1, 3)
+            here = route[index][0] if index >= 0 else ENTRY
+            there = route[index + 1][0] if index < 2 else ENTRY
+            if luck.random() < 0.5:
+                swarm.net.cut(here, there)
+                await trio.sleep(luck.choice((0.0, 0.05, 0.3)))
+                swarm.net.heal()
+                await trio.sleep(0.02)
+                for number, control in enumerate(ring.controls):
+                    if control.ended.is_set():
+                        ring.controls[number] = await ring.open(number)
+            await ring.rewire(index)
+
+    async with swarm.ring(route) as ring, trio.open_nursery() as nursery:
+        nursery.start_soon(trouble, ring)
+        ring.step(PROMPT[:3], picks=0)
+        ring.step(PROMPT[3:])
+        found = await ring.picked()
+        while len(found) < 60:
+            guess = [token if luck.random() < 0.7 else 1 for token in answer[len(found) :][:3]]
+            ring.step(
+                [found[-1], *guess], position=len(PROMPT) + len(found) - 1, picks=len(guess) + 1
+            )
+            picks = await ring.picked()
+            right = next((i for i, token in enumerate(guess) if picks[i] != token), len(guess))
+            found += picks[: right + 1]
+        nursery.cancel_scope.cancel()
+    assert found[:60] == answer
