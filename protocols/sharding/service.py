@@ -15,6 +15,7 @@ from protocols.sharding.calls import Calls
 from protocols.sharding.history import Forgotten
 from protocols.sharding.inlet import Inlet
 from protocols.sharding.link import Worker, WorkerGone
+from protocols.sharding.receipts import sign
 from protocols.sharding.sessions import SAY_MAX, Say, StageSession
 from protocols.sharding.shelf import Name, Shelf
 from protocols.sharding.spans import LoadedSpan, StageInfo, Usage
@@ -37,7 +38,6 @@ from protocols.sharding.wire import (
     RowsPart,
     Step,
 )
-from wire.codec import encode
 from wire.errors import (
     BadMessage,
     DeadlineExceeded,
@@ -49,7 +49,6 @@ from wire.errors import (
 from wire.ids import PeerId, Signer
 from wire.ports import Call, Clock, Rpc
 
-RECEIPT = "shoal-sharding-receipt"  # domain of the signatures
 HISTORY_BYTES = 256 * 1024 * 1024  # of all histories together: 100,000 rows of SmolLM2 in float32
 UNSENT_SHARE = 16  # of them, what one session may have that its next lacks
 FIRST_S = 10.0  # seconds for the first message of a call
@@ -232,8 +231,7 @@ class StageService:
         """Sign what was done, and park or close the session."""
         try:
             work = await session.work()
-            body = encode(work)
-            receipt = Receipt(body, self._signer.sign(RECEIPT, body))
+            receipt = sign(self._signer, work)
             history = None if session.is_last else session.history
             session.is_parked = self._admission.park(
                 session.admitted, session.entry, session.opening, keys, work.position, history
