@@ -96,7 +96,7 @@ class ServeOptions(msgspec.Struct, frozen=True):
     audit: Annotated[
         float,
         Meta(ge=0.0, le=1.0, description="Share of sessions that another node computes again."),
-    ] = 0.02
+    ] = 0.05
     device: Annotated[
         Literal["auto", "cpu", "cuda"], Meta(description="Where layers are computed.")
     ] = "auto"

@@ -16,6 +16,7 @@ from importlib.metadata import version
 import structlog
 import trio
 
+import node.control.audits as audit_routes
 import node.control.blobs as blob_routes
 import node.control.channels as channel_routes
 import node.control.core as core_routes
@@ -216,6 +217,7 @@ class Daemon:
         rpc_routes.routes(api, self.apps, core.resolve)
         run_routes.routes(api, self.runs)
         model_routes.routes(api, self.models)
+        audit_routes.routes(api, self.models, self.models.audits)
         library_routes.routes(api, self.models.library, self.runs)
         hosting_routes.routes(api, self.models)
         openai_routes.routes(api, self.models)
@@ -271,7 +273,8 @@ class Daemon:
         address = http_address(self.start.loaded.config.http.listen)
         if address is None:
             return
-        keys = keys_of(load_or_make_token(self.start.home.token))
+        open_models = self.start.loaded.config.http.open_models
+        keys = keys_of(load_or_make_token(self.start.home.token), open_models=open_models)
         port = await nursery.start(self.control.serve_tcp, *address, keys)
         self.dashboard.is_at(address[0], port)
         _log.info("http", listen=f"{address[0]}:{port}", token=self.start.home.token)

@@ -208,10 +208,15 @@ class ModelFiles:
     async def repair(self, model: str, part: Part, providers: list[PeerId]) -> None:
         """Have a part anew that was not good. Raises ShoalError."""
         self._discard(self.folder / model / part.name)
+        await trio.to_thread.run_sync(_remove, self._bin)
         await self._blobs.check(part.cid)  # only what is wrong of it is fetched
         await self.bring(model, [part], providers, lambda _: None)
         if not await self.is_good(model, part):
             raise ShoalError("the disk does not keep what is written to it")
+
+    async def release(self, parts: list[Part]) -> None:
+        """Throw away the blobs of parts that nothing here has."""
+        await self._blobs.release([part.cid for part in parts])
 
     # --- throwing away -------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ Wires the store, blobs, RPC and membership to `protocols.sharding`: the library 
 are), hosting (which spans are computed here), answers, and audits of others.
 """
 
+import secrets
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
@@ -15,13 +16,14 @@ import trio
 from node.answering import Options, Served
 from node.config import ServeOptions
 from node.model_answers import Answering, Answers, Prompt
+from node.model_audits import Audits
 from node.model_files import Blobs, Refused
 from node.model_host import Hosting, MemberView, shape_of
 from node.model_library import Library
 from node.model_offer import Offering
 from node.model_views import candidates, model_view
 from node.model_wishes import Wishes
-from protocols.sharding.generate import EntryServices, Finished
+from protocols.sharding.generate import EntryServices
 from protocols.sharding.manifest import parts_of_front
 from protocols.sharding.placement import Wish
 from protocols.sharding.records import ModelRecord
@@ -33,6 +35,7 @@ from wire.errors import NotFound, UsageError
 from wire.ids import PeerId, Signer
 from wire.ports import Clock, OffLoop, Rpc, Store
 
+AUDITED_TOKENS = 24  # of the answer to an audit that somebody asks for
 PROGRESS_INTERVAL_S = 0.5  # between two looks at the stages while a model comes into service
 TIDY_INTERVAL_S = 5.0  # between two looks for tokenizers of models that are there no more
 
@@ -76,7 +79,15 @@ class Models:
             rtt_s=rtt_s,
             off_loop=off_loop,
         )
-        services = EntryServices(self.stages, self, self._on_receipts)
+        self.audits = Audits(
+            stages=self.stages,
+            store=store,
+            clock=clock,
+            candidates=self.candidates,
+            share=options.audit,
+            ask=self._ask,
+        )
+        services = EntryServices(self.stages, self, self.audits.finished)
         self._answers = Answers(services, self.library.files.log_path)
 
     def offers(self) -> dict[str, object]:
@@ -86,7 +97,8 @@ class Models:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Host spans, answer prompts and audit until cancelled."""
         async with trio.open_nursery() as nursery:
-            for part in (self.library, self.stages, self._answers, self._hosting):
+            parts = (self.library, self.stages, self._answers, self._hosting, self.audits)
+            for part in parts:
                 await nursery.start(part.run)
             nursery.start_soon(self._tidy_often)
             task_status.started()
@@ -99,9 +111,6 @@ class Models:
         while True:
             self._answers.keep({record.model for record in self._records().values()})
             await trio.sleep(TIDY_INTERVAL_S)
-
-    def _on_receipts(self, finished: Finished) -> None:
-        """Take what a session's stages say that they did."""
 
     def _records(self) -> dict[str, ModelRecord]:
         """Return the models in service: those that the swarm shall host, or that somebody hosts."""
@@ -155,16 +164,13 @@ class Models:
             layers=manifest.n_layers,
             entry=self.peer,
             rtt_s=self._rtt_s,
-            penalty=self._penalty,
+            penalty=self.audits.penalty,
         )
-
-    def _penalty(self, _peer: PeerId) -> float:
-        return 0.0
 
     def _record(self, name: str) -> ModelRecord:
         record = self.library.catalogue.find(name)
         if record is None:
-            hint = "`shoal models` lists those served"
+            hint = "`shoal map` draws those served"
             raise NotFound(f"no model {name[:64]!r} is served", hint=hint)
         return record
 
@@ -244,6 +250,14 @@ class Models:
         if options.codec == "auto":
             options = replace(options, codec=self.options.codec)
         return await self._answers.start(await self._served(self.choose(name)), prompt, options)
+
+    async def _ask(self, name: str) -> None:
+        """Have a model answer something short and new, for an audit."""
+        prompt = Prompt(text=f"{secrets.token_hex(4)}: a model that is split over several machines")
+        answering = await self.answer(name, prompt, Options(max_tokens=AUDITED_TOKENS))
+        async with aclosing(answering.read()) as pieces:
+            async for _ in pieces:
+                pass
 
     async def _served(self, name: str) -> Served:
         record = self._record(name)

@@ -1,4 +1,4 @@
-"""The commands about models as content: the group `shoal model`. (audits.py adds `audit` to it.)"""
+"""The commands about models as content: the group `shoal model`."""
 
 import os
 from collections.abc import Callable, Generator, Iterator
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from node.cli.audits import audit
 from node.cli.blobs import size_text
 from node.cli.context import Context, echo_json, echo_table, json_option, plain, short
 from shoal import library
@@ -315,5 +316,7 @@ def _bar() -> Generator[Callable[[LibraryProgress], None]]:
 
         yield show
 
+
+model.add_command(audit)
 
 COMMANDS: dict[str, click.Command] = {"model": model}

@@ -62,7 +62,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Finished:
-    """A session that has ended, for audits. `receipts`: one per hop, None where none came."""
+    """A session that has ended, for audits. `receipts`: one per hop, None where none came.
+
+    `replaced`: stages that were lost on the way; `picks`: the answer's tokens.
+    """
 
     session: bytes
     shape: Shape
@@ -71,6 +74,7 @@ class Finished:
     sampling: Sampling
     prompt: list[int]
     picks: list[int]
+    replaced: int = 0
 
 
 class PrefixKeys:
@@ -267,7 +271,14 @@ class Generation:
         if any(receipts):
             prompt, picks = self._said[: self._prompt_tokens], self._said[self._prompt_tokens :]
             finished = Finished(
-                self._session, self._shape, hops, receipts, self._sampling, prompt, picks
+                self._session,
+                self._shape,
+                hops,
+                receipts,
+                self._sampling,
+                prompt,
+                picks,
+                self.replaced,
             )
             self._services.on_receipts(finished)
 

@@ -26,7 +26,7 @@ from wire.codec import decode, encode
 from wire.errors import BadMessage
 from wire.ids import PeerId, Signer, verify
 
-RECEIPT_TAG = "shoal/sharding/receipt/1"  # the domain of a stage's signature
+RECEIPT_TAG = "shoal-sharding-receipt"  # the domain of a stage's signature
 
 _work_decoder = msgspec.msgpack.Decoder(Work)
 
@@ -76,6 +76,7 @@ class Ended:
 
     entry: PeerId
     session: bytes
+    name: str
     model: str
     dtype: str
     hidden_size: int
@@ -103,13 +104,14 @@ class Claim:
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that cannot be of an honest route: by `peer`, or, where two say different things of
-    the rows between them, by it or by `other`, the one behind it.
+    """Something that cannot be of an honest route: by `peer`; or, where two say different things of
+    the rows between them, by it or the one before it (`is_link`). `index`: of the stage.
     """
 
+    index: int
     peer: PeerId
     why: str
-    other: PeerId | None = None
+    is_link: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,18 +132,18 @@ def check(ended: Ended) -> Checked:
     """Check all receipts of a session."""
     claims: list[Claim | None] = []
     faults: list[Fault] = []
-    for leg in ended.legs:
+    for index, leg in enumerate(ended.legs):
         claim = None
         if leg.receipt is not None:
             try:
                 claim = read_claim(ended, leg, leg.receipt)
             except BadMessage as error:
-                faults.append(Fault(leg.peer, str(error)))
+                faults.append(Fault(index, leg.peer, str(error)))
         claims.append(claim)
-    for before, after in itertools.pairwise(claims):
+    for index, (before, after) in enumerate(itertools.pairwise(claims), 1):
         if before is not None and after is not None and not _linked(ended, before, after):
             why = f"rows into block {after.work.start} are claimed to differ at the two ends"
-            faults.append(Fault(before.leg.peer, why, after.leg.peer))
+            faults.append(Fault(index, after.leg.peer, why, is_link=True))
     faults += _own_ends(ended, claims)
     return Checked(claims, faults)
 
@@ -204,12 +206,14 @@ def _own_ends(ended: Ended, claims: list[Claim | None]) -> list[Fault]:
         rows, position = ids_to_rows(ended.tokens), min(first.work.position, len(ended.tokens))
         sent = commit_rows(rows, ID_BYTES, first.work.base, position)
         if not same(sent, first.inputs):
-            faults.append(Fault(first.leg.peer, "it claims other token ids than it was sent"))
+            why = "it claims other token ids than it was sent"
+            faults.append(Fault(0, first.leg.peer, why))
     if last is not None:
         picked, start = dict(last.work.picks), len(ended.prompt)
         got = dict(enumerate(ended.picks, start))
         wrong = [at for at, token in picked.items() if got.get(at, token) != token]
         lacks = not ended.has_replaced and any(at not in picked for at in got)
         if wrong or lacks:
-            faults.append(Fault(last.leg.peer, "it claims other picks than it gave"))
+            why = "it claims other picks than it gave"
+            faults.append(Fault(len(claims) - 1, last.leg.peer, why))
     return faults

@@ -215,14 +215,16 @@ class History(Message, frozen=True):
 
 
 class Recompute(Message, frozen=True, tag="recompute"):
-    """Do the work of a stage again, from the rows that follow (`RowsPart`): `count` of them, from
-    position 0 on. `picks` are those that the last stage claims.
+    """Do the work of a stage again, from the rows that follow (`RowsPart`, up to 32 in each):
+    `count` of them, of so many bytes each, from position 0 on. `picks` are those that the last
+    stage claims.
     """
 
     model: ModelId
     start: Layer
     end: Layer
     count: Annotated[int, Meta(ge=1, le=SESSION_TOKENS_MAX)]
+    row_bytes: Annotated[int, Meta(ge=1, le=ROWS_MAX)]
     sampling: Sampling
     takes: Codec
     gives: Codec

@@ -24,7 +24,7 @@ from node.model_answers import Answering, Answers, Prompt
 from protocols.sharding.front import Front, load_front
 from protocols.sharding.generate import EntryServices, HopTiming, Shape
 from protocols.sharding.link import Link
-from protocols.sharding.manifest import Manifest
+from protocols.sharding.manifest import VERSION, Manifest
 from protocols.sharding.route import RouteHop
 from protocols.sharding.wire import Pick, Sampling
 from protocols.sharding.worker_wire import FrontAnswer, FrontAsk
@@ -109,7 +109,7 @@ class FakeModels:
     """One model, "tiny", of four blocks; `full`: its last two are nowhere."""
 
     def __init__(self, answers: Answers, vocabulary: int) -> None:
-        manifest = Manifest(1, "tiny", "llama", "float32", 4, 8, vocabulary, 128, 0, [EOS], [])
+        manifest = Manifest(VERSION, "tiny", "llama", "float32", 4, 8, vocabulary, 128, 0, [EOS], [])
         self._served = Served("tiny", MODEL, manifest, Path("/nowhere"))
         self.answers = answers
         stages = [shapes.Stage(ALICE, 0, 2, "ready"), shapes.Stage(BOB, 2, 4, "ready")]

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 from node.cli.main import cli
 from node.cli.map import ASCII, UNICODE, coverage, picture
-from protocols.sharding.generate import HopLost
+from protocols.sharding.parts import HopLost
 from shoal.models import Answer, Hop, Map, Model, Stage, Trace
 from tests.unit.fake_endpoint import Endpoint, endpoint
 from tests.unit.sharding_tokenizer import save_tokenizer

@@ -199,3 +199,16 @@ def test_what_comes_again_for_another_reason_stays_pinned_and_named(small: BlobS
     row = index.get(cid)
     assert row is not None
     assert (row.name, row.is_root, row.is_pinned) == ("fish", True, True)
+
+
+def test_what_is_released_goes_unless_something_needs_it(small: BlobStore, tmp_path: Path) -> None:
+    idle, pinned, linked, other = (small_put(small, 1000, n, pin=n == 1) for n in range(4))
+    assert small.link(linked, tmp_path / "linked")
+    with small.keep([idle]):
+        assert small.space.release([idle]) == 0
+    assert small.space.release([idle, pinned, linked, raw_cid(bytes(32))]) == 1000
+    assert [small.is_whole(cid) for cid in (idle, pinned, linked, other)] == [
+        *(False, True, True, True)
+    ]
+    (tmp_path / "linked").unlink()
+    assert small.space.release([linked]) == 1000

@@ -11,7 +11,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionContentPartTextParam, ChatCompletionMessageParam
 
-from protocols.sharding.generate import HopLost, NoRoom
+from protocols.sharding.parts import HopLost, NoRoom
 from protocols.sharding.route import NoRoute
 from tests.unit.fake_endpoint import TOKEN, Endpoint, endpoint
 from tests.unit.sharding_tokenizer import save_tokenizer

@@ -1,0 +1,88 @@
+"""What verdicts mean for routing: own ones ban, those of others cost. Pure.
+
+An auditor's own failures ban a peer from its routes, an hour at first, twice as long each further
+time. What others found adds to the time that a peer's stages count for, in proportion to how many
+of the auditors agree; so no liar, nor a few of them, can put a peer out of the swarm's routes.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from protocols.sharding.records import AuditRecord
+from wire.ids import PeerId
+
+BAN_S = 3600.0  # of the first failure that we found ourselves
+BAN_DOUBLINGS_MAX = 8  # 10 days; a broken machine may be mended
+HALF_LIFE_S = 24 * 3600.0  # after which a failure counts half
+AGREED_COST = 3.0  # added to the factor of a peer's times if all auditors found it at fault
+OWN_COST = 1.0  # the same for our own last failure, once the ban is over
+DOUBT = 2  # auditors without a fault that are always counted: one voice alone weighs a third
+DISPUTED_COST = 0.5  # added while a peer and its neighbour say different things: they get parted
+PARTNERS = 2  # different neighbours with whom a peer must be at odds to be the one at fault
+PARTNERS_MAX = 64  # peers whose disputes are remembered
+_MS = 1000
+
+
+def banned_until_ms(mine: AuditRecord | None) -> int:
+    """Return until when our own findings ban a peer, on the wall clock; 0 is not at all."""
+    if mine is None or mine.failed == 0:
+        return 0
+    doublings = min(mine.failed - 1, BAN_DOUBLINGS_MAX)
+    return mine.failed_ms + int(BAN_S * 2**doublings) * _MS
+
+
+def penalty(mine: AuditRecord | None, others: Mapping[PeerId, AuditRecord], now_ms: int) -> float:
+    """Return what to add to the factor 1 of a peer's times; infinite: not to be used.
+
+    others: records of this peer by auditors that we have not banned ourselves, without the peer's
+    own. Clocks of others are not trusted: a failure in the future counts as one of now.
+    """
+    if now_ms < banned_until_ms(mine):
+        return math.inf
+    agreed = sum(_weight(record, now_ms) for record in others.values() if record.failed)
+    voices = sum(1 for record in others.values() if record.failed or record.passed)
+    own = OWN_COST * _weight(mine, now_ms) if mine is not None and mine.failed else 0.0
+    return own + AGREED_COST * agreed / (voices + DOUBT)
+
+
+def _weight(record: AuditRecord, now_ms: int) -> float:
+    """What a record's last failure counts still."""
+    age_s = max(0, now_ms - record.failed_ms) / _MS
+    return float(0.5 ** (age_s / HALF_LIFE_S))
+
+
+@dataclass
+class Disputes:
+    """Links whose two ends claimed different rows, where neither could be shown to lie.
+
+    Who is at odds with several neighbours, who are not among themselves, is at fault; then those
+    are cleared. Both ends of an open dispute cost more, so that routes part them.
+    """
+
+    _partners: defaultdict[PeerId, set[PeerId]] = field(
+        default_factory=lambda: defaultdict[PeerId, set[PeerId]](set)
+    )
+
+    def add(self, one: PeerId, other: PeerId) -> PeerId | None:
+        """Note a dispute; return who is at fault, if that shows now."""
+        if len(self._partners) >= PARTNERS_MAX:
+            self._clear(next(iter(self._partners)))
+        self._partners[one].add(other)
+        self._partners[other].add(one)
+        found = max((one, other), key=lambda peer: len(self._partners[peer]))
+        if len(self._partners[found]) < PARTNERS:
+            return None
+        self._clear(found)
+        return found
+
+    def involves(self, peer: PeerId) -> bool:
+        """Whether a dispute of a peer is open."""
+        return bool(self._partners.get(peer))
+
+    def _clear(self, peer: PeerId) -> None:
+        for partner in self._partners.pop(peer, set()):
+            self._partners[partner].discard(peer)
+            if not self._partners[partner]:
+                del self._partners[partner]
