@@ -24,7 +24,7 @@ from transformers import AutoTokenizer
 from benchmarks.delay_line import IPS
 from benchmarks.learn_swarm import MEET_S, Node, wait_until
 from benchmarks.orders import Failed
-from shoal import models
+from shoal import library, models
 from wire.ids import PeerId
 
 NAME = "bench"  # of the model
@@ -227,4 +227,4 @@ def _place(made: Serving, model: Path) -> None:
 
 
 def _knows(node: Node) -> bool:
-    return any(model.name == NAME for model in models.models(node.client))
+    return any(model.name == NAME for model in library.known_models(node.client))

@@ -9,6 +9,7 @@ or kept in step: any sessions may join any step. It works where a family calls a
 transformers' interface, which the worker tries when it loads (`can_batch`). Needs torch.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,6 +50,8 @@ def can_batch(stage: Stage) -> bool:
     draw = torch.Generator().manual_seed(0)
     wanted = int(stage.end == stage.n_layers)
     alone: list[StageCache] = []
+    if not stage.new_cache().truncates:
+        return False
     try:
         for rows in _TRIAL_ROWS:
             alone.append(stage.new_cache())
@@ -103,13 +106,11 @@ class _Attending:
     """For the length of the block, the model's attention understands the lists."""
 
     def __init__(self, stage: Stage) -> None:
-        configs = {id(module.config): module.config for module in stage.model.modules()
-                   if hasattr(module, "config")}  # fmt: skip
-        self._before = [(config, config._attn_implementation) for config in configs.values()]
+        self._before = [(config, config._attn_implementation) for config in stage.configs]
 
     def __enter__(self) -> None:
-        for config, _ in self._before:
-            config._attn_implementation_internal = _NAME
+        for config, name in self._before:
+            config._sharding_alone, config._attn_implementation_internal = name, _NAME
 
     def __exit__(self, *_: object) -> None:
         for config, name in self._before:
@@ -127,12 +128,15 @@ def _attend(
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Let each row look at all keys of its session. query: [sessions, heads, 1, width]."""
-    if options.get("softcap") is not None or options.get("s_aux") is not None:
-        raise NotImplementedError("attention of a kind of its own")
+    rows = zip(query.split(1), key, value, strict=True)
+    own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if module.config._sharding_alone == "eager" and own is not None:
+        singly = [own(module, *row, None, scaling=scaling, **options)[0] for row in rows]
+        return torch.cat(singly), None
     grouped = key[0].shape[1] != query.shape[1]
     found = [
         scaled_dot_product_attention(row, keys, values, scale=scaling, enable_gqa=grouped)
-        for row, keys, values in zip(query.split(1), key, value, strict=True)
+        for row, keys, values in rows
     ]
     return torch.cat(found).transpose(1, 2), None
 

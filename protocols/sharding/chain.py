@@ -35,7 +35,7 @@ from wire.ids import PeerId
 OPEN_S = 5.0  # seconds for a stage to open: a connection over a relay takes two or three
 RESUME_S = 1.0  # seconds to find a stage again whose connection broke, before another replaces it
 RETRY_S = 0.5  # seconds between two looks for somebody who has the blocks of a gap
-PATIENCE_S = 30.0  # seconds without any pick after a loss until the answer is given up: others
+PATIENCE_S = 30.0  # seconds that nobody computes some blocks until the answer is given up: others
 # take over blocks that nobody has in 10 s, and must fetch and load them
 FIRST_PATIENCE_S = 10.0  # the same before the answer has begun: who asks can ask again
 LOSSES_MAX = 16  # stages that break, each after it had opened, without a pick between: it is us
@@ -61,7 +61,7 @@ class Chain:
     _lost: set[PeerId] = field(default_factory=set[PeerId])
     _numbers: int = ENTRY
     _losses: int = 0  # of open stages, since a pick
-    _since: float = math.inf  # when the first loss after a pick was
+    _is_disturbed: bool = False  # something broke since a pick
     _room_s: float = ROOM_S
     _over: bool = False
 
@@ -69,9 +69,8 @@ class Chain:
         """Open the first route."""
         takes = "ids"
         for hop in route:
-            self._parts.append(self._leg(hop, takes))
+            self._parts.append(self._leg(hop, takes, self.now))
             takes = hop.codec
-        self._since = self.now
         opening: list[Effect] = [self._opening(part) for part in self._legs()]
         return [*opening, *self._settle()]
 
@@ -107,6 +106,10 @@ class Chain:
 
     # Events.
 
+    def close(self) -> None:
+        """The session ends: no event changes anything any more."""
+        self._over = True
+
     def opened(self, number: int, position: int, *, truncates: bool, now: float) -> list[Effect]:
         """A stage has opened its session; it has the rows before `position`."""
         self.now = now
@@ -129,11 +132,10 @@ class Chain:
 
     def picked(self, now: float) -> None:
         """Tokens were picked: all stages did their work."""
-        if self._since == math.inf and not self._losses:
+        if not self._is_disturbed:
             return
         self.now = now
-        if self.is_whole:
-            self._since, self._losses = math.inf, 0
+        self._is_disturbed, self._losses = False, 0
         for part in (self._own, *self._legs()):
             part.broken = 0
 
@@ -141,9 +143,9 @@ class Chain:
         """A stage (or the entry) cannot feed its next, or has forgotten what that one lacks."""
         self.now = now
         part = self._own if number == ENTRY else self._by_number(number)
-        if part is None or part.next != to:
+        if part is None or part.next != to or self._over:
             return []  # of a neighbour that it does not have any more
-        self._since = min(self._since, now)
+        self._is_disturbed = True
         if forgot and isinstance(part, Leg):
             part.is_ending = True
             part.deadline = now + RESUME_S
@@ -164,7 +166,7 @@ class Chain:
         """A stage is lost. `error`: what it said, where that goes to who asked."""
         self.now = now
         leg = self._by_number(number)
-        if leg is None or self._over:
+        if leg is None:
             return []
         if isinstance(error, Busy):
             self._room_s = error.retry_after_s or self._room_s
@@ -174,7 +176,6 @@ class Chain:
     def stalled(self, now: float) -> list[Effect]:
         """No picks came for long though all stages answer: all feeds are opened anew."""
         self.now = now
-        self._since = min(self._since, now)
         for part in (self._own, *self._legs()):
             part.feed_down = True
         return self._settle()
@@ -198,11 +199,15 @@ class Chain:
         hop = leg.hop
         if leg.is_ending:
             loss = Loss.ENDED
+        elif loss is Loss.ENDED:
+            loss = Loss.FAILED  # nobody asked for that
         if leg.is_open and loss is not Loss.ENDED:
             self._losses += 1
-        self._since = min(self._since, self.now)
+        self._is_disturbed = True
         self._before(leg).feed_down = True
-        gap = Gap(hop.peer, hop.start, hop.end, leg.takes, hop.codec, why, loss is Loss.BUSY)
+        since = self.now if leg.is_open else leg.since
+        is_busy = loss is Loss.BUSY
+        gap = Gap(hop.peer, hop.start, hop.end, leg.takes, hop.codec, why, since, is_busy)
         # A stream that broke may be our own path that changed: the stage keeps the session for a
         # while, and if its process is dead the peer says so at once.
         if loss is Loss.BROKEN and leg.is_open:
@@ -228,6 +233,7 @@ class Chain:
                     last,
                     end=part.end,
                     gives=part.gives,
+                    since=min(last.since, part.since),
                     busy=last.busy or part.busy,
                     retry_s=min(last.retry_s, part.retry_s),
                 )
@@ -249,7 +255,7 @@ class Chain:
 
     def _fill(self, gap: Gap) -> list[Effect]:
         patience_s = PATIENCE_S if self.whole_once else FIRST_PATIENCE_S
-        if self._losses > LOSSES_MAX or self.now - self._since >= patience_s:
+        if self._losses > LOSSES_MAX or self.now - gap.since >= patience_s:
             return self._give_up(self._error_of(gap))
         try:
             route = [gap.resume] if gap.resume else self._route(gap)
@@ -262,7 +268,7 @@ class Chain:
         legs: list[Leg] = []
         for hop in route:
             gives = gap.gives if hop is route[-1] else hop.codec
-            legs.append(self._leg(replace(hop, codec=gives), takes))
+            legs.append(self._leg(replace(hop, codec=gives), takes, gap.since))
             takes = gives
         if gap.resume:
             legs[0].is_resumed = True
@@ -332,9 +338,10 @@ class Chain:
             return self._parts[-1] is part  # the entry is always there
         return following.is_open and following.deadline >= self.now + SILENCE_S
 
-    def _leg(self, hop: RouteHop, takes: str) -> Leg:
+    def _leg(self, hop: RouteHop, takes: str, since: float) -> Leg:
         self._numbers += 1
-        return Leg(number=self._numbers, hop=hop, takes=takes, deadline=self.now + OPEN_S)
+        deadline = self.now + OPEN_S
+        return Leg(number=self._numbers, hop=hop, takes=takes, deadline=deadline, since=since)
 
     def _opening(self, leg: Leg) -> OpenStage:
         previous = self._previous_peer(leg)
@@ -346,6 +353,8 @@ class Chain:
         return [part for part in self._parts if isinstance(part, Leg)]
 
     def _by_number(self, number: int) -> Leg | None:
+        if self._over:
+            return None
         return next((leg for leg in self._legs() if leg.number == number), None)
 
     def _before(self, leg: Leg) -> Feeding:

@@ -190,7 +190,12 @@ class Generation:
         self._chain = Chain(self._entry, shape.n_layers, self._find, now=trio.current_time())
         rows_max = step_rows_max(shape.hidden_size)
         self._ring = Ring(
-            services.stages, self._chain, self._session, rows_max, opening=self._opening
+            services.stages,
+            self._chain,
+            self._session,
+            rows_max,
+            reusable=PREFIX_TOKENS * len(self._reuse),
+            opening=self._opening,
         )
         self._drafter: Drafter | None = None
         self._steps: dict[int, int] = {}  # tokens that were picked before a stage came
@@ -253,6 +258,7 @@ class Generation:
             is_good = False
             try:
                 await self._ring.whole()
+                self.reused_tokens = self._chain.position
                 yield
                 is_good = True
             finally:

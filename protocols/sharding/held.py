@@ -67,6 +67,7 @@ class HeldStage:
         self.receipt: Receipt | None = None
         self.over = trio.Event()
         self.rtt_s: float | None = None  # of the last ping
+        self.is_called = False  # it has heard of the session
         self._calls, self._owner = calls, owner
         # Who hangs up is not to cut the good-bye short: the ring bounds it, and then drops us.
         self._scope = trio.CancelScope(shield=True)
@@ -107,6 +108,7 @@ class HeldStage:
     async def _hold(self) -> None:
         async with self._calls.stream(self.peer, SESSION, timeout_s=OPEN_S) as call:
             await call.send(self.opening)
+            self.is_called = True
             async with trio.open_nursery() as nursery:
                 for task in (self._write, self._read):
                     nursery.start_soon(self._guard, task, call, nursery.cancel_scope)
@@ -139,6 +141,7 @@ class HeldStage:
         async for answer in call:
             match answer:
                 case Opened():
+                    self.tell(Ping())
                     self._owner.on_opened(self.number, answer)
                 case Pong():
                     self.rtt_s = trio.current_time() - self._pinged_s

@@ -112,6 +112,7 @@ class Leg(Feeding):
     hop: RouteHop
     takes: str
     deadline: float  # it is lost then, unless we hear of it
+    since: float  # nobody has computed its blocks from then until it opened
     is_open: bool = False
     is_ending: bool = False
     is_resumed: bool = False  # opened again under the same name, after its stream broke
@@ -135,6 +136,7 @@ class Gap:
     takes: str
     gives: str
     cause: str
+    since: float  # nobody has computed the blocks since
     busy: bool = False
     resume: RouteHop | None = None  # first look for this one again
     retry_s: float = -math.inf  # not before

@@ -1,17 +1,12 @@
-"""Which node holds which blocks: a pure function of what a node sees. Nobody leads.
+"""Which node holds which blocks of a model, seen by one of them: cover, pace, throughput. Pure.
 
-Every node computes the same plan for all of them and does its own part of it. Leases that are only
-claimed do not count as cover: who claims takes part in the plan, again and again, until what it is
-given stays the same. So all who see the same agree, and whoever saw less puts it right.
-
-Sources: the lexicographic minimum of throughputs and the move with hysteresis are of Petals
-(Borzunov et al., 2023); blocks are shared out by the min-max partition.
+Nobody leads: every node computes the same plan (plan.py) from what it sees and does its own part.
+Source of the weakest window: Petals (Borzunov et al., 2023).
 """
 
 import functools
 import hashlib
 import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -20,13 +15,11 @@ import msgspec
 from msgspec import Meta
 
 from protocols.sharding.manifest import Layer
-from protocols.sharding.sharing import Blocks, Shape, Worker, fits, runs, share
+from protocols.sharding.sharing import Blocks, Shape, Worker, fits
 from wire.ids import PeerId
 
 COVERING = ("fetching", "loading", "ready")  # states of who has decided for a span
 CLAIMED, DRAINING = "claimed", "draining"
-STALE_S = 15.0  # a claim that is older will come to nothing: three times what one takes
-SILENT_S = 6.0  # a gap that is older: who has claimed nothing since does not see it, or will not
 HOT = 0.8  # load over which a block asks for one more node, after
 HOT_S = 30.0
 IDLE = 0.1  # load under which a spare node is let go, after
@@ -106,131 +99,10 @@ class View:
     heard: frozenset[PeerId] = frozenset()
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What this node should do: claim a span, give up those that begin at `leave`. `agreed`: all
-    others claim just what falls to them in our eyes.
-    """
-
-    claim: Blocks | None = None
-    leave: tuple[int, ...] = ()
-    agreed: bool = False
-
-
 @functools.lru_cache(maxsize=4096)
 def rank(model: str, peer: PeerId) -> bytes:
     """Return a node's place in the order of a model: the same for everybody, random for each."""
     return hashlib.sha256(f"{model}\0{peer}".encode()).digest()
-
-
-def plan(view: View) -> Plan:
-    """Return what this node should do now."""
-    mine = [lease for lease in view.leases if lease.peer == view.me and lease.covers]
-    wish = view.wish
-    if wish is not None and wish.end:
-        return _as_told((wish.start, min(wish.end, view.shape.blocks)), mine)
-    given = _Simulation(view).run()
-    claims = {x.peer: (x.start, x.end) for x in view.leases if x.state == CLAIMED}
-    others = {peer: blocks for peer, blocks in given.items() if peer != view.me}
-    claims.pop(view.me, None)
-    return Plan(given.get(view.me), surplus(view), agreed=others == claims)
-
-
-def _as_told(blocks: Blocks, mine: list[Lease]) -> Plan:
-    """Hold just these blocks. What begins at the same block goes first: a lease is named by it."""
-    has_it = any((lease.start, lease.end) == blocks for lease in mine)
-    if has_it:
-        return Plan(None, tuple(x.start for x in mine if (x.start, x.end) != blocks))
-    in_the_way = tuple(lease.start for lease in mine if lease.start == blocks[0])
-    return Plan(None if in_the_way else blocks, in_the_way)
-
-
-class _Simulation:
-    """What everybody would do, given what we see."""
-
-    def __init__(self, view: View) -> None:
-        self._view = view
-        self._order = functools.partial(rank, view.shape.model)
-        workers = workers_of(view)
-        holding = {lease.peer for lease in view.leases if lease.state != CLAIMED}
-        unable = _unable(view)
-        able = [worker for worker in workers if worker.peer not in unable]
-        self._free = [worker for worker in able if worker.peer not in holding]
-        self._spare = [worker for worker in able if worker.peer in holding and worker.spans]
-        self._given: dict[PeerId, Blocks] = {}
-
-    def run(self) -> dict[PeerId, Blocks]:
-        """Return what each node would claim."""
-        view = self._view
-        gaps = runs([not count for count in cover(view)])
-        if gaps:
-            self._fill(gaps)
-        else:
-            self._share(self._thin(), self._free, limit=view.nodes)
-        mine = [worker for worker in self._free if worker.peer == view.me]
-        if mine and view.wish is not None and not view.wish.end:  # told to host, whatever it is
-            window = least_window(view, mine[0])
-            if window is not None and not gaps:
-                self._given.setdefault(view.me, window)
-        return self._given
-
-    def _fill(self, gaps: list[Blocks]) -> None:
-        """Share out blocks that nobody has: to the free, then to who has room beside its span."""
-        view = self._view
-        free, spare = self._free, self._spare
-        if view.gap_s > SILENT_S:
-            heard = view.heard | {view.me}
-            free = [worker for worker in free if worker.peer in heard]
-            spare = [worker for worker in spare if worker.peer in heard]
-        limit = max(0, view.nodes - len(spare)) if view.nodes else len(free)
-        gaps = self._share(gaps, free, limit=limit) if limit else gaps
-        gaps = self._share(gaps, spare, limit=0)
-        self._share(gaps, free, limit=0)  # better over more nodes than was asked than not at all
-
-    def _share(self, gaps: list[Blocks], workers: list[Worker], *, limit: int) -> list[Blocks]:
-        """Give to each its part; return what is left over."""
-        if not gaps:
-            return []
-        open_ = [worker for worker in workers if worker.peer not in self._given]
-        open_.sort(key=lambda worker: self._order(worker.peer))
-        within = [self._between(gap, open_) for gap in gaps]
-        given = share(self._view.shape, gaps, open_, limit=limit, within=within)
-        self._given.update(given)
-        missing = [False] * self._view.shape.blocks
-        for start, end in gaps:
-            missing[start:end] = [True] * (end - start)
-        for start, end in given.values():
-            missing[start:end] = [False] * (end - start)
-        return runs(missing)
-
-    def _between(self, gap: Blocks, workers: list[Worker]) -> tuple[int, int]:
-        """Return which workers [first, last) lie, in order, between the holders around a gap."""
-        places = [self._order(worker.peer) for worker in workers]
-        covering = [lease for lease in self._view.leases if lease.covers]
-        before = max((self._order(x.peer) for x in covering if x.end == gap[0]), default=b"")
-        after = min((self._order(x.peer) for x in covering if x.start == gap[1]), default=None)
-        first = bisect_right(places, before)
-        return first, len(places) if after is None else max(first, bisect_left(places, after))
-
-    def _thin(self) -> list[Blocks]:
-        """Return the blocks that should be on more nodes: all of theirs are busy, or too few.
-
-        A second span that a node took in need counts as none: a free node relieves it.
-        """
-        view = self._view
-        second = _second_spans(view.leases)
-        lasting = cover(view, without=second)
-        cool = [0] * view.shape.blocks
-        counts = cover(view)
-        for lease in view.leases:
-            if lease.covers and lease.hot_s < HOT_S:
-                for block in range(lease.start, lease.end):
-                    cool[block] += 1
-        wanted = [
-            min(REPLICAS_MAX, max(view.replicas, 1 if cool[block] else counts[block] + 1))
-            for block in range(view.shape.blocks)
-        ]
-        return runs([have < want for have, want in zip(lasting, wanted, strict=True)])
 
 
 def cover(view: View, *, without: frozenset[tuple[PeerId, int]] = frozenset()) -> list[int]:
@@ -290,17 +162,7 @@ def _rounded(pace: float, median: float) -> float:
     return 1.0 if 1 / EVEN <= ratio <= EVEN else 2 ** (round(8 * math.log2(ratio)) / 8)
 
 
-def _unable(view: View) -> set[PeerId]:
-    """Return who cannot take more: it failed, refused, leaves, or claims and claims."""
-    return {
-        lease.peer
-        for lease in view.leases
-        if lease.state in ("failed", "refused", DRAINING)
-        or (lease.state == CLAIMED and lease.age_s > STALE_S and lease.peer != view.me)
-    }
-
-
-def _second_spans(leases: Sequence[Lease]) -> frozenset[tuple[PeerId, int]]:
+def second_spans(leases: Sequence[Lease]) -> frozenset[tuple[PeerId, int]]:
     """Return the spans, by (peer, start), that nodes hold beside an older one of theirs."""
     oldest: dict[PeerId, Lease] = {}
     for lease in leases:
@@ -359,7 +221,7 @@ def surplus(view: View) -> tuple[int, ...]:
     """
     if view.wish is not None:
         return ()
-    second = _second_spans(view.leases)
+    second = second_spans(view.leases)
     ready = [lease for lease in view.leases if lease.state == "ready" and lease.peer != view.me]
     first = [lease for lease in ready if (lease.peer, lease.start) not in second]
     ours = rank(view.shape.model, view.me)

@@ -17,13 +17,12 @@ from protocols.sharding.placement import (
     IDLE,
     Host,
     Lease,
-    Plan,
     View,
     Wish,
     can_leave,
     cover,
-    plan,
 )
+from protocols.sharding.plan import Plan, plan
 from protocols.sharding.records import StageRecord
 from protocols.sharding.sharing import Blocks, Shape
 from wire.ids import PeerId

@@ -54,7 +54,7 @@ log = structlog.get_logger(__name__)
 class Ring:
     """The stages of one session. Start it in a nursery that ends with the session.
 
-    `opening` makes the request that opens a stage.
+    `reusable`: rows of the prompt that stages may have. `opening` makes the request that opens one.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Ring:
         session: bytes,
         rows_max: int,
         *,
+        reusable: int,
         opening: Callable[[OpenStage], Open],
     ) -> None:
         self.chain = chain
@@ -71,12 +72,12 @@ class Ring:
         self.history = History(ID_BYTES, rows_max)
         self._feeder = Feeder(stages.calls, session, self.history, on_broken=self._feed_broken)
         self._stages, self._session, self._opening = stages, session, opening
+        self._reusable = reusable
         self._nursery: trio.Nursery | None = None
         self._inlet: Inlet | None = None
         self._error: ShoalError | None = None
         self._changed = trio.Event()  # picks came, the chain changed, or all is over
         self._sooner = trio.Event()  # the chain's deadline may have come nearer
-        self._closing = False
         self._number = FIRST_NUMBER - 1  # of the last step
         self._wanted = 0  # its picks
         self._picks: Picks | None = None
@@ -151,8 +152,6 @@ class Ring:
 
     def _apply(self, effects: list[Effect]) -> None:
         """Do what the chain says, without waiting."""
-        if self._closing:
-            return
         for effect in effects:
             match effect:
                 case OpenStage(number=number, hop=hop):
@@ -184,12 +183,15 @@ class Ring:
 
     async def end(self, keys: list[bytes], timeout_s: float) -> list[Receipt | None]:
         """End all sessions; return the receipts of the stages in use, in their order."""
-        self._closing = True
+        self.chain.close()
         stages = [self.held[number] for number, _ in self.chain.hops]
         with trio.move_on_after(timeout_s) as scope:
             scope.shield = True
             for stage in stages:
-                stage.tell(End(keys))
+                if stage.is_called:
+                    stage.tell(End(keys))
+                else:
+                    stage.drop()
             for stage in stages:
                 await stage.over.wait()
         for stage in self.held.values():
@@ -201,6 +203,9 @@ class Ring:
     def on_opened(self, number: int, opened: Opened) -> None:
         """The session is open there."""
         now, position, truncates = trio.current_time(), opened.position, opened.truncates
+        if position > max(self._reusable, self.history.position):
+            self.on_lost(number, Loss.FAILED, f"it has rows before {position}: nobody has", None)
+            return
         self._apply(self.chain.opened(number, position, truncates=truncates, now=now))
         self._changed.set()
 

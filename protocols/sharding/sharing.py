@@ -93,21 +93,17 @@ def share(
     gaps: Sequence[Blocks],
     workers: Sequence[Worker],
     *,
-    limit: int = 0,
     within: Sequence[tuple[int, int]] = (),
 ) -> dict[PeerId, Blocks]:
     """Share out `gaps` so that the slowest part takes as little time as can be.
 
-    workers: in the order in which they are to lie; `limit` is how many of them at most (0: all):
-    the fastest that have enough room together, else the roomiest. `within`: for each gap, the
-    workers [first, last) that lie between those who hold what is around it. If these do (nearly) as
-    well they take it: so nobody's part changes when another one's is settled.
+    workers: in the order in which they are to lie. `within`: for each gap, the workers
+    [first, last) that lie between those who hold what is around it. If these do (nearly) as well
+    they take it: so nobody's part changes when another one's is settled.
     Where the room does not suffice, blocks at the end are left over; where there are more nodes
     than needed, nodes.
     Cost: O(nodes * log(nodes * blocks)) beside sorting nodes * blocks times.
     """
-    if limit and limit < len(workers):
-        workers, within = _best(shape, gaps, workers, limit), ()
     found = _among_all(shape, gaps, workers)
     if len(within) != len(gaps):
         return found
@@ -150,11 +146,17 @@ def _longest_s(parts: dict[PeerId, Blocks], workers: Sequence[Worker]) -> float:
     return max(times, default=math.inf)
 
 
-def _best(
+def best(
     shape: Shape, gaps: Sequence[Blocks], workers: Sequence[Worker], limit: int
 ) -> list[Worker]:
+    """Choose at most `limit` nodes: the fastest if they have room for all gaps, else the roomiest.
+
+    They stay in their order.
+    """
+    if limit >= len(workers):
+        return list(workers)
     total = sum(end - start for start, end in gaps)
-    fast = sorted(workers, key=lambda worker: worker.block_s)[:limit]
+    fast = sorted(workers, key=lambda worker: worker.busy_s + worker.block_s)[:limit]
     roomy = sorted(workers, key=lambda worker: -worker.room_bytes)[:limit]
     for chosen in (fast, roomy):
         inside = [worker for worker in workers if worker in chosen]

@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.initialization import no_init_weights
 
 from protocols.sharding.caches import StageCache
 from protocols.sharding.manifest import BLOCK, CONFIG, EMBED, HEAD, SHARED, part_name
@@ -41,14 +43,16 @@ class Result:
 class Stage:
     """Layers [start, end) of a model, all of it or what `load_stage` made of it."""
 
-    def __init__(self, model: nn.Module, start: int, end: int) -> None:
+    def __init__(self, model: Any, start: int, end: int) -> None:
         layers = layer_list(model)
         assert 0 <= start < end <= len(layers)
-        self.model: Any = model
-        self.config: Any = model.config
+        self.model = model
+        self.config = model.config
         text: Any = self.config.get_text_config(decoder=True)
         self.hidden_size, self.vocab_size = int(text.hidden_size), int(text.vocab_size)
         self.start, self.end, self.n_layers = start, end, len(layers)
+        of_modules = [getattr(module, "config", None) for module in model.modules()]
+        self.configs: list[Any] = list({id(one): one for one in of_modules if one}.values())
         self._active = _Active()
         for index, layer in enumerate(layers):
             if not start <= index < end:
@@ -60,6 +64,7 @@ class Stage:
         accepted = inspect.signature(model.forward).parameters
         self._keeps_logits = "logits_to_keep" in accepted
         self._takes_positions = "position_ids" in accepted
+        self._past = "cache_params" if "cache_params" in accepted else "past_key_values"
 
     def new_cache(self, start: int | None = None, end: int | None = None) -> StageCache:
         """Return the empty cache of a session that uses layers [start, end) (all of the span)."""
@@ -88,7 +93,9 @@ class Stage:
         self, inputs: Tensor, past: Any, positions: Tensor, *, span: tuple[int, int], logits: int
     ) -> Result:
         """Run layers `span` over inputs at `positions` [batch, n], with a transformers cache."""
-        options: dict[str, Any] = {"position_ids": positions} if self._takes_positions else {}
+        options: dict[str, Any] = {self._past: past, "use_cache": True}
+        if self._takes_positions:
+            options["position_ids"] = positions
         if self._keeps_logits and logits:
             options["logits_to_keep"] = logits
         inputs = inputs.to(self.device)
@@ -101,7 +108,7 @@ class Stage:
         active.leaves = not logits or span[1] < self.n_layers
         found = None
         try:
-            output = self.model(past_key_values=past, use_cache=True, **options)
+            output = self.model(**options)
             found = output.logits[:, -logits:].float()
         except _Reached:
             pass
@@ -121,13 +128,13 @@ def load_stage(
     refuse_programs(folder)
     config = AutoConfig.from_pretrained(folder / CONFIG, trust_remote_code=False)
     build: Any = AutoModelForCausalLM.from_config
-    with torch.device("meta"):
+    with _Unallocated(), no_init_weights():
         model = build(config, dtype=DTYPES[dtype], trust_remote_code=False)
     model.eval()
     layers = layer_list(model)
     for index in (*range(start), *range(end, len(layers))):
         layers[index] = _Passing(layers[index])
-    _recompute_buffers(model)
+    _finish_skeleton(model)
     for name in _parts(start, end, len(layers)):
         _load_part(model, folder / name, DTYPES[dtype], device, tables=end < len(layers))
     _check_and_fill(model, start, end, DTYPES[dtype], device)
@@ -216,16 +223,31 @@ class _Echo(Tensor):
         return iter((self, None))
 
 
-def _recompute_buffers(model: Any) -> None:
-    """Make the buffers that no file holds (rotary frequencies) as from_pretrained would.
+class _Unallocated(TorchFunctionMode):
+    """Parameters are made on the meta device, buffers (rotary frequencies) as they are.
 
-    Parameters are on the meta device still, so initialising them costs nothing.
+    torch.device("meta") would do for both, but its arithmetic needs sympy: 35 MB in each worker.
     """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Do as told, but with torch.empty."""
+        if func is torch.empty:
+            kwargs = {**(kwargs or {}), "device": "meta"}
+        return func(*args, **(kwargs or {}))
+
+
+def _finish_skeleton(model: Any) -> None:
+    """Forget parameters that were made after all; make the buffers as from_pretrained would."""
     for module in model.modules():
         module.__dict__.pop("_is_hf_initialized", None)
+        for name, value in list(module.named_parameters(recurse=False)):
+            empty: Any = torch.empty(value.shape, dtype=value.dtype, device="meta")
+            empty = nn.Parameter(empty, requires_grad=False)
+            empty._is_hf_initialized = True  # so the initialisation below passes it over
+            setattr(module, name, empty)
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.is_meta:
-                setattr(module, name, torch.zeros_like(buffer, device="cpu"))
+                setattr(module, name, torch.zeros(buffer.shape, dtype=buffer.dtype))
     model.initialize_weights()
 
 

@@ -7,15 +7,13 @@ and one long one, so that prompts and answers do not wait for each other. Needs 
 """
 
 import argparse
-import ctypes
-import gc
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-if __name__ == "__main__":  # before transformers is imported, below
-    from protocols.sharding import lean
+from protocols.sharding import lean
 
+if __name__ == "__main__":  # before transformers is imported, below
     lean.install()
 
 import msgspec
@@ -291,13 +289,6 @@ def _told(error: Exception) -> Exception:
     return error
 
 
-def _trim() -> None:
-    """Give back what loading took: of the memory that is kept, each page is used."""
-    gc.collect()
-    gc.freeze()  # nothing that is there now is ever garbage: later collections are short
-    ctypes.CDLL(None).malloc_trim(0)
-
-
 def main() -> None:
     """Load the span, then serve the daemon."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -324,7 +315,7 @@ def main() -> None:
         token_bytes=ready.token_bytes,
         cache_bytes=options.cache_bytes,
     )
-    _trim()
+    lean.trim()
     daemon.answer_at_once(worker_ask_decoder, worker.answer_at_once)
     daemon.send(0, msgspec.structs.replace(ready, resident_bytes=child.resident_bytes()))
     while True:

@@ -5,10 +5,11 @@ import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 
-from protocols.sharding.placement import Host, Wish
+from protocols.sharding.placement import COVERING, Host, Wish
 from protocols.sharding.placer import LOOK_S, Begin, Claim, Leave, Placer, Sight, Withdraw
 from protocols.sharding.records import StageRecord
 from protocols.sharding.sharing import Shape
@@ -16,7 +17,7 @@ from wire.ids import PeerId
 
 DOWN_S = 3.0  # until a dead node is seen to be dead
 DELAY_MAX_S = 2.0  # until a write is everywhere
-QUIET_S = 0.5  # between two looks of a node, at least
+QUIET_S = 1.0  # between two looks of a node, at least
 FETCH_S, LOAD_S, DRAIN_S = 3.0, 2.0, 2.0
 MODEL = "ab" * 32
 
@@ -83,8 +84,8 @@ class World:
             if other is node or not other.alive:
                 continue
             delay_s = 0.0 if knows else self.rng.uniform(0, DELAY_MAX_S)
-            self.at(delay_s, lambda other=other: other.hosts.add(peer))
-            self.at(delay_s, lambda other=other: self._meet(node, other))
+            self.at(delay_s, partial(other.hosts.add, peer))
+            self.at(delay_s, partial(self._meet, node, other))
         self.at(self.rng.uniform(0, LOOK_S), lambda: self._look_often(node))
         return node
 
@@ -97,7 +98,7 @@ class World:
         """A node dies; the others see it `DOWN_S` later."""
         node.alive = False
         for other in self.nodes.values():
-            self.at(DOWN_S, lambda other=other: self._forget(other, node.peer))
+            self.at(DOWN_S, partial(self._forget, other, node.peer))
 
     def _forget(self, node: Node, peer: PeerId) -> None:
         node.hosts.discard(peer)
@@ -113,6 +114,10 @@ class World:
                         counts[block] += 1
         return counts
 
+    def is_covered(self) -> bool:
+        """Whether each block has a living node that has decided for it."""
+        return all(self.cover(COVERING))
+
     def rates(self) -> list[float]:
         """The true throughput of each block, in sessions' steps per second."""
         found = [0.0] * self.shape.blocks
@@ -126,8 +131,9 @@ class World:
 
     def spans(self) -> list[tuple[str, int, int]]:
         """What every living node holds, by block."""
-        held = [(r.start, r.end, n.peer) for n in self.nodes.values() if n.alive for r in
-                n.own.values() if r.state == "ready"]  # fmt: skip
+        alive = [node for node in self.nodes.values() if node.alive]
+        own = [(node, record) for node in alive for record in node.own.values()]
+        held = [(r.start, r.end, node.peer) for node, r in own if r.state == "ready"]
         return [(peer, start, end) for start, end, peer in sorted(held)]
 
     # --- one node ----------------------------------------------------------------------------
@@ -171,7 +177,7 @@ class World:
                     self._withdraw(node)
                     self.begun += 1
                     self._say(node, start, end, "fetching")
-                    self.at(FETCH_S, lambda s=start, i=instead_of: self._fetched(node, s, i))
+                    self.at(FETCH_S, partial(self._fetched, node, start, instead_of))
                 case Leave(start):
                     self._leave(node, start)
 
@@ -233,4 +239,4 @@ class World:
 
         for other in self.nodes.values():
             if other is not node:
-                self.at(self.rng.uniform(0.05, DELAY_MAX_S), lambda other=other: arrive(other))
+                self.at(self.rng.uniform(0.05, DELAY_MAX_S), partial(arrive, other))

@@ -12,7 +12,6 @@ import trio
 
 from node.model_workers import open_worker
 from protocols.sharding.generate import EntryServices, Finished, PrefixKeys, Shape, open_generation
-from protocols.sharding.manifest import Manifest
 from protocols.sharding.route import Candidate
 from protocols.sharding.service import StageService
 from protocols.sharding.spans import StageInfo
@@ -66,7 +65,7 @@ async def test_a_worker_that_is_killed_in_the_middle_of_an_answer_is_not_missed(
     nursery: trio.Nursery, tmp_path: Path
 ) -> None:
     model = save_model(tmp_path / "hf")
-    manifest: Manifest = split(tmp_path / "hf", tmp_path / "parts")
+    manifest = split(tmp_path / "hf", tmp_path / "parts")
     net = Net(nursery, latency_s=0.001)
     services: dict[str, StageService] = {}
     finished = list[Finished]()

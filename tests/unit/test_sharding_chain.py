@@ -255,6 +255,21 @@ def test_a_stage_that_forgot_what_is_lacked_is_ended_and_opened_anew() -> None:
     assert made.replaced == 1
 
 
+def test_who_ends_a_session_unasked_is_lost_like_another() -> None:
+    made = chain(x=(2, 4))
+    effects = made.lost(2, Loss.ENDED, "a receipt", 1.0)
+    assert [effect.hop.peer for effect in effects if isinstance(effect, OpenStage)] == [X]
+
+
+def test_patience_is_with_each_gap_and_not_with_a_long_replay() -> None:
+    made = chain(x=(2, 4), y=(0, 2))
+    made.lost(2, Loss.FAILED, "gone", 1.0)
+    made.opened(4, 0, truncates=True, now=1.1)
+    late = 1.1 + 2 * PATIENCE_S  # it computes all that time
+    effects = made.lost(1, Loss.FAILED, "gone", late)
+    assert [effect.hop.peer for effect in effects if isinstance(effect, OpenStage)] == [Y]
+
+
 def test_feeds_are_opened_anew_when_nothing_comes_out() -> None:
     made = chain()
     assert made.stalled(1.0) == [RewireStage(3, B, HOME)]

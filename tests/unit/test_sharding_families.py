@@ -1,0 +1,222 @@
+"""Sharded, every family of models computes what it does unsharded, bit for bit."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from protocols.sharding.batch import can_batch, forward_together
+from protocols.sharding.caches import StageCache
+from protocols.sharding.manifest import BLOCK, EMBED, HEAD, SHARED, part_name
+from protocols.sharding.split import split
+from protocols.sharding.stage import Stage, load_stage
+from tests.unit.sharding_models import (
+    FAMILIES,
+    LAYERS,
+    PROMPT,
+    RECURRENT,
+    cuts,
+    make_model,
+    prefill_and_decode,
+    save_model,
+)
+from wire.errors import NotFound
+
+# Their attention, or what they cache, is of their own making: steps are computed one by one.
+ALONE = (*RECURRENT, "bloom", "falcon", "codegen", "gptj", "deepseek_v3")
+
+
+def test_all_families_of_the_facts_are_here() -> None:
+    assert len(FAMILIES) == 27
+
+
+def through(chain: list[tuple[Stage, StageCache]], ids: list[int]) -> Tensor:
+    """Run one step through a chain; return the logits of the last row."""
+    value = torch.tensor([ids])
+    for stage, cache in chain:
+        result = stage.forward(value, cache, logits=int(cache.end == stage.n_layers))
+        value = result.hidden
+    assert result.logits is not None
+    return result.logits[:, -1]
+
+
+def is_equal(chain: list[tuple[Stage, StageCache]], expected: list[Tensor]) -> bool:
+    """Whether a chain says what the whole model said, when it is fed its greedy tokens."""
+    ids = PROMPT
+    for logits in expected:
+        if not torch.equal(through(chain, ids), logits):
+            return False
+        ids = [int(logits.argmax())]
+    return True
+
+
+def of_one(stage: Stage, spans: list[tuple[int, int]]) -> list[tuple[Stage, StageCache]]:
+    """Return a chain whose sessions use a part each of one loaded span."""
+    return [(stage, stage.new_cache(*span)) for span in spans]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stages_are_bit_exact(family: str) -> None:
+    model = make_model(family)
+    expected = prefill_and_decode(model)
+    stage = Stage(model, 0, LAYERS)
+    for count in range(1, LAYERS + 1):
+        assert is_equal(of_one(stage, cuts(count)), expected), f"{count} stages"
+    assert is_equal(of_one(stage, [(0, 1), (1, 5), (5, 6)]), expected)
+    assert can_batch(stage) == (family not in ALONE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stages_loaded_from_parts_are_bit_exact_also_from_their_middle(
+    family: str, tmp_path: Path
+) -> None:
+    expected = prefill_and_decode(save_model(tmp_path / "model", family))
+    split(tmp_path / "model", tmp_path / "parts")
+    first, middle, last = (
+        load_stage(tmp_path / "parts", *span) for span in ((0, 3), (1, 5), (4, 6))
+    )
+    uses = ((first, 0, 2), (middle, 2, 4), (last, 4, 6))
+    assert is_equal([(stage, stage.new_cache(a, b)) for stage, a, b in uses], expected)
+    uses = ((first, 0, 3), (middle, 3, 5), (last, 5, 6))
+    assert is_equal([(stage, stage.new_cache(a, b)) for stage, a, b in uses], expected)
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in RECURRENT])
+def test_a_cache_goes_back_and_forks_without_a_trace(family: str) -> None:
+    model = make_model(family)
+    expected = prefill_and_decode(model)
+    tokens = [int(logits.argmax()) for logits in expected]
+    chain = of_one(Stage(model, 0, LAYERS), cuts(2))
+    through(chain, PROMPT)
+    through(chain, [tokens[0], 7, 8, 9, 10, 11, 12])  # a draft of which the first row is right
+    place = len(PROMPT) + 1
+    for _, cache in chain:
+        cache.truncate(place)
+    forked = [(stage, cache.fork(place)) for stage, cache in chain]
+    shorter = [(stage, cache.fork(len(PROMPT))) for stage, cache in chain]
+    # What follows is computed in other steps than before, but from there on in the same ones.
+    found = [through(chain, [token]) for token in tokens[1:]]
+    assert all(map(torch.equal, found, [through(forked, [token]) for token in tokens[1:]]))
+    assert all(map(torch.equal, expected[1:], [through(shorter, [token]) for token in tokens[:-1]]))
+    torch.testing.assert_close(found[:-1], expected[2:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", RECURRENT)
+def test_a_recurrent_state_says_that_it_does_not_go_back(family: str) -> None:
+    stage = Stage(make_model(family), 0, LAYERS)
+    chain = of_one(stage, cuts(1))
+    first = through(chain, PROMPT)
+    cache = chain[0][1]
+    assert not cache.truncates
+    for move in (cache.truncate, cache.fork):
+        with pytest.raises(NotFound, match="recurrent"):
+            move(3)
+    copied = [(stage, cache.fork(len(PROMPT)))]
+    assert torch.equal(through(copied, [5]), through(chain, [5]))
+    cache.truncate(0)
+    assert torch.equal(through(chain, PROMPT), first)
+
+
+def test_the_comparison_sees_a_small_change_and_a_wrong_position() -> None:
+    model = make_model("llama")
+    expected = prefill_and_decode(model)
+    stage = Stage(model, 0, LAYERS)
+    ids, past = torch.tensor([PROMPT]), stage.new_cache().layers
+    places = torch.arange(len(PROMPT)).unsqueeze(0)
+    for shift, same in ((0, True), (1, False)):
+        found = stage.run(ids, past, places + shift, span=(0, LAYERS), logits=1).logits
+        past = stage.new_cache().layers
+        assert found is not None
+        assert torch.equal(found[:, -1], expected[0]) == same
+    with torch.no_grad():
+        next(model.model.layers[2].parameters()).mul_(1.001)
+    assert not is_equal(of_one(stage, cuts(2)), expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
+def test_rows_of_several_sessions_together_are_those_of_each(family: str) -> None:
+    stage = Stage(make_model(family), 0, LAYERS)
+    alone = [stage.new_cache(0, 4) for _ in range(4)]
+    for index, cache in enumerate(alone):
+        stage.forward(torch.tensor([PROMPT[: 3 * index + 1]]), cache)
+    together = [cache.fork(cache.position) for cache in alone]
+    for ids in ([1, 2, 3, 4], [50, 60, 70, 80]):
+        expected = [
+            stage.forward(torch.tensor([[token]]), cache).hidden
+            for token, cache in zip(ids, alone, strict=True)
+        ]
+        found = forward_together(stage, torch.tensor(ids).view(4, 1), together, logits=False)
+        torch.testing.assert_close(found.hidden, torch.cat(expected), rtol=1e-4, atol=1e-5)
+    assert [cache.position for cache in together] == [3, 6, 9, 12]
+    for cache in together:  # and back again, alone
+        cache.truncate(cache.position - 1)
+        stage.forward(torch.tensor([[5]]), cache)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_that_of_the_unsharded_model(dtype: str, tmp_path: Path) -> None:
+    save_model(tmp_path / "model")
+    kind = getattr(torch, dtype)
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=kind)
+    expected = [logits.float() for logits in prefill_and_decode(whole)]
+    split(tmp_path / "model", tmp_path / "parts")
+    stages = [load_stage(tmp_path / "parts", *span, dtype=dtype) for span in cuts(3)]
+    chain = [(stage, stage.new_cache()) for stage in stages]
+    assert is_equal(chain, expected)
+    rows = stages[0].forward(torch.tensor([PROMPT]), stages[0].new_cache()).hidden
+    assert rows.dtype == kind
+
+
+def test_a_stage_reads_and_holds_its_own_parts_only(tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model")
+    split(tmp_path / "model", tmp_path / "parts")
+    for role in (EMBED, HEAD, SHARED):
+        (tmp_path / "parts" / part_name(role)).unlink()
+    for block in (0, 3):
+        (tmp_path / "parts" / part_name(BLOCK, block)).unlink()
+    stage = load_stage(tmp_path / "parts", 1, 3)
+    own = sum(p.nbytes for layer in model.model.layers[1:3] for p in layer.parameters())
+    outside = len(list(stage.model.parameters())) - 2 * 9
+    assert held_bytes(stage) == own + 4 * outside
+    with pytest.raises(FileNotFoundError):
+        load_stage(tmp_path / "parts", 0, 1)
+
+
+def held_bytes(stage: Stage) -> int:
+    storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes()
+                for p in stage.model.parameters()}  # fmt: skip
+    return sum(storages.values())
+
+
+def test_a_tied_table_is_held_once_and_by_the_first_stage_not_copied_at_all(tmp_path: Path) -> None:
+    model: Any = save_model(tmp_path / "model", "llama", tie_word_embeddings=True)
+    split(tmp_path / "model", tmp_path / "parts")
+    first, last = (load_stage(tmp_path / "parts", *span) for span in ((0, 3), (3, 6)))
+    assert last.model.lm_head.weight.data_ptr() == last.model.model.embed_tokens.weight.data_ptr()
+    table = first.model.model.embed_tokens.weight
+    assert torch.equal(table, model.lm_head.weight)
+    mapped = [line.split("-")[0] for line in Path("/proc/self/maps").read_text().splitlines()
+              if line.endswith(part_name(SHARED))]  # fmt: skip
+    starts = [int(start, 16) for start in mapped]
+    assert any(0 <= table.data_ptr() - start < table.nbytes + (1 << 16) for start in starts)
+
+
+def test_a_part_with_a_tensor_too_few_is_refused(tmp_path: Path) -> None:
+    save_model(tmp_path / "model")
+    split(tmp_path / "model", tmp_path / "parts")
+    names = [part_name(BLOCK, index) for index in range(2)]
+    spare = (tmp_path / "parts" / names[0]).read_bytes()
+    (tmp_path / "parts" / names[1]).write_bytes(spare)
+    with pytest.raises(ValueError, match="layer 1 lacks"):
+        load_stage(tmp_path / "parts", 0, 2)
+
+
+def test_a_stage_in_memory_is_independent_of_others(tmp_path: Path) -> None:
+    model = make_model("llama")
+    stage, other = Stage(copy.deepcopy(model), 0, 3), Stage(copy.deepcopy(model), 3, LAYERS)
+    chain = [(stage, stage.new_cache()), (other, other.new_cache())]
+    assert is_equal(chain, prefill_and_decode(model))
