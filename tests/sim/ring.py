@@ -3,6 +3,7 @@
 It does what docs/protocols/sharding.md says of an entry, and nothing by itself: tests say when.
 """
 
+import itertools
 import secrets
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -92,19 +93,21 @@ class Control:
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Hold the stream until it ends, or `scope` is cancelled."""
+        is_open = False
         try:
             with self.scope:
                 async with service.calls.stream(self.peer, SESSION, timeout_s=5) as self.call:
                     await self.call.send(self.opening)
                     self.said.append(await self.call.receive())
                     task_status.started()
+                    is_open = True
                     async for message in self.call:
                         self.said.append(message)
                         self._heard.unpark_all()
         except ShoalError as error:
             self.error = error
         finally:
-            if not self.said:
+            if not is_open:
                 task_status.started()
             self.ended.set()
             self._heard.unpark_all()
@@ -236,7 +239,7 @@ class Ring:
             self.feeder.point(Place(self.route[0][0], 0))
         elif index == len(self.route):
             self.inlet.expect(self.route[-1][0])
-        else:
+        elif not self.controls[index].ended.is_set():
             opening = self.opening(index)
             await self.controls[index].call.send(Rewire(opening.previous, opening.next))
 
@@ -278,7 +281,7 @@ class Swarm:
         """Add the entry and a node for each span between cuts; return the route over them."""
         await self.add(ENTRY)
         route = list[tuple[PeerId, int, int]]()
-        for index, (start, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
+        for index, (start, end) in enumerate(itertools.pairwise(cuts)):
             node = await self.add(f"s{index}")
             node.host(self.nursery, start, end, n_layers=self.n_layers, tokens=tokens)
             route.append((node.peer, start, end))

@@ -3,14 +3,17 @@
 The store and the blobs are those of boards.py.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from node.config import ServeOptions
 from node.models import Models
 from tests.sim.boards import Board, SharedStore, Shelf
 from tests.sim.net import Net
 from wire.clock import SystemClock
-from wire.ids import PeerId
+from wire.ids import PeerId, Signer
+from wire.threads import Threads
 
 
 @dataclass
@@ -32,14 +35,15 @@ class ServingSwarm:
             store=SharedStore(self.board, peer),
             blobs=self.shelves[peer],
             rpc=self.net.rpc(peer),
+            signer=Signer(peer.encode().ljust(32)),
             members=lambda: list(self.members.values()),
             clock=SystemClock(),
-            offer=memory_gib > 0,
-            memory_gib=memory_gib,
+            options=ServeOptions(offer=memory_gib > 0, memory_gib=memory_gib),
+            rtt_s=lambda _: 2 * self.net.latency_s,
+            off_loop=Threads(),
         )
+        self.nodes[peer], self.members[peer] = models, ServingMember(self, peer)
         await self.net.nursery.start(models.run)
-        self.nodes[peer] = models
-        self.members[peer] = ServingMember(peer, models.offers())
         return models
 
 
@@ -47,6 +51,17 @@ class ServingSwarm:
 class ServingMember:
     """A member as membership shows it."""
 
+    swarm: ServingSwarm
     peer: PeerId
-    offers: dict[str, object]
-    alive: bool = True
+
+    @property
+    def alive(self) -> bool:
+        return self.swarm.net.host(self.peer).alive
+
+    @property
+    def connected(self) -> bool:
+        return self.alive
+
+    @property
+    def offers(self) -> Mapping[str, object]:
+        return self.swarm.nodes[self.peer].offers()

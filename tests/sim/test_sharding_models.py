@@ -3,22 +3,21 @@
 import os
 import signal
 from collections.abc import Callable
-from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 import torch
 import trio
 
-from node.model_answers import Options, Prompt
+from node.answering import Options
+from node.model_answers import Prompt
 from node.models import Models
-from shoal.models import Answer, ServeProgress, ServeRequest, Stage
+from shoal.models import Answer, ServeProgress, ServeRequest
 from tests.sim.net import Net
-from tests.sim.serving import ServingMember, ServingSwarm
+from tests.sim.serving import ServingSwarm
 from tests.unit.sharding_models import LAYERS, save_model
 from tests.unit.sharding_tokenizer import save_tokenizer
-from wire.errors import NotFound, ShoalError, UsageError
-from wire.ids import PeerId
+from wire.errors import NotFound, UsageError
 
 PATIENCE_S = 120.0  # seconds for anything here: four processes import torch on shared cores
 TEXT = "to be or not"
@@ -68,7 +67,7 @@ def expected_text(model: object, tokenizer: object, count: int) -> str:
 
 
 @pytest.mark.slow
-async def test_a_model_is_served_answers_survives_a_crash_and_goes(
+async def test_a_model_is_served_answers_through_a_crash_and_goes(
     nursery: trio.Nursery, tmp_path: Path
 ) -> None:
     model = save_model(tmp_path / "hf", vocab_size=256)
@@ -79,22 +78,20 @@ async def test_a_model_is_served_answers_survives_a_crash_and_goes(
     asker = await swarm.add(tmp_path, "asker", memory_gib=0.0)
 
     steps = await serve(first, tmp_path / "hf")
-    assert [step.state for step in steps[:3]] == ["splitting", "storing", "placing"]
     served = asker.view("tiny")
     assert steps[-1] == ServeProgress("ready", "tiny", served)
-    spans = [(stage.peer, stage.start, stage.end, stage.state) for stage in served.stages]
-    assert spans == [("first", 0, 2, "ready"), ("second", 2, LAYERS, "ready")]
+    spans = sorted((stage.start, stage.end, stage.state) for stage in served.stages)
+    assert spans == [(0, 2, "ready"), (2, LAYERS, "ready")]
+    assert {stage.peer for stage in served.stages} == {"first", "second"}
     assert asker.names() == second.names() == ["tiny"]
 
-    await wait_until(lambda: bool(worker_pids("first", "front")))  # nobody has asked yet
-    assert not worker_pids("second", "front")
-    text, end = await text_of(asker, Options(max_tokens=40))
-    assert text == expected_text(model, tokenizer, 40)
+    text, end = await text_of(asker, Options(max_tokens=100))
+    assert text == expected_text(model, tokenizer, 100)
     assert end.finish_reason == "length"
     assert end.usage is not None
-    assert (end.usage.prompt_tokens, end.usage.completion_tokens) == (len(TEXT), 40)
+    assert (end.usage.prompt_tokens, end.usage.completion_tokens) == (len(TEXT), 100)
     assert end.trace is not None
-    assert [hop.peer for hop in end.trace.route] == ["first", "second"]
+    assert {hop.peer for hop in end.trace.route} == {"first", "second"}
 
     stop = text[5:9]
     stopped, end = await text_of(first, Options(max_tokens=40, stop=[stop]))
@@ -104,35 +101,20 @@ async def test_a_model_is_served_answers_survives_a_crash_and_goes(
     with pytest.raises(NotFound, match="no model 'other'"):
         await asker.answer("other", Prompt(text=TEXT), Options())
 
+    # a worker is killed in the middle; whoever takes its blocks then, the text is the same
     answering = await asker.answer("tiny", Prompt(text=TEXT), Options(max_tokens=100))
     [pid] = worker_pids("second")
     os.kill(pid, signal.SIGKILL)
-    with pytest.raises(ShoalError, match="layers 2-4 on second are lost"):
-        _ = [piece async for piece in answering.read()]
-    await wait_until(lambda: worker_pids("second") not in ([], [pid]))
-    await wait_until(lambda: asker.view("tiny").ready)
-    assert (await text_of(asker, Options(max_tokens=40)))[0] == text
+    pieces = [piece async for piece in answering.read()]
+    assert "".join(piece.text for piece in pieces) == text
+    assert pieces[-1].trace is not None
+    assert pieces[-1].trace.replaced_hops == 1
 
+    await wait_until(lambda: asker.view("tiny").ready)
     await first.unserve("tiny")
     await wait_until(lambda: not worker_pids("first") and not worker_pids("second"))
-    assert asker.names() == []
-    await wait_until(lambda: not swarm.board.items)
-    await wait_until(lambda: not list(tmp_path.glob(f"*/models/{served.model}")))
+    await wait_until(lambda: asker.names() == [])
     await wait_until(lambda: not worker_pids("asker", "front"))
-    nursery.cancel_scope.cancel()
-
-
-async def test_folders_of_models_out_of_service_are_deleted_at_the_start(
-    nursery: trio.Nursery, tmp_path: Path
-) -> None:
-    models = tmp_path / "only" / "models"
-    left, logs = models / ("ab" * 32), models / "logs"
-    for folder in (left, logs):
-        folder.mkdir(parents=True)
-        (folder / "part").write_bytes(b"x")
-    await ServingSwarm(Net(nursery, latency_s=0.0)).add(tmp_path, "only", memory_gib=1.0)
-    await wait_until(lambda: not left.exists())
-    assert (logs / "part").exists()
     nursery.cancel_scope.cancel()
 
 
@@ -141,33 +123,11 @@ async def test_what_cannot_be_served_is_refused_with_a_reason(
 ) -> None:
     swarm = ServingSwarm(Net(nursery, latency_s=0.0))
     models = await swarm.add(tmp_path, "only", memory_gib=1.0)
-    for path, reason in ((str(tmp_path / "no"), "does not exist"), ("here", "not an absolute")):
+    for path, reason in ((str(tmp_path / "no"), "does not exist"), ("here", "neither an absolute")):
         with pytest.raises(UsageError, match=reason):
             _ = [step async for step in models.serve(ServeRequest(path, "tiny"))]
     with pytest.raises(UsageError, match="cannot be a model's name"):
         _ = [step async for step in models.serve(ServeRequest(str(tmp_path), "a/b"))]
     with pytest.raises(NotFound, match="0 are served: none"):
         await models.answer("", Prompt(text=TEXT), Options())
-    nursery.cancel_scope.cancel()
-
-
-async def test_a_node_refuses_more_than_it_offered(nursery: trio.Nursery, tmp_path: Path) -> None:
-    swarm = ServingSwarm(Net(nursery, latency_s=0.0))
-    save_model(tmp_path / "hf")
-    save_tokenizer(tmp_path / "hf")
-    rich = await swarm.add(tmp_path, "rich", memory_gib=1.0)
-    poor = await swarm.add(tmp_path, "poor", memory_gib=0.00001)
-    claimed = ServingMember(PeerId("poor"), {"serve": True, "memory_gib": 1.0})
-    swarm.members[PeerId("poor")] = claimed  # any member can write a placement that we never made
-    refused: list[Stage] = []
-    with trio.move_on_after(PATIENCE_S):
-        async with aclosing(rich.serve(ServeRequest(str(tmp_path / "hf"), "tiny"))) as steps:
-            async for step in steps:
-                stages = step.model.stages if step.model else []
-                refused = [stage for stage in stages if stage.state == "refused"]
-                if refused:
-                    break
-    assert [(stage.peer, "are offered here" in stage.note) for stage in refused] == [("poor", True)]
-    assert worker_pids("poor") == []
-    assert not poor.view("tiny").ready
     nursery.cancel_scope.cancel()
