@@ -1,6 +1,7 @@
 """The tokenizer's process: how tokens are spelled one by one, and what it refuses."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -19,10 +20,10 @@ def sentence_pieces() -> Front:
     vocabulary = {word: number for number, word in enumerate(words)}
     made = Tokenizer(models.BPE(vocabulary, [("▁", "a")], unk_token="<unk>", byte_fallback=True))
     made.pre_tokenizer = pre_tokenizers.Metaspace()
-    made.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )  # fmt: skip
-    return Front(PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>"))
+    steps = (decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse())
+    made.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
+    make: Any = PreTrainedTokenizerFast
+    return Front(make(tokenizer_object=made, eos_token="</s>"))
 
 
 def spell(front: Front, ids: list[int]) -> list[tuple[str, bytes]]:
