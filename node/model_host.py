@@ -136,6 +136,12 @@ class Hosting:
             for lease in [*self._claims.values(), *(span.lease for span in self._spans.values())]:
                 nursery.start_soon(lease.withdraw)
 
+    def leases(self, name: str, model: str) -> list[tuple[PeerId, StageRecord]]:
+        """Return what living nodes say of their spans: a lease may outlive its node."""
+        living = self._living.hosts(self._clock.now())
+        told = self._library.catalogue.leases(name, model)
+        return [(peer, lease) for peer, lease in told if peer == self._me or peer in living]
+
     def look_soon(self) -> None:
         """Something changed that the store does not tell: a wish."""
         self._news.set()

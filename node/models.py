@@ -118,7 +118,7 @@ class Models:
         return {
             name: record
             for name, record in records.items()
-            if record.hosted or self.library.catalogue.leases(name, record.model)
+            if record.hosted or self._hosting.leases(name, record.model)
         }
 
     # --- looking -------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ class Models:
         if record is None or manifest is None:
             return []
         return candidates(
-            self.library.catalogue.leases(name, record.model),
+            self._hosting.leases(name, record.model),
             layers=manifest.n_layers,
             entry=self.peer,
             rtt_s=self._rtt_s,
@@ -175,7 +175,7 @@ class Models:
         return record
 
     def _view(self, name: str, record: ModelRecord) -> shapes.Model:
-        leases = self.library.catalogue.leases(name, record.model)
+        leases = self._hosting.leases(name, record.model)
         return model_view(name, record, self.library.manifest_here(record), leases)
 
     # --- serving -------------------------------------------------------------------------------

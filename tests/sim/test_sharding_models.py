@@ -81,7 +81,7 @@ async def test_a_model_is_served_answers_through_a_crash_and_goes(
     served = asker.view("tiny")
     assert steps[-1] == ServeProgress("ready", "tiny", served)
     spans = sorted((stage.start, stage.end, stage.state) for stage in served.stages)
-    assert spans == [(0, 2, "ready"), (2, LAYERS, "ready")]
+    assert spans == [(0, LAYERS // 2, "ready"), (LAYERS // 2, LAYERS, "ready")]
     assert {stage.peer for stage in served.stages} == {"first", "second"}
     assert asker.names() == second.names() == ["tiny"]
 
