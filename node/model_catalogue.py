@@ -18,6 +18,7 @@ from wire.ports import Store
 
 MODELS_MAX = 512  # records that are looked at: any member can write them
 PROVIDERS_MAX = 8  # as a record has room for
+TAKEN_HINT = "--name gives it another name, `shoal model rm` frees this one"
 HAVING = ("loading", "ready", "draining")  # states in which a host has all parts of its span
 
 
@@ -67,18 +68,26 @@ class Catalogue:
         found = dict.fromkeys([*(PeerId(peer) for peer in named), *hosts])
         return [peer for peer in found if peer != self._peer]
 
-    async def publish(self, name: str, record: ModelRecord) -> ModelRecord:
-        """Write a new model's record; return what was written.
+    def taken(self, name: str, model: str) -> str:
+        """Return by whom a name is taken for another model; "" if it is not.
 
-        Who adds the same model again becomes one more provider. Raises UsageError if another model
-        has the name: nobody of us takes it away (the store itself lets the last writer win).
+        Nobody of us takes a name away (the store itself would let the last writer win).
         """
         before = self.find(name)
-        if before is not None and before.model != record.model:
-            item = self._store.get(NAMESPACE, manifest_key(name))
-            by = "this node" if item is None or item.author == self._peer else item.author
-            hint = "--name gives it another name, `shoal model rm` frees this one"
-            raise UsageError(f"the name {name} is taken by a model of {by}", hint=hint)
+        if before is None or before.model == model:
+            return ""
+        item = self._store.get(NAMESPACE, manifest_key(name))
+        by = "this node" if item is None or item.author == self._peer else item.author
+        return f"the name {name} is taken by a model of {by}"
+
+    async def publish(self, name: str, record: ModelRecord) -> ModelRecord:
+        """Write a new model's record; return what was written. Raises UsageError if it is taken.
+
+        Who adds the same model again becomes one more provider.
+        """
+        if taken := self.taken(name, record.model):
+            raise UsageError(taken, hint=TAKEN_HINT)
+        before = self.find(name)
         if before is not None:
             record = msgspec.structs.replace(
                 record if record.hosted else before,

@@ -214,6 +214,10 @@ class ModelFiles:
         if not await self.is_good(model, part):
             raise ShoalError("the disk does not keep what is written to it")
 
+    async def release(self, parts: list[Part]) -> None:
+        """Throw away the blobs of parts that nothing here has."""
+        await self._blobs.release([part.cid for part in parts])
+
     # --- throwing away -------------------------------------------------------------------------
 
     async def sweep(self, keep: set[str], needed: Mapping[str, set[str]]) -> int:

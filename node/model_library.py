@@ -14,7 +14,7 @@ import msgspec
 import structlog
 import trio
 
-from node.model_catalogue import Catalogue
+from node.model_catalogue import TAKEN_HINT, Catalogue
 from node.model_files import MANIFEST, Blobs, ModelFiles, Progress, Refused
 from node.model_jobs import Job, Jobs
 from node.model_pins import Pins
@@ -158,12 +158,17 @@ class Library:
             sizes = (request.hosted, request.nodes, request.replicas)
             record = ModelRecord(model, cid, [self._peer], now_ms, *sizes)
             whole = (0, manifest.n_layers)
-            with self.using(record, *whole):
-                # Within `scratch`: until they have links here, its files keep the blobs.
-                await self.files.bring(model, manifest.parts, [], lambda _: None)
-                await self.files.manifest(record, [])
-                record = await self.catalogue.publish(name, record)
-                self._pins.put(name, record, [whole])
+            taken = self.catalogue.taken(name, model)
+            if not taken:
+                with self.using(record, *whole):
+                    # Within `scratch`: until they have links here, its files keep the blobs.
+                    await self.files.bring(model, manifest.parts, [], lambda _: None)
+                    await self.files.manifest(record, [])
+                    record = await self.catalogue.publish(name, record)
+                    self._pins.put(name, record, [whole])
+        if taken:
+            await self.files.release(manifest.parts)
+            raise UsageError(taken, hint=TAKEN_HINT)
         _log.info("model.added", model=name, layers=manifest.n_layers, id=model[:12])
         job.model = await self._view(name)
 

@@ -46,7 +46,7 @@ class ShoalCallback(TrainerCallback):
         if self.trainer is not None:  # of a training that an error ended: nobody told us
             self.trainer.close()
         # transformers hands callbacks what it calls the processing class: the tokenizer.
-        options = {"tokenizer": kwargs.get("processing_class"), **self._options}
+        options: dict[str, Any] = {"tokenizer": kwargs.get("processing_class"), **self._options}
         self.trainer = Trainer(model, optimizer, **options)
         if self._on_join is not None:
             self._on_join(self.trainer)

@@ -137,6 +137,7 @@ def _columns(said: list[shapes.Said]) -> Json:
     return {
         "tokens": [each.token for each in said],
         "token_logprobs": [each.logprob for each in said],
-        "top_logprobs": [{top.token: top.logprob for top in each.top} for each in said],
+        # Some tokens read alike, such as halves of characters: the likeliest one of them is told.
+        "top_logprobs": [{top.token: top.logprob for top in reversed(each.top)} for each in said],
         "text_offset": [each.offset for each in said],
     }

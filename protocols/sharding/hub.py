@@ -1,4 +1,5 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 # (huggingface_hub is annotated in part)
 """Have a model of the Hugging Face hub here: `python -m protocols.sharding.hub ID FOLDER`.
 

@@ -2,15 +2,17 @@
 # pyright: reportUnknownMemberType=false, reportUnknownParameterType=false
 # (transformers and safetensors are annotated in part; the tests compare with from_pretrained)
 """Where the tensors of a model come from that is being cut: read one by one from its safetensors
-files, or, if transformers has to convert them first, from the loaded model.
+files (and made of several, where transformers does so), or else from the loaded model.
 
 Both give each tensor in the dtype in which `from_pretrained(dtype=…)` would have it, bit for bit.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +20,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
 
 from protocols.sharding.source import checkpoint_files
 from protocols.sharding.splitting import Unsuitable
@@ -62,10 +69,68 @@ class LoadedWeights:
         return self._tensors[name].detach().contiguous()
 
 
-@dataclass
-class _Place:
-    file: Any  # an open safetensors file
+class _Place(Protocol):
+    """Where one tensor comes from."""
+
+    def read(self, dtype: torch.dtype) -> Tensor:
+        """Return it in a dtype."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """As it is in an open safetensors file."""
+
+    file: Any
     key: str
+
+    def read(self, dtype: torch.dtype) -> Tensor:
+        tensor: Tensor = self.file.get_tensor(self.key)
+        return tensor.to(dtype)
+
+    def outline(self) -> Tensor:
+        """Return its shape, as a tensor without values."""
+        shape: list[int] = self.file.get_slice(self.key).get_shape()
+        return torch.empty(shape, device="meta")
+
+
+@dataclass
+class _Conversion:
+    """Tensors that transformers makes of others: experts as one, say. `dtype` is that of both."""
+
+    converter: Any
+    first: str  # the name of the first that is made
+    skeleton: Any
+    dtype: torch.dtype
+    sources: list[tuple[str, _Stored]] = field(default_factory=list[tuple[str, _Stored]])
+
+    def outline(self) -> dict[str, Tensor]:
+        """Return names and shapes of what is made, computed from the shapes alone."""
+        return self._convert(lambda place: place.outline().to(self.dtype))
+
+    def make(self) -> dict[str, Tensor]:
+        """Return what is made."""
+        return self._convert(lambda place: place.read(self.dtype))
+
+    def _convert(self, read: Callable[[_Stored], Tensor]) -> dict[str, Tensor]:
+        converter = deepcopy(self.converter)
+        for pattern, place in self.sources:
+            converter.add_tensor(self.first, place.key, pattern, partial(read, place))
+        made = converter.convert(self.first, model=self.skeleton, config=self.skeleton.config)
+        return {name: each[0] if isinstance(each, list) else each for name, each in made.items()}
+
+
+@dataclass(frozen=True)
+class _Made:
+    conversion: _Conversion
+    name: str
+    cache: dict[str, dict[str, Tensor]]  # what the last conversion made, which may be several
+
+    def read(self, dtype: torch.dtype) -> Tensor:
+        if self.conversion.first not in self.cache:
+            self.cache.clear()
+            self.cache[self.conversion.first] = self.conversion.make()
+        return self.cache[self.conversion.first][self.name].to(dtype)
 
 
 @dataclass
@@ -87,9 +152,7 @@ class StoredWeights:
 
     def read(self, name: str) -> Tensor:
         """See `Weights`."""
-        place = self.places[self.first_name(name)]
-        tensor: Tensor = place.file.get_tensor(place.key)
-        return tensor.to(self.dtypes[name]).contiguous()
+        return self.places[self.first_name(name)].read(self.dtypes[name]).contiguous()
 
 
 def open_weights(
@@ -97,26 +160,23 @@ def open_weights(
 ) -> StoredWeights | None:
     """Open the checkpoint of a model, whose `skeleton` is on the meta device with this dtype.
 
-    None if its tensors are not those of the model: then transformers has to load and convert them.
-    The files stay open with `opened`. Raises Unsuitable, OSError.
+    None if it is not clear how its tensors become those of the model: then transformers has to load
+    it. The files stay open with `opened`. Raises Unsuitable, OSError.
     """
     state: dict[str, Tensor] = skeleton.state_dict(keep_vars=True)
-    places = _find_places(skeleton, state, _open_files(source, opened))
+    dtypes = {name: _dtype_of(skeleton, name, tensor, dtype) for name, tensor in state.items()}
+    places = _find_places(skeleton, state, dtypes, _open_files(source, opened))
     if places is None:
         return None
-    found = StoredWeights(
-        places,
-        {name: _dtype_of(skeleton, name, tensor, dtype) for name, tensor in state.items()},
-        {name: tensor.numel() for name, tensor in state.items()},
-    )
+    sizes = {name: tensor.numel() for name, tensor in state.items()}
+    found = StoredWeights(places, dtypes, sizes)
     for names in names_by_tensor(state).values():
         here = [name for name in names if name in places]
         if not here:
             return None  # a buffer that the model makes itself, or nothing at all: it will say so
         for name in names:
-            if name not in places or (name != here[0] and _is_equal(places[name], places[here[0]])):
-                found.aliases.setdefault(name, here[0])
-    found.aliases = {alias: name for alias, name in found.aliases.items() if alias != name}
+            if name not in places or (name != here[0] and _is_equal(found, name, here[0])):
+                found.aliases[name] = here[0]
     return found
 
 
@@ -156,27 +216,51 @@ def _open_files(source: Path, opened: ExitStack) -> list[Any]:
 
 
 def _find_places(
-    skeleton: Any, state: dict[str, Tensor], files: Iterable[Any]
+    skeleton: Any, state: dict[str, Tensor], dtypes: dict[str, torch.dtype], files: list[Any]
 ) -> dict[str, _Place] | None:
-    """Find each tensor by the name that transformers would give it; None if it would convert it."""
+    """Find each tensor by the name that transformers would give it; None if that is not clear.
+
+    `dtypes` gets those of tensors that are made of others.
+    """
     mapping = get_model_conversion_mapping(skeleton)
     renamings = [each for each in mapping if isinstance(each, WeightRenaming)]
     converters = [each for each in mapping if isinstance(each, WeightConverter)]
+    by_pattern = {pattern: each for each in converters for pattern in each.source_patterns}
     places: dict[str, _Place] = {}
-    for file in files:
-        for key in sorted(file.keys()):
-            name, conversion = rename_source_key(
-                key, renamings, converters, skeleton.base_model_prefix, state
-            )
-            if conversion is not None or (name not in state and key in state) or name in places:
-                return None
-            if name not in state:
-                continue  # from_pretrained leaves it out as well
-            shape, wanted = file.get_slice(key).get_shape(), list(state[name].shape)
-            if shape != wanted:
-                raise Unsuitable(f"{key} is {shape}; the configuration wants {wanted}")
-            places[name] = _Place(file, key)
+    conversions: dict[str, _Conversion] = {}
+    stored = [_Stored(file, key) for file in files for key in file.keys()]  # noqa: SIM118
+    for place in sorted(stored, key=lambda place: dot_natural_key(place.key)):
+        name, pattern = rename_source_key(
+            place.key, renamings, converters, skeleton.base_model_prefix, state
+        )
+        if (name not in state and place.key in state) or name in places:
+            return None
+        if name not in state:
+            continue  # from_pretrained leaves it out as well
+        if pattern is None:
+            _check_shape(place.key, place.outline(), state[name])
+            places[name] = place
+            continue
+        fresh = _Conversion(by_pattern[pattern], name, skeleton, dtypes[name])
+        conversions.setdefault(name, fresh).sources.append((pattern, place))
+    cache: dict[str, dict[str, Tensor]] = {}
+    for conversion in conversions.values():
+        try:
+            outline = conversion.outline()
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
+            return None  # not with shapes alone
+        if not outline.keys() <= state.keys() - places.keys():
+            return None
+        for name, tensor in outline.items():
+            _check_shape(name, tensor, state[name])
+            places[name], dtypes[name] = _Made(conversion, name, cache), tensor.dtype
     return places
+
+
+def _check_shape(key: str, found: Tensor, wanted: Tensor) -> None:
+    if found.shape != wanted.shape:
+        shapes = f"{list(found.shape)}; the configuration wants {list(wanted.shape)}"
+        raise Unsuitable(f"{key} is {shapes}")
 
 
 def _dtype_of(skeleton: Any, name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
@@ -191,5 +275,5 @@ def _dtype_of(skeleton: Any, name: str, tensor: Tensor, dtype: torch.dtype) -> t
     return tensor.dtype
 
 
-def _is_equal(a: _Place, b: _Place) -> bool:
-    return torch.equal(a.file.get_tensor(a.key), b.file.get_tensor(b.key))
+def _is_equal(weights: StoredWeights, a: str, b: str) -> bool:
+    return torch.equal(weights.read(a), weights.read(b))

@@ -159,7 +159,11 @@ async def test_a_name_belongs_to_the_first_model_that_had_it(nodes: Nodes) -> No
     with pytest.raises(UsageError, match="the name tiny is taken by a model of a"):
         await add(b, "someone/tiny")
     assert b.record("tiny").providers == ["a"]
-    await until(lambda: nodes.files("b") in ([], ["manifest"]))
+    record = b.record("tiny")
+    await until(lambda: b.manifest_here(record))
+    assert nodes.files("b") == ["manifest"]
+    shelf = nodes.shelves[PeerId("b")].folder
+    await until(lambda: len(list(shelf.iterdir())) == 2)  # two manifests: nothing of its parts
     done = await add(b, "someone/tiny", name="other")
     assert done.model is not None
     assert done.model.name == "other"

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from node.cli.context import Context
 from node.cli.library import COMMANDS, parameters_text, parse_blocks, source_of
 from node.cli.run import run
+from shoal.api import Event
 from shoal.errors import ClientError
 from shoal.library import (
     AddModel,
@@ -26,7 +27,6 @@ from shoal.library import (
     Removed,
     ServeRun,
 )
-from shoal.sse import Event
 
 PEER = "12D3KooWBhMbLvQGgUFkUuSTcFkDTwPuh6Fp3xVJBSoDe7oWTfQS"
 ONE = KnownModel(

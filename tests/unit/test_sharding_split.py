@@ -71,10 +71,7 @@ def never_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(splitter, "_load", load)
 
 
-LAZY = [family for family in FAMILIES if family != "mixtral"]
-
-
-@pytest.mark.parametrize("family", LAZY)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.usefixtures("never_whole")
 def test_parts_hold_what_transformers_loads_without_loading_it(family: str, tmp_path: Path) -> None:
     save_model(tmp_path / "model", family)
@@ -83,6 +80,7 @@ def test_parts_hold_what_transformers_loads_without_loading_it(family: str, tmp_
     assert same(tensors_of(tmp_path / "parts"), loaded(tmp_path / "model", torch.float32))
 
 
+@pytest.mark.usefixtures("never_whole")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize(("family", "options"), [("llama", {}), ("gpt2", {}), ("mixtral", {})])
 def test_half_precision_is_that_of_transformers(
@@ -95,6 +93,7 @@ def test_half_precision_is_that_of_transformers(
     assert same(tensors_of(tmp_path / "parts"), expected)
 
 
+@pytest.mark.usefixtures("never_whole")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_experts_that_transformers_fuses_and_norms_that_stay_in_float32(
     dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -110,7 +109,7 @@ def test_experts_that_transformers_fuses_and_norms_that_stay_in_float32(
 
 
 @pytest.mark.usefixtures("never_whole")
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
 def test_a_checkpoint_of_several_files_gives_the_same_parts(family: str, tmp_path: Path) -> None:
     model = save_model(tmp_path / "one", family)
     model.save_pretrained(tmp_path / "many", max_shard_size="20KB")
@@ -120,10 +119,11 @@ def test_a_checkpoint_of_several_files_gives_the_same_parts(family: str, tmp_pat
     assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
 
 
+@pytest.mark.parametrize("family", ["gpt2", "mixtral"])
 def test_loading_the_model_first_gives_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_model(tmp_path / "model", "gpt2")
+    save_model(tmp_path / "model", family)
     split(tmp_path / "model", tmp_path / "a", "bfloat16")
     monkeypatch.setattr(splitter, "open_weights", lambda *_: None)
     split(tmp_path / "model", tmp_path / "b", "bfloat16")
