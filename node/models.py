@@ -18,8 +18,9 @@ from node.config import ServeOptions
 from node.model_answers import Answering, Answers, Prompt
 from node.model_audits import Audits
 from node.model_files import Blobs, Refused
-from node.model_host import Hosting, MemberView, shape_of
+from node.model_host import Hosting, shape_of
 from node.model_library import Library
+from node.model_members import MemberView
 from node.model_offer import Offering
 from node.model_views import candidates, model_view
 from node.model_wishes import Wishes
