@@ -270,7 +270,8 @@ class StageService:
         """Let a session live, and clear up after it."""
         name = session.opening.session, session.opening.start
         span, history = session.span, session.history
-        self._shelf.add(history, lambda: session.feeder.sent)
+        feeder = session.feeder
+        self._shelf.add(history, lambda: history.lacking(feeder.number, feeder.sent))
         try:
             await session.run()
         finally:
