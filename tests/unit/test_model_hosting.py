@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 import pytest
 
-from node.cli.hosting import _blocks, _size
+from node.cli.hosting import blocks_of, bytes_of
 from node.config import ServeOptions
 from node.model_offer import GIB, Offering, offer_of
 from node.model_views import candidates, model_view
@@ -95,13 +95,13 @@ def test_routes_see_ready_spans_within_the_model_and_our_own_measurement_first()
 
 
 def test_blocks_and_sizes_as_people_type_them() -> None:
-    assert _blocks("auto") == (0, 0)
-    assert _blocks("3:12") == (3, 12)
-    assert _size("8GiB") == _size("8 gb") == 8 * GIB
-    assert _size("1.5MiB") == 3 << 19
+    assert blocks_of("auto") == (0, 0)
+    assert blocks_of("3:12") == (3, 12)
+    assert bytes_of("8GiB") == bytes_of("8 gb") == 8 * GIB
+    assert bytes_of("1.5MiB") == 3 << 19
     for text in ("3", "3:3", "4:3", ":", "a:b", "-1:4"):
         with pytest.raises(click.BadParameter):
-            _blocks(text)
+            blocks_of(text)
     for text in ("8", "GiB", "8X", "-1GiB"):
         with pytest.raises(click.BadParameter):
-            _size(text)
+            bytes_of(text)
