@@ -259,7 +259,8 @@ class StageService:
             unsent_max=self._unsent_max,
         )
         self.sessions[name], self._inlets[name] = session, session.inlet
-        self._shelf.add(session.history, lambda: session.feeder.sent)
+        history, feeder = session.history, session.feeder
+        self._shelf.add(history, lambda: history.lacking(feeder.number, feeder.sent))
         self._nursery.start_soon(self._keep, session)
         session.begin()
         self._joined.unpark_all()

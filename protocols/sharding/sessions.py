@@ -124,7 +124,10 @@ class StageSession:
     @property
     def unsent_bytes(self) -> int:
         """What waits for the next stage."""
-        return max(0, self.history.position - self.feeder.sent) * self._gives_bytes
+        if self.feeder.number >= self.history.number:
+            return 0  # rows of a reused prefix go, if they are lacked, with the first step
+        lacking = self.history.lacking(self.feeder.number, self.feeder.sent)
+        return (self.history.position - lacking) * self._gives_bytes
 
     def close(self) -> None:
         """End in good order."""

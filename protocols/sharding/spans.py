@@ -79,8 +79,10 @@ class LoadedSpan:
     def usage(self) -> Usage:
         """What the lease says."""
         free_tokens = max(0, self.room.free_bytes) // max(1, self.info.ready.token_bytes)
-        load = self._load
-        return Usage(free_tokens, self.room.sessions, load.busy, load.decode_us, load.prefill_us)
+        load, ready = self._load, self.info.ready
+        # A worker that has not worked yet tells no times: those from when it was loaded hold.
+        times = load.decode_us or ready.decode_us, load.prefill_us or ready.prefill_us
+        return Usage(free_tokens, self.room.sessions, load.busy, *times)
 
     def ping(self, on_answer: Callable[[], None]) -> None:
         """Ask the process if it is there; whoever asks meanwhile shares the answer.
