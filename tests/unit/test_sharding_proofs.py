@@ -126,12 +126,12 @@ def test_both_ends_of_a_link_commit_to_the_same(codec: str) -> None:
 
 def test_distance_counts_steps_of_bfloat16_also_across_a_power_of_two() -> None:
     hidden = torch.zeros(1, 8)
-    hidden[0, 2], hidden[0, 5] = 1.9921875, -3.0
+    hidden[0, 2], hidden[0, 5] = 1.9921875, -768.0
     other = hidden.clone()
     other[0, 2] = 2.0
     found = distance(commitment(hidden), commitment(other))
     assert (found.total, found.mean, found.far) == (1, 0.5, 0.0)
-    other[0, 5] = 3.0
+    other[0, 5] = 768.0
     assert distance(commitment(hidden), commitment(other)).total == 1 + FAR
 
 
