@@ -100,7 +100,7 @@ def picture(drawn: Map, names: Mapping[str, str], width: int, cells: Cells) -> l
     rows += [_route(trace, names) for trace in drawn.answers[:ROUTES_MAX]]
     looks = (cells.loads, *(getattr(cells, name) for name in _KINDS))
     rows.append("  ".join(f"{look} {what}" for look, what in zip(looks, LEGEND, strict=True)))
-    return [row[:width] for row in rows]
+    return [row[:width].rstrip() for row in rows]
 
 
 _KINDS = ("coming", "draining", "broken", "nothing", "missing")

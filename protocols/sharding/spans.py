@@ -79,8 +79,10 @@ class LoadedSpan:
     def usage(self) -> Usage:
         """What the lease says."""
         free_tokens = max(0, self.room.free_bytes) // max(1, self.info.ready.token_bytes)
-        load = self._load
-        return Usage(free_tokens, self.room.sessions, load.busy, load.decode_us, load.prefill_us)
+        load, ready = self._load, self.info.ready
+        # A worker that has not worked yet tells no times: those from when it was loaded hold.
+        times = load.decode_us or ready.decode_us, load.prefill_us or ready.prefill_us
+        return Usage(free_tokens, self.room.sessions, load.busy, *times)
 
     def ping(self, on_answer: Callable[[], None]) -> None:
         """Ask the process if it is there; whoever asks meanwhile shares the answer.
@@ -90,6 +92,11 @@ class LoadedSpan:
         self._pinging.append(on_answer)
         if len(self._pinging) == 1:
             self.worker.post(WorkerPing(), self._hear)
+
+    def release(self, peer: PeerId, size_bytes: int, *, after_s: float) -> None:
+        """Give the room of a session back, `after_s` seconds after it was reserved."""
+        self.room.release(peer, size_bytes, after_s=after_s)
+        self.emptied.unpark_all()
 
     def close(self, ticket: int) -> None:
         """Have the worker forget a session."""
@@ -106,7 +113,7 @@ class LoadedSpan:
                 on_answer()
 
     async def _watch(self) -> None:
-        while True:
+        while not self.worker.gone.is_set():
             answered = trio.Event()
             self.ping(answered.set)
             with trio.move_on_after(STUCK_S) as patience:

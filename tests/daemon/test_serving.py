@@ -301,7 +301,7 @@ def test_a_killed_worker_comes_back_and_a_killed_daemon_takes_its_workers_along(
 
 def test_a_model_out_of_service_leaves_no_process(swarm: list[Daemon]) -> None:
     one = swarm[0]
-    hosting.unhost(one.client, "tiny")  # the swarm's wish is one thing, this node's another
+    hosting.unhost(one.client, "tiny")  # what the swarm wants is one thing, this node another
     assert run(one.home, "unserve", "tiny").returncode == 0
     wait_until(lambda: not workers_of(one.home))  # tokenizers neither
     missing = run(one.home, "generate", PROMPT)

@@ -36,6 +36,7 @@ from wire.ids import PeerId
 TOKEN = "t" * 43
 MODEL = "ab" * 32
 EOS = 0
+VOCABULARY = 512
 HANGUP_S = 1.0  # seconds after which a session whose reader is gone has ended
 ALICE, BOB = PeerId("alice"), PeerId("bob")
 
@@ -53,6 +54,7 @@ class Play:
     refuse: ShoalError | None = None
     error: ShoalError | None = None
     hold: int | None = None
+    rogue: bool = False  # the fourth token is of no vocabulary
     reused: int = 0
     opened: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     prompts: list[list[int]] = field(default_factory=list[list[int]])
@@ -68,6 +70,8 @@ class FakeGeneration:
         turn = sampling.seed % len(ids) if sampling.temperature > 0 else 0
         ids = ids[turn:] + ids[:turn]
         self._ids = (ids * (1 + max_tokens // len(ids)))[:max_tokens]
+        if play.rogue:
+            self._ids = [*ids[:3], VOCABULARY]
         if play.ends or play.error is not None:
             self._ids = [*ids, EOS] if play.ends else ids
         self._logprobs = sampling.logprobs
@@ -109,7 +113,9 @@ class FakeModels:
     """One model, "tiny", of four blocks; `full`: its last two are nowhere."""
 
     def __init__(self, answers: Answers, vocabulary: int) -> None:
-        manifest = Manifest(VERSION, "tiny", "llama", "float32", 4, 8, vocabulary, 128, 0, [EOS], [])
+        manifest = Manifest(
+            VERSION, "tiny", "llama", "float32", 4, 8, vocabulary, 128, 0, [EOS], []
+        )
         self._served = Served("tiny", MODEL, manifest, Path("/nowhere"))
         self.answers = answers
         stages = [shapes.Stage(ALICE, 0, 2, "ready"), shapes.Stage(BOB, 2, 4, "ready")]
@@ -166,10 +172,9 @@ class Endpoint:
             time.sleep(0.01)
 
 
-@contextmanager
-def endpoint(folder: Path, patch: pytest.MonkeyPatch) -> Generator[Endpoint]:
-    """Serve for the length of the block. `folder` has a tokenizer."""
-    play, front, socket = Play(), load_front(folder), folder / "control.sock"
+def patched(folder: Path, patch: pytest.MonkeyPatch) -> Play:
+    """Let answers be made by fake generations and a folder's tokenizer; return their script."""
+    play, front = Play(), load_front(folder)
 
     @asynccontextmanager
     async def open_generation(
@@ -196,12 +201,24 @@ def endpoint(folder: Path, patch: pytest.MonkeyPatch) -> Generator[Endpoint]:
 
     patch.setattr("node.model_answers.open_generation", open_generation)
     patch.setattr(Answers, "_front", its_front)
+    return play
+
+
+def answers_of(folder: Path) -> tuple[Answers, FakeModels]:
+    """Make the part that answers, and one model for it."""
+    answers = Answers(cast("EntryServices", None), lambda _: folder)
+    return answers, FakeModels(answers, VOCABULARY)
+
+
+@contextmanager
+def endpoint(folder: Path, patch: pytest.MonkeyPatch) -> Generator[Endpoint]:
+    """Serve for the length of the block. `folder` has a tokenizer."""
+    play, socket = patched(folder, patch), folder / "control.sock"
     started = threading.Event()
     running: list[tuple[int, FakeModels, trio.lowlevel.TrioToken, trio.CancelScope]] = []
 
     async def serve() -> None:
-        answers = Answers(cast("EntryServices", None), lambda _: folder)
-        models = FakeModels(answers, 512)
+        answers, models = answers_of(folder)
         api = Api()
         api.add("GET", "/v1/members", members, summary="")
         openai_routes.routes(api, models)

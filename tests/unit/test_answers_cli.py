@@ -153,7 +153,7 @@ def test_a_person_stops_an_answer_and_goes_on(served: Endpoint, folder: Path) ->
         os.write(link, b"two\nlines\n")  # pasted
         read_until(link, "they are lost")
         process.send_signal(signal.SIGINT)
-        read_until(link, "/quit ends")
+        read_until(link, "/quit ends)\r\n> ")
         os.write(link, b"\x04")
         assert process.wait(PATIENCE_S) == 0
     kept = "<user>one</user><assistant>toĠbe</assistant>"

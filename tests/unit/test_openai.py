@@ -9,11 +9,15 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import trio
+import trio.testing
 from openai.types.chat import ChatCompletionContentPartTextParam, ChatCompletionMessageParam
 
+from node.answering import READER_S, Options
+from node.model_answers import Prompt
 from protocols.sharding.parts import HopLost, NoRoom
 from protocols.sharding.route import NoRoute
-from tests.unit.fake_endpoint import TOKEN, Endpoint, endpoint
+from tests.unit.fake_endpoint import TOKEN, Endpoint, answers_of, endpoint, patched
 from tests.unit.sharding_tokenizer import save_tokenizer
 
 HI: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
@@ -288,6 +292,15 @@ def test_an_answer_that_breaks_is_an_error(served: Endpoint, client: openai.Open
     served.wait_closed(2)
 
 
+def test_a_token_that_does_not_exist_is_a_peers_fault(
+    served: Endpoint, client: openai.OpenAI
+) -> None:
+    served.play.rogue = True
+    with pytest.raises(openai.InternalServerError, match="picked token 512 of 512") as caught:
+        client.completions.create(model="tiny", prompt="x", max_tokens=9)
+    assert (caught.value.status_code, caught.value.code) == (502, "bad_message")
+
+
 def test_a_reader_who_hangs_up_ends_the_session(served: Endpoint, client: openai.OpenAI) -> None:
     served.play.hold = 3
     stream = client.completions.create(model="tiny", prompt="x", max_tokens=50, stream=True)
@@ -343,3 +356,24 @@ def test_how_the_last_answers_came_is_remembered(served: Endpoint, client: opena
     drawn = json.loads(found.text)
     assert [stage["peer"] for stage in drawn["model"]["stages"]] == ["alice", "bob"]
     assert [answer["replaced_hops"] for answer in drawn["answers"]] == [1, 1]
+
+
+async def test_who_stands_still_is_given_up(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: object, nursery: trio.Nursery
+) -> None:
+    play = patched(folder, monkeypatch)
+    answers, models = answers_of(folder)
+    await nursery.start(answers.run)
+    answering = await models.answer("tiny", Prompt(text="x"), Options(max_tokens=100))
+    began = trio.current_time()
+    await trio.sleep(READER_S - 1)
+    assert play.closed == 0  # it waits with what it has
+    await trio.sleep(2)
+    assert play.closed == 1
+    assert trio.current_time() - began < READER_S + 2
+    answering.close()
+    late = await models.answer("tiny", Prompt(text="x"), Options(max_tokens=100))
+    late.close()  # before anything was read
+    await trio.testing.wait_all_tasks_blocked()
+    assert play.closed == 2
+    nursery.cancel_scope.cancel()
