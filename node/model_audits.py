@@ -113,10 +113,11 @@ class Audits:
 
     async def now(self, name: str) -> list[shapes.Audit]:
         """Have a model answer, and audit each of its stages but our own. Raises ShoalError."""
-        with self._expecting(name) as channel, trio.move_on_after(NOW_S) as scope:
+        ended: Ended | None = None
+        with self._expecting(name) as channel, trio.move_on_after(NOW_S):
             await self._ask(name)
             ended = await channel.receive()
-        if scope.cancelled_caught:
+        if ended is None:
             raise DeadlineExceeded(f"no answer in {NOW_S:g} s")
         checked = check(ended)
         found = await self._blame(ended, checked)

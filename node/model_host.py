@@ -4,11 +4,9 @@ What it should do comes from `protocols.sharding.placer`, one per model; here it
 """
 
 import functools
-import math
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import replace
 
 import structlog
 import trio
@@ -16,11 +14,12 @@ import trio
 from node.config import ServeOptions
 from node.model_lease import Lease
 from node.model_library import Library
-from node.model_offer import Offering, offer_of
+from node.model_members import Living, MemberView
+from node.model_offer import Offering
 from node.model_span import HostedSpan, Services
 from node.model_wishes import Wishes
 from protocols.sharding.manifest import BLOCK, EMBED, HEAD, SHARED, Manifest
-from protocols.sharding.placement import COVERING, DRAINING, Host
+from protocols.sharding.placement import CLAIMED, COVERING, DRAINING, Host
 from protocols.sharding.placer import LOOK_S, Begin, Claim, Effect, Leave, Placer, Sight, Withdraw
 from protocols.sharding.records import (
     NAMESPACE,
@@ -35,59 +34,9 @@ from wire.ports import Clock, OffLoop, Store
 
 SPANS_MAX = 16  # worker processes of a node: each takes 300 MB besides its weights
 QUIET_S = 0.3  # seconds after a look in which changes are gathered for the next one
-DOWN_S = 3.0  # seconds without a connection to a member that we had one to: it is down for us
 CACHE_OF_REST = 0.75  # of the cache that is left for a new span: a second one finds some, too
 
 _log = structlog.get_logger("models")
-
-
-class MemberView(Protocol):
-    """What models need to know of a member of the swarm."""
-
-    @property
-    def peer(self) -> PeerId:
-        """Its peer ID."""
-        ...
-
-    @property
-    def alive(self) -> bool:
-        """Whether it is there now."""
-        ...
-
-    @property
-    def connected(self) -> bool:
-        """Whether we hold a connection to it."""
-        ...
-
-    @property
-    def offers(self) -> Mapping[str, object]:
-        """What it offers: {"serve", "memory_gib", "room_gib", "speed"}."""
-        ...
-
-
-@dataclass
-class _Living:
-    """Which members live. A lease lives long; a connection that is gone says more."""
-
-    members: Callable[[], list[MemberView]]
-    changed_s: float = -math.inf  # when one came or went
-    _connected_s: dict[PeerId, float] = field(default_factory=dict[PeerId, float])
-    _before: frozenset[PeerId] = frozenset()
-
-    def hosts(self, now: float) -> dict[PeerId, Host]:
-        """Return the members that live, with what they offer."""
-        found: dict[PeerId, Host] = {}
-        for member in self.members():
-            if member.connected:
-                self._connected_s[member.peer] = now
-            last_s = self._connected_s.get(member.peer, now)
-            if member.alive and (member.connected or now - last_s < DOWN_S):
-                found[member.peer] = offer_of(member.peer, member.offers)
-            elif not member.alive:
-                self._connected_s.pop(member.peer, None)
-        if found.keys() != self._before:
-            self._before, self.changed_s = frozenset(found), now
-        return found
 
 
 class Hosting:
@@ -109,12 +58,13 @@ class Hosting:
     ) -> None:
         self._store, self._library, self._clock, self._rtt_s = store, library, clock, rtt_s
         self._offering, self._wishes = offering, wishes
-        self._living, self._off_loop = _Living(members), off_loop
+        self._living, self._off_loop = Living(members), off_loop
         self._me = stages.peer
         self._services = Services(stages, library, options, self._take_cache, self._give_cache)
         self._cache_bytes = offering.cache_bytes  # not given to a span yet
         self._placers: dict[str, Placer] = {}
         self._claims: dict[str, Lease] = {}
+        self._claimed: dict[str, int] = {}  # bytes that our claims will take
         self._spans: dict[tuple[str, int], HostedSpan] = {}
         self._sights: dict[str, Sight] = {}  # as of the last look
         self._news = trio.Event()
@@ -135,6 +85,12 @@ class Hosting:
         async with trio.open_nursery() as nursery:
             for lease in [*self._claims.values(), *(span.lease for span in self._spans.values())]:
                 nursery.start_soon(lease.withdraw)
+
+    def leases(self, name: str, model: str) -> list[tuple[PeerId, StageRecord]]:
+        """Return what living nodes say of their spans: a lease may outlive its node."""
+        living = self._living.hosts(self._clock.now())
+        told = self._library.catalogue.leases(name, model)
+        return [(peer, lease) for peer, lease in told if peer == self._me or peer in living]
 
     def look_soon(self) -> None:
         """Something changed that the store does not tell: a wish."""
@@ -162,7 +118,7 @@ class Hosting:
             if record is None or record.model != span.record.model:
                 span.stop()
         now = self._clock.now()
-        living = self._living.hosts(now)
+        living, taken = self._living.hosts(now), self._taken(records)
         for name, record in records.items():
             manifest = self._library.manifest_here(record)
             if manifest is None:
@@ -170,7 +126,7 @@ class Hosting:
             if not self._wanted(name, record):
                 await self._let_go(name)
                 continue
-            sight = self._sight(name, record, manifest, living)
+            sight = self._sight(name, record, manifest, self._left(name, living, taken))
             self._sights[name] = sight
             placer = self._placers.setdefault(name, Placer(self._me, random.Random()))
             effects = await self._off_loop(functools.partial(placer.look, sight, now))
@@ -202,6 +158,7 @@ class Hosting:
     def _sight(
         self, name: str, record: ModelRecord, manifest: Manifest, living: Mapping[PeerId, Host]
     ) -> Sight:
+        """Return what we see of a model; `living`: who lives, with the room left for it."""
         shape = shape_of(record.model, manifest)
         told = self._library.catalogue.leases(name, record.model)
         leases = [(peer, lease) for peer, lease in told if peer != self._me and peer in living]
@@ -210,47 +167,60 @@ class Hosting:
             for span in self._spans.values()
             if span.name == name and span.lease.state
         ]
-        hosting = {peer for peer, _ in leases} | {self._me}
-        taken = self._taken_by_others(name)
-        hosts: list[Host] = []
-        for peer, host in living.items():
-            if peer == self._me or not (record.hosted or peer in hosting):
-                continue
-            hosts.append(Host(peer, host.room_bytes - taken.get(peer, 0), host.speed))
-        wish = self._wishes.get(name)
-        room = self._offering.room_bytes
-        if wish is not None and wish.memory_bytes:
-            room = self._offering.without_cache(wish.memory_bytes)
+        hosting = {peer for peer, _ in leases}
+        hosts = [
+            host
+            for peer, host in living.items()
+            if peer != self._me and (record.hosted or peer in hosting)
+        ]
         if len(self._spans) < SPANS_MAX:
-            mine = Host(self._me, room - taken.get(self._me, 0), self._offering.speed)
-            hosts.append(mine)
+            hosts.append(living[self._me])
         return Sight(
             shape,
             hosts,
-            _bounded(leases, shape.blocks),
+            [(peer, lease) for peer, lease in leases if lease.end <= shape.blocks],
             replicas=record.replicas,
             nodes=record.nodes,
-            wish=wish,
+            wish=self._wishes.get(name),
             steady_s=self._clock.now() - self._living.changed_s,
         )
 
-    def _taken_by_others(self, name: str) -> dict[PeerId, int]:
-        """Return the bytes that spans of other models take on each node."""
-        taken: dict[PeerId, int] = {}
+    def _left(
+        self, name: str, living: Mapping[PeerId, Host], taken: Mapping[str, Mapping[PeerId, int]]
+    ) -> dict[PeerId, Host]:
+        """Return the members with the room that spans of other models leave on them."""
+        wish, room_bytes = self._wishes.get(name), self._offering.room_bytes
+        if wish is not None and wish.memory_bytes:
+            room_bytes = self._offering.without_cache(wish.memory_bytes)
+        all_of_us = Host(self._me, room_bytes, self._offering.speed)
+        left = {**living, self._me: all_of_us}
+        for other, by_peer in taken.items():
+            for peer, size_bytes in by_peer.items() if other != name else ():
+                if peer in left and peer != self._me:
+                    left[peer] = replace(left[peer], room_bytes=left[peer].room_bytes - size_bytes)
+        ours = [span.size_bytes for span in self._spans.values() if span.name != name]
+        ours += [size_bytes for other, size_bytes in self._claimed.items() if other != name]
+        left[self._me] = replace(all_of_us, room_bytes=room_bytes - sum(ours))
+        return left
+
+    def _taken(self, records: Mapping[str, ModelRecord]) -> dict[str, dict[PeerId, int]]:
+        """Return the bytes that spans take, by model and node."""
+        taken: dict[str, dict[PeerId, int]] = {}
         shapes: dict[str, Shape] = {}
-        for other, record in self._library.catalogue.records().items():
-            manifest = self._library.manifest_here(record) if other != name else None
+        for name, record in records.items():
+            manifest = self._library.manifest_here(record)
             if manifest is not None:
-                shapes[other] = shape_of(record.model, manifest)
+                shapes[name] = shape_of(record.model, manifest)
         for item in self._store.scan(NAMESPACE):
-            other = item.key.partition("/")[0]
-            found = read_stage(other, item) if other in shapes else None
-            if found is None or found[1].model != shapes[other].model:
-                continue
-            peer, lease = found
-            if lease.state in (*COVERING, DRAINING, "claimed"):
-                size_bytes = shapes[other].bytes_of(lease.start, lease.end)
-                taken[peer] = taken.get(peer, 0) + size_bytes
+            name, _, kind = item.key.partition("/")
+            is_stage = kind.startswith("stage/") and name in shapes
+            found = read_stage(name, item) if is_stage else None
+            if found is not None and found[1].model == shapes[name].model:
+                peer, lease = found
+                if lease.state in (*COVERING, DRAINING, CLAIMED):
+                    size_bytes = shapes[name].bytes_of(lease.start, lease.end)
+                    of_model = taken.setdefault(name, {})
+                    of_model[peer] = of_model.get(peer, 0) + size_bytes
         return taken
 
     # --- doing ---------------------------------------------------------------------------------
@@ -267,11 +237,13 @@ class Hosting:
             case Claim(blocks):
                 await self._withdraw(name)
                 self._claims[name] = lease = self._lease(name, record, blocks)
+                self._claimed[name] = shape_of(record.model, manifest).bytes_of(*blocks)
                 await lease.say("claimed")
             case Withdraw():
                 await self._withdraw(name)
             case Begin(blocks, instead_of):
                 claim = self._claims.pop(name, None)
+                self._claimed.pop(name, None)
                 if claim is not None and claim.record().start != blocks[0]:
                     await claim.withdraw()
                 self._begin(name, record, manifest, blocks, nursery, instead_of=instead_of)
@@ -316,6 +288,7 @@ class Hosting:
 
     async def _withdraw(self, name: str) -> None:
         claim = self._claims.pop(name, None)
+        self._claimed.pop(name, None)
         if claim is not None:
             await claim.withdraw()
 
@@ -375,10 +348,3 @@ def shape_of(model: str, manifest: Manifest) -> Shape:
         elif part.role in outer:
             outer[part.role] = part.size_bytes
     return Shape(model, tuple(blocks), outer[EMBED], outer[HEAD], outer[SHARED])
-
-
-def _bounded(
-    leases: list[tuple[PeerId, StageRecord]], blocks: int
-) -> list[tuple[PeerId, StageRecord]]:
-    """Return the leases that speak of blocks that there are."""
-    return [(peer, lease) for peer, lease in leases if lease.start < lease.end <= blocks]

@@ -14,7 +14,7 @@ from node.model_lease import Lease
 from node.model_library import Library
 from node.model_workers import open_worker
 from protocols.sharding.link import Link
-from protocols.sharding.manifest import Manifest, parts_of_front, parts_of_span
+from protocols.sharding.manifest import Manifest, memory_of_span, parts_of_front, parts_of_span
 from protocols.sharding.records import ModelRecord
 from protocols.sharding.service import StageService
 from protocols.sharding.spans import StageInfo, Usage
@@ -60,6 +60,11 @@ class HostedSpan:
         self._leaving = trio.Event()
         self.gone = trio.Event()
         lease.usage = self._usage
+
+    @property
+    def size_bytes(self) -> int:
+        """What its weights take."""
+        return memory_of_span(self._manifest, *self.span)
 
     @property
     def is_leaving(self) -> bool:

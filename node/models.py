@@ -18,8 +18,9 @@ from node.config import ServeOptions
 from node.model_answers import Answering, Answers, Prompt
 from node.model_audits import Audits
 from node.model_files import Blobs, Refused
-from node.model_host import Hosting, MemberView, shape_of
+from node.model_host import Hosting, shape_of
 from node.model_library import Library
+from node.model_members import MemberView
 from node.model_offer import Offering
 from node.model_views import candidates, model_view
 from node.model_wishes import Wishes
@@ -118,7 +119,7 @@ class Models:
         return {
             name: record
             for name, record in records.items()
-            if record.hosted or self.library.catalogue.leases(name, record.model)
+            if record.hosted or self._hosting.leases(name, record.model)
         }
 
     # --- looking -------------------------------------------------------------------------------
@@ -160,7 +161,7 @@ class Models:
         if record is None or manifest is None:
             return []
         return candidates(
-            self.library.catalogue.leases(name, record.model),
+            self._hosting.leases(name, record.model),
             layers=manifest.n_layers,
             entry=self.peer,
             rtt_s=self._rtt_s,
@@ -175,7 +176,7 @@ class Models:
         return record
 
     def _view(self, name: str, record: ModelRecord) -> shapes.Model:
-        leases = self.library.catalogue.leases(name, record.model)
+        leases = self._hosting.leases(name, record.model)
         return model_view(name, record, self.library.manifest_here(record), leases)
 
     # --- serving -------------------------------------------------------------------------------

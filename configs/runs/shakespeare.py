@@ -173,20 +173,25 @@ class Learner:
 def save(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
     """Write a Hugging Face directory that `shoal serve` takes."""
     model.save_pretrained(folder)
-    PreTrainedTokenizerFast(
+    as_saved(tokenizer).save_pretrained(folder)
+
+
+def as_saved(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """Return the tokenizer as it comes with a model: `shoal run export --serve` needs it, too."""
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=END,
         eos_token=END,
         pad_token=END,
         chat_template=CHAT,
-    ).save_pretrained(folder)
+    )
 
 
 def train(settings: Settings, folder: Path) -> None:
     """Train with the swarm, through the daemon of this machine."""
     corpus = Corpus(settings, folder)
     learner = Learner(settings, corpus)
-    options = shoal.run_options(settings)
+    options = shoal.run_options(settings, tokenizer=as_saved(corpus.tokenizer))
     with shoal.Trainer(
         learner.model, learner.optimizer, evaluate=learner.validate, **options
     ) as trainer:

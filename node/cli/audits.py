@@ -34,9 +34,7 @@ def audit(context: Context, name: str, now: bool, as_json: bool) -> None:
         share = f"{100 * found.share:g} % of the answers asked for here are audited"
         click.echo(f"nothing yet: {share}; --now audits one", err=True)
     if found.unaudited:
-        click.echo(
-            f"{found.unaudited} audits found nobody else with the blocks, or failed", err=True
-        )
+        click.echo(f"{found.unaudited} times nobody could do the work again", err=True)
 
 
 def _show_now(found: list[Audit], *, as_json: bool) -> None:

@@ -77,9 +77,9 @@ def host(context: Context, name: str, blocks: str, memory: str, as_json: bool) -
 
     A part of the memory is for the sessions of who asks (serve.cache_share).
     """
-    start, end = _blocks(blocks)
+    start, end = blocks_of(blocks)
     model = hosting.host(
-        context.client(), name, start=start, end=end, memory_bytes=_size(memory) if memory else 0
+        context.client(), name, start=start, end=end, memory_bytes=bytes_of(memory) if memory else 0
     )
     _show(model, as_json=as_json)
 
@@ -124,7 +124,7 @@ def _state(stage: Stage) -> str:
     return f"{stage.state} ({stage.note})" if stage.note else stage.state
 
 
-def _blocks(text: str) -> tuple[int, int]:
+def blocks_of(text: str) -> tuple[int, int]:
     """Parse START:END; auto is 0, 0."""
     if text == "auto":
         return 0, 0
@@ -134,7 +134,7 @@ def _blocks(text: str) -> tuple[int, int]:
     return int(start), int(end)
 
 
-def _size(text: str) -> int:
+def bytes_of(text: str) -> int:
     """Parse a size such as 8GiB, in bytes; GB is taken as GiB."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:

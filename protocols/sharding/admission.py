@@ -108,7 +108,7 @@ class Admission:
         )
         return Admitted(span, size_bytes, first, prefix)
 
-    def park(
+    def settle(
         self,
         admitted: Admitted,
         peer: PeerId,
@@ -116,30 +116,26 @@ class Admission:
         keys: list[bytes],
         position: int,
         history: History | None,
-    ) -> bool:
-        """Keep the cache of a session that ends, if there is anything to be had from it."""
+    ) -> None:
+        """Park the cache of a session whose room was given back, if it has keys; or drop it."""
+        span, ticket = admitted.span, admitted.first.session
         keys = keys[: position // PREFIX_TOKENS]
-        span = admitted.span
         if not keys or span.is_draining:
-            return False
-        size_bytes = span.bytes_of(opening.start, opening.end, position)
+            span.close(ticket)
+            return
         parked = Parked(
-            admitted.first.session,
+            ticket,
             peer,
             part_of(opening),
             keys,
             position,
-            size_bytes,
+            span.bytes_of(opening.start, opening.end, position),
             self._now() + PARKED_S,
             history,
         )
         if history is not None:
             self._shelf.add(history, lambda: history.position)
-        gone = span.room.park(parked)
-        self.forget(span, [other for other in gone if other is not parked])
-        if parked in gone:
-            self._unshelve([parked])
-        return parked not in gone
+        self.forget(span, span.room.park(parked))
 
     def forget(self, span: LoadedSpan, gone: list[Parked]) -> None:
         """Some that were parked are not any more."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import trio
 
 from protocols.sharding.calls import Calls
-from protocols.sharding.commitments import Commitment, read, same
+from protocols.sharding.commitments import Commitment, read, same, same_digests
 from protocols.sharding.receipts import Claim, Ended, commit_rows, differs
 from protocols.sharding.recompute import COUNT_MAX, OPEN_S, TOTAL_S, ask_again
 from protocols.sharding.rows import ids_to_rows, row_bytes
@@ -155,19 +155,28 @@ class Auditor:
         assert claim is not None
         assert before is not None
         found = await self.audit(ended, claims, index)
-        others = tuple(one for one in found.verdicts if one.peer != claim.leg.peer)
-        if found.state == "passed":  # it had the true rows, for this is what came out
-            verdicts = (Verdict(claim.leg.peer, FALSE_INPUT), *others)
-            return _audit(claim, "failed", FALSE_INPUT, verdicts, found.auditors)
         if found.state == "unaudited":
             return found
+        others = tuple(one for one in found.verdicts if one.peer != claim.leg.peer)
+        false = _audit(
+            claim, "failed", FALSE_INPUT, (Verdict(claim.leg.peer, FALSE_INPUT), *others)
+        )
+        agree = same_digests(before.outputs, claim.inputs)
+        if found.state == "passed" and not agree:
+            return false  # it computed from the true rows, and says that they were others
         earlier = await self.audit(ended, claims, index - 1)
         if earlier.state == "failed":
             return earlier
-        pair = before.leg.peer, claim.leg.peer
+        # (with the same bytes, one of them made up its sketches; and the other's are right)
+        if (
+            earlier.state == "passed"
+            and agree
+            and differs(before.outputs, claim.inputs, ended.dtype)
+        ):
+            return false
         note = "its input is another than what the stage before it says it gave"
         undecided = _audit(claim, "disputed", note, others, found.auditors)
-        return replace(undecided, at_odds=pair)
+        return replace(undecided, at_odds=(before.leg.peer, claim.leg.peer))
 
     async def _input(
         self, ended: Ended, claims: Sequence[Claim | None], index: int

@@ -58,7 +58,7 @@ class Chain:
     whole_once: bool = False
     _parts: list[Leg | Gap] = field(default_factory=list["Leg | Gap"])
     _own: Feeding = field(default_factory=Feeding)
-    _lost: set[PeerId] = field(default_factory=set[PeerId])
+    _lost: dict[PeerId, None] = field(default_factory=dict[PeerId, None])  # who was lost last, last
     _numbers: int = ENTRY
     _losses: int = 0  # of open stages, since a pick
     _is_disturbed: bool = False  # something broke since a pick
@@ -213,7 +213,8 @@ class Chain:
         if loss is Loss.BROKEN and leg.is_open:
             gap.resume = hop
         elif loss is not Loss.ENDED:
-            self._lost.add(hop.peer)
+            self._lost.pop(hop.peer, None)
+            self._lost[hop.peer] = None
             self.replaced += self.whole_once and (leg.is_open or leg.is_resumed)
         self._parts[self._parts.index(leg)] = gap
         self._merge()
@@ -278,18 +279,20 @@ class Chain:
         return [self._opening(leg) for leg in legs]
 
     def _route(self, gap: Gap) -> list[RouteHop]:
-        """Stages for a gap: others than were lost; if nobody else has the blocks, they again."""
+        """Stages for a gap: others than were lost; if nobody else has the blocks, they again, the
+        one that was lost first before the others: of the last one we know best that it is gone.
+        """
         at = self._parts.index(gap)
         previous, following = self._peer_at(at - 1), self._peer_at(at + 1)
-        try:
-            return self.find(gap.start, gap.end, previous, following, frozenset(self._lost))
-        except NoRoute:
-            if gap.busy and not self.whole_once:
-                raise
-            if gap.retry_s == -math.inf:  # they have only just been lost
-                gap.retry_s = self.now + RETRY_S
-                raise
-            return self.find(gap.start, gap.end, previous, following, frozenset())
+        lost = list(self._lost)
+        while True:
+            try:
+                return self.find(gap.start, gap.end, previous, following, frozenset(lost))
+            except NoRoute:
+                is_first = gap.retry_s == -math.inf  # they have only just been lost
+                if not lost or is_first or (gap.busy and not self.whole_once):
+                    raise
+                del lost[0]
 
     def _error_of(self, gap: Gap) -> ShoalError:
         blocks = f"blocks {gap.start}-{gap.end}"

@@ -104,15 +104,15 @@ def _decode_int8(data: Tensor, size: int) -> Tensor:
     """Return float32 [n, size] of uint8 [n, row_bytes]; what it holds is checked by the caller."""
     count, blocks, outliers = data.shape[0], -(-size // BLOCK_SIZE), min(OUTLIERS, size)
     widths = [2 * blocks, 2 * outliers, 2 * outliers, size]
-    parts = torch.split(data, widths, dim=1)
-    first, second, third, fourth = (part.contiguous() for part in parts)
-    scales = first.view(torch.bfloat16).float()
-    indices = second.view(torch.int16).long() & 0xFFFF
-    ratios = third.view(torch.float16).float()
+    # (flat, because a part of a single row keeps a stride that may be odd)
+    first, second, third, fourth = (part.reshape(-1) for part in torch.split(data, widths, dim=1))
+    scales = first.view(torch.bfloat16).view(count, -1).float()
+    indices = second.view(torch.int16).view(count, -1).long() & 0xFFFF
+    ratios = third.view(torch.float16).view(count, -1).float()
     if bool((indices[:, -1] >= size).any()) or bool((indices.diff(dim=1) <= 0).any()):
         raise BadMessage("indices of outliers are not rising, or beyond the row")
     quanta = torch.nn.functional.pad(
-        fourth.view(torch.int8).float(), (0, blocks * BLOCK_SIZE - size)
+        fourth.view(torch.int8).view(count, size).float(), (0, blocks * BLOCK_SIZE - size)
     ).view(count, blocks, BLOCK_SIZE)
     hidden = (quanta * scales.unsqueeze(2)).view(count, -1)[:, :size].contiguous()
     units = scales.gather(1, indices // BLOCK_SIZE) * _LEVELS

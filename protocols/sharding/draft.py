@@ -17,6 +17,8 @@ SUFFIX_MAX = 4  # tokens of a suffix that is looked up; longer ones add little
 GUESSES_MAX = DRAFT_MAX - 1  # one row of a step is the last token that was picked
 FORGET_COST = 0.9  # kept, at every step, of what was measured of steps
 FORGET_LUCK = 0.7  # the same of guesses: texts change quickly from prose to tables and back
+SLOW = 4.0  # fold what was expected; what takes longer was no step alone
+LOOKBACK = 4096  # tokens of a prompt that are indexed: 20 ms, in which nothing else happens
 PAYS = 1.05  # fold more tokens a second, expected; less is noise of the measurement
 
 
@@ -60,7 +62,11 @@ class StepCost:
             self._add(rows, self.base_s + self.row_s * rows)
 
     def learn(self, guesses: int, seconds: float) -> None:
-        """Take a measured step of one row and so many guesses."""
+        """Take a measured step of one row and so many guesses.
+
+        One in which a stage was replaced says nothing of steps: it counts as a slow one.
+        """
+        seconds = min(seconds, SLOW * (self.base_s + self.row_s * guesses))
         self._sums = [FORGET_COST * value for value in self._sums]
         self._add(guesses, seconds)
         count, rows, squares, times, products = self._sums
@@ -101,8 +107,8 @@ class Drafter:
         self.accepted = 0
 
     def add(self, tokens: Sequence[int]) -> None:
-        """Note what was said."""
-        for token in tokens:
+        """Note what was said; of a long text only its end."""
+        for token in tokens[-LOOKBACK:]:
             at = len(self._said)
             for length in range(1, min(SUFFIX_MAX, at) + 1):
                 self._seen[tuple(self._said[at - length :])] = at

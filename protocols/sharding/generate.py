@@ -328,22 +328,22 @@ class Generation:
         prompt, history = self._said, self._ring.history
         if start:
             history.begin(ids_to_rows(prompt[:start]))
-        if self._speculate and self._chain.truncates:
+        for at in range(start, len(prompt), history.rows_max):
+            rows = prompt[at : at + history.rows_max]
+            is_last = at + len(rows) == len(prompt)
+            self._ring.push(at, rows, picks=int(is_last))
+        if self._speculate:
             hops = self.route
             base_s = STEP_S + sum(hop.decode_s for hop in hops)
             row_s = sum(hop.prefill_s or hop.decode_s for hop in hops)
             self._drafter = Drafter(StepCost(base_s, row_s))
             self._drafter.add(prompt)
-        for at in range(start, len(prompt), history.rows_max):
-            rows = prompt[at : at + history.rows_max]
-            is_last = at + len(rows) == len(prompt)
-            self._ring.push(at, rows, picks=int(is_last))
         return await self._ring.picked(4 * self._step_s())
 
     async def _decode(self) -> list[Pick]:
         """One step: the last token, and guesses; return its picks, up to the first wrong guess."""
         guesses: list[int] = []
-        if self._drafter is not None:
+        if self._drafter is not None and self._chain.truncates:
             guesses = self._drafter.draft(self._room - len(self._said) - 1)
         position, began = len(self._said) - 1, trio.current_time()
         self._ring.push(position, [self._said[-1], *guesses], picks=1 + len(guesses))

@@ -74,6 +74,13 @@ class History:
         self._numbers.append(step.number)
         self.number, self._picks = step.number, step.picks
 
+    def lacking(self, number: int, position: int) -> int:
+        """Return from where on the rows are not those that a receiver has, who has seen `number`
+        and rows before `position`: a step that it has not seen may take some of them back.
+        """
+        at = bisect_right(self._numbers, number)
+        return min(position, *self._starts[at : at + 1], self.position)
+
     def after(self, number: int, position: int) -> Step | None:
         """Return the next step for who has seen `number` and has the rows before `position`.
 

@@ -65,6 +65,10 @@ class Disputes:
         default_factory=lambda: defaultdict[PeerId, set[PeerId]](set)
     )
 
+    def __len__(self) -> int:
+        """How many peers are at odds with somebody."""
+        return len(self._partners)
+
     def add(self, one: PeerId, other: PeerId) -> PeerId | None:
         """Note a dispute; return who is at fault, if that shows now."""
         if len(self._partners) >= PARTNERS_MAX:

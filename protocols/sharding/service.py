@@ -154,8 +154,7 @@ class StageService:
             yield span.worker, ticket
         finally:
             span.close(ticket)
-            span.room.release(peer, size_bytes, after_s=self._clock.now() - began_at)
-            span.emptied.unpark_all()
+            span.release(peer, size_bytes, after_s=self._clock.now() - began_at)
 
     async def _look_after(self, span: LoadedSpan) -> None:
         await span.run()
@@ -232,10 +231,8 @@ class StageService:
         try:
             work = await session.work()
             receipt = sign(self._signer, work)
-            history = None if session.is_last else session.history
-            session.is_parked = self._admission.park(
-                session.admitted, session.entry, session.opening, keys, work.position, history
-            )
+            session.inlet.close(RemoteError("ended", "the session has ended"))
+            self._settle(session, keys, work.position)
             with trio.move_on_after(SAY_S):
                 await call.send(receipt)
         except ShoalError as error:
@@ -246,7 +243,8 @@ class StageService:
     def _open(self, peer: PeerId, opening: Open) -> StageSession:
         """Return the session that an entry opens, or opens again. Raises ShoalError."""
         name = opening.session, opening.start
-        if (session := self.sessions.get(name)) is not None:
+        session = self.sessions.get(name)
+        if session is not None and not session.is_over:
             session.resume(peer, opening)
             return session
         if self._nursery is None:
@@ -261,6 +259,8 @@ class StageService:
             unsent_max=self._unsent_max,
         )
         self.sessions[name], self._inlets[name] = session, session.inlet
+        history, feeder = session.history, session.feeder
+        self._shelf.add(history, lambda: history.lacking(feeder.number, feeder.sent))
         self._nursery.start_soon(self._keep, session)
         session.begin()
         self._joined.unpark_all()
@@ -269,20 +269,26 @@ class StageService:
     async def _keep(self, session: StageSession) -> None:
         """Let a session live, and clear up after it."""
         name = session.opening.session, session.opening.start
-        span, history = session.span, session.history
-        self._shelf.add(history, lambda: session.feeder.sent)
         try:
             await session.run()
         finally:
-            del self.sessions[name], self._inlets[name]
-            if not session.is_parked:
-                span.close(session.ticket)
-            lasted_s = trio.current_time() - session.opened_at
-            span.room.release(session.entry, session.admitted.size_bytes, after_s=lasted_s)
-            span.emptied.unpark_all()
+            if self.sessions.get(name) is session:  # and not the next one of that name
+                del self.sessions[name], self._inlets[name]
+            self._settle(session, [], 0)
             if not session.is_last and session.failure is None:
-                self._shelf.record(name, session.entry, history, self._clock.now())
-            self._shelf.remove(history)
+                self._shelf.record(name, session.entry, session.history, self._clock.now())
+            self._shelf.remove(session.history)
+
+    def _settle(self, session: StageSession, keys: list[bytes], position: int) -> None:
+        """Give the session's room back, and its cache if it is not to be parked; once."""
+        if session.has_room:
+            session.has_room = False
+            lasted_s = trio.current_time() - session.opened_at
+            session.span.release(session.entry, session.admitted.size_bytes, after_s=lasted_s)
+            history = None if session.is_last else session.history
+            self._admission.settle(
+                session.admitted, session.entry, session.opening, keys, position, history
+            )
 
     def _unsent_max(self) -> int:
         return self._shelf.budget_bytes // max(UNSENT_SHARE, len(self.sessions))

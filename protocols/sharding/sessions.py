@@ -75,7 +75,7 @@ class StageSession:
         self.span, self.ticket = admitted.span, admitted.first.session
         self.failure: ShoalError | None = None
         self.is_over = False
-        self.is_parked = False  # the worker keeps the cache
+        self.has_room = True  # reserved, and a cache in the worker; until it is settled
         hidden_size = self.span.info.hidden_size
         self.is_last = opening.end == self.span.info.n_layers
         self._gives_bytes = 0 if self.is_last else row_bytes(opening.gives, hidden_size)
@@ -124,7 +124,10 @@ class StageSession:
     @property
     def unsent_bytes(self) -> int:
         """What waits for the next stage."""
-        return max(0, self.history.position - self.feeder.sent) * self._gives_bytes
+        if self.feeder.number >= self.history.number:
+            return 0  # rows of a reused prefix go, if they are lacked, with the first step
+        lacking = self.history.lacking(self.feeder.number, self.feeder.sent)
+        return (self.history.position - lacking) * self._gives_bytes
 
     def close(self) -> None:
         """End in good order."""
@@ -225,6 +228,7 @@ class StageSession:
             self._control.send_nowait(message)
         except (trio.WouldBlock, trio.BrokenResourceError):
             self._control.close()  # its stream ends, and it may open another
+            self.leave(self._control)
 
     # the way of a step
 

@@ -93,6 +93,11 @@ class LoadedSpan:
         if len(self._pinging) == 1:
             self.worker.post(WorkerPing(), self._hear)
 
+    def release(self, peer: PeerId, size_bytes: int, *, after_s: float) -> None:
+        """Give the room of a session back, `after_s` seconds after it was reserved."""
+        self.room.release(peer, size_bytes, after_s=after_s)
+        self.emptied.unpark_all()
+
     def close(self, ticket: int) -> None:
         """Have the worker forget a session."""
         try:
@@ -108,7 +113,7 @@ class LoadedSpan:
                 on_answer()
 
     async def _watch(self) -> None:
-        while True:
+        while not self.worker.gone.is_set():
             answered = trio.Event()
             self.ping(answered.set)
             with trio.move_on_after(STUCK_S) as patience:

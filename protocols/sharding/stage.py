@@ -123,7 +123,7 @@ def load_stage(
 ) -> Stage:
     """Build a stage from the parts of a split model (see split.py); reads only its own parts.
 
-    It computes in `dtype`, whatever the files hold. Raises BadMessage, ValueError, OSError.
+    dtype: what the model is computed in, and was split for. Raises BadMessage, ValueError, OSError.
     """
     refuse_programs(folder)
     config = AutoConfig.from_pretrained(folder / CONFIG, trust_remote_code=False)
@@ -273,9 +273,10 @@ def _load_part(model: Any, path: Path, dtype: torch.dtype, device: str, *, table
             mapped: Tensor = part.get_tensor(name)
             tensor = mapped
             if not (tables and isinstance(owner, nn.Embedding) and mapped.dtype == dtype):
+                # What the files hold in float32 stays so, also in a model of half precision.
+                widens = mapped.is_floating_point() and mapped.dtype != torch.float32
                 # Copied out of the file: kernels round differently on memory that is not aligned.
-                kind = dtype if mapped.is_floating_point() else mapped.dtype
-                tensor = mapped.to(device=device, dtype=kind, copy=True)
+                tensor = mapped.to(device, dtype if widens else mapped.dtype, copy=True)
             for alias in (name, *(alias for alias, stored in aliases.items() if stored == name)):
                 _assign(model, alias, tensor.to(device))
 

@@ -141,7 +141,7 @@ class Worker:
         rows = sum(one.max_tokens * (one.end - one.start) for one in (*taken, request))
         needed = rows * self._token_bytes / (self._stage.end - self._stage.start)
         if self._cache_bytes and needed > CACHE_SLACK * self._cache_bytes:
-            raise Busy(f"caches of {needed / 1e6:.0f} MB; there is room for {self._cache_bytes} B")
+            raise Busy(f"caches of {needed:.0f} B, and there is room for {self._cache_bytes} B")
 
     def _cache_for(self, request: WorkerOpen) -> StageCache:
         """Return an empty cache, or one with the first rows of another session."""

@@ -42,6 +42,7 @@ class AnswerSwarm:
     nursery: trio.Nursery
     step_s: float
     row_s: float
+    history_bytes: int
     services: dict[PeerId, StageService] = field(default_factory=dict[PeerId, StageService])
     workers: dict[PeerId, PretendWorker] = field(default_factory=dict[PeerId, PretendWorker])
     spans: dict[PeerId, tuple[int, int]] = field(default_factory=dict[PeerId, tuple[int, int]])
@@ -59,8 +60,9 @@ class AnswerSwarm:
         latency_s: float = 0.01,
         step_s: float = 0.01,
         row_s: float = 0.0,
+        history_bytes: int = 1 << 28,
     ) -> "AnswerSwarm":
-        swarm = cls(Net(nursery, latency_s=latency_s), nursery, step_s, row_s)
+        swarm = cls(Net(nursery, latency_s=latency_s), nursery, step_s, row_s, history_bytes)
         await swarm._add_node(ENTRY)
         for name, span in spans.items():
             await swarm.add(name, *span)
@@ -70,7 +72,12 @@ class AnswerSwarm:
         self.keys = PrefixKeys(bytes(32))
 
     async def _add_node(self, peer: PeerId) -> StageService:
-        service = StageService(self.net.rpc(peer), Signer(bytes(32)), clock=SystemClock())
+        service = StageService(
+            self.net.rpc(peer),
+            Signer(bytes(32)),
+            clock=SystemClock(),
+            history_bytes=self.history_bytes,
+        )
         self.services[peer] = service
         await self.nursery.start(service.run)
         return service

@@ -4,6 +4,7 @@ swarm = await AuditedSwarm.start(nursery, ROUTE, cheats={"b": skip_layer})
 found = await swarm.audit()  # a fresh answer, every stage of it audited
 """
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -67,8 +68,9 @@ class AuditedSwarm:
     workers: dict[str, PretendWorker] = field(default_factory=dict[str, PretendWorker])
     services: dict[str, StageService] = field(default_factory=dict[str, StageService])
     audits: dict[str, Audits] = field(default_factory=dict[str, Audits])
-    dear: set[str] = field(default_factory=lambda: set(REPLICAS))
+    dear: set[str] = field(default_factory=set[str])
     codec: str = "auto"
+    rng: random.Random = field(default_factory=random.Random)
     said: list[list[int]] = field(default_factory=list[list[int]])
 
     @classmethod
@@ -81,22 +83,29 @@ class AuditedSwarm:
         codec: str = "auto",
         share: float = 0.0,
         replicas: Sequence[str] = REPLICAS,
+        seed: int = 0,
     ) -> "AuditedSwarm":
-        swarm = cls(Net(nursery), nursery, codec=codec)
-        await swarm._add("entry", None, share)
+        swarm = cls(Net(nursery), nursery, codec=codec, rng=random.Random(seed))
+        swarm.dear |= set(replicas)
+        await swarm._add("entry", share)
         everywhere = dict.fromkeys(replicas, (0, LAYERS))
         for name, span in {**ROUTE, **everywhere}.items():
             await swarm.add(name, span, cheat=(cheats or {}).get(name), lie=(lies or {}).get(name))
         return swarm
 
     async def add(
-        self, name: str, span: tuple[int, int], *, cheat: Cheat | None = None, lie: Lie | None = None
+        self,
+        name: str,
+        span: tuple[int, int],
+        *,
+        cheat: Cheat | None = None,
+        lie: Lie | None = None,
     ) -> None:
         """Start a node with some blocks."""
         stage = Stage(make_model("llama"), *span)
         if cheat is not None:
             cheat(stage)
-        await self._add(name, None, 0.0)
+        await self._add(name, 0.0)
         worker = PretendWorker(RealSpan(stage))  # type: ignore[arg-type]
         if lie is not None:
             worker.tamper = lie
@@ -117,7 +126,7 @@ class AuditedSwarm:
         self.services[name].attach(info, worker, on_stuck=lambda: None)
         self.spans[name], self.workers[name] = span, worker
 
-    async def _add(self, name: str, _: None, share: float) -> None:
+    async def _add(self, name: str, share: float) -> None:
         signer = Signer(name.encode().ljust(32, b"-"))
         self.peers[name] = signer.peer
         service = StageService(self.net.rpc(signer.peer), signer, clock=SystemClock())
@@ -129,6 +138,7 @@ class AuditedSwarm:
             candidates=self.candidates,
             share=share,
             ask=self.ask,
+            rng=self.rng,
         )
         await self.nursery.start(service.run)
         await self.nursery.start(self.audits[name].run)

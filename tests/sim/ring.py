@@ -182,9 +182,9 @@ class Ring:
             self.keys,
         )
 
-    async def open(self, index: int) -> Control:
-        """Open, or open again, the stage of this index."""
-        control = Control(self.route[index][0], self.opening(index))
+    async def open(self, index: int, opening: Open | None = None) -> Control:
+        """Open, or open again, the stage of this index; in other words if there are any."""
+        control = Control(self.route[index][0], opening or self.opening(index))
         await self._nursery.start(control.run, self.service)
         return control
 

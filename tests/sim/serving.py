@@ -28,14 +28,15 @@ class ServingSwarm:
 
     async def add(self, folder: Path, name: str, *, memory_gib: float) -> Models:
         """Start a node; 0 GiB is one that offers nothing."""
-        peer = PeerId(name)
+        signer = Signer(name.encode().ljust(32))
+        peer = signer.peer
         self.shelves[peer] = Shelf(folder / name / "blobs", self.shelves)
         models = Models(
             folder=folder / name / "models",
             store=SharedStore(self.board, peer),
             blobs=self.shelves[peer],
             rpc=self.net.rpc(peer),
-            signer=Signer(peer.encode().ljust(32)),
+            signer=signer,
             members=lambda: list(self.members.values()),
             clock=SystemClock(),
             options=ServeOptions(offer=memory_gib > 0, memory_gib=memory_gib),

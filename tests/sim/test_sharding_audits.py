@@ -19,8 +19,8 @@ def other_picks(answer: WorkerAnswer) -> WorkerAnswer:
         picks = [msgspec.structs.replace(one, token=(one.token + 1) % 97) for one in answer.picks]
         return msgspec.structs.replace(answer, picks=picks)
     if isinstance(answer, ProofsReply):
-        picks = [(at, (token + 1) % 97 if at > 20 else token) for at, token in answer.picks]
-        return msgspec.structs.replace(answer, picks=picks)
+        said = [(at, (token + 1) % 97 if at > 20 else token) for at, token in answer.picks]
+        return msgspec.structs.replace(answer, picks=said)
     return answer
 
 
@@ -130,23 +130,22 @@ async def test_who_gives_other_rows_than_it_commits_to_is_blamed(
     assert swarm.blamed(await swarm.audit()) == {"b"}
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("cheats", [False, True])
 async def test_an_auditor_that_contradicts_honest_work_is_blamed_itself(
-    nursery: trio.Nursery, autojump_clock: MockClock, cheats: bool
+    nursery: trio.Nursery, autojump_clock: MockClock, cheats: bool, seed: int
 ) -> None:
-    replicas = ("x", "y", "z")
     swarm = await AuditedSwarm.start(
         nursery,
         cheats={"b": CHEATS["skip"]} if cheats else {},
         lies={"x": false_outputs},
-        replicas=replicas,
+        replicas=("x", "y", "z"),
+        seed=seed,
     )
-    swarm.dear |= set(replicas)
-    found = list[str]()
-    for _ in range(5):
-        swarm.audits["entry"]._begun_at.clear()
-        found += swarm.blamed(await swarm.audit())
-    assert set(found) == ({"x", "b"} if cheats else {"x"})
+    found = set[str]()
+    for _ in range(4):  # when b is banned, x computes its blocks at times, and lies of them, too
+        found |= swarm.blamed(await swarm.audit())
+    assert found == ({"x", "b"} if cheats else {"x"})
     rows = {row.peer: row for row in swarm.audits["entry"].view(NAME).audited}
     assert rows[swarm.peers["x"]].why == FALSE_AUDIT
 

@@ -81,8 +81,8 @@ async def test_a_model_is_served_answers_through_a_crash_and_goes(
     served = asker.view("tiny")
     assert steps[-1] == ServeProgress("ready", "tiny", served)
     spans = sorted((stage.start, stage.end, stage.state) for stage in served.stages)
-    assert spans == [(0, 2, "ready"), (2, LAYERS, "ready")]
-    assert {stage.peer for stage in served.stages} == {"first", "second"}
+    assert spans == [(0, LAYERS // 2, "ready"), (LAYERS // 2, LAYERS, "ready")]
+    assert {stage.peer for stage in served.stages} == {first.peer, second.peer}
     assert asker.names() == second.names() == ["tiny"]
 
     text, end = await text_of(asker, Options(max_tokens=100))
@@ -91,7 +91,7 @@ async def test_a_model_is_served_answers_through_a_crash_and_goes(
     assert end.usage is not None
     assert (end.usage.prompt_tokens, end.usage.completion_tokens) == (len(TEXT), 100)
     assert end.trace is not None
-    assert {hop.peer for hop in end.trace.route} == {"first", "second"}
+    assert {hop.peer for hop in end.trace.route} == {first.peer, second.peer}
 
     stop = text[5:9]
     stopped, end = await text_of(first, Options(max_tokens=40, stop=[stop]))

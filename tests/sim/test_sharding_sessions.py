@@ -1,5 +1,7 @@
 """Sessions on stages: a ring of real services, with workers that pretend, on a virtual clock."""
 
+import random
+
 import msgspec
 import pytest
 import trio
@@ -13,10 +15,12 @@ from protocols.sharding.wire import (
     ORPHAN_S,
     RECORD_S,
     Broken,
+    End,
     History,
     Open,
     Place,
     Pong,
+    Receipt,
     Sampling,
     Work,
 )
@@ -564,8 +568,7 @@ async def test_a_part_that_does_not_fit_the_model_is_refused(
     route = await swarm.chain(0, 2, 4)
     ring = Ring(swarm.nursery, swarm.nodes[ENTRY].service, route, n_layers=LAYERS)
     opening: Open = msgspec.structs.replace(ring.opening(0), **change)
-    ring.opening = lambda _: opening  # type: ignore[method-assign]
-    control = await ring.open(0)
+    control = await ring.open(0, opening)
     assert control.error is not None
     assert control.error.code == BadMessage.code
     assert open_tickets(swarm) == 0
@@ -582,3 +585,74 @@ async def test_room_is_lent_for_audits(autojump_clock: MockClock, swarm: Swarm) 
         assert open_tickets(swarm) == 1
     await trio.sleep(0.1)
     assert (service.usage(MODEL, 0).free_tokens, open_tickets(swarm)) == (1000, 0)
+
+
+async def test_a_session_that_had_all_the_room_is_parked(
+    autojump_clock: MockClock, swarm: Swarm
+) -> None:
+    route = await swarm.chain(0, 4, tokens=700)
+    async with swarm.ring(route, max_tokens=520) as ring:
+        await ring.say(LONG, 5)
+        await ring.end(KEYS[:4])
+        usage = swarm.nodes[route[0][0]].service.usage(MODEL, 0)
+        assert (usage.sessions, usage.free_tokens) == (0, 700)
+    async with swarm.ring(route, max_tokens=520, keys=KEYS) as ring:
+        assert ring.controls[0].opened.position == 64
+
+
+async def test_a_session_is_opened_anew_right_after_its_end(
+    autojump_clock: MockClock, swarm: Swarm
+) -> None:
+    route = await swarm.chain(0, 2, 4)
+    async with swarm.ring(route) as ring:
+        found = await ring.say(PROMPT, 5)
+        await ring.controls[0].call.send(End())
+        await ring.controls[0].heard(Receipt)
+        ring.controls[0] = await ring.open(0)
+        assert ring.controls[0].opened.position == 0
+        await ring.rewire(-1)
+        assert await go_on(ring, found, 9) == expected(9)
+    rows = [swarm.nodes[peer].workers[start].span.rows for peer, start, _ in route]
+    assert rows == [2 * len(PROMPT) + 8 + 4, len(PROMPT) + 8]
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_whatever_happens_to_the_feeds_no_row_is_lost_or_doubled(
+    autojump_clock: MockClock, swarm: Swarm, seed: int
+) -> None:
+    """Links break and mend, feeds are opened anew and drafts are wrong, all at random moments."""
+    luck = random.Random(seed)
+    route = await swarm.chain(0, 1, 3, 4)
+    answer = expected(60)
+
+    async def trouble(ring: Ring) -> None:
+        while True:
+            await trio.sleep(luck.expovariate(8))
+            index = luck.randrange(-1, 3)
+            here = route[index][0] if index >= 0 else ENTRY
+            there = route[index + 1][0] if index < 2 else ENTRY
+            if luck.random() < 0.5:
+                swarm.net.cut(here, there)
+                await trio.sleep(luck.choice((0.0, 0.05, 0.3)))
+                swarm.net.heal()
+                await trio.sleep(0.02)
+                for number, control in enumerate(ring.controls):
+                    if control.ended.is_set():
+                        ring.controls[number] = await ring.open(number)
+            await ring.rewire(index)
+
+    async with swarm.ring(route) as ring, trio.open_nursery() as nursery:
+        nursery.start_soon(trouble, ring)
+        ring.step(PROMPT[:3], picks=0)
+        ring.step(PROMPT[3:])
+        found = await ring.picked()
+        while len(found) < 60:
+            guess = [token if luck.random() < 0.7 else 1 for token in answer[len(found) :][:3]]
+            ring.step(
+                [found[-1], *guess], position=len(PROMPT) + len(found) - 1, picks=len(guess) + 1
+            )
+            picks = await ring.picked()
+            right = next((i for i, token in enumerate(guess) if picks[i] != token), len(guess))
+            found += picks[: right + 1]
+        nursery.cancel_scope.cancel()
+    assert found[:60] == answer

@@ -1,6 +1,8 @@
 """Sharded, every family of models computes what it does unsharded, bit for bit."""
 
 import copy
+import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from protocols.sharding.batch import can_batch, forward_together
 from protocols.sharding.caches import StageCache
+from protocols.sharding.front import load_front
 from protocols.sharding.manifest import BLOCK, EMBED, HEAD, SHARED, part_name
+from protocols.sharding.reference import continue_greedily, load
 from protocols.sharding.split import split
 from protocols.sharding.stage import Stage, load_stage
 from tests.unit.sharding_models import (
@@ -24,7 +28,10 @@ from tests.unit.sharding_models import (
     prefill_and_decode,
     save_model,
 )
-from wire.errors import NotFound
+from tests.unit.sharding_tokenizer import save_tokenizer
+from wire.errors import BadMessage, NotFound
+
+SHAKESPEARE = Path(__file__).parents[2] / "configs" / "runs" / "shakespeare.py"
 
 # Their attention, or what they cache, is of their own making: steps are computed one by one.
 ALONE = (*RECURRENT, "bloom", "falcon", "codegen", "gptj", "deepseek_v3")
@@ -163,7 +170,7 @@ def test_half_precision_is_that_of_the_unsharded_model(dtype: str, tmp_path: Pat
     kind = getattr(torch, dtype)
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=kind)
     expected = [logits.float() for logits in prefill_and_decode(whole)]
-    split(tmp_path / "model", tmp_path / "parts")
+    split(tmp_path / "model", tmp_path / "parts", dtype)
     stages = [load_stage(tmp_path / "parts", *span, dtype=dtype) for span in cuts(3)]
     chain = [(stage, stage.new_cache()) for stage in stages]
     assert is_equal(chain, expected)
@@ -220,3 +227,54 @@ def test_a_stage_in_memory_is_independent_of_others(tmp_path: Path) -> None:
     stage, other = Stage(copy.deepcopy(model), 0, 3), Stage(copy.deepcopy(model), 3, LAYERS)
     chain = [(stage, stage.new_cache()), (other, other.new_cache())]
     assert is_equal(chain, prefill_and_decode(model))
+
+
+PROGRAMS = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+
+
+def name_programs(path: Path, **more: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": PROGRAMS, **more}))
+
+
+def test_a_received_folder_that_names_programs_is_not_loaded(tmp_path: Path) -> None:
+    save_model(tmp_path / "model")
+    save_tokenizer(tmp_path / "model")
+    split(tmp_path / "model", tmp_path / "parts")
+    load_front(tmp_path / "parts")
+    (tmp_path / "parts" / "evil.py").write_text(f"open({str(tmp_path / 'pwned')!r}, 'w')")
+    name_programs(tmp_path / "parts" / "tokenizer_config.json")
+    with pytest.raises(BadMessage, match=r"tokenizer_config\.json names programs"):
+        load_front(tmp_path / "parts")
+    name_programs(tmp_path / "parts" / "config.json", model_type="evil")
+    with pytest.raises(BadMessage, match=r"config\.json names programs"):
+        load_stage(tmp_path / "parts", 0, LAYERS)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_64_greedy_tokens_of_the_shipped_run_are_those_of_the_unsharded_model(
+    tmp_path: Path,
+) -> None:
+    """As configs/runs/shakespeare.py makes and saves its model, but smaller: tied embeddings."""
+    spec = importlib.util.spec_from_file_location("shakespeare", SHAKESPEARE)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    tokenizer = script.make_tokenizer(["To be, or not to be: that is the question. " * 9], 300)
+    size = {"vocabulary": 300, "hidden": 32, "intermediate": 64, "layers": 4, "heads": 4}
+    fresh = script.make_model({"run": {"seed": 1}, "model": size})
+    with torch.no_grad():
+        for parameter in fresh.parameters():
+            parameter.add_(0.4 * torch.randn_like(parameter))  # else it says one token only
+    script.save(fresh, tokenizer, tmp_path / "model")
+    model, saved_tokenizer = load(tmp_path / "model")
+    ids = list(saved_tokenizer("To be")["input_ids"])
+    expected = continue_greedily(model, ids, 64)
+    assert len(expected) == 64
+    assert len(set(expected)) > 8, expected
+    split(tmp_path / "model", tmp_path / "parts")
+    stages = [load_stage(tmp_path / "parts", *span) for span in cuts(4, 4)]
+    chain = [(stage, stage.new_cache()) for stage in stages]
+    for token in expected:  # the tokens of one are the rows of the next
+        assert int(through(chain, ids).argmax()) == token
+        ids = [token]
