@@ -235,16 +235,16 @@ def heal(folder: Path) -> None:
 
 
 def tell(name: str, trials: Trials, goal_s: float) -> None:
-    """Report trials of one kind."""
+    """Report trials of one kind, as figures whose names begin with `name`."""
     of = f"% of {trials.count} trials"
     for what, number in (("finished", trials.finished), ("same", trials.same)):
         share = 100 * number / trials.count
-        report(f"answer.{name}_{what}", [share], of, better="higher", goal=100.0)
+        report(f"{name}_{what}", [share], of, better="higher", goal=100.0)
     pauses = trials.pauses_s
     why = "" if pauses else "no trial hit a stage"
-    report(f"answer.{name}_pause", pauses, "s", goal=goal_s, why=why)
+    report(f"{name}_pause", pauses, "s", goal=goal_s, why=why)
     worst = [max(pauses)] if pauses else []
-    report(f"answer.{name}_pause_worst", worst, "s", goal=goal_s, why=why)
+    report(f"{name}_pause_worst", worst, "s", goal=goal_s, why=why)
     if pauses:
         progress(f"{name}: p90 {percentile(pauses, 0.9):.3f} s; {trials.missed} were not hit")
 
@@ -259,9 +259,9 @@ def _measure(folder: Path, model: Path, name: str, tokens: int, counts: tuple[in
         if calm.text.strip() != expected.strip():
             raise Failed("the sharded answer is another one, without any fault")
         progress(f"undisturbed: {calm.rate:.1f} tokens/s, longest gap {calm.longest_gap_s:.3f} s")
-        tell(f"kill{name}", kills(nodes, questions, counts[0], KINDS), PAUSE_S)
+        tell(f"answer.kill{name}", kills(nodes, questions, counts[0], KINDS), PAUSE_S)
         if counts[1]:
-            tell(f"freeze{name}", freezes(nodes, questions, counts[1]), FREEZE_S)
+            tell(f"answer.freeze{name}", freezes(nodes, questions, counts[1]), FREEZE_S)
 
 
 def main() -> None:
