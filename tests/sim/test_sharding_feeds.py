@@ -235,3 +235,8 @@ def test_who_missed_a_step_that_is_forgotten_is_told_even_if_it_has_as_many_rows
     sender.step(1, 0)
     with pytest.raises(Forgotten, match="rows before 4 are not kept any more"):
         receiver.catch_up(sender.history)
+
+
+def test_a_step_is_computed_once() -> None:
+    intake = Intake(ROW, ROWS_MAX, 10, position=0)
+    assert [intake.take(Step(number, 0, bytes(4), 0)) for number in (7, 7, 6, 8)] == [2, 0, 0, 2]
