@@ -6,6 +6,7 @@ The store and the blobs are those of boards.py.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from node.config import ServeOptions
 from node.models import Models
@@ -26,7 +27,9 @@ class ServingSwarm:
     nodes: dict[PeerId, Models] = field(default_factory=dict[PeerId, Models])
     members: dict[PeerId, "ServingMember"] = field(default_factory=dict)
 
-    async def add(self, folder: Path, name: str, *, memory_gib: float) -> Models:
+    async def add(
+        self, folder: Path, name: str, *, memory_gib: float, device: Literal["cpu", "cuda"] = "cpu"
+    ) -> Models:
         """Start a node; 0 GiB is one that offers nothing."""
         signer = Signer(name.encode().ljust(32))
         peer = signer.peer
@@ -39,7 +42,7 @@ class ServingSwarm:
             signer=signer,
             members=lambda: list(self.members.values()),
             clock=SystemClock(),
-            options=ServeOptions(offer=memory_gib > 0, memory_gib=memory_gib),
+            options=ServeOptions(offer=memory_gib > 0, memory_gib=memory_gib, device=device),
             rtt_s=lambda _: 2 * self.net.latency_s,
             off_loop=Threads(),
         )

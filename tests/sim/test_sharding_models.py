@@ -131,3 +131,25 @@ async def test_what_cannot_be_served_is_refused_with_a_reason(
     with pytest.raises(NotFound, match="0 are served: none"):
         await models.answer("", Prompt(text=TEXT), Options())
     nursery.cancel_scope.cancel()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the worker would start")
+async def test_a_span_that_cannot_be_loaded_says_why_and_is_tried_again(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    save_model(tmp_path / "hf", vocab_size=256)
+    save_tokenizer(tmp_path / "hf")
+    swarm = ServingSwarm(Net(nursery, latency_s=0.0))
+    models = await swarm.add(tmp_path, "only", memory_gib=1.0, device="cuda")
+    nursery.start_soon(serve, models, tmp_path / "hf")
+    seen: set[tuple[str, str]] = set()
+
+    def has_failed() -> bool:
+        stages = models.view("tiny").stages if "tiny" in models.names() else []
+        seen.update((stage.state, stage.note) for stage in stages)
+        return any(stage.state == "failed" for stage in stages)
+
+    await wait_until(has_failed)
+    assert any(state == "loading" and note for state, note in seen)  # once is no failure yet
+    assert any(state == "failed" and "ended while it started" in note for state, note in seen)
+    nursery.cancel_scope.cancel()
