@@ -1,29 +1,21 @@
-"""The worker: what it answers, what it refuses, and that it lives and dies with its daemon."""
+"""The worker: what it answers, and what it refuses."""
 
-import os
-import signal
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
 import msgspec
 import pytest
 import torch
-import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from node.model_workers import open_worker
 from protocols.sharding.batch import can_batch
 from protocols.sharding.caches import StageCache
 from protocols.sharding.codecs import decode as decode_rows
-from protocols.sharding.link import Link, WorkerGone
 from protocols.sharding.meter import Meter
 from protocols.sharding.rows import ids_to_rows
-from protocols.sharding.split import split
 from protocols.sharding.stage import Result, Stage
 from protocols.sharding.wire import DRAFT_MAX, FRAME_MAX, Pick, Sampling, Step
 from protocols.sharding.worker import SESSIONS_MAX, Worker, measure
@@ -35,7 +27,6 @@ from protocols.sharding.worker_wire import (
     Opened,
     Output,
     ProofsReply,
-    WorkerAnswer,
     WorkerCheck,
     WorkerClose,
     WorkerOpen,
@@ -47,9 +38,9 @@ from protocols.sharding.worker_wire import (
     worker_answer_decoder,
     worker_ask_decoder,
 )
-from tests.unit.sharding_models import LAYERS, PROMPT, make_model, prefill_and_decode, save_model
+from tests.unit.sharding_models import LAYERS, PROMPT, make_model, prefill_and_decode
 from wire.codec import decode, encode
-from wire.errors import BadMessage, RemoteError
+from wire.errors import BadMessage
 
 GREEDY = Sampling()
 LONG = [token % 97 for token in range(3 * DRAFT_MAX)]
@@ -364,61 +355,3 @@ def test_any_bytes(decoder: msgspec.msgpack.Decoder[object], frame: bytes) -> No
 def test_another_reader_sees_the_same_message() -> None:
     output = Output(3, 4, b"xy", [Pick(5)])
     assert msgpack.unpackb(encode(output)) == ["output", 3, 4, b"xy", [[5, 0.0, []]]]
-
-
-@asynccontextmanager
-async def real_worker(folder: Path, *more: str) -> AsyncGenerator[Link[WorkerAnswer]]:
-    save_model(folder / "model")
-    split(folder / "model", folder / "parts")
-    arguments = [f"--folder={folder / 'parts'}", "--start=0", f"--end={LAYERS}", *more]
-    async with (
-        trio.open_nursery() as nursery,
-        open_worker(
-            nursery,
-            "protocols.sharding.worker",
-            arguments,
-            worker_answer_decoder,
-            log_path=folder / "worker.log",
-        ) as link,
-    ):
-        yield link
-
-
-async def test_a_worker_process_answers_survives_errors_and_is_missed(tmp_path: Path) -> None:
-    async with real_worker(tmp_path, "--dtype=float32", "--cache-bytes=100000") as link:
-        assert await link.ask(opening(1), timeout_s=30) == Opened(0)
-        output = await link.ask(WorkerStep(1, step(0, PROMPT)), timeout_s=30)
-        assert isinstance(output, Output)
-        assert tokens_of(output) == expected_tokens()[:1]
-        with pytest.raises(RemoteError) as caught:
-            await link.ask(WorkerStep(1, step(20, PROMPT)), timeout_s=30)
-        assert caught.value.code == "bad_message"
-        assert isinstance(await link.ask(WorkerPing(), timeout_s=30), Load)
-        assert await link.ask(WorkerClose(1), timeout_s=30) == Done()
-        child = workers_of(os.getpid())
-        assert len(child) == 1
-        os.kill(child[0], signal.SIGKILL)
-        with pytest.raises(WorkerGone):
-            await link.ask(opening(2), timeout_s=30)
-        assert link.gone.is_set()
-
-
-def workers_of(pid: int) -> list[int]:
-    files = Path(f"/proc/{pid}/task").glob("*/children")
-    children = [int(child) for file in files for child in file.read_text().split()]
-    command = b"protocols.sharding.worker"
-    return [c for c in children if command in Path(f"/proc/{c}/cmdline").read_bytes()]
-
-
-async def test_a_worker_that_cannot_load_says_why(tmp_path: Path) -> None:
-    arguments = [f"--folder={tmp_path / 'nothing'}", "--start=0", "--end=1"]
-    async with trio.open_nursery() as nursery:
-        with pytest.raises(WorkerGone, match="nothing"):
-            async with open_worker(
-                nursery,
-                "protocols.sharding.worker",
-                arguments,
-                worker_answer_decoder,
-                log_path=tmp_path / "worker.log",
-            ):
-                pytest.fail("it got ready")
