@@ -165,7 +165,7 @@ async def test_who_says_nothing_is_not_waited_for(autojump_clock: MockClock, swa
         assert (await refusal(swarm, S1, method)).code == "deadline"
 
 
-async def test_thousands_of_sessions_of_one_peer_leave_room_for_others(
+async def test_a_thousand_sessions_of_one_peer_leave_room_for_others(
     autojump_clock: MockClock, swarm: Swarm
 ) -> None:
     opened, refused = list[bytes](), list[ShoalError]()
@@ -182,7 +182,7 @@ async def test_thousands_of_sessions_of_one_peer_leave_room_for_others(
             refused.append(error)
 
     async with trio.open_nursery() as nursery:
-        for _ in range(2000):
+        for _ in range(1000):
             nursery.start_soon(open_one)
         await trio.sleep(60)
         assert len(opened) == SESSIONS_MAX * PEER_SHARE
