@@ -17,6 +17,15 @@ from wire.ids import PeerId, Signer
 from wire.threads import Threads
 
 
+def _signer(name: str) -> Signer:
+    return Signer(name.encode().ljust(32))
+
+
+def peer_of(name: str) -> PeerId:
+    """The peer ID of a node: that of its key, with which it signs receipts."""
+    return _signer(name).peer
+
+
 @dataclass
 class ServingSwarm:
     """Nodes with a models part each."""
@@ -31,15 +40,14 @@ class ServingSwarm:
         self, folder: Path, name: str, *, memory_gib: float, device: Literal["cpu", "cuda"] = "cpu"
     ) -> Models:
         """Start a node; 0 GiB is one that offers nothing."""
-        signer = Signer(name.encode().ljust(32))
-        peer = signer.peer
+        peer = peer_of(name)
         self.shelves[peer] = Shelf(folder / name / "blobs", self.shelves)
         models = Models(
             folder=folder / name / "models",
             store=SharedStore(self.board, peer),
             blobs=self.shelves[peer],
             rpc=self.net.rpc(peer),
-            signer=signer,
+            signer=_signer(name),
             members=lambda: list(self.members.values()),
             clock=SystemClock(),
             options=ServeOptions(offer=memory_gib > 0, memory_gib=memory_gib, device=device),
