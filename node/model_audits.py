@@ -30,7 +30,7 @@ from protocols.sharding.reputation import DISPUTED_COST, Disputes, banned_until_
 from protocols.sharding.route import Candidate
 from protocols.sharding.service import StageService
 from shoal import audits as shapes
-from wire.errors import Busy, DeadlineExceeded
+from wire.errors import Busy, DeadlineExceeded, ShoalError
 from wire.ids import PeerId
 from wire.ports import Clock, Store
 
@@ -234,7 +234,10 @@ class Audits:
             changed, self._changed = self._changed, set()
             for name, peer in changed:
                 value = to_value(self._records[name, peer])
-                await self._store.put(NAMESPACE, audit_key(name, self.peer, peer), value)
+                try:
+                    await self._store.put(NAMESPACE, audit_key(name, self.peer, peer), value)
+                except ShoalError as error:  # no room, or no right to write: ours still counts
+                    _log.debug("audit.unwritten", model=name, peer=peer, error=str(error))
 
     # --- reading -------------------------------------------------------------------------------
 

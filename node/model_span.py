@@ -89,7 +89,7 @@ class HostedSpan:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self.lease.renew)
                     nursery.start_soon(self._heed)
-                    await self._keep_serving(instead_of, may_go)
+                    await self._keep_serving(nursery, instead_of, may_go)
                     nursery.cancel_scope.cancel()
         except Exception as error:  # the boundary of one span: a bug ends no other
             _log.error("stage.bug", model=self.name, exc_info=error)
@@ -111,7 +111,10 @@ class HostedSpan:
         self._scope.cancel()
 
     async def _keep_serving(
-        self, instead_of: "HostedSpan | None", may_go: Callable[[], bool]
+        self,
+        nursery: trio.Nursery,
+        instead_of: "HostedSpan | None",
+        may_go: Callable[[], bool],
     ) -> None:
         retry_s, failures = RETRY_FIRST_S, 0
         while True:
@@ -123,7 +126,7 @@ class HostedSpan:
                         return
                     instead_of.leave()
                     await instead_of.gone.wait()
-                await self._serve(folder)
+                await self._serve(folder, nursery)
             except Refused as error:
                 await self._say_unless_leaving("refused", str(error))
                 await trio.sleep(REFUSED_S)
@@ -150,7 +153,7 @@ class HostedSpan:
 
         return await library.bring(record, parts, progress)
 
-    async def _serve(self, folder: Path) -> None:
+    async def _serve(self, folder: Path, nursery: trio.Nursery) -> None:
         """Load the span and answer for it until its worker is gone. Raises ShoalError then."""
         services, manifest, (start, end) = self._services, self._manifest, self.span
         await self._say_unless_leaving("loading", self.lease.note)
@@ -165,18 +168,14 @@ class HostedSpan:
             f"--cache-bytes={cache_bytes}",
         ]
         try:
-            async with (
-                trio.open_nursery() as nursery,
-                open_worker(
-                    nursery,
-                    "protocols.sharding.worker",
-                    arguments,
-                    worker_answer_decoder,
-                    log_path=services.library.files.log_path(self.name),
-                ) as link,
-            ):
+            async with open_worker(
+                nursery,
+                "protocols.sharding.worker",
+                arguments,
+                worker_answer_decoder,
+                log_path=services.library.files.log_path(self.name),
+            ) as link:
                 await self._answer(link, cache_bytes)
-                nursery.cancel_scope.cancel()
         finally:
             services.give_cache(cache_bytes)
         raise ShoalError("the worker process ended; it is started again")

@@ -248,7 +248,7 @@ class BlobService:
         return freed
 
     async def check(self, cid: str) -> bool:
-        """Hash one file; whether it is whole here. What is wrong of it is gone: `fetch` mends it."""
+        """Hash one file; whether it is whole here. What is wrong is gone: `fetch` mends it."""
         await self._drive(_with_end(self.store.verify(parse_cid(cid))), Transfer(), None)
         return await self.has(cid)
 

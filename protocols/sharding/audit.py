@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import trio
 
 from protocols.sharding.calls import Calls
-from protocols.sharding.commitments import Commitment, read, same, same_digests
+from protocols.sharding.commitments import Commitment, read, same_digests
 from protocols.sharding.receipts import Claim, Ended, commit_rows, differs
 from protocols.sharding.recompute import COUNT_MAX, OPEN_S, TOTAL_S, ask_again
 from protocols.sharding.rows import ids_to_rows, row_bytes
@@ -161,7 +161,7 @@ class Auditor:
         false = _audit(
             claim, "failed", FALSE_INPUT, (Verdict(claim.leg.peer, FALSE_INPUT), *others)
         )
-        agree = same_digests(before.outputs, claim.inputs)
+        agree = same_digests(before.outputs, claim.inputs, ended.settled)
         if found.state == "passed" and not agree:
             return false  # it computed from the true rows, and says that they were others
         earlier = await self.audit(ended, claims, index - 1)
@@ -195,21 +195,11 @@ class Auditor:
                 )
             except ShoalError as error:
                 raise _Unaudited(f"its input is not to be had: {error}") from error
-            self._check_history(claims[index - 1], rows, size)
-        count = min(claim.work.position, len(rows) // size)
+            _check_history(ended, claims[index - 1], rows, size)
+        count = min(claim.work.position, len(rows) // size, ended.settled)
         if not 0 < count <= COUNT_MAX:
             raise _Unaudited(f"{count} rows are none, or more than are audited")
         return rows[: count * size], size
-
-    def _check_history(self, before: Claim | None, rows: bytes, size: int) -> None:
-        if before is None:
-            return
-        work = before.work
-        if len(rows) < work.position * size:
-            raise _Unaudited("its input is not to be had: the stage before it has not all of it")
-        given = commit_rows(rows, size, work.base, work.position)
-        if not same(given, before.outputs):
-            raise _Unaudited(FALSE_HISTORY, Verdict(before.leg.peer, FALSE_HISTORY))
 
     async def _ask(
         self, ended: Ended, claim: Claim, rows: bytes, size: int
@@ -241,7 +231,7 @@ class Auditor:
                 continue
             except ShoalError:
                 continue  # busy, gone, or without the blocks by now
-            if not same(commit_rows(rows, size, 0, count), inputs):
+            if not same_digests(commit_rows(rows, size, 0, count), inputs, count):
                 yield Verdict(peer, "recomputed other rows than it was sent")
                 continue
             wrong = tuple(at for at in again.wrong_picks if at in claimed)
@@ -271,6 +261,20 @@ async def fetch_history(calls: Calls, peer: PeerId, asked: History, size: int) -
                     break
         return bytes(rows)
     raise DeadlineExceeded(f"no history in {TOTAL_S:g} s")
+
+
+def _check_history(ended: Ended, before: Claim | None, rows: bytes, size: int) -> None:
+    """Compare what a stage gives now with what it had committed to, if it gave a receipt."""
+    if before is None:
+        return
+    work = before.work
+    if len(rows) < work.position * size:
+        raise _Unaudited("its input is not to be had: the stage before it has not all of it")
+    given = commit_rows(rows, size, work.base, work.position)
+    if not same_digests(given, before.outputs, ended.settled):
+        raise _Unaudited(FALSE_HISTORY, Verdict(before.leg.peer, FALSE_HISTORY))
+    if not same_digests(given, before.outputs, work.position):
+        raise _Unaudited("its input changed while the session ended: guesses that were dropped")
 
 
 def _audit(

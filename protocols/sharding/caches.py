@@ -53,12 +53,12 @@ class StageCache:
         """
         entries: list[Any] = self.layers.layers
         for entry in (*entries[: self.start], *entries[self.end :]):
-            if isinstance(entry, _Absent):
-                entry.length = self.position
-            elif hasattr(entry, "cumulative_length"):  # a sliding window
-                entry.cumulative_length = self.position
             if hasattr(entry, "has_previous_state"):  # linear attention
                 entry.has_previous_state[0] = self.position > 0
+            if hasattr(entry, "cumulative_length"):  # a sliding window
+                entry.cumulative_length = self.position
+            elif isinstance(entry, _Absent):
+                entry.length = self.position
 
     def truncate(self, position: int) -> None:
         """Forget the rows from `position` on. Raises NotFound if the family cannot."""

@@ -38,7 +38,7 @@ RETRY_S = 0.5  # seconds between two looks for somebody who has the blocks of a 
 PATIENCE_S = 30.0  # seconds that nobody computes some blocks until the answer is given up: others
 # take over blocks that nobody has in 10 s, and must fetch and load them
 FIRST_PATIENCE_S = 10.0  # the same before the answer has begun: who asks can ask again
-LOSSES_MAX = 16  # stages that break, each after it had opened, without a pick between: it is us
+LOSSES_MAX = 32  # stages that break, each after it had opened, without a pick between: it is us
 BROKEN_MAX = 3  # feeds that break between two stages, both alive, without a pick between
 
 ROOM_S = 5.0  # seconds after which to ask full stages again, unless they say: a short answer
@@ -201,8 +201,7 @@ class Chain:
             loss = Loss.ENDED
         elif loss is Loss.ENDED:
             loss = Loss.FAILED  # nobody asked for that
-        if leg.is_open and loss is not Loss.ENDED:
-            self._losses += 1
+        self._losses += leg.is_open
         self._is_disturbed = True
         self._before(leg).feed_down = True
         since = self.now if leg.is_open else leg.since
@@ -210,6 +209,7 @@ class Chain:
         gap = Gap(hop.peer, hop.start, hop.end, leg.takes, hop.codec, why, since, is_busy)
         # A stream that broke may be our own path that changed: the stage keeps the session for a
         # while, and if its process is dead the peer says so at once.
+        gap.is_fresh = loss is Loss.ENDED or leg.is_fresh
         if loss is Loss.BROKEN and leg.is_open:
             gap.resume = hop
         elif loss is not Loss.ENDED:
@@ -236,6 +236,7 @@ class Chain:
                     gives=part.gives,
                     since=min(last.since, part.since),
                     busy=last.busy or part.busy,
+                    is_fresh=last.is_fresh or part.is_fresh,
                     retry_s=min(last.retry_s, part.retry_s),
                 )
             else:
@@ -271,6 +272,7 @@ class Chain:
             gives = gap.gives if hop is route[-1] else hop.codec
             legs.append(self._leg(replace(hop, codec=gives), takes, gap.since))
             takes = gives
+            legs[-1].is_fresh = gap.is_fresh
         if gap.resume:
             legs[0].is_resumed = True
             legs[0].deadline = self.now + RESUME_S
@@ -350,7 +352,7 @@ class Chain:
         previous = self._previous_peer(leg)
         following = self._next_place(leg, is_open=False) or self._guess(leg)
         leg.previous, leg.next = previous, following
-        return OpenStage(leg.number, leg.hop, leg.takes, previous, following)
+        return OpenStage(leg.number, leg.hop, leg.takes, previous, following, leg.is_fresh)
 
     def _legs(self) -> list[Leg]:
         return [part for part in self._parts if isinstance(part, Leg)]

@@ -131,36 +131,38 @@ def commit(rows: bytes, size: int, base: int = 0) -> list[bytes]:
     return ledger.proofs()
 
 
-def same(one: Commitment, other: Commitment) -> bool:
-    """Whether both speak of the same bytes, wherever both speak of the same rows.
+def same(one: Commitment, other: Commitment, until: int) -> bool:
+    """Whether both speak of the same bytes in the rows before `until` that both speak of.
 
     A window that only one of them has in full is compared by its sketches.
     """
-    mine, theirs = _common(one, other)
-    return same_digests(one, other) and bool((mine == theirs).all())
+    mine, theirs = _common(one, other, until)
+    return same_digests(one, other, until) and bool((mine == theirs).all())
 
 
-def same_digests(one: Commitment, other: Commitment) -> bool:
-    """Whether the digests agree of all windows that both have: so much needs no decoding."""
+def same_digests(one: Commitment, other: Commitment, until: int) -> bool:
+    """Whether the digests agree of all windows before `until` that both have."""
     mine = zip(windows(one.base, one.position), one.digests, strict=True)
-    return all(other.digest_of(window) in (None, digest) for window, digest in mine)
+    return all(
+        other.digest_of(window) in (None, digest) for window, digest in mine if window[1] <= until
+    )
 
 
-def _common(one: Commitment, other: Commitment) -> tuple[Sketches, Sketches]:
-    """Return the sketches of the rows that both have."""
-    base, position = max(one.base, other.base), min(one.position, other.position)
-    mine = one.sketches[base - one.base : max(0, position - one.base)]
-    theirs = other.sketches[base - other.base : max(0, position - other.base)]
+def _common(one: Commitment, other: Commitment, until: int) -> tuple[Sketches, Sketches]:
+    """Return the sketches of the rows before `until` that both have."""
+    base, end = max(one.base, other.base), min(one.position, other.position, until)
+    mine = one.sketches[base - one.base : max(0, end - one.base)]
+    theirs = other.sketches[base - other.base : max(0, end - other.base)]
     count = min(len(mine), len(theirs))
     return mine[:count], theirs[:count]
 
 
-def distance(one: Commitment, other: Commitment) -> Distance:
-    """Compare the sketches of the rows that both have; of ids there are none.
+def distance(one: Commitment, other: Commitment, until: int) -> Distance:
+    """Compare the sketches of the rows before `until` that both have; of ids there are none.
 
     A row's two values may come in either order, as where a third is as large as the second.
     """
-    mine, theirs = _common(one, other)
+    mine, theirs = _common(one, other, until)
     straight = _apart(mine, theirs)
     crossed = _apart(mine, theirs[:, ::-1])
     best = np.where((straight.sum(1) <= crossed.sum(1))[:, None], straight, crossed).reshape(-1)

@@ -317,7 +317,7 @@ class Generation:
             stage.next,
             stage.takes,
             stage.hop.codec,
-            self._reuse,
+            [] if stage.is_fresh else self._reuse,
         )
 
     # The loop over tokens.

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.compiler
@@ -33,9 +33,9 @@ def install() -> None:
     absent: Any = _Absent(_COMPILER)
     absent.__path__ = [str(Path(torch.__file__).parent / "_dynamo")]
     sys.modules[_COMPILER] = absent
-    vars(torch)["_dynamo"] = absent
-    vars(torch.compiler)["disable"] = _as_it_is
-    vars(torch.distributed)["is_available"] = lambda: False
+    cast("Any", torch)._dynamo = absent
+    cast("Any", torch.compiler).disable = _as_it_is
+    cast("Any", torch.distributed).is_available = lambda: False
 
 
 class _Absent(ModuleType):
@@ -48,7 +48,7 @@ class _Absent(ModuleType):
             raise AttributeError(name)
         if sys.modules.get(_COMPILER) is self:
             del sys.modules[_COMPILER]
-            vars(torch)["_dynamo"] = importlib.import_module(_COMPILER)
+            cast("Any", torch)._dynamo = importlib.import_module(_COMPILER)
         return getattr(sys.modules[_COMPILER], name)
 
 

@@ -43,6 +43,7 @@ class OpenStage:
     takes: str
     previous: PeerId
     next: Place
+    is_fresh: bool = False  # it is to compute all rows, whatever it has of the prompt
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ class Leg(Feeding):
     since: float  # nobody has computed its blocks from then until it opened
     is_open: bool = False
     is_ending: bool = False
+    is_fresh: bool = False  # it had forgotten rows
     is_resumed: bool = False  # opened again under the same name, after its stream broke
     previous: PeerId | None = None  # as it was told
     position: int = 0
@@ -138,5 +140,6 @@ class Gap:
     cause: str
     since: float  # nobody has computed the blocks since
     busy: bool = False
+    is_fresh: bool = False
     resume: RouteHop | None = None  # first look for this one again
     retry_s: float = -math.inf  # not before

@@ -21,11 +21,12 @@ from protocols.sharding.commitments import (
     same,
 )
 from protocols.sharding.rows import ID_BYTES, ids_to_rows
-from protocols.sharding.wire import ROWS_MAX, Receipt, Sampling, Work
+from protocols.sharding.wire import ROWS_MAX, SESSION_TOKENS_MAX, Receipt, Sampling, Work
 from wire.codec import decode, encode
 from wire.errors import BadMessage
 from wire.ids import PeerId, Signer, verify
 
+MAX = SESSION_TOKENS_MAX  # rows: all that there are
 RECEIPT_TAG = "shoal-sharding-receipt"  # the domain of a stage's signature
 
 _work_decoder = msgspec.msgpack.Decoder(Work)
@@ -90,6 +91,13 @@ class Ended:
     def tokens(self) -> list[int]:
         """All token ids, by position."""
         return [*self.prompt, *self.picks]
+
+    @property
+    def settled(self) -> int:
+        """How many rows every stage has for good. Where the last token belongs there may be a
+        rejected guess still, at some stages or at all, and guesses behind it.
+        """
+        return len(self.tokens) - 1 if self.picks else len(self.prompt)
 
 
 @dataclass(frozen=True)
@@ -158,19 +166,21 @@ def read_claim(ended: Ended, leg: Leg, receipt: Receipt) -> Claim:
         raise BadMessage("the receipt is of another session")
     if (work.start, work.end, work.takes, work.gives) != (leg.start, leg.end, leg.takes, leg.gives):
         raise BadMessage(f"blocks {work.start}-{work.end} were not what it was asked for")
-    if not max(work.base, len(ended.tokens) - 1) <= work.position:
+    needed = ended.settled if ended.picks else 0  # who hangs up early gets less
+    if not max(work.base, needed) <= work.position:
         raise BadMessage(f"the receipt is for {work.position} rows, the answer took more")
     inputs = read(work.base, work.position, work.inputs, ids=work.takes == "ids")
     outputs = read(work.base, work.position, work.outputs, ids=False)
     return Claim(leg, work, inputs, outputs)
 
 
-def differs(ours: Commitment, theirs: Commitment, dtype: str) -> str | None:
-    """Return why two commitments cannot both be of honest work on the same rows; None if they can.
+def differs(ours: Commitment, theirs: Commitment, dtype: str, until: int = MAX) -> str | None:
+    """Return why two commitments cannot both be of honest work on the same rows, those before
+    `until`; None if they can.
 
     dtype: what the model is computed in. An unknown one gets the tolerance of bfloat16.
     """
-    found = distance(ours, theirs)
+    found = distance(ours, theirs, until)
     tolerance = TOLERANCES.get(dtype, TOLERANCES["bfloat16"])
     return None if is_close(found, tolerance) else f"{_text(found)} from recomputation"
 
@@ -193,9 +203,10 @@ def _text(found: Distance) -> str:
 
 def _linked(ended: Ended, before: Claim, after: Claim) -> bool:
     """Whether what one stage gave is what the next one took."""
-    if same(before.outputs, after.inputs):
+    gave, took, until = before.outputs, after.inputs, ended.settled
+    if same(gave, took, until):
         return True
-    return ended.has_replaced and differs(before.outputs, after.inputs, ended.dtype) is None
+    return ended.has_replaced and differs(gave, took, ended.dtype, until) is None
 
 
 def _own_ends(ended: Ended, claims: list[Claim | None]) -> list[Fault]:
@@ -203,9 +214,9 @@ def _own_ends(ended: Ended, claims: list[Claim | None]) -> list[Fault]:
     faults: list[Fault] = []
     first, last = claims[0], claims[-1]
     if first is not None:
-        rows, position = ids_to_rows(ended.tokens), min(first.work.position, len(ended.tokens))
-        sent = commit_rows(rows, ID_BYTES, first.work.base, position)
-        if not same(sent, first.inputs):
+        position = min(first.work.position, ended.settled)
+        sent = commit_rows(ids_to_rows(ended.tokens), ID_BYTES, first.work.base, position)
+        if not same(sent, first.inputs, position):
             why = "it claims other token ids than it was sent"
             faults.append(Fault(0, first.leg.peer, why))
     if last is not None:

@@ -30,8 +30,9 @@ def pick(logits: Tensor, sampling: Sampling, position: int) -> Pick:
         return Pick(token)
     logs = logits.log_softmax(0)
     top = logs.topk(min(sampling.logprobs, len(logs)))
-    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    return Pick(token, float(logs[token]), list(pairs))
+    likeliest = zip(top.indices, top.values, strict=True)
+    pairs = [(int(other), float(value)) for other, value in likeliest]
+    return Pick(token, float(logs[token]), pairs)
 
 
 def allows(logits: Tensor, sampling: Sampling, position: int, token: int, dtype: str) -> bool:

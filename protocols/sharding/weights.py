@@ -229,7 +229,7 @@ def _find_places(
     places: dict[str, _Place] = {}
     conversions: dict[str, _Conversion] = {}
     stored = [_Stored(file, key) for file in files for key in file.keys()]  # noqa: SIM118
-    for place in sorted(stored, key=lambda place: dot_natural_key(place.key)):
+    for place in sorted(stored, key=_order):
         name, pattern = rename_source_key(
             place.key, renamings, converters, skeleton.base_model_prefix, state
         )
@@ -255,6 +255,11 @@ def _find_places(
             _check_shape(name, tensor, state[name])
             places[name], dtypes[name] = _Made(conversion, name, cache), tensor.dtype
     return places
+
+
+def _order(place: _Stored) -> Any:
+    """Return what transformers sorts by: of experts, their numbers."""
+    return dot_natural_key(place.key)
 
 
 def _check_shape(key: str, found: Tensor, wanted: Tensor) -> None:

@@ -23,11 +23,12 @@ from shoal.audits import Audit
 from tests.sim.boards import Board, SharedStore
 from tests.sim.net import Net
 from tests.sim.pretend_worker import PretendWorker
-from tests.unit.sharding_models import LAYERS, PROMPT, VOCABULARY, make_model
+from tests.unit.sharding_models import PROMPT, VOCABULARY, make_model
 from wire.clock import SystemClock
 from wire.ids import PeerId, Signer
 
 NAME, MODEL, HIDDEN, TOKEN_BYTES = "tiny", "c0de" * 16, 32, 64
+LAYERS = 4
 ROUTE = {"a": (0, 1), "b": (1, 3), "c": (3, 4)}  # who computes
 REPLICAS = ("x", "y")  # who have all blocks, and are asked to compute again
 DEAR = 1000.0  # penalty of who shall not be on a route
@@ -102,7 +103,7 @@ class AuditedSwarm:
         lie: Lie | None = None,
     ) -> None:
         """Start a node with some blocks."""
-        stage = Stage(make_model("llama"), *span)
+        stage = Stage(make_model("llama", num_hidden_layers=LAYERS), *span)
         if cheat is not None:
             cheat(stage)
         await self._add(name, 0.0)

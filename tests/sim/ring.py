@@ -31,12 +31,17 @@ from protocols.sharding.wire import (
     Step,
 )
 from tests.sim.net import Net
-from tests.sim.pretend_worker import MODEL, PretendSpan, PretendWorker, stage_info
+from tests.sim.pretend_worker import MODEL, PretendSpan, PretendWorker, reference, stage_info
 from wire.clock import SystemClock
 from wire.errors import ShoalError
 from wire.ids import PeerId, Signer
 
 ENTRY = PeerId("entry")
+LAYERS = 4
+PROMPT = [5, 17, 3, 88, 41]
+LONG = [(7 * i + i * i) % 97 for i in range(60)]
+TWIN = PeerId("twin")
+KEYS = [bytes([i]) * 16 for i in range(8)]
 PATIENCE_S = 60.0  # on the virtual clock
 
 
@@ -309,3 +314,22 @@ async def until(condition: Callable[[], object]) -> None:
     with trio.fail_after(PATIENCE_S):
         while not condition():  # noqa: ASYNC110 - many things may bring it about
             await trio.sleep(0.01)
+
+
+def expected(count: int, prompt: list[int] = PROMPT) -> list[int]:
+    """Return what the whole model answers."""
+    return reference(prompt, count, n_layers=LAYERS)
+
+
+async def go_on(ring: Ring, found: list[int], count: int) -> list[int]:
+    """Go on with an answer, token by token."""
+    while len(found) < count:
+        ring.step(found[-1:])
+        found += await ring.picked()
+    return found
+
+
+def open_tickets(swarm: Swarm) -> int:
+    """Count the sessions that all workers have."""
+    workers = [worker for node in swarm.nodes.values() for worker in node.workers.values()]
+    return sum(len(worker.span.sessions) for worker in workers)

@@ -6,6 +6,7 @@ The store and the blobs are those of boards.py.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from node.config import ServeOptions
 from node.models import Models
@@ -14,6 +15,15 @@ from tests.sim.net import Net
 from wire.clock import SystemClock
 from wire.ids import PeerId, Signer
 from wire.threads import Threads
+
+
+def _signer(name: str) -> Signer:
+    return Signer(name.encode().ljust(32))
+
+
+def peer_of(name: str) -> PeerId:
+    """The peer ID of a node: that of its key, with which it signs receipts."""
+    return _signer(name).peer
 
 
 @dataclass
@@ -26,20 +36,21 @@ class ServingSwarm:
     nodes: dict[PeerId, Models] = field(default_factory=dict[PeerId, Models])
     members: dict[PeerId, "ServingMember"] = field(default_factory=dict)
 
-    async def add(self, folder: Path, name: str, *, memory_gib: float) -> Models:
+    async def add(
+        self, folder: Path, name: str, *, memory_gib: float, device: Literal["cpu", "cuda"] = "cpu"
+    ) -> Models:
         """Start a node; 0 GiB is one that offers nothing."""
-        signer = Signer(name.encode().ljust(32))
-        peer = signer.peer
+        peer = peer_of(name)
         self.shelves[peer] = Shelf(folder / name / "blobs", self.shelves)
         models = Models(
             folder=folder / name / "models",
             store=SharedStore(self.board, peer),
             blobs=self.shelves[peer],
             rpc=self.net.rpc(peer),
-            signer=signer,
+            signer=_signer(name),
             members=lambda: list(self.members.values()),
             clock=SystemClock(),
-            options=ServeOptions(offer=memory_gib > 0, memory_gib=memory_gib),
+            options=ServeOptions(offer=memory_gib > 0, memory_gib=memory_gib, device=device),
             rtt_s=lambda _: 2 * self.net.latency_s,
             off_loop=Threads(),
         )

@@ -17,6 +17,7 @@ from protocols.sharding.records import NAMESPACE, ModelRecord, StageRecord, stag
 from protocols.sharding.splitting import Cut, Split
 from shoal.library import AddModel, LibraryProgress, PinModel
 from tests.sim.boards import Board, SharedStore, Shelf
+from tests.unit.sharding_models import LAYERS as DEEP
 from tests.unit.sharding_models import save_model
 from tests.unit.sharding_tokenizer import save_tokenizer
 from tests.unit.test_sharding_hub import REPO, put
@@ -348,7 +349,7 @@ async def test_a_model_of_the_hubs_cache_is_cut_by_children(
     assert states[:3] == ["starting", "downloading", "splitting"]
     done = found[-1].model
     assert done is not None
-    assert (done.name, done.dtype, done.layers) == ("tiny-llama", "bfloat16", 4)
+    assert (done.name, done.dtype, done.layers) == ("tiny-llama", "bfloat16", DEEP)
     assert "tokenizer.json" in nodes.files("a")
 
 

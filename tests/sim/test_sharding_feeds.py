@@ -74,7 +74,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(steps=STEPS, prefix=st.integers(0, 11), has=st.integers(0, 11))
 def test_a_receiver_ends_with_the_rows_of_its_sender(
     steps: list[tuple[int, int, str]], prefix: int, has: int
@@ -104,7 +104,7 @@ def test_a_receiver_ends_with_the_rows_of_its_sender(
     assert receiver.catch_up(sender.history) == 0
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(steps=STEPS)
 def test_a_stage_that_is_replaced_gives_the_next_one_what_it_lacks(
     steps: list[tuple[int, int, str]],
@@ -140,7 +140,7 @@ def _pass_on(source: History, stage: Receiver, given_rows: History) -> None:
         number, position = step.number, step.position + len(step.rows) // ROW
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(steps=STEPS, forget=st.integers(0, 60))
 def test_forgotten_rows_are_never_replayed_wrongly(
     steps: list[tuple[int, int, str]], forget: int
@@ -235,3 +235,8 @@ def test_who_missed_a_step_that_is_forgotten_is_told_even_if_it_has_as_many_rows
     sender.step(1, 0)
     with pytest.raises(Forgotten, match="rows before 4 are not kept any more"):
         receiver.catch_up(sender.history)
+
+
+def test_a_step_is_computed_once() -> None:
+    intake = Intake(ROW, ROWS_MAX, 10, position=0)
+    assert [intake.take(Step(number, 0, bytes(4), 0)) for number in (7, 7, 6, 8)] == [2, 0, 0, 2]

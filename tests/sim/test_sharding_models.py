@@ -14,7 +14,7 @@ from node.model_answers import Prompt
 from node.models import Models
 from shoal.models import Answer, ServeProgress, ServeRequest
 from tests.sim.net import Net
-from tests.sim.serving import ServingSwarm
+from tests.sim.serving import ServingSwarm, peer_of
 from tests.unit.sharding_models import LAYERS, save_model
 from tests.unit.sharding_tokenizer import save_tokenizer
 from wire.errors import NotFound, UsageError
@@ -81,8 +81,10 @@ async def test_a_model_is_served_answers_through_a_crash_and_goes(
     served = asker.view("tiny")
     assert steps[-1] == ServeProgress("ready", "tiny", served)
     spans = sorted((stage.start, stage.end, stage.state) for stage in served.stages)
-    assert spans == [(0, LAYERS // 2, "ready"), (LAYERS // 2, LAYERS, "ready")]
-    assert {stage.peer for stage in served.stages} == {first.peer, second.peer}
+    half = LAYERS // 2
+    assert spans == [(0, half, "ready"), (half, LAYERS, "ready")]
+    hosts = {peer_of("first"), peer_of("second")}
+    assert {stage.peer for stage in served.stages} == hosts
     assert asker.names() == second.names() == ["tiny"]
 
     text, end = await text_of(asker, Options(max_tokens=100))
@@ -91,7 +93,7 @@ async def test_a_model_is_served_answers_through_a_crash_and_goes(
     assert end.usage is not None
     assert (end.usage.prompt_tokens, end.usage.completion_tokens) == (len(TEXT), 100)
     assert end.trace is not None
-    assert {hop.peer for hop in end.trace.route} == {first.peer, second.peer}
+    assert {hop.peer for hop in end.trace.route} == hosts
 
     stop = text[5:9]
     stopped, end = await text_of(first, Options(max_tokens=40, stop=[stop]))
@@ -130,4 +132,26 @@ async def test_what_cannot_be_served_is_refused_with_a_reason(
         _ = [step async for step in models.serve(ServeRequest(str(tmp_path), "a/b"))]
     with pytest.raises(NotFound, match="0 are served: none"):
         await models.answer("", Prompt(text=TEXT), Options())
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the worker would start")
+async def test_a_span_that_cannot_be_loaded_says_why_and_is_tried_again(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    save_model(tmp_path / "hf", vocab_size=256)
+    save_tokenizer(tmp_path / "hf")
+    swarm = ServingSwarm(Net(nursery, latency_s=0.0))
+    models = await swarm.add(tmp_path, "only", memory_gib=1.0, device="cuda")
+    nursery.start_soon(serve, models, tmp_path / "hf")
+    seen: set[tuple[str, str]] = set()
+
+    def has_failed() -> bool:
+        stages = models.view("tiny").stages if "tiny" in models.names() else []
+        seen.update((stage.state, stage.note) for stage in stages)
+        return any(stage.state == "failed" for stage in stages)
+
+    await wait_until(has_failed)
+    assert any(state == "loading" and note for state, note in seen)  # once is no failure yet
+    assert any(state == "failed" and "ended while it started" in note for state, note in seen)
     nursery.cancel_scope.cancel()

@@ -23,7 +23,7 @@ from tests.unit.sharding_models import LAYERS, PROMPT, save_model
 from wire.clock import SystemClock
 from wire.ids import PeerId, Signer
 
-SPANS = {"first": (0, 2), "second": (2, 4), "spare": (1, 4)}
+SPANS = {"first": (0, 2), "second": (2, LAYERS), "spare": (1, LAYERS)}
 MODEL = "ab" * 32
 COUNT = 40
 
@@ -125,7 +125,7 @@ async def test_a_worker_that_is_killed_in_the_middle_of_an_answer_is_not_missed(
                     assert found == expected(model, PROMPT)
         assert [(hop.peer, hop.start, hop.end) for hop in generation.route] == [
             ("first", 0, 2),
-            ("spare", 2, 4),
+            ("spare", 2, LAYERS),
         ]
         assert generation.replaced == 1
         assert [all(one.receipts) for one in finished] == [True, True]

@@ -10,8 +10,7 @@ from protocols.sharding.recompute import STEP_S, ask_again
 from protocols.sharding.rows import ids_to_rows
 from protocols.sharding.wire import RECOMPUTE, Recompute, Recomputed, RowsPart, Sampling
 from protocols.sharding.worker_wire import WorkerClose, WorkerOpen
-from tests.sim.audited import MODEL, AuditedSwarm
-from tests.unit.sharding_models import LAYERS
+from tests.sim.audited import LAYERS, MODEL, AuditedSwarm
 from wire.errors import Busy, NotFound, RemoteError
 
 COUNT = 40

@@ -179,6 +179,22 @@ def test_who_alone_has_the_blocks_is_tried_until_patience_ends() -> None:
     assert made.deadline == float("inf")
 
 
+def test_of_those_that_were_lost_the_one_that_was_lost_first_is_tried_first() -> None:
+    made = chain(x=(2, 4))
+    made.lost(2, Loss.FAILED, "gone", 1.0)
+    made.lost(4, Loss.FAILED, "gone", 1.1)
+    number, now, tried = 4, 1.1, list[PeerId]()
+    for _ in range(4):
+        now += RETRY_S
+        for well in (1, 3):
+            made.heard(well, now)
+        [opening] = [effect for effect in made.tick(now) if isinstance(effect, OpenStage)]
+        number += 1
+        tried.append(opening.hop.peer)
+        made.lost(number, Loss.FAILED, "still gone", now)
+    assert tried == [B, X, B, X]
+
+
 def test_full_stages_are_busy_at_the_beginning_and_waited_for_later() -> None:
     made = Chain(US, LAYERS, finder({A: (0, 6), B: (0, 6)}), now=0.0)
     made.begin([RouteHop(A, 0, 6, "picks")])
@@ -205,10 +221,10 @@ def test_a_route_that_does_not_open_is_given_up_sooner() -> None:
 
 
 def test_stages_that_break_one_after_the_other_are_not_all_at_fault() -> None:
-    spare = {f"p{index}": (2, 4) for index in range(30)}
+    spare = {f"p{index}": (2, 4) for index in range(60)}
     made = chain(**spare)
     number, effects = 2, list[Effect]()
-    for losses in range(40):
+    for losses in range(60):
         effects = made.lost(number, Loss.FAILED, "crashed", 1.0)
         if isinstance(effects[-1], GiveUp):
             assert losses == LOSSES_MAX
@@ -251,6 +267,7 @@ def test_a_stage_that_forgot_what_is_lacked_is_ended_and_opened_anew() -> None:
     effects = made.lost(2, Loss.ENDED, "forgot", 1.3)
     [opening] = [effect for effect in effects if isinstance(effect, OpenStage)]
     assert (opening.hop.peer, opening.previous, opening.next) == (B, A, Place(X, 4))
+    assert opening.is_fresh  # it takes no prefix that it may have forgotten as well
     assert made.opened(5, 0, truncates=True, now=1.4) == [RewireStage(1, US, Place(B, 2))]
     assert made.replaced == 1
 

@@ -162,10 +162,36 @@ def test_other_ids_than_were_sent_and_other_picks_than_came_are_seen_at_once() -
         assert faults(changed(2, picks=picks)) == [(2, False)]
 
 
-def test_rejected_guesses_behind_the_answer_are_no_fault() -> None:
-    longer = works(count=COUNT)
+def test_rejected_guesses_in_the_last_rows_are_no_fault() -> None:
+    """The last pick's own row was never computed, or holds a guess that was dropped."""
+    longer = works(count=COUNT + 3)  # (two of them later than any token of the answer)
+    ids = Prover()
+    ids.add(0, ids_to_rows([*PROMPT, *PICKS[:-1], 90, 91, 92]), None)
+    longer[0] = msgspec.structs.replace(longer[0], inputs=ids.proofs())
     longer[2] = msgspec.structs.replace(longer[2], picks=[*longer[2].picks, (COUNT + 1, 96)])
     assert faults(longer) == []
+
+
+@pytest.mark.parametrize("tokens", [24, 25, 26])  # the last one's row before, at, behind a window
+def test_a_guess_in_the_last_row_of_a_window_is_no_fault(tokens: int) -> None:
+    said = [*range(tokens - 4), 1, 2, 3, 4, *range(60, 68)]
+    known = said[: tokens + 7]
+    stale = Prover()
+    stale.add(0, ids_to_rows([*known[:-1], 96, 95]), None)
+    work = msgspec.structs.replace(works(count=len(known) + 1)[0], inputs=stale.proofs())
+    session = replace(ended([work, *works(count=len(known) + 1)[1:]]), prompt=known[:4])
+    session = replace(session, picks=known[4:])
+    assert [fault for fault in check(session).faults if fault.index == 0] == []
+
+
+def test_stages_that_were_left_in_the_middle_of_a_step_are_not_at_odds() -> None:
+    """Whoever hangs up leaves the first stage ahead of the last one, with other guesses."""
+    ahead, behind = works(), works(count=COUNT + 2)
+    for early in (replace(ended(ahead), picks=[], prompt=list(range(COUNT + 9))),):
+        checked = check(early)
+        assert [fault for fault in checked.faults if fault.is_link or fault.index == 1] == []
+    mixed = ended([behind[0], *ahead[1:]])
+    assert [fault for fault in check(mixed).faults if fault.is_link] == []
 
 
 def test_a_fault_names_its_peer() -> None:

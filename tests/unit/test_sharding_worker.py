@@ -1,48 +1,32 @@
-"""The worker: what it answers, what it refuses, and that it lives and dies with its daemon."""
+"""The worker: what it answers, and what it refuses."""
 
-import os
-import signal
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
 import msgspec
 import pytest
 import torch
-import trio
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from node.model_workers import open_worker
 from protocols.sharding.batch import can_batch
 from protocols.sharding.caches import StageCache
 from protocols.sharding.codecs import decode as decode_rows
-from protocols.sharding.front import Front
-from protocols.sharding.link import Link, WorkerGone
 from protocols.sharding.meter import Meter
 from protocols.sharding.rows import ids_to_rows
-from protocols.sharding.sampling import allows, pick
-from protocols.sharding.split import split
 from protocols.sharding.stage import Result, Stage
 from protocols.sharding.wire import DRAFT_MAX, FRAME_MAX, Pick, Sampling, Step
 from protocols.sharding.worker import SESSIONS_MAX, Worker, measure
 from protocols.sharding.worker_wire import (
-    Chat,
     Checked,
-    Detokenise,
     Done,
     Failure,
     Load,
     Opened,
     Output,
-    Piece,
     ProofsReply,
-    Text,
-    TokenIds,
-    WorkerAnswer,
     WorkerCheck,
     WorkerClose,
     WorkerOpen,
@@ -54,10 +38,9 @@ from protocols.sharding.worker_wire import (
     worker_answer_decoder,
     worker_ask_decoder,
 )
-from tests.unit.sharding_models import LAYERS, PROMPT, make_model, prefill_and_decode, save_model
-from tests.unit.sharding_tokenizer import save_tokenizer
+from tests.unit.sharding_models import LAYERS, PROMPT, make_model, prefill_and_decode
 from wire.codec import decode, encode
-from wire.errors import BadMessage, RemoteError
+from wire.errors import BadMessage
 
 GREEDY = Sampling()
 LONG = [token % 97 for token in range(3 * DRAFT_MAX)]
@@ -330,50 +313,6 @@ def test_claimed_picks_are_checked_by_the_logits_of_their_rows() -> None:
         assert wrong == Checked([claimed[3][0], len(LONG) + 1])
 
 
-def test_sampling_is_greedy_at_zero_and_repeatable_by_seed() -> None:
-    logits = torch.tensor([0.0, 2.0, 1.9, -5.0])
-    assert pick(logits, GREEDY, 7) == Pick(1)
-    warm = Sampling(temperature=1.0, seed=3)
-    drawn = [pick(logits, warm, position).token for position in range(400)]
-    assert drawn == [pick(logits, warm, position).token for position in range(400)]
-    other = Sampling(1.0, 1.0, 4)
-    assert drawn != [pick(logits, other, position).token for position in range(400)]
-    share = drawn.count(1) / 400
-    assert 0.4 < share < 0.57  # softmax says 0.484
-
-
-def test_top_p_leaves_out_the_unlikely() -> None:
-    logits = torch.tensor([0.0, 2.0, 1.9, -5.0])
-    drawn = {pick(logits, Sampling(1.0, 0.9, 3), position).token for position in range(200)}
-    assert drawn == {1, 2}
-    assert {pick(logits, Sampling(1.0, 1e-6, 3), place).token for place in range(20)} == {1}
-
-
-def test_logprobs_are_those_of_the_model_whatever_the_temperature() -> None:
-    logits = torch.tensor([0.0, 2.0, 1.9, -5.0])
-    said = pick(logits, Sampling(temperature=3.0, seed=1, logprobs=2), 4)
-    logs = logits.log_softmax(0).tolist()
-    assert said.logprob == logs[said.token]
-    assert said.top == [(1, logs[1]), (2, logs[2])]
-    assert pick(logits, Sampling(logprobs=0), 4) == Pick(1, logs[1], [])
-
-
-@settings(deadline=None, max_examples=30)  # of 60 tokens each; the machine may be busy
-@given(st.integers(0, 2**32), st.sampled_from([0.0, 0.7, 1.0, 2.0]), st.sampled_from([0.3, 1.0]))
-def test_honest_picks_are_allowed_by_logits_that_differ_a_little(
-    seed: int, temperature: float, top_p: float
-) -> None:
-    draw = torch.Generator().manual_seed(seed)
-    logits = 4 * torch.randn(60, generator=draw)
-    noise = 3e-5 * torch.randn(60, generator=draw)
-    sampling = Sampling(temperature, top_p, seed)
-    token = pick(logits + noise, sampling, 9).token
-    assert allows(logits, sampling, 9, token, "float32")
-    others = [other for other in range(60) if allows(logits, sampling, 9, other, "float32")]
-    assert len(others) <= 4  # those beside it in the draw
-    assert not allows(logits, sampling, 9, 60, "float32")
-
-
 def test_what_was_measured_at_load_and_lately() -> None:
     stage = Stage(make_model("llama"), 0, LAYERS)
     ready = measure(stage, batches=can_batch(stage))
@@ -416,95 +355,3 @@ def test_any_bytes(decoder: msgspec.msgpack.Decoder[object], frame: bytes) -> No
 def test_another_reader_sees_the_same_message() -> None:
     output = Output(3, 4, b"xy", [Pick(5)])
     assert msgpack.unpackb(encode(output)) == ["output", 3, 4, b"xy", [[5, 0.0, []]]]
-
-
-@asynccontextmanager
-async def real_worker(folder: Path, *more: str) -> AsyncGenerator[Link[WorkerAnswer]]:
-    save_model(folder / "model")
-    split(folder / "model", folder / "parts")
-    arguments = [f"--folder={folder / 'parts'}", "--start=0", f"--end={LAYERS}", *more]
-    async with (
-        trio.open_nursery() as nursery,
-        open_worker(
-            nursery,
-            "protocols.sharding.worker",
-            arguments,
-            worker_answer_decoder,
-            log_path=folder / "worker.log",
-        ) as link,
-    ):
-        yield link
-
-
-async def test_a_worker_process_answers_survives_errors_and_is_missed(tmp_path: Path) -> None:
-    async with real_worker(tmp_path, "--dtype=float32", "--cache-bytes=100000") as link:
-        assert await link.ask(opening(1), timeout_s=30) == Opened(0)
-        output = await link.ask(WorkerStep(1, step(0, PROMPT)), timeout_s=30)
-        assert isinstance(output, Output)
-        assert tokens_of(output) == expected_tokens()[:1]
-        with pytest.raises(RemoteError) as caught:
-            await link.ask(WorkerStep(1, step(20, PROMPT)), timeout_s=30)
-        assert caught.value.code == "bad_message"
-        assert isinstance(await link.ask(WorkerPing(), timeout_s=30), Load)
-        assert await link.ask(WorkerClose(1), timeout_s=30) == Done()
-        child = workers_of(os.getpid())
-        assert len(child) == 1
-        os.kill(child[0], signal.SIGKILL)
-        with pytest.raises(WorkerGone):
-            await link.ask(opening(2), timeout_s=30)
-        assert link.gone.is_set()
-
-
-def workers_of(pid: int) -> list[int]:
-    files = Path(f"/proc/{pid}/task").glob("*/children")
-    children = [int(child) for file in files for child in file.read_text().split()]
-    command = b"protocols.sharding.worker"
-    return [c for c in children if command in Path(f"/proc/{c}/cmdline").read_bytes()]
-
-
-async def test_a_worker_that_cannot_load_says_why(tmp_path: Path) -> None:
-    arguments = [f"--folder={tmp_path / 'nothing'}", "--start=0", "--end=1"]
-    async with trio.open_nursery() as nursery:
-        with pytest.raises(WorkerGone, match="nothing"):
-            async with open_worker(
-                nursery,
-                "protocols.sharding.worker",
-                arguments,
-                worker_answer_decoder,
-                log_path=tmp_path / "worker.log",
-            ):
-                pytest.fail("it got ready")
-
-
-def front(folder: Path, *, template: bool) -> Front:
-    return Front(save_tokenizer(folder, template=template))
-
-
-def test_a_front_turns_text_into_tokens_and_back(tmp_path: Path) -> None:
-    tokens = front(tmp_path, template=False).answer(Text("to be or not"))
-    assert isinstance(tokens, TokenIds)
-    whole = front(tmp_path, template=False).answer(Detokenise([], tokens.ids, True))
-    assert whole == Piece("to be or not")
-
-
-def test_half_a_character_waits_for_its_other_half(tmp_path: Path) -> None:
-    worker = front(tmp_path, template=False)
-    tokens = worker.answer(Text("a€"))
-    assert isinstance(tokens, TokenIds)
-    before, fresh = tokens.ids[:1], tokens.ids[1:]
-    assert len(fresh) == 3  # one token for each byte of the euro sign
-    assert worker.answer(Detokenise(before, fresh[:2], False)) == Piece("")
-    assert worker.answer(Detokenise(before, fresh, False)) == Piece("€")
-    assert worker.answer(Detokenise(before, fresh[:2], True)) == Piece("\ufffd")
-
-
-def test_a_conversation_is_put_into_the_models_template(tmp_path: Path) -> None:
-    worker = front(tmp_path, template=True)
-    asked = worker.answer(Chat([("user", "hi")]))
-    plain = worker.answer(Text("<user>hi</user><assistant>"))
-    assert asked == plain
-
-
-def test_without_a_template_a_conversation_is_its_text(tmp_path: Path) -> None:
-    worker = front(tmp_path, template=False)
-    assert worker.answer(Chat([("system", "a"), ("user", "b")])) == worker.answer(Text("a\nb"))
