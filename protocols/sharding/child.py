@@ -12,6 +12,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn, TypeVar
 
 import msgspec
@@ -55,10 +56,16 @@ class Daemon:
                     self.send(number, failure(error))
 
     def waiting(
-        self, decoder: msgspec.msgpack.Decoder[tuple[int, Q]], *, block: bool = True
+        self,
+        decoder: msgspec.msgpack.Decoder[tuple[int, Q]],
+        *,
+        timeout_s: float | None = None,
     ) -> list[tuple[int, Q]]:
         """Return the requests that have come, in order; if there are none, wait for one."""
-        frames = [self._waiting.get()] if block else list[memoryview]()
+        frames = list[memoryview]()
+        if timeout_s != 0.0:
+            with suppress(queue.Empty):
+                frames.append(self._waiting.get(timeout=timeout_s))
         while not self._waiting.empty():
             frames.append(self._waiting.get())
         return [decode(frame, decoder, FRAME_MAX) for frame in frames]

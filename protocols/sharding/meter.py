@@ -21,6 +21,11 @@ class Meter:
         self._share, self._changed = 0.0, now()  # the share at that time, and
         self._computing = False  # what has been going on since
 
+    @property
+    def decode_s(self) -> float:
+        """Seconds that a step of single rows takes lately; 0: not known."""
+        return self._decode_s
+
     @contextmanager
     def computing(self) -> Generator[None]:
         """Count the time of the block as busy."""

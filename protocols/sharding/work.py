@@ -1,5 +1,6 @@
 """One session of a worker: from the rows of a step to those that come out. Needs torch."""
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -37,6 +38,8 @@ class Session:
     stage: Stage
     cache: StageCache
     waiting: deque[tuple[int, Asked]] = field(default_factory=deque[tuple[int, Asked]])
+
+    stepped_at: float = -math.inf  # when its last step was done
 
     def __post_init__(self) -> None:
         base = self.cache.position

@@ -44,6 +44,9 @@ from wire.errors import BadMessage, Busy, NotFound
 SESSIONS_MAX = 1024  # each is some Python objects per layer; the daemon admits by memory, below
 CACHE_SLACK = 1.25  # of what the daemon was told: buffers are longer than what is in them
 BATCH_MAX = 64  # rows in one forward: those behind them wait no longer than for a few
+GAP_SHARE, LINGER_SHARE = 1 / 16, 1 / 6  # of a step's time, that a forward waits for one more row,
+# and in all: rows that left a stage together arrive one by one, and would stay apart
+PLAYING_STEPS = 8  # steps of that time, in which a session's next row may be on its way round
 SHORT_ROWS = DRAFT_MAX + 1  # a step of so many rows is part of an answer, a longer one of a prompt
 MEASURED_ROWS = 32  # of the prompt that is measured at load
 MEASURED_STEPS = 5  # of one row; the median of their times counts
@@ -75,6 +78,18 @@ class Worker:
     def idle(self) -> bool:
         """Whether nothing waits."""
         return not any(session.waiting for session in self._sessions.values())
+
+    @property
+    def gap_s(self) -> float:
+        """How long one more row is worth waiting for; 0 if none can be on its way."""
+        step_s, now = self._meter.decode_s, self._now()
+        if not self._batches or self.idle:
+            return 0.0
+        playing = any(
+            not session.waiting and now < session.stepped_at + PLAYING_STEPS * step_s
+            for session in self._sessions.values()
+        )
+        return GAP_SHARE * step_s if playing else 0.0
 
     def take(self, number: int, request: WorkerAsk) -> list[Answer]:
         """Take a request; return what can be answered at once."""
@@ -184,7 +199,7 @@ class Worker:
                     answer: object = session.finish(step, inputs, hidden, found)
                 else:
                     answer = session.check(step, inputs, hidden, found, ask.claimed)
-            self._count(session.cache, len(inputs), started)
+            self._count([session], len(inputs), started)
             return [(number, answer)]
         except Exception as error:  # some layers have seen the rows, and some have not
             return [(number, child.failure(_told(error))), *self._drop(session)]
@@ -226,7 +241,7 @@ class Worker:
             for session, *_ in ready:
                 yield from self._alone(session)
             return
-        self._count(caches[0], 1, started)
+        self._count([session for session, *_ in ready], 1, started)
         for index, (session, number, ask, inputs) in enumerate(ready):
             session.waiting.popleft()
             scores = None if found is None else found[index]
@@ -236,10 +251,13 @@ class Worker:
                 yield number, child.failure(_told(error))
                 yield from self._drop(session)
 
-    def _count(self, cache: StageCache, rows: int, started: float) -> None:
+    def _count(self, sessions: list[Session], rows: int, started: float) -> None:
         """Measure a step as if it had gone through the whole span."""
+        cache, now = sessions[0].cache, self._now()
+        for session in sessions:
+            session.stepped_at = now
         share = (cache.end - cache.start) / (self._stage.end - self._stage.start)
-        self._meter.step(rows, (self._now() - started) / share)
+        self._meter.step(rows, (now - started) / share)
 
     def _drop(self, session: Session) -> list[Answer]:
         """Forget a session; what waits for it is told."""
@@ -327,11 +345,26 @@ def main() -> None:
     daemon.answer_at_once(worker_ask_decoder, worker.answer_at_once)
     daemon.send(0, msgspec.structs.replace(ready, resident_bytes=child.resident_bytes()))
     while True:
-        for number, ask in daemon.waiting(worker_ask_decoder, block=worker.idle):
+        for number, ask in _gather(daemon, worker):
             for answer in worker.take(number, ask):
                 daemon.send(*answer)
         for answer in worker.turn():
             daemon.send(*answer)
+
+
+def _gather(daemon: child.Daemon, worker: Worker) -> Iterator[tuple[int, WorkerAsk]]:
+    """Yield what has come; where sessions take turns, also what comes right behind it."""
+    yield from daemon.waiting(worker_ask_decoder, timeout_s=None if worker.idle else 0.0)
+    lingered_s, gap_s = 0.0, worker.gap_s
+    most_s = gap_s * LINGER_SHARE / GAP_SHARE
+    while gap_s > 0 and lingered_s < most_s:
+        began = time.monotonic()
+        more = daemon.waiting(worker_ask_decoder, timeout_s=gap_s)
+        if not more:
+            return
+        yield from more
+        lingered_s += time.monotonic() - began
+        gap_s = worker.gap_s
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The worker: what it answers, and what it refuses."""
 
-from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -9,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from protocols.sharding.batch import can_batch
 from protocols.sharding.caches import StageCache
@@ -202,38 +200,6 @@ def test_a_recurrent_session_is_continued_but_not_cut() -> None:
     assert "not_found: a recurrent state" in refused(worker, WorkerStep(1, step(12, [5])))
     again = ask(worker, WorkerStep(1, step(0, [*PROMPT, 5])))
     assert tokens_of(again) == tokens_of(output)
-
-
-def test_waiting_rows_are_one_forward_and_of_long_steps_one_goes_at_a_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    worker, rows = worker_of(batches=True), list[tuple[int, int]]()
-    run: Callable[..., Result] = Stage.run
-
-    def counted(stage: Stage, inputs: Tensor, *rest: Any, **named: Any) -> Result:
-        rows.append((inputs.shape[0], inputs.shape[1]))
-        return run(stage, inputs, *rest, **named)
-
-    monkeypatch.setattr(Stage, "run", counted)
-    for ticket in range(1, 6):
-        ask(worker, opening(ticket))
-        ask(worker, WorkerStep(ticket, step(0, PROMPT[:ticket])))
-    singly = [ask(worker, WorkerStep(t, step(t, [40 + t]))) for t in range(1, 6)]
-    for ticket in (10, 11):
-        ask(worker, opening(ticket))
-    rows.clear()
-    for number in range(1, 6):
-        assert worker.take(number, WorkerStep(number, step(number, [40 + number]))) == []
-    assert worker.take(20, WorkerStep(10, step(0, LONG))) == []
-    assert worker.take(21, WorkerStep(10, step(len(LONG), [3]))) == []
-    assert worker.take(22, WorkerStep(11, step(0, LONG))) == []
-    assert not worker.idle
-    answers = list(worker.turn())
-    assert rows == [(5, 1), (1, len(LONG))]
-    assert dict(answers[:5]) == dict(enumerate(singly, 1))
-    assert [number for number, _ in answers[5:]] == [20]
-    assert [number for number, _ in worker.turn()] == [21, 22]
-    assert worker.idle
 
 
 def test_an_error_in_one_session_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
