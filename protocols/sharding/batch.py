@@ -76,10 +76,10 @@ def can_batch(stage: Stage) -> bool:
                 for cache, row in zip(together, inputs, strict=True)
                 for _ in range(row.shape[1])
             ]
-            rows = torch.cat(inputs, dim=1).transpose(0, 1)
-            found = forward_together(stage, rows, of_rows, logits=wanted > 0)
-            wanted_hidden = torch.cat([one.hidden for one in singly], dim=1)
-            if not _close(wanted_hidden, found.hidden.transpose(0, 1)):
+            column = torch.cat(inputs, dim=1).transpose(0, 1)
+            found = forward_together(stage, column, of_rows, logits=wanted > 0)
+            expected = torch.cat([one.hidden for one in singly], dim=1)
+            if not _close(expected, found.hidden.transpose(0, 1)):
                 return False
     except Exception:  # a family's own code was given what it does not know: whatever it raises
         return False

@@ -231,9 +231,9 @@ class Worker:
                 result = forward_together(
                     self._stage, rows, of_rows, logits=picks and ready[0][0].picks_tokens
                 )
-                hidden = result.hidden.squeeze(1).cpu().split(counts)
+                hidden = torch.split(result.hidden.squeeze(1).cpu(), counts)
                 logits = None if result.logits is None else result.logits.squeeze(1).cpu()
-                found = None if logits is None else logits.split(counts)
+                found = None if logits is None else torch.split(logits, counts)
         except Exception as error:
             child.failure(error)  # for the log
             for cache, place in zip(caches, places, strict=True):
