@@ -7,7 +7,7 @@ this node a part stays while it is pinned, while it is used, and for a while aft
 
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -23,7 +23,7 @@ from node.model_source import checked, parts_of
 from protocols.sharding.manifest import Manifest, Part
 from protocols.sharding.records import NAMESPACE, ModelRecord
 from shoal import library as shapes
-from wire.errors import Busy, ShoalError, UsageError
+from wire.errors import Busy, NotFound, ShoalError, UsageError
 from wire.ids import PeerId
 from wire.ports import Clock, Store
 
@@ -256,7 +256,11 @@ class Library:
     async def views(self) -> list[shapes.KnownModel]:
         """Return all models that the swarm knows or that are pinned here, by name."""
         names = {*self.catalogue.records(), *(name for name, _ in self._pins.all())}
-        return [await self._view(name) for name in sorted(names)]
+        found: list[shapes.KnownModel] = []
+        for name in sorted(names):
+            with suppress(NotFound):  # forgotten meanwhile
+                found.append(await self._view(name))
+        return found
 
     async def view(self, name: str) -> shapes.ModelDetail:
         """Return one with its parts and hosts. Raises NotFound, ShoalError."""
@@ -314,9 +318,11 @@ class Library:
                     except (ShoalError, OSError) as error:
                         _log.debug("model.no_manifest", id=record.model[:12], error=str(error))
 
-        async with trio.open_nursery() as nursery:
-            for record in lacking:
-                nursery.start_soon(fetch, record)
+        # Those that this look does not come to are first in the next one, with any new ones.
+        with trio.move_on_after(LOOK_S):
+            async with trio.open_nursery() as nursery:
+                for record in lacking:
+                    nursery.start_soon(fetch, record)
 
     async def _keep_pinned(self) -> None:
         """Fetch again what was pinned and is not here: after an interruption, or a full disk."""
