@@ -40,23 +40,14 @@ class ServingSwarm:
         self, folder: Path, name: str, *, memory_gib: float, device: Literal["cpu", "cuda"] = "cpu"
     ) -> Models:
         """Start a node; 0 GiB is one that offers nothing."""
-<<<<<<< HEAD
-        signer = Signer(name.encode().ljust(32))
-        peer = signer.peer
-=======
         peer = peer_of(name)
->>>>>>> entry
         self.shelves[peer] = Shelf(folder / name / "blobs", self.shelves)
         models = Models(
             folder=folder / name / "models",
             store=SharedStore(self.board, peer),
             blobs=self.shelves[peer],
             rpc=self.net.rpc(peer),
-<<<<<<< HEAD
-            signer=signer,
-=======
             signer=_signer(name),
->>>>>>> entry
             members=lambda: list(self.members.values()),
             clock=SystemClock(),
             options=ServeOptions(offer=memory_gib > 0, memory_gib=memory_gib, device=device),
