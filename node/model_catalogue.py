@@ -20,8 +20,6 @@ from wire.ports import Store
 
 MODELS_MAX = 512  # records that are looked at: any member can write them
 LEASES_PER_PEER = 16  # of one model that count: the cost of routing is the square of their number
-    16  # of one model that are looked at: routing's cost is the square of their number
-)
 PROVIDERS_MAX = 8  # as a record has room for
 TAKEN_HINT = "--name gives it another name, `shoal model rm` frees this one"
 HAVING = ("loading", "ready", "draining")  # states in which a host has all parts of its span
