@@ -29,8 +29,9 @@ from wire.ports import Clock, Store
 
 LOOK_S = 30.0  # between two looks at what is to be fetched or thrown away, besides at changes
 SETTLE_S = 0.2  # after a change, before the next look: whoever writes much does not keep us busy
-MANIFEST_S = 20.0  # seconds to fetch a manifest
-MANIFESTS_AT_ONCE = 4  # that are asked for the first time, and as many that could not be had then
+MANIFEST_S = 20.0  # seconds to fetch a manifest, and
+FIRST_S = 3.0  # at the first try: who has it is at hand, or others should not wait for it
+MANIFESTS_AT_ONCE = 16  # that are asked for the first time, and as many that could not be had then
 
 Make = Callable[[Path], Awaitable[object]]
 
@@ -315,10 +316,10 @@ class Library:
                 nursery.start_soon(self._fetch_manifest, record)
 
     async def _fetch_manifest(self, record: ModelRecord) -> None:
-        limiter = self._again if record.model in self._failed else self._first
+        is_first = record.model not in self._failed
         try:
-            async with limiter:
-                with trio.move_on_after(MANIFEST_S):
+            async with self._first if is_first else self._again:
+                with trio.move_on_after(FIRST_S if is_first else MANIFEST_S):
                     await self.manifest(record)
                     return
         except (ShoalError, OSError) as error:
