@@ -335,18 +335,15 @@ class Hosting:
 
     def _cache_for(self, span: HostedSpan) -> int:
         """Return how much a span may have for sessions: of the offer, or of what a person said."""
-        told = self._memory_told(span)
-        memory_bytes = told or self._offering.memory_bytes
+        wish = self._wishes.get(span.name, span.record.model)
+        is_told = wish is not None and wish.memory_bytes > 0
+        span.cache_of = span.name if is_told else ""
+        memory_bytes = wish.memory_bytes if wish and is_told else self._offering.memory_bytes
         rest = memory_bytes - self._offering.without_cache(memory_bytes)
         for other in self._spans.values():
-            shares = other.name == span.name if told else not self._memory_told(other)
-            if other is not span and shares:
+            if other is not span and other.cache_of == span.cache_of:
                 rest -= other.cache_bytes
         return int(max(0, rest) * CACHE_OF_REST)
-
-    def _memory_told(self, span: HostedSpan) -> int:
-        wish = self._wishes.get(span.name, span.record.model)
-        return wish.memory_bytes if wish is not None else 0
 
 
 def shape_of(model: str, manifest: Manifest) -> Shape:

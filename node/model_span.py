@@ -56,7 +56,7 @@ class HostedSpan:
         self._services, self._manifest = services, manifest
         self._scope = trio.CancelScope()
         self._attached = False
-        self.cache_bytes = 0  # while it is loaded
+        self.cache_bytes, self.cache_of = 0, ""  # while it is loaded; out of what, the host knows
         self._leaving = trio.Event()
         self.gone = trio.Event()
         lease.usage = self._usage
