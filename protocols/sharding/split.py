@@ -184,8 +184,12 @@ def _torch_dtype(name: str) -> torch.dtype:
 
 
 def _copy_small_files(source: Path, folder: Path) -> None:
+    is_cached = source.parent.name == "snapshots"  # its files are links to the blobs beside them
+    home = (source.parent.parent if is_cached else source).resolve()
     for path in source.iterdir():
         if path.is_file() and (path.name == CONFIG or is_tokenizer_file(path.name)):
+            if not path.resolve().is_relative_to(home):  # all the swarm would read it
+                raise Unsuitable(f"{path.name} is a link out of {source}; copy the file")
             _copy(path, folder / path.name)
 
 
