@@ -220,7 +220,7 @@ async def test_records_of_what_nobody_has_do_not_keep_others_waiting(
         return await manifest(self, record, providers)
 
     monkeypatch.setattr(ModelFiles, "manifest", slowly)
-    monkeypatch.setattr(model_library, "LOOK_S", 0.1)
+    monkeypatch.setattr(model_library, "FIRST_S", 0.1)
     store = SharedStore(nodes.board, PeerId("evil"))
     for at in range(40):
         gone = ModelRecord(f"{at:02}" * 32, "b" + "a2" * 29, [], 0, hosted=False)
