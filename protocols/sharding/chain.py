@@ -142,6 +142,8 @@ class Chain:
         self._is_disturbed, self._losses = False, 0
         for part in (self._own, *self._legs()):
             part.broken = 0
+        for leg in self._legs():
+            leg.has_worked = True
 
     def broken(self, number: int, to: Place, *, forgot: bool, now: float) -> list[Effect]:
         """A stage (or the entry) cannot feed its next, or has forgotten what that one lacks."""
@@ -151,6 +153,8 @@ class Chain:
             return []  # of a neighbour that it does not have any more
         self._is_disturbed = True
         if forgot and isinstance(part, Leg):
+            if part.is_fresh and not part.has_worked:
+                return self.lost(number, Loss.FAILED, "it forgets all that it computes", now)
             part.is_ending = True
             part.deadline = now + RESUME_S
             return [EndStage(part.number)]
@@ -173,16 +177,35 @@ class Chain:
         if leg is None:
             return []
         if isinstance(error, Busy):
-            self._room_s = error.retry_after_s or self._room_s
+            self._room_s = min(error.retry_after_s or self._room_s, PATIENCE_S)
         self._make_gap(leg, loss, why)
         return [DropStage(number), *self._settle()]
 
-    def stalled(self, now: float) -> list[Effect]:
-        """No picks came for long though all stages answer: all feeds are opened anew."""
+    def stalled(self, now: float, *, is_again: bool = False) -> list[Effect]:
+        """No picks came for long though all stages answer: all feeds are opened anew.
+
+        `is_again`: that did not help; who holds them up cannot be seen, so all for whom there is
+        another are replaced.
+        """
         self.now = now
         for part in (self._own, *self._legs()):
             part.feed_down = True
-        return self._settle()
+        effects: list[Effect] = []
+        if is_again:
+            self._lost.update({leg.hop.peer: None for leg in self._legs()})
+            for leg in self._legs():
+                if self._has_other(leg):
+                    effects += self.lost(leg.number, Loss.FAILED, "no tokens come", now)
+        return [*effects, *self._settle()]
+
+    def _has_other(self, leg: Leg) -> bool:
+        previous, following = self._previous_peer(leg), self._next_place(leg, is_open=False)
+        after = PeerId(following.peer) if following else self.entry
+        try:
+            self.find(leg.hop.start, leg.hop.end, previous, after, frozenset(self._lost))
+        except NoRoute:
+            return False
+        return True
 
     def tick(self, now: float) -> list[Effect]:
         """Time has passed."""

@@ -117,6 +117,7 @@ class Leg(Feeding):
     is_open: bool = False
     is_ending: bool = False
     is_fresh: bool = False  # it had forgotten rows
+    has_worked: bool = False  # tokens were picked since it was opened
     is_resumed: bool = False  # opened again under the same name, after its stream broke
     previous: PeerId | None = None  # as it was told
     position: int = 0
