@@ -135,12 +135,13 @@ class Worker:
         return Opened(cache.position)
 
     def _admit(self, request: WorkerOpen) -> None:
-        """A second lock: the daemon admits by the same numbers."""
+        """A second lock, by what is held: of what is reserved the daemon knows which is parked."""
         used_up = request.fork if request.take else 0
-        taken = [s.opened for ticket, s in self._sessions.items() if ticket != used_up]
-        if len(taken) >= SESSIONS_MAX:
+        others = [s.cache for ticket, s in self._sessions.items() if ticket != used_up]
+        if len(others) >= SESSIONS_MAX:
             raise Busy(f"all {SESSIONS_MAX} sessions of this worker are in use")
-        rows = sum(one.max_tokens * (one.end - one.start) for one in (*taken, request))
+        rows = request.max_tokens * (request.end - request.start)
+        rows += sum(cache.position * (cache.end - cache.start) for cache in others)
         needed = rows * self._token_bytes / (self._stage.end - self._stage.start)
         if self._cache_bytes and needed > CACHE_SLACK * self._cache_bytes:
             raise Busy(f"caches of {needed:.0f} B, and there is room for {self._cache_bytes} B")
