@@ -192,7 +192,7 @@ class Chain:
             part.feed_down = True
         effects: list[Effect] = []
         if is_again:
-            self._lost.update({leg.hop.peer: None for leg in self._legs()})
+            self._lost.update({leg.hop.peer: False for leg in self._legs()})
             for leg in self._legs():
                 if self._has_other(leg):
                     effects += self.lost(leg.number, Loss.FAILED, "no tokens come", now)
