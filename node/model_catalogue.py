@@ -1,5 +1,7 @@
 """What the store says of models: their records, who computes what, who should have the parts."""
 
+from collections import Counter
+
 import msgspec
 
 from protocols.sharding.records import (
@@ -17,6 +19,7 @@ from wire.ids import PeerId
 from wire.ports import Store
 
 MODELS_MAX = 512  # records that are looked at: any member can write them
+LEASES_PER_PEER = 16  # of one model that count: the cost of routing is the square of their number
 PROVIDERS_MAX = 8  # as a record has room for
 TAKEN_HINT = "--name gives it another name, `shoal model rm` frees this one"
 HAVING = ("loading", "ready", "draining")  # states in which a host has all parts of its span
@@ -53,9 +56,16 @@ class Catalogue:
 
     def leases(self, name: str, model: str) -> list[tuple[PeerId, StageRecord]]:
         """Return what nodes say of their spans of a model."""
-        items = self._store.scan(NAMESPACE, f"{name}/stage/")
-        found = [read_stage(name, item) for item in items]
-        return [each for each in found if each is not None and each[1].model == model]
+        found: list[tuple[PeerId, StageRecord]] = []
+        counts = Counter[PeerId]()
+        for item in self._store.scan(NAMESPACE, f"{name}/stage/"):
+            stage = read_stage(name, item)
+            if stage is None or stage[1].model != model:
+                continue
+            counts[stage[0]] += 1
+            if counts[stage[0]] <= LEASES_PER_PEER:
+                found.append(stage)
+        return found
 
     def providers(self, model: str, named: list[str]) -> list[PeerId]:
         """Return who should have parts of a model: those named, and who computes it."""

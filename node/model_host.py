@@ -120,13 +120,14 @@ class Hosting:
         now = self._clock.now()
         living, taken = self._living.hosts(now), self._taken(records)
         for name, record in records.items():
-            manifest = self._library.manifest_here(record)
-            if manifest is None:
-                continue  # the library fetches it
             if not self._wanted(name, record):
                 await self._let_go(name)
                 continue
-            sight = self._sight(name, record, manifest, self._left(name, living, taken))
+            manifest = self._library.manifest_here(record)
+            if manifest is None:
+                continue  # the library fetches it
+            left = self._left(name, record, living, taken)
+            sight = self._sight(name, record, manifest, left)
             self._sights[name] = sight
             placer = self._placers.setdefault(name, Placer(self._me, random.Random()))
             effects = await self._off_loop(functools.partial(placer.look, sight, now))
@@ -136,7 +137,7 @@ class Hosting:
 
     def _wanted(self, name: str, record: ModelRecord) -> bool:
         """Whether this node may host a model: the swarm or a person asks for it."""
-        wish = self._wishes.get(name)
+        wish = self._wishes.get(name, record.model)
         if wish is not None:
             return not wish.never
         return record.hosted and self._offering.is_on
@@ -181,15 +182,19 @@ class Hosting:
             [(peer, lease) for peer, lease in leases if lease.end <= shape.blocks],
             replicas=record.replicas,
             nodes=record.nodes,
-            wish=self._wishes.get(name),
+            wish=self._wishes.get(name, record.model),
             steady_s=self._clock.now() - self._living.changed_s,
         )
 
     def _left(
-        self, name: str, living: Mapping[PeerId, Host], taken: Mapping[str, Mapping[PeerId, int]]
+        self,
+        name: str,
+        record: ModelRecord,
+        living: Mapping[PeerId, Host],
+        taken: Mapping[str, Mapping[PeerId, int]],
     ) -> dict[PeerId, Host]:
         """Return the members with the room that spans of other models leave on them."""
-        wish, room_bytes = self._wishes.get(name), self._offering.room_bytes
+        wish, room_bytes = self._wishes.get(name, record.model), self._offering.room_bytes
         if wish is not None and wish.memory_bytes:
             room_bytes = self._offering.without_cache(wish.memory_bytes)
         all_of_us = Host(self._me, room_bytes, self._offering.speed)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import structlog
 import trio
+from msgspec import structs
 
 from node.answering import Options, Served
 from node.config import ServeOptions
@@ -235,6 +236,7 @@ class Models:
                 f"{least >> 20} MiB are needed, there is room for {room_bytes >> 20} MiB",
                 hint="--memory names another amount; a part of it is kept for sessions",
             )
+        wish = structs.replace(wish, model=record.model)
         await trio.to_thread.run_sync(self._wishes.put, name, wish)
         self._hosting.look_soon()
         return self.view(name)

@@ -42,7 +42,8 @@ def serve(swarm: DemoSwarm, narrator: Narrator, model: Path, prompt: str) -> Non
     check(served is not None and served.ready, "the model is ready")
     assert served is not None
     _check_placement(swarm, served)
-    narrator.say(asker.shoal("map", NAME).rstrip())
+    drawn = asker.shoal("map", NAME).rstrip().splitlines()
+    narrator.say("\n".join(drawn[:-1]))  # the last line is the legend
     narrator.head(f"POST /v1/completions to {asker.name}, stream: true, greedy; {prompt!r} …")
     victim = swarm.nodes[1]
     text = _answer_with_a_death(asker, victim, narrator, prompt)
@@ -63,14 +64,14 @@ def _answer_with_a_death(asker: DemoNode, victim: DemoNode, narrator: Narrator, 
             victim.kill()
     check(len(pieces) > KILL_AT, "the answer came in pieces, and went on")
     head, tail = "".join(pieces[:KILL_AT]), "".join(pieces[KILL_AT:])
-    narrator.quote(head, lines_max=2)
+    narrator.quote(head, lines_max=1)
     pause_s = max(after - before for before, after in itertools.pairwise(at))
     check(pause_s < HEAL_WITHIN_S, f"others have its blocks within {HEAL_WITHIN_S:g} s")
     stages = models.models(asker.client)[0].stages
     heirs = [s for s in stages if s.peer != dead and s.state == "ready"]
     check(bool(heirs), "the blocks are on other nodes")
     narrator.say(f"  kill -9 {victim.name} in mid-sentence; after {pause_s:.1f} s it goes on:")
-    narrator.quote(tail, lines_max=4)
+    narrator.quote(tail, lines_max=2)
     return head + tail
 
 

@@ -11,6 +11,14 @@ import math
 from dataclasses import dataclass, field, replace
 
 from protocols.sharding.parts import (
+    BROKEN_MAX,
+    FIRST_PATIENCE_S,
+    LOSSES_MAX,
+    OPEN_S,
+    PATIENCE_S,
+    RESUME_S,
+    RETRY_S,
+    ROOM_S,
     DropStage,
     Effect,
     EndStage,
@@ -32,17 +40,6 @@ from protocols.sharding.wire import SILENCE_S, Place
 from wire.errors import Busy, ShoalError
 from wire.ids import PeerId
 
-OPEN_S = 5.0  # seconds for a stage to open: a connection over a relay takes two or three
-RESUME_S = 1.0  # seconds to find a stage again whose connection broke, before another replaces it
-RETRY_S = 0.5  # seconds between two looks for somebody who has the blocks of a gap
-PATIENCE_S = 30.0  # seconds that nobody computes some blocks until the answer is given up: others
-# take over blocks that nobody has in 10 s, and must fetch and load them
-FIRST_PATIENCE_S = 10.0  # the same before the answer has begun: who asks can ask again
-LOSSES_MAX = 32  # stages that break, each after it had opened, without a pick between: it is us
-BROKEN_MAX = 3  # feeds that break between two stages, both alive, without a pick between
-
-ROOM_S = 5.0  # seconds after which to ask full stages again, unless they say: a short answer
-
 ENTRY = 0  # the number of the entry's own end of the ring, where a leg's number is asked for
 
 
@@ -58,7 +55,7 @@ class Chain:
     whole_once: bool = False
     _parts: list[Leg | Gap] = field(default_factory=list["Leg | Gap"])
     _own: Feeding = field(default_factory=Feeding)
-    _lost: dict[PeerId, None] = field(default_factory=dict[PeerId, None])  # who was lost last, last
+    _lost: dict[PeerId, bool] = field(default_factory=dict[PeerId, bool])  # last: last; only full?
     _numbers: int = ENTRY
     _losses: int = 0  # of open stages, since a pick
     _is_disturbed: bool = False  # something broke since a pick
@@ -80,6 +77,11 @@ class Chain:
     def hops(self) -> list[tuple[int, RouteHop]]:
         """The stages in use, each with its number."""
         return [(leg.number, leg.hop) for leg in self._legs()]
+
+    @property
+    def failed(self) -> list[PeerId]:
+        """Who was lost, but for those that were only full."""
+        return [peer for peer, is_full in self._lost.items() if not is_full]
 
     @property
     def is_whole(self) -> bool:
@@ -188,7 +190,8 @@ class Chain:
             part.feed_down = True
         effects: list[Effect] = []
         if is_again:
-            self._lost.update({leg.hop.peer: None for leg in self._legs()})
+            for leg in self._legs():
+                self._lost.setdefault(leg.hop.peer, True)  # suspects, no more
             for leg in self._legs():
                 if self._has_other(leg):
                     effects += self.lost(leg.number, Loss.FAILED, "no tokens come", now)
@@ -237,7 +240,7 @@ class Chain:
             gap.resume = hop
         elif loss is not Loss.ENDED:
             self._lost.pop(hop.peer, None)
-            self._lost[hop.peer] = None
+            self._lost[hop.peer] = is_busy
             self.replaced += self.whole_once and (leg.is_open or leg.is_resumed)
         self._parts[self._parts.index(leg)] = gap
         self._merge()

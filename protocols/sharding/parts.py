@@ -10,6 +10,16 @@ from protocols.sharding.wire import Place
 from wire.errors import Busy, PeerUnreachable, ShoalError
 from wire.ids import PeerId
 
+OPEN_S = 5.0  # seconds for a stage to open: a connection over a relay takes two or three
+RESUME_S = 1.0  # seconds to find a stage again whose connection broke, before another replaces it
+RETRY_S = 0.5  # seconds between two looks for somebody who has the blocks of a gap
+PATIENCE_S = 30.0  # seconds that nobody computes some blocks until the answer is given up: others
+# take over blocks that nobody has in 10 s, and must fetch and load them
+FIRST_PATIENCE_S = 10.0  # the same before the answer has begun: who asks can ask again
+LOSSES_MAX = 32  # stages that break, each after it had opened, without a pick between: it is us
+BROKEN_MAX = 3  # feeds that break between two stages, both alive, without a pick between
+ROOM_S = 5.0  # seconds after which to ask full stages again, unless they say: a short answer
+
 
 class HopLost(PeerUnreachable):
     """A stage broke in mid-answer, and nobody else has its blocks."""

@@ -248,16 +248,15 @@ def measure(stage: Stage, *, batches: bool) -> Ready:
     draw = torch.Generator().manual_seed(0)
     logits = int(stage.end == stage.n_layers)
     cache = stage.new_cache()
-    stage.forward(random_rows(stage, 2, draw), cache)  # the first call allocates
-    started = time.perf_counter()
-    stage.forward(random_rows(stage, MEASURED_ROWS, draw), cache)
-    prompt_s, steps = time.perf_counter() - started, list[float]()
-    for _ in range(MEASURED_STEPS):
-        started = time.perf_counter()
-        hidden = stage.forward(random_rows(stage, 1, draw), cache, logits=logits).hidden
-        hidden.cpu()  # on a GPU the forward returns before it is done
-        steps.append(time.perf_counter() - started)
-    step_s = sorted(steps)[MEASURED_STEPS // 2]
+
+    def timed(rows: int, logits: int) -> float:
+        inputs, started = random_rows(stage, rows, draw), time.perf_counter()
+        stage.forward(inputs, cache, logits=logits).hidden.cpu()  # a GPU is done only then
+        return time.perf_counter() - started
+
+    timed(2, 0)  # the first call allocates
+    prompt_s = timed(MEASURED_ROWS, 0)
+    step_s = sorted(timed(1, logits) for _ in range(MEASURED_STEPS))[MEASURED_STEPS // 2]
     row_s = max(0.0, prompt_s - step_s) / (MEASURED_ROWS - 1)
     return Ready(
         child.resident_bytes(),

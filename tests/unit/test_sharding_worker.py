@@ -239,7 +239,7 @@ def test_waiting_rows_are_one_forward_and_of_long_steps_one_goes_at_a_time(
 def test_an_error_in_one_session_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     worker = worker_of(batches=True)
     for ticket in (1, 2, 3):
-        ask(worker, opening(ticket))
+        ask(worker, opening(ticket, 0, MIDDLE))
         ask(worker, WorkerStep(ticket, step(0, PROMPT)))
     right = ask(worker, WorkerStep(3, step(12, [9])))
     update = StageCache.mark_absent
@@ -252,7 +252,8 @@ def test_an_error_in_one_session_is_its_own(monkeypatch: pytest.MonkeyPatch) -> 
         update(cache)
 
     def together(*_: object, **__: object) -> Result:
-        sessions[1].cache.owned[0].update(torch.zeros(1, 2, 1, 8), torch.zeros(1, 2, 1, 8))
+        with torch.inference_mode():
+            sessions[1].cache.owned[0].update(torch.zeros(1, 2, 1, 8), torch.zeros(1, 2, 1, 8))
         raise RuntimeError("some layers have seen the rows, some have not")
 
     monkeypatch.setattr(StageCache, "mark_absent", mark)
