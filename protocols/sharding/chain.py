@@ -34,6 +34,7 @@ from protocols.sharding.parts import (
     OpenStage,
     PingStage,
     RewireStage,
+    merged,
 )
 from protocols.sharding.route import NoRoute, RouteHop
 from protocols.sharding.wire import SILENCE_S, Place
@@ -243,31 +244,7 @@ class Chain:
             self._lost[hop.peer] = is_busy
             self.replaced += self.whole_once and (leg.is_open or leg.is_resumed)
         self._parts[self._parts.index(leg)] = gap
-        self._merge()
-
-    def _merge(self) -> None:
-        """Gaps beside each other are one, so that another span over both can take them."""
-        merged: list[Leg | Gap] = []
-        for part in self._parts:
-            last = merged[-1] if merged else None
-            if (
-                isinstance(part, Gap)
-                and isinstance(last, Gap)
-                and part.resume is None
-                and last.resume is None
-            ):
-                merged[-1] = replace(
-                    last,
-                    end=part.end,
-                    gives=part.gives,
-                    since=min(last.since, part.since),
-                    busy=last.busy or part.busy,
-                    is_fresh=last.is_fresh or part.is_fresh,
-                    retry_s=min(last.retry_s, part.retry_s),
-                )
-            else:
-                merged.append(part)
-        self._parts = merged
+        self._parts = merged(self._parts)
 
     def _settle(self) -> list[Effect]:
         """Fill the gaps whose time has come, then tell neighbours of each other."""

@@ -3,7 +3,7 @@
 import enum
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from protocols.sharding.route import RouteHop
 from protocols.sharding.wire import Place
@@ -154,3 +154,28 @@ class Gap:
     is_fresh: bool = False
     resume: RouteHop | None = None  # first look for this one again
     retry_s: float = -math.inf  # not before
+
+
+def merged(parts: list[Leg | Gap]) -> list[Leg | Gap]:
+    """Make gaps beside each other one, so that another span over both can take them."""
+    found: list[Leg | Gap] = []
+    for part in parts:
+        last = found[-1] if found else None
+        if (
+            isinstance(part, Gap)
+            and isinstance(last, Gap)
+            and part.resume is None
+            and last.resume is None
+        ):
+            found[-1] = replace(
+                last,
+                end=part.end,
+                gives=part.gives,
+                since=min(last.since, part.since),
+                busy=last.busy or part.busy,
+                is_fresh=last.is_fresh or part.is_fresh,
+                retry_s=min(last.retry_s, part.retry_s),
+            )
+        else:
+            found.append(part)
+    return found
