@@ -191,8 +191,7 @@ class Chain:
             part.feed_down = True
         effects: list[Effect] = []
         if is_again:
-            for leg in self._legs():
-                self._lost.setdefault(leg.hop.peer, True)  # suspects, no more
+            self._lost.update({leg.hop.peer: False for leg in self._legs()})
             for leg in self._legs():
                 if self._has_other(leg):
                     effects += self.lost(leg.number, Loss.FAILED, "no tokens come", now)

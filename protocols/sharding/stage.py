@@ -59,6 +59,9 @@ class Stage:
         self.config = model.config
         text: Any = self.config.get_text_config(decoder=True)
         self.hidden_size, self.vocab_size = int(text.hidden_size), int(text.vocab_size)
+        # Of positions; beyond a table of them a GPU fails for good, and dynamic frequencies change
+        # for all sessions. 0: no limit.
+        self.context = int(getattr(text, "max_position_embeddings", 0) or 0)
         self.start, self.end, self.n_layers = start, end, len(layers)
         of_modules = [getattr(module, "config", None) for module in model.modules()]
         self.configs: list[Any] = list({id(one): one for one in of_modules if one}.values())

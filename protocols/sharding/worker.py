@@ -121,6 +121,8 @@ class Worker:
         start, end = request.start, request.end
         if not stage.start <= start < end <= stage.end:
             raise BadMessage(f"layers {start}-{end} of the span {stage.start}-{stage.end}")
+        if 0 < stage.context < request.max_tokens:
+            raise BadMessage(f"{request.max_tokens} tokens of a context of {stage.context}")
         if (request.takes == "ids") != (start == 0) or request.takes == "picks":
             raise BadMessage(f"block {start} does not take {request.takes}")
         if (request.gives == "picks") != (end == stage.n_layers) or request.gives == "ids":

@@ -163,6 +163,7 @@ def test_input_that_is_not_the_models_is_refused() -> None:
     for wrong in (
         opening(3, 2, 2),
         opening(3, 0, LAYERS + 1),
+        opening(3, max_tokens=129),  # the model has positions for 128
         opening(3, takes="float32"),
         opening(3, MIDDLE, takes="picks"),
         opening(3, gives="int8"),
