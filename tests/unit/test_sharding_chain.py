@@ -4,17 +4,14 @@ import random
 
 import pytest
 
-from protocols.sharding.chain import (
+from protocols.sharding.chain import ENTRY, Chain
+from protocols.sharding.parts import (
     BROKEN_MAX,
-    ENTRY,
     FIRST_PATIENCE_S,
     LOSSES_MAX,
     PATIENCE_S,
     RESUME_S,
     RETRY_S,
-    Chain,
-)
-from protocols.sharding.parts import (
     DropStage,
     Effect,
     EndStage,
