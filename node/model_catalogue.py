@@ -104,8 +104,7 @@ class Catalogue:
                 providers=with_provider(before.providers, self._peer),
                 created_ms=before.created_ms,
             )
-        await self._store.put(NAMESPACE, manifest_key(name), to_value(record))
-        return record
+        return await self._put(name, record)
 
     async def change(
         self,
@@ -115,7 +114,7 @@ class Catalogue:
         nodes: int | None = None,
         replicas: int | None = None,
     ) -> ModelRecord:
-        """Tell the swarm to host a model, or not to any more. Raises NotFound."""
+        """Tell the swarm to host a model, or not to any more. Raises NotFound, UsageError."""
         record = self.record(name)
         record = msgspec.structs.replace(
             record,
@@ -123,8 +122,7 @@ class Catalogue:
             nodes=record.nodes if nodes is None else nodes,
             replicas=record.replicas if replicas is None else replicas,
         )
-        await self._store.put(NAMESPACE, manifest_key(name), to_value(record))
-        return record
+        return await self._put(name, record)
 
     async def provide(self, name: str, model: str, *, is_provider: bool) -> None:
         """Say that this node keeps all of a model, or that it does not any more."""
@@ -134,8 +132,17 @@ class Catalogue:
         others = [peer for peer in record.providers if peer != self._peer]
         providers = with_provider(others, self._peer) if is_provider else others
         if set(providers) != set(record.providers):
-            record = msgspec.structs.replace(record, providers=providers)
-            await self._store.put(NAMESPACE, manifest_key(name), to_value(record))
+            await self._put(name, msgspec.structs.replace(record, providers=providers))
+
+    async def _put(self, name: str, record: ModelRecord) -> ModelRecord:
+        """Write a record. Raises UsageError for one that nobody would read."""
+        value = to_value(record)
+        try:
+            msgspec.convert(value, ModelRecord)
+        except msgspec.ValidationError as error:
+            raise UsageError(f"model {name}: {error}") from error
+        await self._store.put(NAMESPACE, manifest_key(name), value)
+        return record
 
     async def delete(self, name: str) -> None:
         """Make the swarm forget a model."""

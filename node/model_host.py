@@ -60,8 +60,7 @@ class Hosting:
         self._offering, self._wishes = offering, wishes
         self._living, self._off_loop = Living(members), off_loop
         self._me = stages.peer
-        self._services = Services(stages, library, options, self._take_cache, self._give_cache)
-        self._cache_bytes = offering.cache_bytes  # not given to a span yet
+        self._services = Services(stages, library, options, self._cache_for)
         self._placers: dict[str, Placer] = {}
         self._claims: dict[str, Lease] = {}
         self._claimed: dict[str, int] = {}  # bytes that our claims will take
@@ -334,13 +333,20 @@ class Hosting:
                     self._store, self._clock, self._me, name, lease.model, blocks
                 ).withdraw()
 
-    def _take_cache(self) -> int:
-        given = int(self._cache_bytes * CACHE_OF_REST)
-        self._cache_bytes -= given
-        return given
+    def _cache_for(self, span: HostedSpan) -> int:
+        """Return how much a span may have for sessions: of the offer, or of what a person said."""
+        told = self._memory_told(span)
+        memory_bytes = told or self._offering.memory_bytes
+        rest = memory_bytes - self._offering.without_cache(memory_bytes)
+        for other in self._spans.values():
+            shares = other.name == span.name if told else not self._memory_told(other)
+            if other is not span and shares:
+                rest -= other.cache_bytes
+        return int(max(0, rest) * CACHE_OF_REST)
 
-    def _give_cache(self, size_bytes: int) -> None:
-        self._cache_bytes += size_bytes
+    def _memory_told(self, span: HostedSpan) -> int:
+        wish = self._wishes.get(span.name, span.record.model)
+        return wish.memory_bytes if wish is not None else 0
 
 
 def shape_of(model: str, manifest: Manifest) -> Shape:

@@ -197,7 +197,7 @@ class Models:
                 name=request.name,
                 hosted=True,
                 nodes=request.nodes or 0,
-                replicas=request.replicas or 1,
+                replicas=1 if request.replicas is None else request.replicas,
             )
             async with aclosing(self.library.add(adding)) as steps:
                 async for step in steps:
@@ -213,7 +213,10 @@ class Models:
             await trio.sleep(PROGRESS_INTERVAL_S)
 
     async def unserve(self, name: str) -> None:
-        """Take a model out of service; it stays in the library. Raises NotFound."""
+        """Take a model out of service; it stays in the library. Raises NotFound.
+
+        Nodes whose people told them to host it go on.
+        """
         self._record(name)
         await self.library.catalogue.change(name, hosted=False)
 

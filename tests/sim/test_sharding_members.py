@@ -34,10 +34,11 @@ from protocols.sharding.records import (
     stage_key,
 )
 from protocols.sharding.splitting import DISK_RESERVE_BYTES
-from shoal.models import Stage
+from shoal.models import ServeRequest, Stage
 from tests.sim.boards import SharedStore
 from tests.sim.net import Net
 from tests.sim.serving import ServingSwarm, peer_of
+from wire.errors import UsageError
 from wire.ids import PeerId
 
 GIB = 1 << 30
@@ -236,3 +237,11 @@ async def test_a_name_that_is_taken_over_gets_no_more_of_a_node_than_it_offers_t
     await trio.sleep(1.0)  # it looks again
     assert told.view("m").model == model
     assert attack.stages("m", told.peer) == []
+
+
+async def test_what_nobody_could_read_is_not_written(attack: Attack) -> None:
+    await attack.publish("m", await attack.parts(said_bytes=GIB, real_bytes=10))
+    for request in (ServeRequest("m", replicas=0), ServeRequest("m", nodes=10**6)):
+        with pytest.raises(UsageError, match="model m"):
+            _ = [step async for step in attack.victim.serve(request)]
+    assert attack.victim.view("m").name == "m"
