@@ -168,8 +168,9 @@ class Library:
                     # Within `scratch`: until they have links here, its files keep the blobs.
                     await self.files.bring(model, manifest.parts, [], lambda _: None)
                     await self.files.manifest(record, [])
-                    record = await self.catalogue.publish(name, record)
-                    self._pins.put(name, record, [whole])
+                    with trio.CancelScope(shield=True):  # what all know of is kept here
+                        record = await self.catalogue.publish(name, record)
+                        self._pins.put(name, record, [whole])
         if taken:
             await self.files.release(manifest.parts)
             raise UsageError(taken, hint=TAKEN_HINT)

@@ -1,7 +1,7 @@
 # mypy: disable-error-code="no-untyped-call"
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 # (transformers is annotated in part)
-"""One row each of several sessions, as one forward.
+"""Single rows and drafts of several sessions, as one forward.
 
 What the weights do is done for all rows together; the attention of each row is over the cache of
 its own session, whose keys and values the caches hand over as lists. So nothing is padded, copied
@@ -10,6 +10,7 @@ transformers' interface, which the worker tries when it loads (`can_batch`). Nee
 """
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,22 +25,29 @@ from protocols.sharding.stage import Result, Stage
 
 TOLERANCE = 1e-3  # of the largest magnitude; other matrix kernels in float32 make 1e-6
 _TRIAL_ROWS = (5, 9, 2)  # in the caches of the trial's sessions
+_TRIAL_DRAFTS = (1, 1, 3)  # rows of their steps
 _NAME = "sharding_together"
 
 
 def forward_together(
     stage: Stage, inputs: Tensor, caches: Sequence[StageCache], *, logits: bool
 ) -> Result:
-    """One row of each session, all of the same layers: inputs [sessions, 1] or [sessions, 1, h].
+    """Rows of several sessions, all of the same layers: inputs [rows, 1] or [rows, 1, hidden].
 
-    If it fails, some layers have seen the rows: `truncate` the caches to where they were.
+    caches: of each row that of its session; the rows of one follow each other. If it fails, some
+    layers have seen the rows: `truncate` the caches to where they were.
     """
     span = caches[0].start, caches[0].end
-    positions = torch.tensor([[cache.position] for cache in caches], device=stage.device)
+    seen = Counter[StageCache]()
+    places = list[list[int]]()
+    for cache in caches:
+        places.append([cache.position + seen[cache]])
+        seen[cache] += 1
+    positions = torch.tensor(places, device=stage.device)
     entries = [cache.layers.layers for cache in caches]
     past = Cache(layers=[_Together(of_layer) for of_layer in zip(*entries, strict=True)])
     with _Attending(stage):
-        result = stage.run(inputs, past, positions, span=span, logits=int(logits))
+        result = stage.run(inputs, past, positions, span=span, logits=int(logits), exact=False)
     for cache in caches:
         cache.position += 1
     return result
@@ -58,13 +66,20 @@ def can_batch(stage: Stage) -> bool:
             stage.forward(random_rows(stage, rows, draw), alone[-1])
         together = [cache.fork(cache.position) for cache in alone]
         for _ in range(2):  # what the first step leaves in the caches is used by the second
-            inputs = [random_rows(stage, 1, draw) for _ in alone]
+            inputs = [random_rows(stage, rows, draw) for rows in _TRIAL_DRAFTS]
             singly = [
                 stage.forward(row, cache, logits=wanted)
                 for row, cache in zip(inputs, alone, strict=True)
             ]
-            found = forward_together(stage, torch.cat(inputs), together, logits=wanted > 0)
-            if not _close(torch.cat([one.hidden for one in singly]), found.hidden):
+            of_rows = [
+                cache
+                for cache, row in zip(together, inputs, strict=True)
+                for _ in range(row.shape[1])
+            ]
+            rows = torch.cat(inputs, dim=1).transpose(0, 1)
+            found = forward_together(stage, rows, of_rows, logits=wanted > 0)
+            wanted_hidden = torch.cat([one.hidden for one in singly], dim=1)
+            if not _close(wanted_hidden, found.hidden.transpose(0, 1)):
                 return False
     except Exception:  # a family's own code was given what it does not know: whatever it raises
         return False
@@ -91,14 +106,14 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 
 class _Together(DynamicLayer):
-    """One layer's entries of all sessions."""
+    """One layer's entries: of each row that of its session."""
 
     def __init__(self, entries: Sequence[Any]) -> None:
         super().__init__()
         self._entries = entries
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Append one row to each; return lists of keys and values, one of each session."""
+        """Append each row to its entry; return lists of keys and values, what each row sees."""
         keys, values = list[Tensor](), list[Tensor]()
         for index, entry in enumerate(self._entries):
             row = slice(index, index + 1)

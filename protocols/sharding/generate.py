@@ -23,7 +23,7 @@ from protocols.sharding.history import step_rows_max
 from protocols.sharding.parts import OpenStage
 from protocols.sharding.reputation import Losses
 from protocols.sharding.ring import Ring
-from protocols.sharding.route import Candidate, NoRoute, RouteHop, find_route
+from protocols.sharding.route import Candidate, NoRoute, RouteHop, find_route, kept_codec
 from protocols.sharding.rows import ids_to_rows
 from protocols.sharding.service import StageService
 from protocols.sharding.wire import (
@@ -58,6 +58,7 @@ class Shape:
     model: str
     n_layers: int
     hidden_size: int
+    vocab_size: int
     dtype: str = "float32"
 
 
@@ -143,7 +144,8 @@ async def open_generation(
 ) -> AsyncGenerator["Generation"]:
     """Open a session on every stage of a route for the length of the block.
 
-    max_tokens: of the answer. codec: of activations between stages, "auto" chooses by the links.
+    max_tokens: of the answer. codec: of activations between stages; "auto" chooses by
+    the links when the session begins, and keeps to it: the same answer is that of the same codecs.
     Raises NoRoute, NoRoom (a Busy), HopLost, UsageError or another ShoalError.
     """
     room = len(prompt) + max_tokens
@@ -196,6 +198,7 @@ class Generation:
             self._chain,
             self._session,
             rows_max,
+            vocab_size=shape.vocab_size,
             reusable=PREFIX_TOKENS * len(self._reuse),
             opening=self._opening,
         )
@@ -256,6 +259,7 @@ class Generation:
     async def opened(self, nursery: trio.Nursery) -> AsyncGenerator[None]:
         """Hold the sessions for the length of the block; `nursery` ends with it."""
         route = self._find(0, self._shape.n_layers, self._entry, self._entry, ())
+        self._codec = kept_codec(route, self._codec, self._shape.dtype)
         with self._ring.open(nursery, route):
             is_good = False
             try:

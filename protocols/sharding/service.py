@@ -320,8 +320,10 @@ class StageService:
 
     def _inlet(self, name: Name) -> Inlet | None:
         """Our own end goes first: who knows the session could open one of that name here."""
+        if (end := self._ends.get(name)) is not None:
+            return end
         session = self.sessions.get(name)
-        return self._ends.get(name) or (session and session.inlet)
+        return None if session is None else session.inlet
 
     def _look_again(self) -> None:
         self._joined.unpark_all()

@@ -246,6 +246,7 @@ class StageSession:
         while len(self._in_worker) >= AHEAD_MAX or self.unsent_bytes > self._unsent_max():
             await self._room.park()
         await worker.room()
+        self.inlet.check()
         try:
             if not isinstance(message, Step):
                 raise BadMessage("a stage is fed with steps")

@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
 from protocols.sharding.caches import StageCache
+from protocols.sharding.few_rows import FewRows
 from protocols.sharding.manifest import (
     BLOCK,
     CONFIG,
@@ -59,10 +60,13 @@ class Stage:
         self.config = model.config
         text: Any = self.config.get_text_config(decoder=True)
         self.hidden_size, self.vocab_size = int(text.hidden_size), int(text.vocab_size)
+        # Of positions; beyond a table of them a GPU fails for good, and dynamic frequencies change
+        # for all sessions. 0: no limit.
+        self.context = int(getattr(text, "max_position_embeddings", 0) or 0)
         self.start, self.end, self.n_layers = start, end, len(layers)
         of_modules = [getattr(module, "config", None) for module in model.modules()]
         self.configs: list[Any] = list({id(one): one for one in of_modules if one}.values())
-        self._active = _Active()
+        self._active, self._few = _Active(), FewRows()
         for index, layer in enumerate(layers):
             if not start <= index < end:
                 layers[index] = _Passing(layer)
@@ -82,24 +86,43 @@ class Stage:
         assert self.start <= start < end <= self.end
         return StageCache(self.config, start, end)
 
-    def forward(self, inputs: Tensor, cache: StageCache, *, logits: int = 0) -> Result:
+    def tune(self) -> None:
+        """Measure what makes few rows fast here; for a stage that stays (see few_rows.py)."""
+        modules: list[Any] = list(layer_list(self.model)[self.start : self.end])
+        if self.end == self.n_layers:
+            modules.append(self.model.get_output_embeddings())
+        self._few.install([module for module in modules if module is not None])
+
+    def forward(
+        self, inputs: Tensor, cache: StageCache, *, logits: int = 0, exact: bool = True
+    ) -> Result:
         """One step of one session, behind the rows that are in its cache.
 
         inputs: int64 token ids [1, n] if the cache begins at block 0, else hidden [1, n, hidden] of
         any float type. `logits`: of how many of the last rows, if the cache ends with the model.
+        exact: as the whole model does it; else few rows may be faster, and differ in rounding.
         Cost: the layers that are used, plus microseconds for each other one.
         """
         cache.mark_absent()
         count = inputs.shape[1]
         positions = torch.arange(cache.position, cache.position + count, device=self.device)
         span = (cache.start, cache.end)
-        result = self.run(inputs, cache.layers, positions.unsqueeze(0), span=span, logits=logits)
+        result = self.run(
+            inputs, cache.layers, positions.unsqueeze(0), span=span, logits=logits, exact=exact
+        )
         cache.position += count
         return result
 
     @torch.inference_mode()
     def run(
-        self, inputs: Tensor, past: Any, positions: Tensor, *, span: tuple[int, int], logits: int
+        self,
+        inputs: Tensor,
+        past: Any,
+        positions: Tensor,
+        *,
+        span: tuple[int, int],
+        logits: int,
+        exact: bool,
     ) -> Result:
         """Run layers `span` over inputs at `positions` [batch, n], with a transformers cache."""
         options: dict[str, Any] = {self._past: past, "use_cache": True}
@@ -115,12 +138,14 @@ class Stage:
         active = self._active
         active.start, active.end, active.received = *span, received
         active.leaves = not logits or span[1] < self.n_layers
-        found = None
+        found, self._few.allowed = None, not exact
         try:
             output = self.model(**options)
             found = output.logits[:, -logits:].float()
         except _Reached:
             pass
+        finally:
+            self._few.allowed = False
         hidden = active.hidden
         active.hidden = active.received = None
         assert hidden is not None

@@ -52,6 +52,12 @@ class Session:
             return 0
         return len(ask.step.rows) // row_bytes(self.opened.takes, self.stage.hidden_size)
 
+    @property
+    def next_decodes(self) -> bool:
+        """Whether the step that waits first is a row of an answer, or a draft: all are picked."""
+        ask = self.waiting[0][1]
+        return isinstance(ask, WorkerStep) and self.next_rows in (1, ask.step.picks)
+
     def prepare(self, step: Step) -> Tensor:
         """Return the inputs, checked: token ids [n] or float32 hidden [n, hidden].
 

@@ -2,8 +2,8 @@
 
 Holds the weights of layers [start, end) and the KV caches of its sessions. It talks to its daemon
 only, over an inherited socket, and ends with it. Steps of one session are computed in order; in one
-turn all waiting one-row steps of different sessions together, each short one (a draft to verify),
-and one long one, so that prompts and answers do not wait for each other. Needs torch.
+turn all waiting single rows and drafts of different sessions together, each other short one, and
+one long one, so that prompts and answers do not wait for each other. Needs torch.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from wire.errors import BadMessage, Busy, NotFound
 
 SESSIONS_MAX = 1024  # each is some Python objects per layer; the daemon admits by memory, below
 CACHE_SLACK = 1.25  # of what the daemon was told: buffers are longer than what is in them
-BATCH_MAX = 64  # one-row steps in one forward: those behind them wait no longer than for a few
+BATCH_MAX = 64  # rows in one forward: those behind them wait no longer than for a few
 SHORT_ROWS = DRAFT_MAX + 1  # a step of so many rows is part of an answer, a longer one of a prompt
 MEASURED_ROWS = 32  # of the prompt that is measured at load
 MEASURED_STEPS = 5  # of one row; the median of their times counts
@@ -106,12 +106,11 @@ class Worker:
         """Do what waits first in each session, but of the long steps one; yield the answers."""
         heads = [session for session in self._sessions.values() if session.waiting]
         long = [session for session in heads if session.next_rows > SHORT_ROWS]
-        ones = [s for s in heads if s.next_rows == 1 and isinstance(s.waiting[0][1], WorkerStep)]
-        ones = ones if self._batches else []
-        for group in _groups(ones):
+        decoding = [s for s in heads if s.next_decodes] if self._batches else []
+        for group in _groups(decoding):
             yield from self._together(group)
         for session in heads:
-            if session not in ones and session not in long:
+            if session not in decoding and session not in long:
                 yield from self._alone(session)
         if long:
             yield from self._alone(min(long, key=lambda session: session.waiting[0][0]))
@@ -121,6 +120,8 @@ class Worker:
         start, end = request.start, request.end
         if not stage.start <= start < end <= stage.end:
             raise BadMessage(f"layers {start}-{end} of the span {stage.start}-{stage.end}")
+        if 0 < stage.context < request.max_tokens:
+            raise BadMessage(f"{request.max_tokens} tokens of a context of {stage.context}")
         if (request.takes == "ids") != (start == 0) or request.takes == "picks":
             raise BadMessage(f"block {start} does not take {request.takes}")
         if (request.gives == "picks") != (end == stage.n_layers) or request.gives == "ids":
@@ -133,12 +134,13 @@ class Worker:
         return Opened(cache.position)
 
     def _admit(self, request: WorkerOpen) -> None:
-        """A second lock: the daemon admits by the same numbers."""
+        """A second lock, by what is held: of what is reserved the daemon knows which is parked."""
         used_up = request.fork if request.take else 0
-        taken = [s.opened for ticket, s in self._sessions.items() if ticket != used_up]
-        if len(taken) >= SESSIONS_MAX:
+        others = [s.cache for ticket, s in self._sessions.items() if ticket != used_up]
+        if len(others) >= SESSIONS_MAX:
             raise Busy(f"all {SESSIONS_MAX} sessions of this worker are in use")
-        rows = sum(one.max_tokens * (one.end - one.start) for one in (*taken, request))
+        rows = request.max_tokens * (request.end - request.start)
+        rows += sum(cache.position * (cache.end - cache.start) for cache in others)
         needed = rows * self._token_bytes / (self._stage.end - self._stage.start)
         if self._cache_bytes and needed > CACHE_SLACK * self._cache_bytes:
             raise Busy(f"caches of {needed:.0f} B, and there is room for {self._cache_bytes} B")
@@ -175,7 +177,10 @@ class Worker:
             with self._meter.computing():
                 wanted = step.picks if isinstance(ask, WorkerStep) else len(inputs)
                 logits = wanted if session.picks_tokens else 0
-                result = self._stage.forward(inputs.unsqueeze(0), session.cache, logits=logits)
+                exact = step.picks < 2  # else it is a draft: no forward of single rows is the same
+                result = self._stage.forward(
+                    inputs.unsqueeze(0), session.cache, logits=logits, exact=exact
+                )
                 hidden = result.hidden[0]
                 found = None if result.logits is None else result.logits[0].cpu()
                 if isinstance(ask, WorkerStep):
@@ -188,7 +193,7 @@ class Worker:
             return [(number, child.failure(_told(error))), *self._drop(session)]
 
     def _together(self, group: list[Session]) -> Iterator[Answer]:
-        """One row of each session; if that fails, one after the other, to see whose fault it is."""
+        """All their rows; if that fails, one after the other: to see whose fault it is."""
         ready: list[tuple[Session, int, WorkerStep, torch.Tensor]] = []
         for session in group:
             if len(group) == 1:
@@ -204,16 +209,19 @@ class Worker:
             return
         caches = [session.cache for session, *_ in ready]
         places = [cache.position for cache in caches]
+        counts = [len(inputs) for *_, inputs in ready]
+        of_rows = [cache for cache, count in zip(caches, counts, strict=True) for _ in range(count)]
         started = self._now()
         try:
             with self._meter.computing():
-                rows = torch.stack([inputs for *_, inputs in ready])
-                logits = any(ask.step.picks for _, _, ask, _ in ready)
+                rows = torch.cat([inputs for *_, inputs in ready]).unsqueeze(1)
+                picks = any(ask.step.picks for _, _, ask, _ in ready)
                 result = forward_together(
-                    self._stage, rows, caches, logits=logits and ready[0][0].picks_tokens
+                    self._stage, rows, of_rows, logits=picks and ready[0][0].picks_tokens
                 )
-                hidden = result.hidden.cpu()
-                found = None if result.logits is None else result.logits.cpu()
+                hidden = result.hidden.squeeze(1).cpu().split(counts)
+                logits = None if result.logits is None else result.logits.squeeze(1).cpu()
+                found = None if logits is None else logits.split(counts)
         except Exception as error:
             child.failure(error)  # for the log
             for cache, place in zip(caches, places, strict=True):
@@ -224,9 +232,9 @@ class Worker:
         self._count(caches[0], 1, started)
         for index, (session, number, ask, inputs) in enumerate(ready):
             session.waiting.popleft()
-            row = None if found is None else found[index]
+            scores = None if found is None else found[index]
             try:
-                yield number, session.finish(ask.step, inputs, hidden[index], row)
+                yield number, session.finish(ask.step, inputs, hidden[index], scores)
             except Exception as error:
                 yield number, child.failure(_told(error))
                 yield from self._drop(session)
@@ -269,15 +277,17 @@ def measure(stage: Stage, *, batches: bool) -> Ready:
 
 
 def _groups(sessions: list[Session]) -> list[list[Session]]:
-    """Those that use the same layers, at most `BATCH_MAX` each."""
-    spans: dict[tuple[int, int], list[Session]] = {}
+    """Those that use the same layers, with at most `BATCH_MAX` rows each."""
+    groups: list[list[Session]] = []
+    last: dict[tuple[int, int], list[Session]] = {}  # that of some layers which may have room
     for session in sessions:
-        spans.setdefault((session.cache.start, session.cache.end), []).append(session)
-    return [
-        of_span[at : at + BATCH_MAX]
-        for of_span in spans.values()
-        for at in range(0, len(of_span), BATCH_MAX)
-    ]
+        span = session.cache.start, session.cache.end
+        group = last.get(span)
+        if group is None or sum(s.next_rows for s in (*group, session)) > BATCH_MAX:
+            group = last[span] = []
+            groups.append(group)
+        group.append(session)
+    return groups
 
 
 def _told(error: Exception) -> Exception:
@@ -307,6 +317,7 @@ def main() -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     span = options.start, options.end
     stage = load_stage(options.folder, *span, dtype=options.dtype, device=device)
+    stage.tune()
     ready = measure(stage, batches=can_batch(stage))
     worker = Worker(
         stage,

@@ -11,6 +11,7 @@ import trio
 from node import model_library
 from protocols.sharding.splitting import Split
 from shoal.library import AddModel
+from tests.sim.boards import SharedStore
 from tests.sim.libraries import Nodes, add, cut_at_once, last, until
 from tests.unit.sharding_models import LAYERS, save_model
 from tests.unit.sharding_tokenizer import save_tokenizer
@@ -99,6 +100,26 @@ async def test_who_gives_up_and_begins_again_has_a_folder_of_its_own(
         await anext(steps)
         await until(lambda: folders)
     assert (await add(a)).model is not None
+
+
+async def test_what_all_know_of_is_kept_though_its_adder_went_away(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_library, "parts_of", cut_at_once)
+    put, written = SharedStore.put, trio.Event()
+
+    async def slowly(self: SharedStore, *args: Any) -> None:
+        await put(self, *args)
+        written.set()
+        await trio.sleep(0.05)
+
+    monkeypatch.setattr(SharedStore, "put", slowly)
+    a = await nodes.add("a")
+    async with aclosing(a.add(AddModel("org/tiny"))) as steps:
+        await anext(steps)
+        await written.wait()
+    await until(lambda: a._pins.get("tiny"))
+    assert [view.pinned for view in await a.views()] == [[(0, 3)]]
 
 
 def splitters() -> list[str]:

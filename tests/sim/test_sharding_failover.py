@@ -7,9 +7,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from protocols.sharding.chain import PATIENCE_S
 from protocols.sharding.generate import Generation
-from protocols.sharding.parts import HopLost
+from protocols.sharding.parts import PATIENCE_S, HopLost
 from protocols.sharding.reputation import AVOIDED_S
 from protocols.sharding.wire import SILENCE_S, Sampling
 from tests.sim.answering import PROMPT, AnswerSwarm, answer_of, expected

@@ -171,6 +171,40 @@ def test_sessions_go_alone_where_the_longest_decides_on_the_frequencies_of_all()
     assert not can_batch(Stage(model, 0, LAYERS))
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
+def test_a_draft_and_a_single_row_together_are_those_of_each(family: str) -> None:
+    stage = Stage(make_model(family), 0, LAYERS)
+    alone = [stage.new_cache(0, 4) for _ in range(2)]
+    for cache in alone:
+        stage.forward(torch.tensor([PROMPT]), cache)
+    one, draft = (cache.fork(cache.position) for cache in alone)
+    rows = torch.tensor([[7], [8], [9], [10]])
+    expected = [
+        stage.forward(rows[:1], alone[0]).hidden[0],
+        stage.forward(rows[1:].T, alone[1]).hidden[0],
+    ]
+    found = forward_together(stage, rows, [one, draft, draft, draft], logits=False)
+    torch.testing.assert_close(found.hidden[:, 0], torch.cat(expected), rtol=1e-4, atol=1e-5)
+    assert [one.position, draft.position] == [len(PROMPT) + 1, len(PROMPT) + 3]
+
+
+def test_few_rows_may_be_rounded_otherwise_only_where_that_is_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("protocols.sharding.few_rows.GAIN", float("inf"))  # always faster
+    stage, tuned = (Stage(make_model("qwen2"), 0, LAYERS) for _ in range(2))  # it has biases
+    tuned.tune()
+    for rows in (1, 3, 40):
+        inputs = torch.tensor([PROMPT * 8])[:, :rows]
+        expected = stage.forward(inputs, stage.new_cache(), logits=rows)
+        exact = tuned.forward(inputs, tuned.new_cache(), logits=rows)
+        close = tuned.forward(inputs, tuned.new_cache(), logits=rows, exact=False)
+        assert expected.logits is not None
+        assert exact.logits is not None
+        assert torch.equal(exact.logits, expected.logits)
+        torch.testing.assert_close(close.logits, expected.logits, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_that_of_the_unsharded_model(dtype: str, tmp_path: Path) -> None:
     save_model(tmp_path / "model")
