@@ -1,5 +1,6 @@
 """Peers that reach for what others have: names, room, what is kept; on the virtual clock."""
 
+import secrets
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -10,9 +11,10 @@ from trio.testing import MockClock
 
 from protocols.sharding.feeder import Feeder
 from protocols.sharding.history import History
-from protocols.sharding.room import PARKED_MAX, Parked, Room
+from protocols.sharding.room import PARKED_MAX, PEER_SHARE, Parked, Room
 from protocols.sharding.wire import (
     HISTORY,
+    ORPHAN_S,
     SESSION,
     End,
     Fed,
@@ -25,7 +27,7 @@ from protocols.sharding.wire import (
 from protocols.sharding.wire import History as AskHistory
 from tests.sim.pretend_worker import MODEL
 from tests.sim.ring import ENTRY, KEYS, LAYERS, LONG, PROMPT, Swarm, expected, go_on, open_tickets
-from wire.errors import ShoalError
+from wire.errors import Busy, ShoalError
 from wire.ids import PeerId
 
 EVE, S0, S1 = PeerId("eve"), PeerId("s0"), PeerId("s1")
@@ -197,3 +199,29 @@ async def test_rows_that_are_forgotten_while_they_are_read_are_not_made_up(
         with pytest.raises(ShoalError, match="not kept any more"):
             _ = [part async for part in call]
     assert open_tickets(swarm) == 0
+
+
+async def test_sessions_that_are_opened_and_dropped_count_as_their_entry_s(
+    autojump_clock: MockClock, swarm: Swarm
+) -> None:
+    route = await swarm.chain(0, 2, 4)
+    eve = (await swarm.add("eve")).service.calls
+    opened = 0
+
+    async def open_and_drop() -> None:
+        name, place = secrets.token_bytes(16), Place(EVE, 2)
+        async with eve.stream(S0, SESSION, timeout_s=5) as call:
+            opening = Open(name, MODEL, 0, 2, 200, Sampling(), EVE, place, "ids", "float32")
+            await call.send(opening)
+            await call.receive()
+
+    with suppress(Busy):
+        for _ in range(100):
+            await open_and_drop()
+            opened += 1
+    assert opened == int(PEER_SHARE * 4096) // 200
+    async with swarm.ring(route) as ring:
+        assert await ring.say(PROMPT, 6) == expected(6)
+        await ring.end()
+    await trio.sleep(ORPHAN_S + 1)
+    assert swarm.nodes[S0].service.usage(MODEL, 0).free_tokens == 4096
