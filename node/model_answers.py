@@ -186,7 +186,12 @@ class Answers:
         async with open_generation(
             self._services,
             Shape(
-                served.name, served.model, manifest.n_layers, manifest.hidden_size, manifest.dtype
+                served.name,
+                served.model,
+                manifest.n_layers,
+                manifest.hidden_size,
+                manifest.vocab_size,
+                manifest.dtype,
             ),
             work.ids,
             max_tokens=work.max_tokens,

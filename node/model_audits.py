@@ -77,6 +77,7 @@ class Audits:
         self._disputes = Disputes()
         self._begun_at: list[float] = []
         self._cached: Told = defaultdict(dict)
+        self._names: defaultdict[PeerId, set[str]] = defaultdict(set)  # of models, by suspect
         self._told_until = -math.inf
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -98,7 +99,8 @@ class Audits:
 
     def penalty(self, peer: PeerId) -> float:
         """Return what routing adds to the factor of a peer's times; infinite: we ban it."""
-        now_ms, names = self._clock.wall_ms(), {name for name, _ in self._told()}
+        self._told()
+        names, now_ms = self._names.get(peer, set[str]()), self._clock.wall_ms()
         costs = [penalty(*self._known(name, peer), now_ms) for name in names]
         return max(costs, default=0.0) + DISPUTED_COST * self._disputes.involves(peer)
 
@@ -227,6 +229,7 @@ class Audits:
             after = AuditRecord(before.passed + 1, before.failed, before.failed_ms, before.why)
         self._records[name, verdict.peer] = after
         self._changed.add((name, verdict.peer))
+        self._keep(name, verdict.peer, self.peer, after)
 
     async def _write_often(self) -> None:
         while True:
@@ -245,16 +248,21 @@ class Audits:
         """Return what is said of each peer, by model and auditor; our own word is of now."""
         now = self._clock.now()
         if now >= self._told_until:
-            self._told_until, self._cached = now + TOLD_S, defaultdict(dict)
+            self._told_until = now + TOLD_S
+            self._cached, self._names = defaultdict(dict), defaultdict(set)
             for item in self._store.scan(NAMESPACE):
                 name, is_audit, _ = item.key.partition("/audit/")
                 found = read_audit(name, item) if is_audit else None
                 if found is not None:
                     auditor, suspect, record = found
-                    self._cached[name, suspect][auditor] = record
-        for key, record in self._records.items():
-            self._cached[key][self.peer] = record
+                    self._keep(name, suspect, auditor, record)
+            for (name, suspect), record in self._records.items():
+                self._keep(name, suspect, self.peer, record)
         return self._cached
+
+    def _keep(self, name: str, suspect: PeerId, auditor: PeerId, record: AuditRecord) -> None:
+        self._cached[name, suspect][auditor] = record
+        self._names[suspect].add(name)
 
     def _mine(self, name: str, peer: PeerId) -> AuditRecord | None:
         """Our record: of this run, or from before it."""

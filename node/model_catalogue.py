@@ -1,5 +1,7 @@
 """What the store says of models: their records, who computes what, who should have the parts."""
 
+from collections import Counter
+
 import msgspec
 
 from protocols.sharding.records import (
@@ -17,6 +19,7 @@ from wire.ids import PeerId
 from wire.ports import Store
 
 MODELS_MAX = 512  # records that are looked at: any member can write them
+LEASES_PER_PEER = 16  # of one model that count: the cost of routing is the square of their number
 PROVIDERS_MAX = 8  # as a record has room for
 TAKEN_HINT = "--name gives it another name, `shoal model rm` frees this one"
 HAVING = ("loading", "ready", "draining")  # states in which a host has all parts of its span
@@ -53,9 +56,16 @@ class Catalogue:
 
     def leases(self, name: str, model: str) -> list[tuple[PeerId, StageRecord]]:
         """Return what nodes say of their spans of a model."""
-        items = self._store.scan(NAMESPACE, f"{name}/stage/")
-        found = [read_stage(name, item) for item in items]
-        return [each for each in found if each is not None and each[1].model == model]
+        found: list[tuple[PeerId, StageRecord]] = []
+        counts = Counter[PeerId]()
+        for item in self._store.scan(NAMESPACE, f"{name}/stage/"):
+            stage = read_stage(name, item)
+            if stage is None or stage[1].model != model:
+                continue
+            counts[stage[0]] += 1
+            if counts[stage[0]] <= LEASES_PER_PEER:
+                found.append(stage)
+        return found
 
     def providers(self, model: str, named: list[str]) -> list[PeerId]:
         """Return who should have parts of a model: those named, and who computes it."""
@@ -94,8 +104,7 @@ class Catalogue:
                 providers=with_provider(before.providers, self._peer),
                 created_ms=before.created_ms,
             )
-        await self._store.put(NAMESPACE, manifest_key(name), to_value(record))
-        return record
+        return await self._put(name, record)
 
     async def change(
         self,
@@ -105,7 +114,7 @@ class Catalogue:
         nodes: int | None = None,
         replicas: int | None = None,
     ) -> ModelRecord:
-        """Tell the swarm to host a model, or not to any more. Raises NotFound."""
+        """Tell the swarm to host a model, or not to any more. Raises NotFound, UsageError."""
         record = self.record(name)
         record = msgspec.structs.replace(
             record,
@@ -113,8 +122,7 @@ class Catalogue:
             nodes=record.nodes if nodes is None else nodes,
             replicas=record.replicas if replicas is None else replicas,
         )
-        await self._store.put(NAMESPACE, manifest_key(name), to_value(record))
-        return record
+        return await self._put(name, record)
 
     async def provide(self, name: str, model: str, *, is_provider: bool) -> None:
         """Say that this node keeps all of a model, or that it does not any more."""
@@ -124,8 +132,17 @@ class Catalogue:
         others = [peer for peer in record.providers if peer != self._peer]
         providers = with_provider(others, self._peer) if is_provider else others
         if set(providers) != set(record.providers):
-            record = msgspec.structs.replace(record, providers=providers)
-            await self._store.put(NAMESPACE, manifest_key(name), to_value(record))
+            await self._put(name, msgspec.structs.replace(record, providers=providers))
+
+    async def _put(self, name: str, record: ModelRecord) -> ModelRecord:
+        """Write a record. Raises UsageError for one that nobody would read."""
+        value = to_value(record)
+        try:
+            msgspec.convert(value, ModelRecord)
+        except msgspec.ValidationError as error:
+            raise UsageError(f"model {name}: {error}") from error
+        await self._store.put(NAMESPACE, manifest_key(name), value)
+        return record
 
     async def delete(self, name: str) -> None:
         """Make the swarm forget a model."""

@@ -7,6 +7,7 @@ the library's to say (model_library.py).
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -92,10 +93,12 @@ class ModelFiles:
 
     @asynccontextmanager
     async def scratch(self, name: str) -> AsyncGenerator[Path]:
-        """Have an empty folder for the length of the block."""
-        path = self.folder / "split" / name
-        await trio.to_thread.run_sync(_remove, path)
-        path.mkdir(parents=True, mode=0o700)
+        """Have an empty folder for the length of the block, one of its own: who gives up and begins
+        again does so while the first attempt still ends its child.
+        """
+        place = self.folder / "split"
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=place))
         try:
             yield path
         finally:

@@ -60,8 +60,7 @@ class Hosting:
         self._offering, self._wishes = offering, wishes
         self._living, self._off_loop = Living(members), off_loop
         self._me = stages.peer
-        self._services = Services(stages, library, options, self._take_cache, self._give_cache)
-        self._cache_bytes = offering.cache_bytes  # not given to a span yet
+        self._services = Services(stages, library, options, self._cache_for)
         self._placers: dict[str, Placer] = {}
         self._claims: dict[str, Lease] = {}
         self._claimed: dict[str, int] = {}  # bytes that our claims will take
@@ -120,13 +119,14 @@ class Hosting:
         now = self._clock.now()
         living, taken = self._living.hosts(now), self._taken(records)
         for name, record in records.items():
-            manifest = self._library.manifest_here(record)
-            if manifest is None:
-                continue  # the library fetches it
             if not self._wanted(name, record):
                 await self._let_go(name)
                 continue
-            sight = self._sight(name, record, manifest, self._left(name, living, taken))
+            manifest = self._library.manifest_here(record)
+            if manifest is None:
+                continue  # the library fetches it
+            left = self._left(name, record, living, taken)
+            sight = self._sight(name, record, manifest, left)
             self._sights[name] = sight
             placer = self._placers.setdefault(name, Placer(self._me, random.Random()))
             effects = await self._off_loop(functools.partial(placer.look, sight, now))
@@ -136,7 +136,7 @@ class Hosting:
 
     def _wanted(self, name: str, record: ModelRecord) -> bool:
         """Whether this node may host a model: the swarm or a person asks for it."""
-        wish = self._wishes.get(name)
+        wish = self._wishes.get(name, record.model)
         if wish is not None:
             return not wish.never
         return record.hosted and self._offering.is_on
@@ -181,15 +181,19 @@ class Hosting:
             [(peer, lease) for peer, lease in leases if lease.end <= shape.blocks],
             replicas=record.replicas,
             nodes=record.nodes,
-            wish=self._wishes.get(name),
+            wish=self._wishes.get(name, record.model),
             steady_s=self._clock.now() - self._living.changed_s,
         )
 
     def _left(
-        self, name: str, living: Mapping[PeerId, Host], taken: Mapping[str, Mapping[PeerId, int]]
+        self,
+        name: str,
+        record: ModelRecord,
+        living: Mapping[PeerId, Host],
+        taken: Mapping[str, Mapping[PeerId, int]],
     ) -> dict[PeerId, Host]:
         """Return the members with the room that spans of other models leave on them."""
-        wish, room_bytes = self._wishes.get(name), self._offering.room_bytes
+        wish, room_bytes = self._wishes.get(name, record.model), self._offering.room_bytes
         if wish is not None and wish.memory_bytes:
             room_bytes = self._offering.without_cache(wish.memory_bytes)
         all_of_us = Host(self._me, room_bytes, self._offering.speed)
@@ -329,13 +333,17 @@ class Hosting:
                     self._store, self._clock, self._me, name, lease.model, blocks
                 ).withdraw()
 
-    def _take_cache(self) -> int:
-        given = int(self._cache_bytes * CACHE_OF_REST)
-        self._cache_bytes -= given
-        return given
-
-    def _give_cache(self, size_bytes: int) -> None:
-        self._cache_bytes += size_bytes
+    def _cache_for(self, span: HostedSpan) -> int:
+        """Return how much a span may have for sessions: of the offer, or of what a person said."""
+        wish = self._wishes.get(span.name, span.record.model)
+        is_told = wish is not None and wish.memory_bytes > 0
+        span.cache_of = span.name if is_told else ""
+        memory_bytes = wish.memory_bytes if wish and is_told else self._offering.memory_bytes
+        rest = memory_bytes - self._offering.without_cache(memory_bytes)
+        for other in self._spans.values():
+            if other is not span and other.cache_of == span.cache_of:
+                rest -= other.cache_bytes
+        return int(max(0, rest) * CACHE_OF_REST)
 
 
 def shape_of(model: str, manifest: Manifest) -> Shape:

@@ -7,7 +7,7 @@ this node a part stays while it is pinned, while it is used, and for a while aft
 
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -23,14 +23,15 @@ from node.model_source import checked, parts_of
 from protocols.sharding.manifest import Manifest, Part
 from protocols.sharding.records import NAMESPACE, ModelRecord
 from shoal import library as shapes
-from wire.errors import Busy, ShoalError, UsageError
+from wire.errors import Busy, NotFound, ShoalError, UsageError
 from wire.ids import PeerId
 from wire.ports import Clock, Store
 
 LOOK_S = 30.0  # between two looks at what is to be fetched or thrown away, besides at changes
 SETTLE_S = 0.2  # after a change, before the next look: whoever writes much does not keep us busy
-MANIFEST_S = 20.0  # seconds to fetch a manifest
-MANIFESTS_AT_ONCE = 4  # so that some that nobody has do not keep the others waiting
+MANIFEST_S = 20.0  # seconds to fetch a manifest, and
+FIRST_S = 3.0  # at the first try: who has it is at hand, or others should not wait for it
+MANIFESTS_AT_ONCE = 16  # that are asked for the first time, and as many that could not be had then
 
 Make = Callable[[Path], Awaitable[object]]
 
@@ -53,7 +54,10 @@ class Library:
         self._adding: set[str] = set()
         self._used: Counter[tuple[str, int, int]] = Counter()  # (model, start, end)
         self._manifests: dict[str, Manifest] = {}
-        self._failed: set[str] = set()  # models whose manifest could not be had at the last look
+        self._failed: set[str] = set()  # models whose manifest could not be had
+        self._fetching: set[str] = set()
+        self._first = trio.CapacityLimiter(MANIFESTS_AT_ONCE)
+        self._again = trio.CapacityLimiter(MANIFESTS_AT_ONCE)
         self._news = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -62,7 +66,7 @@ class Library:
         self._pins.load()
         async with trio.open_nursery() as nursery, self._store.watch(NAMESPACE) as changes:
             await nursery.start(self._jobs.run)
-            nursery.start_soon(self._look_often)
+            nursery.start_soon(self._look_often, nursery)
             nursery.start_soon(self._keep_pinned)
             task_status.started()
             async for key in changes:
@@ -164,8 +168,9 @@ class Library:
                     # Within `scratch`: until they have links here, its files keep the blobs.
                     await self.files.bring(model, manifest.parts, [], lambda _: None)
                     await self.files.manifest(record, [])
-                    record = await self.catalogue.publish(name, record)
-                    self._pins.put(name, record, [whole])
+                    with trio.CancelScope(shield=True):  # what all know of is kept here
+                        record = await self.catalogue.publish(name, record)
+                        self._pins.put(name, record, [whole])
         if taken:
             await self.files.release(manifest.parts)
             raise UsageError(taken, hint=TAKEN_HINT)
@@ -256,7 +261,11 @@ class Library:
     async def views(self) -> list[shapes.KnownModel]:
         """Return all models that the swarm knows or that are pinned here, by name."""
         names = {*self.catalogue.records(), *(name for name, _ in self._pins.all())}
-        return [await self._view(name) for name in sorted(names)]
+        found: list[shapes.KnownModel] = []
+        for name in sorted(names):
+            with suppress(NotFound):  # forgotten meanwhile
+                found.append(await self._view(name))
+        return found
 
     async def view(self, name: str) -> shapes.ModelDetail:
         """Return one with its parts and hosts. Raises NotFound, ShoalError."""
@@ -288,35 +297,39 @@ class Library:
 
     # --- keeping -------------------------------------------------------------------------------
 
-    async def _look_often(self) -> None:
+    async def _look_often(self, nursery: trio.Nursery) -> None:
         while True:
             self._news = trio.Event()
-            await self._fetch_manifests()
+            self._fetch_manifests(nursery)
             await self._sweep()
             with trio.move_on_after(LOOK_S):
                 await self._news.wait()
                 await trio.sleep(SETTLE_S)
 
-    async def _fetch_manifests(self) -> None:
+    def _fetch_manifests(self, nursery: trio.Nursery) -> None:
+        """Ask for those that are lacking; nobody waits for them, so none keeps another waiting."""
         records = self.catalogue.records().values()
-        lacking = [record for record in records if self.manifest_here(record) is None]
-        limiter = trio.CapacityLimiter(MANIFESTS_AT_ONCE)
-        lacking.sort(key=lambda record: record.model in self._failed)  # those last
-        self._failed &= {record.model for record in lacking}
+        lacking = {r.model: r for r in records if self.manifest_here(r) is None}
+        self._failed &= lacking.keys()
+        for model, record in lacking.items():
+            if model not in self._fetching:
+                self._fetching.add(model)
+                nursery.start_soon(self._fetch_manifest, record)
 
-        async def fetch(record: ModelRecord) -> None:
-            async with limiter:
-                self._failed.add(record.model)
-                with trio.move_on_after(MANIFEST_S):
-                    try:
-                        await self.manifest(record)
-                        self._failed.discard(record.model)
-                    except (ShoalError, OSError) as error:
-                        _log.debug("model.no_manifest", id=record.model[:12], error=str(error))
-
-        async with trio.open_nursery() as nursery:
-            for record in lacking:
-                nursery.start_soon(fetch, record)
+    async def _fetch_manifest(self, record: ModelRecord) -> None:
+        is_first = record.model not in self._failed
+        try:
+            async with self._first if is_first else self._again:
+                with trio.move_on_after(FIRST_S if is_first else MANIFEST_S):
+                    await self.manifest(record)
+                    return
+        except (ShoalError, OSError) as error:
+            _log.debug("model.no_manifest", id=record.model[:12], error=str(error))
+        finally:
+            self._fetching.discard(record.model)
+        if record.model not in self._failed:  # once more at once, then with every look
+            self._failed.add(record.model)
+            self._news.set()
 
     async def _keep_pinned(self) -> None:
         """Fetch again what was pinned and is not here: after an interruption, or a full disk."""

@@ -41,9 +41,9 @@ class Living:
     """Which members live. A lease lives long; a connection that is gone says more."""
 
     members: Callable[[], list[MemberView]]
-    changed_s: float = -math.inf  # when one came or went
+    changed_s: float = -math.inf  # when one came or went, or offered something else
     _connected_s: dict[PeerId, float] = field(default_factory=dict[PeerId, float])
-    _before: frozenset[PeerId] = frozenset()
+    _before: dict[PeerId, Host] = field(default_factory=dict[PeerId, Host])
 
     def hosts(self, now: float) -> dict[PeerId, Host]:
         """Return the members that live, with what they offer."""
@@ -56,6 +56,6 @@ class Living:
                 found[member.peer] = offer_of(member.peer, member.offers)
             elif not member.alive:
                 self._connected_s.pop(member.peer, None)
-        if found.keys() != self._before:
-            self._before, self.changed_s = frozenset(found), now
+        if found != self._before:
+            self._before, self.changed_s = found, now
         return found

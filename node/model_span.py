@@ -37,8 +37,7 @@ class Services:
     stages: StageService
     library: Library
     options: ServeOptions
-    take_cache: Callable[[], int]  # bytes for the sessions of one more span
-    give_cache: Callable[[int], None]
+    cache_for: Callable[["HostedSpan"], int]  # bytes for its sessions
 
 
 class HostedSpan:
@@ -57,6 +56,7 @@ class HostedSpan:
         self._services, self._manifest = services, manifest
         self._scope = trio.CancelScope()
         self._attached = False
+        self.cache_bytes, self.cache_of = 0, ""  # while it is loaded; out of what, the host knows
         self._leaving = trio.Event()
         self.gone = trio.Event()
         lease.usage = self._usage
@@ -157,7 +157,7 @@ class HostedSpan:
         """Load the span and answer for it until its worker is gone. Raises ShoalError then."""
         services, manifest, (start, end) = self._services, self._manifest, self.span
         await self._say_unless_leaving("loading", self.lease.note)
-        cache_bytes = services.take_cache()
+        self.cache_bytes = services.cache_for(self)
         arguments = [
             f"--folder={folder}",
             f"--start={start}",
@@ -165,7 +165,7 @@ class HostedSpan:
             f"--dtype={manifest.dtype}",
             f"--device={services.options.device}",
             f"--threads={services.options.threads}",
-            f"--cache-bytes={cache_bytes}",
+            f"--cache-bytes={self.cache_bytes}",
         ]
         try:
             async with open_worker(
@@ -175,12 +175,12 @@ class HostedSpan:
                 worker_answer_decoder,
                 log_path=services.library.files.log_path(self.name),
             ) as link:
-                await self._answer(link, cache_bytes)
+                await self._answer(link)
         finally:
-            services.give_cache(cache_bytes)
+            self.cache_bytes = 0
         raise ShoalError("the worker process ended; it is started again")
 
-    async def _answer(self, link: Link[WorkerAnswer], cache_bytes: int) -> None:
+    async def _answer(self, link: Link[WorkerAnswer]) -> None:
         stages, manifest, (start, end) = self._services.stages, self._manifest, self.span
         assert link.readiness is not None, "a worker is ready when its block begins"
         info = StageInfo(
@@ -193,7 +193,7 @@ class HostedSpan:
             vocab_size=manifest.vocab_size,
             dtype=manifest.dtype,
             ready=link.readiness,
-            cache_bytes=cache_bytes,
+            cache_bytes=self.cache_bytes,
         )
         stuck = trio.Event()
         stages.attach(info, link, on_stuck=stuck.set)

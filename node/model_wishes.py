@@ -1,6 +1,7 @@
 """What the people of this node want of it: `shoal host` and `shoal unhost`, kept in HOME."""
 
 import os
+import threading
 from pathlib import Path
 
 import msgspec
@@ -18,19 +19,20 @@ class Wishes:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._wishes = _load(path)
+        self._turn = threading.Lock()  # threads write: no wish is lost to another's
 
-    def get(self, name: str) -> Wish | None:
-        """Return the wish for a model; None: as the swarm needs it."""
-        return self._wishes.get(name)
+    def get(self, name: str, model: str) -> Wish | None:
+        """Return the wish for a model; None: as the swarm needs it.
+
+        That nothing be hosted holds for the name, whatever model has it; all else for the model.
+        """
+        wish = self._wishes.get(name)
+        return wish if wish is not None and (wish.never or wish.model == model) else None
 
     def put(self, name: str, wish: Wish) -> None:
         """Keep a wish. Raises OSError if it cannot be written."""
-        self._save({**self._wishes, name: wish})
-
-    def forget(self, name: str) -> None:
-        """Have no opinion any more."""
-        if name in self._wishes:
-            self._save({key: wish for key, wish in self._wishes.items() if key != name})
+        with self._turn:
+            self._save({**self._wishes, name: wish})
 
     def _save(self, wishes: dict[str, Wish]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

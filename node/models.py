@@ -12,6 +12,7 @@ from pathlib import Path
 
 import structlog
 import trio
+from msgspec import structs
 
 from node.answering import Options, Served
 from node.config import ServeOptions
@@ -196,7 +197,7 @@ class Models:
                 name=request.name,
                 hosted=True,
                 nodes=request.nodes or 0,
-                replicas=request.replicas or 1,
+                replicas=1 if request.replicas is None else request.replicas,
             )
             async with aclosing(self.library.add(adding)) as steps:
                 async for step in steps:
@@ -212,7 +213,10 @@ class Models:
             await trio.sleep(PROGRESS_INTERVAL_S)
 
     async def unserve(self, name: str) -> None:
-        """Take a model out of service; it stays in the library. Raises NotFound."""
+        """Take a model out of service; it stays in the library. Raises NotFound.
+
+        Nodes whose people told them to host it go on.
+        """
         self._record(name)
         await self.library.catalogue.change(name, hosted=False)
 
@@ -235,6 +239,7 @@ class Models:
                 f"{least >> 20} MiB are needed, there is room for {room_bytes >> 20} MiB",
                 hint="--memory names another amount; a part of it is kept for sessions",
             )
+        wish = structs.replace(wish, model=record.model)
         await trio.to_thread.run_sync(self._wishes.put, name, wish)
         self._hosting.look_soon()
         return self.view(name)

@@ -24,8 +24,8 @@ class _Reply(msgspec.Struct, frozen=True):
 class ServeRequest(_Reply, frozen=True):
     """Serve the model at a path of the daemon's machine: a Hugging Face folder, or a .gguf file.
 
-    Or the name of one that the swarm knows. `nodes` bounds over how many nodes it is split, null is
-    all that offer room; each block is on `replicas` nodes at least.
+    Or the name of one that the swarm knows. `nodes` bounds over how many nodes it is split, 0 is
+    all that offer room; each block is on `replicas` nodes at least. Null is as before: 0, and 1.
     """
 
     path: str

@@ -17,7 +17,9 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 @click.command()
 @click.argument("source")
 @click.option("--name", default="", help="What the model is called; default: from its path.")
-@click.option("--nodes", type=click.IntRange(min=1), help="Split it over at most so many nodes.")
+@click.option(
+    "--nodes", type=click.IntRange(min=0), help="Split it over at most so many nodes; 0: over all."
+)
 @click.option(
     "--replicas", type=click.IntRange(1, 64), help="Have each block on so many nodes at least."
 )
@@ -56,7 +58,10 @@ def serve(
 @click.argument("name")
 @click.pass_obj
 def unserve(context: Context, name: str) -> None:
-    """Take a served model out of service, on all nodes. It stays in the library."""
+    """Take a served model out of service, on all nodes. It stays in the library.
+
+    Nodes that were told to host it go on until `shoal unhost` there.
+    """
     served.unserve(context.client(), name)
     if on_terminal():
         click.echo(f"{name} is out of service", err=True)

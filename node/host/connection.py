@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, cast
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SERVERS_END_S = 1.0  # for stream servers to see their streams break, before they are cancelled
+RTTS_KEPT = 8  # a few minutes of pings: a path may change under a connection
 _NOTIFY_S = 1.0  # for libp2p's own listeners to a disconnection
 
 
@@ -47,11 +49,16 @@ class Connection(SwarmConn):
         public_key_of(self.peer)  # raises BadMessage for RSA and other keys that we cannot check by
         self.way: Direction = direction
         self.since = time.time()
-        self.rtt_s: float | None = None
+        self.rtts_s = deque[float](maxlen=RTTS_KEPT)  # of keep-alive pings, the last one last
         self.is_admitted = False
         self.refusal = "the connection ended"  # why not, if it is settled and not admitted
         self.settled = trio.Event()  # admitted, or never to be
         self.over = self.event_closed
+
+    @property
+    def rtt_s(self) -> float | None:
+        """The round trip of the last ping; None before the first answer."""
+        return self.rtts_s[-1] if self.rtts_s else None
 
     @property
     def address(self) -> str:

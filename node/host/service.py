@@ -224,9 +224,11 @@ class LibP2pHost:
         return peer
 
     def rtt_s(self, peer: PeerId) -> float | None:
-        """Return the last measured round trip to a peer; None if none was measured."""
+        """Return the least of the round trips measured to a peer lately: of the others each has
+        waited for a busy process, too. None if none was measured.
+        """
         best = self._peers.best(peer)
-        return None if best is None else best.rtt_s
+        return None if best is None else min(best.rtts_s, default=None)
 
     async def disconnect(self, peer: PeerId) -> None:
         """Close all connections to a peer, politely. If it is kept, it is dialled again."""

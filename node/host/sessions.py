@@ -36,6 +36,7 @@ NEGOTIATE_S = 10.0  # for a peer that opened a stream to say what for
 # proposal and the stream's end ("Cannot push data onto a stream that is closed").
 PUBLIC_PAUSE_S = 0.05
 STRANGER_S = 1.0  # in an open swarm: who did not say by then what it is, is a foreign libp2p node
+FIRST_PINGS = 3  # when a connection begins both ends are busy: the least of a few is the path's
 
 
 class Sessions:
@@ -225,7 +226,9 @@ class Sessions:
                 try:
                     if stream is None:
                         stream, _ = await self.open(connection, [PING])
-                    connection.rtt_s = connection.muxed.rtt_s = await ping(stream)
+                    for _ in range(1 if connection.rtts_s else FIRST_PINGS):
+                        connection.rtts_s.append(await ping(stream))
+                    connection.muxed.rtt_s = connection.rtts_s[-1]
                     liveness.answered(trio.current_time())
                 except ShoalError:
                     if stream is not None:

@@ -58,7 +58,7 @@ def can_batch(stage: Stage) -> bool:
     draw = torch.Generator().manual_seed(0)
     wanted = int(stage.end == stage.n_layers)
     alone: list[StageCache] = []
-    if not stage.new_cache().truncates:
+    if not stage.new_cache().truncates or _turns_by_length(stage):
         return False
     try:
         for rows in _TRIAL_ROWS:
@@ -84,6 +84,12 @@ def can_batch(stage: Stage) -> bool:
     except Exception:  # a family's own code was given what it does not know: whatever it raises
         return False
     return True
+
+
+def _turns_by_length(stage: Stage) -> bool:
+    """Whether the longest session of a step decides on the frequencies of all its rows."""
+    kinds = str([getattr(module, "rope_type", "") for module in stage.model.modules()])
+    return "longrope" in kinds or "dynamic" in kinds
 
 
 def random_rows(stage: Stage, count: int, draw: torch.Generator) -> Tensor:

@@ -61,17 +61,17 @@ class StageCache:
                 entry.length = self.position
 
     def truncate(self, position: int) -> None:
-        """Forget the rows from `position` on. Raises NotFound if the family cannot."""
+        """Forget the rows from `position` on, also those that only some layers have seen, in a step
+        that failed. Raises NotFound if the family cannot.
+        """
         assert 0 <= position <= self.position
-        if position == self.position:
-            return
         if position == 0:
             self.layers = _empty(self._config, self.start, self.end)
-        elif not self.truncates:
-            raise NotFound(_FORGOTTEN)
-        else:
+        elif self.truncates:
             for entry in self.owned:
                 entry.cut(position)
+        elif position < self.position:
+            raise NotFound(_FORGOTTEN)
         self.position = position
 
     def fork(self, position: int) -> "StageCache":

@@ -11,6 +11,14 @@ import math
 from dataclasses import dataclass, field, replace
 
 from protocols.sharding.parts import (
+    BROKEN_MAX,
+    FIRST_PATIENCE_S,
+    LOSSES_MAX,
+    OPEN_S,
+    PATIENCE_S,
+    RESUME_S,
+    RETRY_S,
+    ROOM_S,
     DropStage,
     Effect,
     EndStage,
@@ -26,22 +34,12 @@ from protocols.sharding.parts import (
     OpenStage,
     PingStage,
     RewireStage,
+    merged,
 )
 from protocols.sharding.route import NoRoute, RouteHop
 from protocols.sharding.wire import SILENCE_S, Place
 from wire.errors import Busy, ShoalError
 from wire.ids import PeerId
-
-OPEN_S = 5.0  # seconds for a stage to open: a connection over a relay takes two or three
-RESUME_S = 1.0  # seconds to find a stage again whose connection broke, before another replaces it
-RETRY_S = 0.5  # seconds between two looks for somebody who has the blocks of a gap
-PATIENCE_S = 30.0  # seconds that nobody computes some blocks until the answer is given up: others
-# take over blocks that nobody has in 10 s, and must fetch and load them
-FIRST_PATIENCE_S = 10.0  # the same before the answer has begun: who asks can ask again
-LOSSES_MAX = 32  # stages that break, each after it had opened, without a pick between: it is us
-BROKEN_MAX = 3  # feeds that break between two stages, both alive, without a pick between
-
-ROOM_S = 5.0  # seconds after which to ask full stages again, unless they say: a short answer
 
 ENTRY = 0  # the number of the entry's own end of the ring, where a leg's number is asked for
 
@@ -58,7 +56,7 @@ class Chain:
     whole_once: bool = False
     _parts: list[Leg | Gap] = field(default_factory=list["Leg | Gap"])
     _own: Feeding = field(default_factory=Feeding)
-    _lost: dict[PeerId, None] = field(default_factory=dict[PeerId, None])  # who was lost last, last
+    _lost: dict[PeerId, bool] = field(default_factory=dict[PeerId, bool])  # last: last; only full?
     _numbers: int = ENTRY
     _losses: int = 0  # of open stages, since a pick
     _is_disturbed: bool = False  # something broke since a pick
@@ -80,6 +78,11 @@ class Chain:
     def hops(self) -> list[tuple[int, RouteHop]]:
         """The stages in use, each with its number."""
         return [(leg.number, leg.hop) for leg in self._legs()]
+
+    @property
+    def failed(self) -> list[PeerId]:
+        """Who was lost, but for those that were only full."""
+        return [peer for peer, is_full in self._lost.items() if not is_full]
 
     @property
     def is_whole(self) -> bool:
@@ -138,6 +141,8 @@ class Chain:
         self._is_disturbed, self._losses = False, 0
         for part in (self._own, *self._legs()):
             part.broken = 0
+        for leg in self._legs():
+            leg.has_worked = True
 
     def broken(self, number: int, to: Place, *, forgot: bool, now: float) -> list[Effect]:
         """A stage (or the entry) cannot feed its next, or has forgotten what that one lacks."""
@@ -147,6 +152,8 @@ class Chain:
             return []  # of a neighbour that it does not have any more
         self._is_disturbed = True
         if forgot and isinstance(part, Leg):
+            if part.is_fresh and not part.has_worked:
+                return self.lost(number, Loss.FAILED, "it forgets all that it computes", now)
             part.is_ending = True
             part.deadline = now + RESUME_S
             return [EndStage(part.number)]
@@ -169,16 +176,35 @@ class Chain:
         if leg is None:
             return []
         if isinstance(error, Busy):
-            self._room_s = error.retry_after_s or self._room_s
+            self._room_s = min(error.retry_after_s or self._room_s, PATIENCE_S)
         self._make_gap(leg, loss, why)
         return [DropStage(number), *self._settle()]
 
-    def stalled(self, now: float) -> list[Effect]:
-        """No picks came for long though all stages answer: all feeds are opened anew."""
+    def stalled(self, now: float, *, is_again: bool = False) -> list[Effect]:
+        """No picks came for long though all stages answer: all feeds are opened anew.
+
+        `is_again`: that did not help; who holds them up cannot be seen, so all for whom there is
+        another are replaced.
+        """
         self.now = now
         for part in (self._own, *self._legs()):
             part.feed_down = True
-        return self._settle()
+        effects: list[Effect] = []
+        if is_again:
+            self._lost.update({leg.hop.peer: False for leg in self._legs()})
+            for leg in self._legs():
+                if self._has_other(leg):
+                    effects += self.lost(leg.number, Loss.FAILED, "no tokens come", now)
+        return [*effects, *self._settle()]
+
+    def _has_other(self, leg: Leg) -> bool:
+        previous, following = self._previous_peer(leg), self._next_place(leg, is_open=False)
+        after = PeerId(following.peer) if following else self.entry
+        try:
+            self.find(leg.hop.start, leg.hop.end, previous, after, frozenset(self._lost))
+        except NoRoute:
+            return False
+        return True
 
     def tick(self, now: float) -> list[Effect]:
         """Time has passed."""
@@ -214,34 +240,10 @@ class Chain:
             gap.resume = hop
         elif loss is not Loss.ENDED:
             self._lost.pop(hop.peer, None)
-            self._lost[hop.peer] = None
+            self._lost[hop.peer] = is_busy
             self.replaced += self.whole_once and (leg.is_open or leg.is_resumed)
         self._parts[self._parts.index(leg)] = gap
-        self._merge()
-
-    def _merge(self) -> None:
-        """Gaps beside each other are one, so that another span over both can take them."""
-        merged: list[Leg | Gap] = []
-        for part in self._parts:
-            last = merged[-1] if merged else None
-            if (
-                isinstance(part, Gap)
-                and isinstance(last, Gap)
-                and part.resume is None
-                and last.resume is None
-            ):
-                merged[-1] = replace(
-                    last,
-                    end=part.end,
-                    gives=part.gives,
-                    since=min(last.since, part.since),
-                    busy=last.busy or part.busy,
-                    is_fresh=last.is_fresh or part.is_fresh,
-                    retry_s=min(last.retry_s, part.retry_s),
-                )
-            else:
-                merged.append(part)
-        self._parts = merged
+        self._parts = merged(self._parts)
 
     def _settle(self) -> list[Effect]:
         """Fill the gaps whose time has come, then tell neighbours of each other."""

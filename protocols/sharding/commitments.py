@@ -103,15 +103,15 @@ class Distance:
 
 
 def windows(base: int, position: int) -> list[tuple[int, int]]:
-    """Return the rows [start, end) of each commitment to the rows [base, position)."""
+    """Return the rows [start, end) of each commitment to the rows [base, position), if any."""
     first = base - base % PROOF_ROWS
-    starts = range(first, position, PROOF_ROWS)
+    starts = range(first, position, PROOF_ROWS) if base < position else ()
     return [(max(base, start), min(position, start + PROOF_ROWS)) for start in starts]
 
 
 def read(base: int, position: int, proofs: list[bytes], *, ids: bool) -> Commitment:
     """Read the commitments to the rows [base, position). Raises BadMessage."""
-    expected = windows(base, position) if base < position else []
+    expected = windows(base, position)
     if len(proofs) != len(expected):
         raise BadMessage(f"{len(proofs)} commitments, the rows have {len(expected)}")
     parts: list[bytes] = []

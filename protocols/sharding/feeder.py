@@ -106,7 +106,7 @@ class Feeder:
 
         If it was fed and the connection breaks, it is tried once more: the path may have changed.
         """
-        while True:
+        for is_last in (False, True):
             self._is_fed = False
             self._feeding = trio.CancelScope()
             try:
@@ -115,11 +115,12 @@ class Feeder:
                     async with self._streams.stream(peer, FEED, timeout_s=OPEN_S) as call:
                         await self._begin(call, target)
                         await self._keep(call)
-                return None
+                break
             except ShoalError as error:
                 is_path = isinstance(error, PeerUnreachable) and not isinstance(error, RemoteError)
-                if not (is_path and self._is_fed):
+                if is_last or not (is_path and self._is_fed) or self._wanted.is_set():
                     return error
+        return None
 
     async def _begin(self, call: Call[Feed | Step | Picks, Fed], target: Place) -> None:
         with _deadline(FED_S, target.peer):

@@ -8,6 +8,7 @@ Tokenizers never run programs of the model's folder.
 
 import argparse
 import re
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from protocols.sharding.worker_wire import (
 )
 from wire.errors import UsageError
 
+MEMORY_BYTES = 4 << 30  # ten times what the largest tokenizers take: a template may ask for any
 _UNFINISHED = "\ufffd"  # what half a character decodes to
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # how SentencePiece names the token of one byte
 _ANCHOR = "a"  # before a token that is spelled alone: many decoders drop a leading blank
@@ -69,7 +71,8 @@ class Front:
                 conversation, add_generation_prompt=True, tokenize=False
             )
         except Exception as error:  # templates raise whatever they like
-            raise UsageError(f"the model's chat template refuses this: {error}") from error
+            why = str(error) or type(error).__name__
+            raise UsageError(f"the model's chat template refuses this: {why}") from error
         return self._ids(rendered, special=False)
 
     def _text(self, request: Detokenise) -> str:
@@ -123,6 +126,12 @@ def load_front(folder: Path) -> Front:
     return Front(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
 
 
+def limit_memory() -> None:
+    """Let this process fail, not the machine, when a template multiplies its texts."""
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, most))
+
+
 def main() -> None:
     """Load the tokenizer, then serve the daemon."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -130,6 +139,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="the tokenizer's files")
     options = parser.parse_args()
     daemon = child.Daemon(options.fd)
+    limit_memory()
     daemon.serve(front_ask_decoder, load_front(options.folder).answer)
 
 

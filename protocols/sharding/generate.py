@@ -21,8 +21,9 @@ from protocols.sharding.chain import Chain
 from protocols.sharding.draft import Drafter, StepCost, right_guesses
 from protocols.sharding.history import step_rows_max
 from protocols.sharding.parts import OpenStage
+from protocols.sharding.reputation import Losses
 from protocols.sharding.ring import Ring
-from protocols.sharding.route import Candidate, RouteHop, find_route
+from protocols.sharding.route import Candidate, NoRoute, RouteHop, find_route, kept_codec
 from protocols.sharding.rows import ids_to_rows
 from protocols.sharding.service import StageService
 from protocols.sharding.wire import (
@@ -57,6 +58,7 @@ class Shape:
     model: str
     n_layers: int
     hidden_size: int
+    vocab_size: int
     dtype: str = "float32"
 
 
@@ -101,6 +103,7 @@ class EntryServices:
     stages: StageService
     routes: Routes
     on_receipts: Callable[[Finished], None]
+    losses: Losses = field(default_factory=Losses)
     _sent: list[tuple[float, PeerId]] = field(default_factory=list[tuple[float, PeerId]])
 
     def sent_lately(self) -> Counter[PeerId]:
@@ -141,7 +144,8 @@ async def open_generation(
 ) -> AsyncGenerator["Generation"]:
     """Open a session on every stage of a route for the length of the block.
 
-    max_tokens: of the answer. codec: of activations between stages, "auto" chooses by the links.
+    max_tokens: of the answer. codec: of activations between stages; "auto" chooses by
+    the links when the session begins, and keeps to it: the same answer is that of the same codecs.
     Raises NoRoute, NoRoom (a Busy), HopLost, UsageError or another ShoalError.
     """
     room = len(prompt) + max_tokens
@@ -194,6 +198,7 @@ class Generation:
             self._chain,
             self._session,
             rows_max,
+            vocab_size=shape.vocab_size,
             reusable=PREFIX_TOKENS * len(self._reuse),
             opening=self._opening,
         )
@@ -254,6 +259,7 @@ class Generation:
     async def opened(self, nursery: trio.Nursery) -> AsyncGenerator[None]:
         """Hold the sessions for the length of the block; `nursery` ends with it."""
         route = self._find(0, self._shape.n_layers, self._entry, self._entry, ())
+        self._codec = kept_codec(route, self._codec, self._shape.dtype)
         with self._ring.open(nursery, route):
             is_good = False
             try:
@@ -268,6 +274,8 @@ class Generation:
         keys = self._keys.of(self._shape.model, self._said[:-1]) if park else []
         hops = self.route
         receipts = await self._ring.end(keys, END_S)
+        kept = [hop.peer for hop, receipt in zip(hops, receipts, strict=False) if receipt]
+        self._services.losses.note(self._chain.failed, kept, trio.current_time())
         if any(receipts):
             prompt, picks = self._said[: self._prompt_tokens], self._said[self._prompt_tokens :]
             finished = Finished(
@@ -285,7 +293,18 @@ class Generation:
     def _find(
         self, start: int, end: int, previous: PeerId, following: PeerId, without: Collection[PeerId]
     ) -> list[RouteHop]:
-        route = find_route(
+        avoided = self._services.losses.avoided(trio.current_time())
+        try:
+            route = self._route(start, end, previous, following, avoided.union(without))
+        except NoRoute:
+            route = self._route(start, end, previous, following, without)
+        self._services.note_sent(route)
+        return route
+
+    def _route(
+        self, start: int, end: int, previous: PeerId, following: PeerId, without: Collection[PeerId]
+    ) -> list[RouteHop]:
+        return find_route(
             self._shape.n_layers,
             self._services.routes.candidates(self._shape.name),
             entry=self._entry,
@@ -301,8 +320,6 @@ class Generation:
             codec=self._codec,
             dtype=self._shape.dtype,
         )
-        self._services.note_sent(route)
-        return route
 
     def _opening(self, stage: OpenStage) -> Open:
         self._steps[stage.number] = len(self._said) - self._prompt_tokens

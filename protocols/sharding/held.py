@@ -10,8 +10,7 @@ import structlog
 import trio
 
 from protocols.sharding.calls import Calls
-from protocols.sharding.chain import OPEN_S
-from protocols.sharding.parts import Loss
+from protocols.sharding.parts import OPEN_S, Loss
 from protocols.sharding.wire import (
     PING_S,
     SESSION,

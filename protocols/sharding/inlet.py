@@ -37,8 +37,7 @@ class Inlet:
 
         Raises what ended it, if it did not end by itself.
         """
-        if self._over is not None:
-            raise self._over
+        self.check()
         if self._scope is not None:
             self._scope.cancel()
         scope = trio.CancelScope()
@@ -51,6 +50,11 @@ class Inlet:
                 self._scope = None
         if scope.cancelled_caught:
             raise self._over or RemoteError("replaced", "another feed has taken over")
+
+    def check(self) -> None:
+        """Raise what ended it: a feed may have its next message before it hears of the end."""
+        if self._over is not None:
+            raise self._over
 
     def expect(self, previous: str) -> None:
         """Take feeds from this peer from now on; one from another ends."""

@@ -152,16 +152,6 @@ def memory_of_span(manifest: Manifest, start: int, end: int) -> int:
     return sum(part.size_bytes for part in parts_of_span(manifest, start, end))
 
 
-def blocks_in_memory(manifest: Manifest, memory_bytes: int) -> int:
-    """Return how many blocks a node has room for, wherever its span will lie.
-
-    Any node may become the first and the last, so the parts outside of the blocks are counted.
-    """
-    blocks = [part.size_bytes for part in manifest.parts if part.role == BLOCK]
-    outer = sum(p.size_bytes for p in manifest.parts if p.role in (EMBED, HEAD, SHARED, "config"))
-    return min(manifest.n_layers, max(0, memory_bytes - outer) // max(1, *blocks))
-
-
 def is_tokenizer_file(name: str) -> bool:
     """Whether a file of a Hugging Face folder belongs to the tokenizer. Never a program."""
     path = PurePosixPath(name)

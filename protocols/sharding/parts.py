@@ -3,12 +3,22 @@
 import enum
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from protocols.sharding.route import RouteHop
 from protocols.sharding.wire import Place
 from wire.errors import Busy, PeerUnreachable, ShoalError
 from wire.ids import PeerId
+
+OPEN_S = 5.0  # seconds for a stage to open: a connection over a relay takes two or three
+RESUME_S = 1.0  # seconds to find a stage again whose connection broke, before another replaces it
+RETRY_S = 0.5  # seconds between two looks for somebody who has the blocks of a gap
+PATIENCE_S = 30.0  # seconds that nobody computes some blocks until the answer is given up: others
+# take over blocks that nobody has in 10 s, and must fetch and load them
+FIRST_PATIENCE_S = 10.0  # the same before the answer has begun: who asks can ask again
+LOSSES_MAX = 32  # stages that break, each after it had opened, without a pick between: it is us
+BROKEN_MAX = 3  # feeds that break between two stages, both alive, without a pick between
+ROOM_S = 5.0  # seconds after which to ask full stages again, unless they say: a short answer
 
 
 class HopLost(PeerUnreachable):
@@ -117,6 +127,7 @@ class Leg(Feeding):
     is_open: bool = False
     is_ending: bool = False
     is_fresh: bool = False  # it had forgotten rows
+    has_worked: bool = False  # tokens were picked since it was opened
     is_resumed: bool = False  # opened again under the same name, after its stream broke
     previous: PeerId | None = None  # as it was told
     position: int = 0
@@ -143,3 +154,28 @@ class Gap:
     is_fresh: bool = False
     resume: RouteHop | None = None  # first look for this one again
     retry_s: float = -math.inf  # not before
+
+
+def merged(parts: list[Leg | Gap]) -> list[Leg | Gap]:
+    """Make gaps beside each other one, so that another span over both can take them."""
+    found: list[Leg | Gap] = []
+    for part in parts:
+        last = found[-1] if found else None
+        if (
+            isinstance(part, Gap)
+            and isinstance(last, Gap)
+            and part.resume is None
+            and last.resume is None
+        ):
+            found[-1] = replace(
+                last,
+                end=part.end,
+                gives=part.gives,
+                since=min(last.since, part.since),
+                busy=last.busy or part.busy,
+                is_fresh=last.is_fresh or part.is_fresh,
+                retry_s=min(last.retry_s, part.retry_s),
+            )
+        else:
+            found.append(part)
+    return found

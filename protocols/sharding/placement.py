@@ -39,13 +39,15 @@ class Span:
 
 class Wish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a person told this node: blocks [start, end) or, with `end` 0, whatever is needed;
-    within so many bytes (0: what the node offers); or nothing at all (`never`).
+    within so many bytes (0: what the node offers); or nothing at all (`never`). `model`: the id of
+    the one that was meant: any member can give its name to another.
     """
 
     start: Layer = 0
     end: Layer = 0
     memory_bytes: Annotated[int, Meta(ge=0, le=1 << 53)] = 0
     never: bool = False
+    model: Annotated[str, Meta(max_length=64)] = ""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import functools
 import math
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from itertools import pairwise
 
 from protocols.sharding.placement import (
     CLAIMED,
@@ -124,7 +125,27 @@ class _Simulation:
             for worker in self._spare
             if not any(any(few[start:end]) for start, end in worker.spans)
         ]
-        self._share(runs(few), elsewhere, limit=len(elsewhere))
+        for start, end in self._share(runs(few), elsewhere, limit=len(elsewhere)):
+            self._beside(start, end)
+
+    def _beside(self, start: int, end: int) -> None:
+        """Give blocks to nodes that hold others: what one holds to the one whose part comes next,
+        around the model, so that each gets about as much as it has.
+        """
+        blocks = self._view.shape.blocks
+        edges = {edge for worker in self._spare for span in worker.spans for edge in span}
+        for at, until in pairwise(sorted({start, end, *(x for x in edges if start < x < end)})):
+
+            def distance(worker: Worker, until: int = until) -> tuple[int, bytes]:
+                return (min(worker.spans)[0] - until) % blocks, self._order(worker.peer)
+
+            given = at
+            for worker in sorted(self._spare, key=distance):
+                holds = any(first < until and at < last for first, last in worker.spans)
+                reach = self._view.shape.reach(given, until, worker.room_bytes)
+                if worker.peer not in self._given and not holds and reach > given:
+                    self._given[worker.peer] = given, reach
+                    given = reach
 
     def _share(self, gaps: list[Blocks], workers: list[Worker], *, limit: int) -> list[Blocks]:
         """Give to each its part; return what is left over."""

@@ -7,7 +7,7 @@ of the auditors agree; so no liar, nor a few of them, can put a peer out of the 
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from protocols.sharding.records import AuditRecord
@@ -22,6 +22,9 @@ DOUBT = 2  # auditors without a fault that are always counted: one voice alone w
 DISPUTED_COST = 0.5  # added while a peer and its neighbour say different things: they get parted
 PARTNERS = 2  # different neighbours with whom a peer must be at odds to be the one at fault
 PARTNERS_MAX = 64  # peers whose disputes are remembered
+AVOIDED_S = 30.0  # that who was lost from a route is left out of new ones; a worker is back by then
+AVOIDED_DOUBLINGS_MAX = 7  # an hour: who says that it is ready and never answers
+LOSSES_MAX = 1024  # peers whose losses are remembered
 _MS = 1000
 
 
@@ -90,3 +93,30 @@ class Disputes:
             self._partners[partner].discard(peer)
             if not self._partners[partner]:
                 del self._partners[partner]
+
+
+@dataclass
+class Losses:
+    """Who was lost from routes of ours lately: left out of new ones while others have the blocks.
+
+    So who says that it is ready, and is not, is asked once, then rarely.
+    """
+
+    _known: dict[PeerId, tuple[int, float]] = field(  # how often in a row, and until when
+        default_factory=dict[PeerId, tuple[int, float]]
+    )
+
+    def note(self, lost: Iterable[PeerId], kept: Iterable[PeerId], now: float) -> None:
+        """Take who was lost in a session, and who was there at its end."""
+        for peer in lost:
+            times, _ = self._known.pop(peer, (0, 0.0))
+            avoided_s = AVOIDED_S * 2 ** min(times, AVOIDED_DOUBLINGS_MAX)
+            self._known[peer] = times + 1, now + avoided_s
+        for peer in kept:
+            self._known.pop(peer, None)
+        while len(self._known) > LOSSES_MAX:
+            del self._known[next(iter(self._known))]
+
+    def avoided(self, now: float) -> set[PeerId]:
+        """Return who is not to be asked now."""
+        return {peer for peer, (_, until) in self._known.items() if now < until}

@@ -45,8 +45,10 @@ from protocols.sharding.wire import (
 )
 from wire.errors import BadMessage, ShoalError
 
-STALL_S = 10.0  # seconds without picks, beyond what a step should take, until all feeds are opened
-STALLS_MAX = 3  # anew; after so many times, twice as long each, the answer is given up
+# Seconds without picks, beyond what a step should take, until all feeds are opened anew; then,
+# twice as long after that, stages are replaced by others.
+STALL_S = 10.0
+STALLS_MAX = 3  # after so many times, twice as long each, the answer is given up
 
 log = structlog.get_logger(__name__)
 
@@ -64,6 +66,7 @@ class Ring:
         session: bytes,
         rows_max: int,
         *,
+        vocab_size: int,
         reusable: int,
         opening: Callable[[OpenStage], Open],
     ) -> None:
@@ -72,7 +75,7 @@ class Ring:
         self.history = History(ID_BYTES, rows_max)
         self._feeder = Feeder(stages.calls, session, self.history, on_broken=self._feed_broken)
         self._stages, self._session, self._opening = stages, session, opening
-        self._reusable = reusable
+        self._reusable, self._vocab_size = reusable, vocab_size
         self._nursery: trio.Nursery | None = None
         self._inlet: Inlet | None = None
         self._error: ShoalError | None = None
@@ -122,16 +125,21 @@ class Ring:
                 stalls += 1
                 if stalls > STALLS_MAX:
                     raise HopLost("no tokens come, though all stages answer")
-                self._apply(self.chain.stalled(trio.current_time()))
+                self._apply(self.chain.stalled(trio.current_time(), is_again=stalls > 1))
         self.chain.picked(trio.current_time())
         return self._picks.picks
 
     def _on_picks(self, picks: Picks) -> None:
         """Take what the last stage feeds. Of earlier steps it may come twice; else it must fit."""
-        if picks.number < self._number or self._picks is not None:
+        if picks.number < self._number:
             return
         found = picks.number, picks.position, len(picks.picks)
-        if found == (self._number, self.history.position, self._wanted):
+        is_sound = all(
+            token < self._vocab_size
+            for pick in picks.picks
+            for token in (pick.token, *(other for other, _ in pick.top))
+        )
+        if is_sound and found == (self._number, self.history.position, self._wanted):
             self._picks = picks
             self._changed.set()
             return

@@ -17,7 +17,7 @@ SESSIONS_MAX = 192  # on one span; each is a few tasks, and a cache of its own i
 PARKED_MAX = 64  # parked sessions on one span
 PARKED_S = 600.0  # seconds that a parked session is kept: a person has answered by then, or left
 PEER_SHARE = 0.75  # of bytes and of sessions for one other peer, so that a second finds room
-PARKED_SHARE = 0.5  # of the bytes for what one peer has parked
+PARKED_SHARE = 0.5  # of the bytes, and of the number, for what one peer has parked
 RETRY_MIN_S, RETRY_MAX_S = 1.0, 30.0  # what is told to who found no room
 _SMOOTHING = 0.2  # weight of the latest session in the mean length
 
@@ -109,7 +109,12 @@ class Room:
             del self._parked[other.ticket]
         self._parked[parked.ticket] = parked
         mine = [other for other in [*mine, parked] if other.ticket in self._parked]
-        gone += self._make_room(mine, int(PARKED_SHARE * self.capacity_bytes), of=parked.peer)
+        gone += self._make_room(
+            mine,
+            int(PARKED_SHARE * self.capacity_bytes),
+            int(PARKED_SHARE * PARKED_MAX),
+            reserved_bytes=0,
+        )
         gone += self._make_room(list(self._parked.values()), self.capacity_bytes)
         return gone
 
@@ -141,14 +146,19 @@ class Room:
         return gone
 
     def _make_room(
-        self, among: list[Parked], limit_bytes: int, *, of: PeerId | None = None
+        self,
+        among: list[Parked],
+        limit_bytes: int,
+        limit: int = PARKED_MAX,
+        *,
+        reserved_bytes: int | None = None,
     ) -> list[Parked]:
-        """Drop the oldest of some until they, and the reservations if of all, fit a limit."""
+        """Drop the oldest of some until they, and what is reserved, fit the limits."""
         taken = sum(parked.size_bytes for parked in among)
-        taken += self.reserved_bytes if of is None else 0
+        taken += self.reserved_bytes if reserved_bytes is None else reserved_bytes
         gone = list[Parked]()
         for parked in among:
-            if taken <= limit_bytes and len(self._parked) <= PARKED_MAX:
+            if taken <= limit_bytes and len(among) - len(gone) <= limit:
                 break
             del self._parked[parked.ticket]
             taken -= parked.size_bytes

@@ -23,7 +23,7 @@ NEAR_SHARE = 0.1  # routes that cost up to so much more than the best are as goo
 UNKNOWN_RTT_S = 0.1  # round trip of a link that nobody has measured: as across a continent
 HOP_S = 0.001  # what one more stage costs even on the same machine: framing, two wake-ups
 FULL_S = 1.0  # added for a stage whose free tokens do not suffice: it may say busy
-FAST_RTT_S = 0.005  # below it a row in float32 costs less than to encode it
+FAST_RTT_S = 0.010  # below it, all is lossless: on a busy machine loopback takes some ms, too
 SENT_LOAD = 0.25  # load that a session adds which we sent since the load was told
 
 Array = npt.NDArray[np.float64]
@@ -115,6 +115,14 @@ def choose_codec(wanted: str, dtype: str, rtt_s: float) -> str:
     if dtype in ("bfloat16", "float16"):
         return dtype
     return "float32" if rtt_s < FAST_RTT_S else "float16"
+
+
+def kept_codec(route: Sequence[RouteHop], wanted: str, dtype: str) -> str:
+    """Return the codec of links that a failover adds to a route: the one it has, or lossless."""
+    if wanted != "auto":
+        return wanted
+    links = {hop.codec for hop in route[:-1]}
+    return links.pop() if len(links) == 1 else dtype
 
 
 def _check_covered(start: int, end: int, usable: list[Candidate]) -> None:

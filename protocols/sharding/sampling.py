@@ -64,7 +64,9 @@ def _near(top_p: float, moved: float) -> tuple[float, ...]:
 
 def _probabilities(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     """Return float64 [vocabulary]; outside of the likeliest tokens that make up `top_p`, zeros."""
-    probabilities = (logits.double() / temperature).softmax(0)
+    logits = logits.double()
+    # (The difference first: the least temperatures make infinity of all but zero.)
+    probabilities = ((logits - logits.max()) / temperature).softmax(0)
     if top_p < 1.0:
         ordered, order = probabilities.sort(descending=True, stable=True)
         before = ordered.cumsum(0) - ordered  # the mass of all more likely tokens

@@ -80,7 +80,7 @@ class StageService:
         self._signer, self._clock = signer, clock
         self._shelf = Shelf(history_bytes)
         self._admission = Admission(self._shelf, clock.now)
-        self._inlets: dict[Name, Inlet] = {}
+        self._ends: dict[Name, Inlet] = {}  # of our own sessions, where their picks come
         self._joined = trio.lowlevel.ParkingLot()  # feeds that wait for their session
         self._nursery: trio.Nursery | None = None
         self.calls.serve_stream(SESSION, self._serve_session)
@@ -186,12 +186,12 @@ class StageService:
                 last = Fed(message.number, message.position)
 
         inlet = Inlet(previous, has=lambda: last, take=take, on_expect=self._look_again)
-        self._inlets[session, start] = inlet
+        self._ends[session, start] = inlet
         self._joined.unpark_all()
         try:
             yield inlet
         finally:
-            del self._inlets[session, start]
+            del self._ends[session, start]
             inlet.close(RemoteError("ended", "the session has ended"))
 
     # sessions
@@ -205,16 +205,20 @@ class StageService:
                 await call.send(session.opened())
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(_say, call, said, nursery.cancel_scope)
-                    await self._obey(call, session)
+                    await self._obey(call, session, control)
                     nursery.cancel_scope.cancel()
         finally:
             session.leave(control)
         if session.failure is not None:
             raise session.failure
 
-    async def _obey(self, call: SessionCall, session: StageSession) -> None:
-        """Do what the entry asks for, until it ends the session or its stream."""
+    async def _obey(
+        self, call: SessionCall, session: StageSession, control: trio.MemorySendChannel[Say]
+    ) -> None:
+        """Do what the entry asks for, until it ends the session or its stream, or has another."""
         async for message in call:
+            if not session.is_held_by(control):
+                return
             match message:
                 case Ping():
                     session.ping()
@@ -229,9 +233,10 @@ class StageService:
     async def _finish(self, call: SessionCall, session: StageSession, keys: list[bytes]) -> None:
         """Sign what was done, and park or close the session."""
         try:
+            # First: a step behind the proofs would change what is parked.
+            session.inlet.close(RemoteError("ended", "the session has ended"))
             work = await session.work()
             receipt = sign(self._signer, work)
-            session.inlet.close(RemoteError("ended", "the session has ended"))
             self._settle(session, keys, work.position)
             with trio.move_on_after(SAY_S):
                 await call.send(receipt)
@@ -258,7 +263,7 @@ class StageService:
             on_grown=self._shelf.grow,
             unsent_max=self._unsent_max,
         )
-        self.sessions[name], self._inlets[name] = session, session.inlet
+        self.sessions[name] = session
         history, feeder = session.history, session.feeder
         self._shelf.add(history, lambda: history.lacking(feeder.number, feeder.sent))
         self._nursery.start_soon(self._keep, session)
@@ -273,7 +278,7 @@ class StageService:
             await session.run()
         finally:
             if self.sessions.get(name) is session:  # and not the next one of that name
-                del self.sessions[name], self._inlets[name]
+                del self.sessions[name]
             self._settle(session, [], 0)
             if not session.is_last and session.failure is None:
                 self._shelf.record(name, session.entry, session.history, self._clock.now())
@@ -308,10 +313,17 @@ class StageService:
     async def _join(self, name: Name, peer: PeerId) -> Inlet:
         """Wait for the session, and until this peer may feed it. Raises NotFound."""
         with trio.move_on_after(JOIN_S):
-            while (inlet := self._inlets.get(name)) is None or inlet.previous != peer:
+            while (inlet := self._inlet(name)) is None or inlet.previous != peer:
                 await self._joined.park()
             return inlet
         raise NotFound("no session here is to be fed by you")
+
+    def _inlet(self, name: Name) -> Inlet | None:
+        """Our own end goes first: who knows the session could open one of that name here."""
+        if (end := self._ends.get(name)) is not None:
+            return end
+        session = self.sessions.get(name)
+        return None if session is None else session.inlet
 
     def _look_again(self) -> None:
         self._joined.unpark_all()
@@ -322,10 +334,10 @@ class StageService:
         history = self._shelf.recorded(name, call.peer, self._clock.now())
         if history is None:
             raise NotFound("no session of yours by that name has ended here lately")
-        if history.base:
-            raise Forgotten(f"rows before {history.base} are not kept any more")
         with _patience(READ_S):
             for start in range(0, history.position, history.rows_max):
+                if history.base > start:  # it may be forgotten while it is read
+                    raise Forgotten(f"rows before {history.base} are not kept any more")
                 stop = min(start + history.rows_max, history.position)
                 await call.send(RowsPart(history.rows(start, stop)))
 

@@ -71,7 +71,8 @@ class StageSession:
         """`on_grown` is told by how many bytes the history grew; `unsent_max` says how many may
         wait for the next stage; `on_expect`: another peer may feed now.
         """
-        self.opening, self.entry, self.admitted = opening, entry, admitted
+        self.opening = msgspec.structs.replace(opening, reuse=[])  # they have done their part
+        self.entry, self.admitted = entry, admitted
         self.span, self.ticket = admitted.span, admitted.first.session
         self.failure: ShoalError | None = None
         self.is_over = False
@@ -153,6 +154,10 @@ class StageSession:
         if self._control is not None:
             self._control.close()
         self._control, self._orphaned_at = control, math.inf
+
+    def is_held_by(self, control: trio.MemorySendChannel[Say]) -> bool:
+        """Whether it is still the entry who holds the other end."""
+        return self._control is control
 
     def leave(self, control: trio.MemorySendChannel[Say]) -> None:
         """The entry is out of reach: it has `ORPHAN_S` to come back."""
@@ -241,6 +246,7 @@ class StageSession:
         while len(self._in_worker) >= AHEAD_MAX or self.unsent_bytes > self._unsent_max():
             await self._room.park()
         await worker.room()
+        self.inlet.check()
         try:
             if not isinstance(message, Step):
                 raise BadMessage("a stage is fed with steps")

@@ -132,16 +132,11 @@ def _skeleton(config: Any, dtype: torch.dtype) -> Any:
         raise Unsuitable(f"{kind} is not a causal language model: {error}") from error
 
 
-def _load(source: Path, dtype: torch.dtype) -> Any:
+def _load(source: Path, dtype: torch.dtype, **options: object) -> Any:
     """Load the whole model. Raises Unsuitable if anything of it would be left to chance."""
     load: Any = AutoModelForCausalLM.from_pretrained
-    model, found = load(
-        source,
-        dtype=dtype,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
+    options |= {"trust_remote_code": False, "output_loading_info": True}
+    model, found = load(source, dtype=dtype, use_safetensors=True, **options)
     missing: list[str] = sorted(
         name for name in found["missing_keys"] if _is_parameter(model, name)
     )
@@ -156,9 +151,11 @@ def _is_parameter(model: Any, name: str) -> bool:
 
 def _load_gguf(source: Path, folder: Path, dtype: torch.dtype) -> Any:
     place, name = source.parent, source.name
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        place, gguf_file=name, dtype=dtype, trust_remote_code=False
-    )
+    try:
+        model = _load(place, dtype, gguf_file=name)
+        tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name, trust_remote_code=False)
+    except (ValueError, LookupError, TypeError, NotImplementedError) as error:
+        raise Unsuitable(f"{name} cannot be read: {error}") from error
     # What was loaded is dequantised: without this it would be saved as a quantised one.
     if hasattr(model, "hf_quantizer"):
         del model.hf_quantizer
@@ -166,7 +163,6 @@ def _load_gguf(source: Path, folder: Path, dtype: torch.dtype) -> Any:
         del model.config.quantization_config
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name, trust_remote_code=False)
     tokenizer.save_pretrained(folder)
     return model.eval()
 
@@ -188,8 +184,12 @@ def _torch_dtype(name: str) -> torch.dtype:
 
 
 def _copy_small_files(source: Path, folder: Path) -> None:
+    is_cached = source.parent.name == "snapshots"  # its files are links to the blobs beside them
+    home = (source.parent.parent if is_cached else source).resolve()
     for path in source.iterdir():
         if path.is_file() and (path.name == CONFIG or is_tokenizer_file(path.name)):
+            if not path.resolve().is_relative_to(home):  # all the swarm would read it
+                raise Unsuitable(f"{path.name} is a link out of {source}; copy the file")
             _copy(path, folder / path.name)
 
 

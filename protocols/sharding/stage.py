@@ -25,8 +25,17 @@ from transformers.initialization import no_init_weights
 
 from protocols.sharding.caches import StageCache
 from protocols.sharding.few_rows import FewRows
-from protocols.sharding.manifest import BLOCK, CONFIG, EMBED, HEAD, SHARED, part_name
+from protocols.sharding.manifest import (
+    BLOCK,
+    CONFIG,
+    EMBED,
+    HEAD,
+    LAYERS_MAX,
+    SHARED,
+    part_name,
+)
 from protocols.sharding.programs import refuse_programs
+from wire.errors import BadMessage
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -51,6 +60,9 @@ class Stage:
         self.config = model.config
         text: Any = self.config.get_text_config(decoder=True)
         self.hidden_size, self.vocab_size = int(text.hidden_size), int(text.vocab_size)
+        # Of positions; beyond a table of them a GPU fails for good, and dynamic frequencies change
+        # for all sessions. 0: no limit.
+        self.context = int(getattr(text, "max_position_embeddings", 0) or 0)
         self.start, self.end, self.n_layers = start, end, len(layers)
         of_modules = [getattr(module, "config", None) for module in model.modules()]
         self.configs: list[Any] = list({id(one): one for one in of_modules if one}.values())
@@ -149,6 +161,9 @@ def load_stage(
     """
     refuse_programs(folder)
     config = AutoConfig.from_pretrained(folder / CONFIG, trust_remote_code=False)
+    depth = config.get_text_config(decoder=True).num_hidden_layers
+    if not end <= depth <= LAYERS_MAX:  # each takes memory, also without its weights
+        raise BadMessage(f"a configuration of {depth} layers, for blocks {start}:{end}")
     build: Any = AutoModelForCausalLM.from_config
     with _Unallocated(), no_init_weights():
         model = build(config, dtype=DTYPES[dtype], trust_remote_code=False)
@@ -294,11 +309,12 @@ def _load_part(model: Any, path: Path, dtype: torch.dtype, device: str, *, table
             owner = model.get_submodule(name.rpartition(".")[0])
             mapped: Tensor = part.get_tensor(name)
             tensor = mapped
+            # Some families keep some tensors in float32, also in a model of half precision.
+            if mapped.is_floating_point() and mapped.dtype not in (dtype, torch.float32):
+                raise BadMessage(f"{name} is in {mapped.dtype}, the model in {dtype}")
             if not (tables and isinstance(owner, nn.Embedding) and mapped.dtype == dtype):
-                # What the files hold in float32 stays so, also in a model of half precision.
-                widens = mapped.is_floating_point() and mapped.dtype != torch.float32
                 # Copied out of the file: kernels round differently on memory that is not aligned.
-                tensor = mapped.to(device, dtype if widens else mapped.dtype, copy=True)
+                tensor = mapped.to(device, copy=True)
             for alias in (name, *(alias for alias, stored in aliases.items() if stored == name)):
                 _assign(model, alias, tensor.to(device))
 

@@ -135,6 +135,8 @@ class Worker:
         start, end = request.start, request.end
         if not stage.start <= start < end <= stage.end:
             raise BadMessage(f"layers {start}-{end} of the span {stage.start}-{stage.end}")
+        if 0 < stage.context < request.max_tokens:
+            raise BadMessage(f"{request.max_tokens} tokens of a context of {stage.context}")
         if (request.takes == "ids") != (start == 0) or request.takes == "picks":
             raise BadMessage(f"block {start} does not take {request.takes}")
         if (request.gives == "picks") != (end == stage.n_layers) or request.gives == "ids":
@@ -147,12 +149,13 @@ class Worker:
         return Opened(cache.position)
 
     def _admit(self, request: WorkerOpen) -> None:
-        """A second lock: the daemon admits by the same numbers."""
+        """A second lock, by what is held: of what is reserved the daemon knows which is parked."""
         used_up = request.fork if request.take else 0
-        taken = [s.opened for ticket, s in self._sessions.items() if ticket != used_up]
-        if len(taken) >= SESSIONS_MAX:
+        others = [s.cache for ticket, s in self._sessions.items() if ticket != used_up]
+        if len(others) >= SESSIONS_MAX:
             raise Busy(f"all {SESSIONS_MAX} sessions of this worker are in use")
-        rows = sum(one.max_tokens * (one.end - one.start) for one in (*taken, request))
+        rows = request.max_tokens * (request.end - request.start)
+        rows += sum(cache.position * (cache.end - cache.start) for cache in others)
         needed = rows * self._token_bytes / (self._stage.end - self._stage.start)
         if self._cache_bytes and needed > CACHE_SLACK * self._cache_bytes:
             raise Busy(f"caches of {needed:.0f} B, and there is room for {self._cache_bytes} B")
@@ -271,16 +274,15 @@ def measure(stage: Stage, *, batches: bool) -> Ready:
     draw = torch.Generator().manual_seed(0)
     logits = int(stage.end == stage.n_layers)
     cache = stage.new_cache()
-    stage.forward(random_rows(stage, 2, draw), cache)  # the first call allocates
-    started = time.perf_counter()
-    stage.forward(random_rows(stage, MEASURED_ROWS, draw), cache)
-    prompt_s, steps = time.perf_counter() - started, list[float]()
-    for _ in range(MEASURED_STEPS):
-        started = time.perf_counter()
-        hidden = stage.forward(random_rows(stage, 1, draw), cache, logits=logits).hidden
-        hidden.cpu()  # on a GPU the forward returns before it is done
-        steps.append(time.perf_counter() - started)
-    step_s = sorted(steps)[MEASURED_STEPS // 2]
+
+    def timed(rows: int, logits: int) -> float:
+        inputs, started = random_rows(stage, rows, draw), time.perf_counter()
+        stage.forward(inputs, cache, logits=logits).hidden.cpu()  # a GPU is done only then
+        return time.perf_counter() - started
+
+    timed(2, 0)  # the first call allocates
+    prompt_s = timed(MEASURED_ROWS, 0)
+    step_s = sorted(timed(1, logits) for _ in range(MEASURED_STEPS))[MEASURED_STEPS // 2]
     row_s = max(0.0, prompt_s - step_s) / (MEASURED_ROWS - 1)
     return Ready(
         child.resident_bytes(),

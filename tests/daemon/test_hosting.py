@@ -75,9 +75,11 @@ def test_blocks_of_a_killed_daemon_are_taken_and_given_back(swarm: list[Daemon])
 def test_what_people_wish_is_kept_also_over_a_crash(swarm: list[Daemon]) -> None:
     one, two = swarm
     whole = ("one", 0, LAYERS, "ready")
-    done = run(one.home, "host", "tiny", "--blocks", f"0:{LAYERS}", "--memory", "500MiB")
+    done = run(one.home, "host", "tiny", "--blocks", f"0:{LAYERS}", "--memory", "8MiB")
     assert done.returncode == 0, done.stderr
     wait_until(lambda: {span for span in held(two, swarm) if span[0] == "one"} == {whole})
+    [stage] = [s for s in models.models(one.client)[0].stages if s.end - s.start == LAYERS]
+    assert 0 < stage.free_tokens < 4096  # a quarter of 8 MiB, not of what is offered to all
     assert run(two.home, "unhost", "tiny").returncode == 0
     wait_until(lambda: held(two, swarm) == {whole})
     one.kill()

@@ -4,6 +4,7 @@ An entry and four hosts, two of each half of a tiny model; the simulated matrix 
 tests/sim/test_sharding_failover.py, a hundred random ones are `make soak-answer`.
 """
 
+import json
 import os
 import random
 import signal
@@ -18,6 +19,8 @@ from benchmarks.answer_kill import Questions, Watch
 from benchmarks.answer_swarm import NAME, Asked, Serving, Span, serving, workers_of
 from benchmarks.learn_swarm import Node, wait_until
 from shoal import models
+from shoal.audits import audits
+from tests.daemon.processes import run
 
 TOKENS = 60
 HIT_AT = 20  # tokens into the answer
@@ -71,6 +74,20 @@ def await_hosts(nodes: Serving) -> None:
 def kill_workers(node: Node) -> None:
     for pid in workers_of(node):
         os.kill(pid, signal.SIGKILL)
+
+
+def test_an_honest_answer_passes_its_audit_and_everybody_hears_of_it(five: Serving) -> None:
+    command = ("model", "audit", NAME, "--now", "--json")
+    done = run(five.entry.home, *command, timeout_s=BACK_S)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [(s["state"], len(s["auditors"])) for s in found] == [("passed", 1)] * 2
+    assert all(stage["peer"] not in stage["auditors"] for stage in found)
+    other, me = five.hosts[0].client, five.entry.client.id().peer
+    wait_until("it is told", lambda: len(audits(other, NAME).audited) == 2, within_s=BACK_S)
+    rows = audits(other, NAME).audited
+    assert {row.peer for row in rows} == {stage["peer"] for stage in found}
+    assert all((row.passed_by, row.failed_by) == ([me], []) for row in rows)
 
 
 def test_a_daemon_is_killed_in_mid_answer(five: Serving, questions: Questions) -> None:

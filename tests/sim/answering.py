@@ -24,7 +24,14 @@ from protocols.sharding.route import Candidate
 from protocols.sharding.service import StageService
 from protocols.sharding.wire import Sampling
 from tests.sim.net import Net
-from tests.sim.pretend_worker import MODEL, PretendSpan, PretendWorker, reference, stage_info
+from tests.sim.pretend_worker import (
+    MODEL,
+    VOCABULARY,
+    PretendSpan,
+    PretendWorker,
+    reference,
+    stage_info,
+)
 from wire.clock import SystemClock
 from wire.ids import PeerId, Signer
 
@@ -123,7 +130,7 @@ class AnswerSwarm:
     ) -> AbstractAsyncContextManager[Generation]:
         return open_generation(
             self.entry or self._entry(),
-            Shape("pretend", MODEL, N_LAYERS, HIDDEN),
+            Shape("pretend", MODEL, N_LAYERS, HIDDEN, VOCABULARY),
             prompt,
             max_tokens=count,
             sampling=sampling or Sampling(),

@@ -158,7 +158,7 @@ class AuditedSwarm:
         prompt = [1 + len(self.said), *PROMPT]
         async with open_generation(
             services,
-            Shape(NAME, MODEL, LAYERS, HIDDEN),
+            Shape(NAME, MODEL, LAYERS, HIDDEN, VOCABULARY),
             prompt,
             max_tokens=ANSWER_TOKENS,
             sampling=sampling or Sampling(),

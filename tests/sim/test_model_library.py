@@ -1,8 +1,5 @@
-"""Models as content over nodes that share a store and blobs: added here, kept there, repaired."""
+"""Models as content over nodes that share a store and blobs: kept here and there, repaired."""
 
-import os
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -10,119 +7,26 @@ import trio
 from trio.testing import MockClock
 
 from node import model_library
-from node.model_files import LINGER_S, Refused
-from node.model_library import LOOK_S, Library
-from protocols.sharding.manifest import BLOCK, part_name, parts_of_span
+from node.model_files import LINGER_S, ModelFiles, Refused
+from node.model_library import LOOK_S
+from protocols.sharding.manifest import BLOCK, Manifest, part_name, parts_of_span
 from protocols.sharding.records import NAMESPACE, ModelRecord, StageRecord, stage_key, to_value
-from protocols.sharding.splitting import Cut, Split
-from shoal.library import AddModel, LibraryProgress, PinModel
-from tests.sim.boards import Board, SharedStore, Shelf
-from tests.unit.sharding_models import LAYERS as DEEP
-from tests.unit.sharding_models import save_model
-from tests.unit.sharding_tokenizer import save_tokenizer
-from tests.unit.test_sharding_hub import REPO, put
-from wire.clock import SystemClock
+from shoal.library import PinModel
+from tests.sim.boards import SharedStore
+from tests.sim.libraries import FILES, LAYERS, SIZE, Nodes, add, cut_at_once, last, until
 from wire.errors import BadMessage, NotFound, UsageError
 from wire.ids import PeerId
 
-LAYERS = 3
-FILES = [
-    *(Cut(BLOCK, i, part_name(BLOCK, i)) for i in range(LAYERS)),
-    *(Cut(role, -1, part_name(role)) for role in ("embed", "head", "shared")),
-    Cut("config", -1, "config.json"),
-    Cut("tokenizer", -1, "tokenizer.json"),
-]
-SIZE = sum(100 + at for at in range(len(FILES)))
-
-
-class Nodes:
-    """Libraries over one board; each has blobs of its own."""
-
-    def __init__(self, nursery: trio.Nursery, folder: Path) -> None:
-        self.nursery, self.folder, self.board = nursery, folder, Board()
-        self.shelves: dict[PeerId, Shelf] = {}
-        self.lives: dict[str, trio.CancelScope] = {}
-
-    async def add(self, name: str) -> Library:
-        peer = PeerId(name)
-        if peer not in self.shelves:
-            self.shelves[peer] = Shelf(self.folder / name / "blobs", self.shelves)
-        library = Library(
-            self.folder / name / "models",
-            store=SharedStore(self.board, peer),
-            blobs=self.shelves[peer],
-            peer=peer,
-            clock=SystemClock(),
-        )
-        if name in self.lives:
-            self.lives[name].cancel()
-        self.lives[name] = trio.CancelScope()
-        await self.nursery.start(self._run, name, library)
-        return library
-
-    async def _run(
-        self,
-        name: str,
-        library: Library,
-        *,
-        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-    ) -> None:
-        with self.lives[name]:
-            await library.run(task_status=task_status)
-
-    def files(self, name: str) -> list[str]:
-        """Return the file names in the node's only model folder."""
-        folders = [p for p in (self.folder / name / "models").iterdir() if len(p.name) == 64]
-        return sorted(path.name for folder in folders for path in folder.iterdir())
-
-    def path(self, name: str, file: str) -> Path:
-        return next((self.folder / name / "models").glob(f"*/{file}"))
-
 
 @pytest.fixture
-def nodes(nursery: trio.Nursery, tmp_path: Path) -> Nodes:
+def nodes(nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nodes:
+    monkeypatch.setattr(model_library, "parts_of", cut_at_once)
     return Nodes(nursery, tmp_path)
-
-
-@pytest.fixture
-def cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a source be cut by nobody: its parts are a few bytes that depend on its name."""
-
-    async def parts_of(
-        source: str, dtype: str, scratch: Path, log: Path, report: Callable[[str, int, int], object]
-    ) -> Split:
-        del log
-        for at, each in enumerate(FILES):
-            (scratch / each.name).write_bytes(f"{source} {at} ".encode().ljust(100 + at, b"x"))
-        report("splitting", SIZE, SIZE)
-        await trio.lowlevel.checkpoint()
-        kind = "float32" if dtype == "auto" else dtype
-        return Split("", "llama", kind, LAYERS, 32, 97, 128, 3000, [2], FILES)
-
-    monkeypatch.setattr(model_library, "parts_of", parts_of)
-
-
-async def last(steps: AsyncGenerator[LibraryProgress]) -> LibraryProgress:
-    async with aclosing(steps):
-        found = [step async for step in steps]
-    assert found[-1].state == "done"
-    return found[-1]
-
-
-async def add(library: Library, source: str = "org/tiny", **options: object) -> LibraryProgress:
-    return await last(library.add(AddModel(source, **options)))  # type: ignore[arg-type]
-
-
-async def until(is_so: Callable[[], object]) -> None:
-    with trio.fail_after(10):
-        while not is_so():  # noqa: ASYNC110 (files, and children of children)
-            await trio.sleep(0.01)
 
 
 ALL = sorted(["manifest", *(each.name for each in FILES)])
 
 
-@pytest.mark.usefixtures("cut")
 async def test_what_one_adds_all_know_and_the_adder_keeps(nodes: Nodes) -> None:
     a, b = await nodes.add("a"), await nodes.add("b")
     done = await add(a)
@@ -141,7 +45,6 @@ async def test_what_one_adds_all_know_and_the_adder_keeps(nodes: Nodes) -> None:
     assert not list((nodes.folder / "a" / "models" / "split").iterdir())
 
 
-@pytest.mark.usefixtures("cut")
 async def test_the_same_source_is_the_same_model_and_another_provider(nodes: Nodes) -> None:
     a, b = await nodes.add("a"), await nodes.add("b")
     await add(a, replicas=2)
@@ -153,7 +56,6 @@ async def test_the_same_source_is_the_same_model_and_another_provider(nodes: Nod
     assert a.record("tiny").replicas == 2
 
 
-@pytest.mark.usefixtures("cut")
 async def test_a_name_belongs_to_the_first_model_that_had_it(nodes: Nodes) -> None:
     a, b = await nodes.add("a"), await nodes.add("b")
     await add(a)
@@ -172,7 +74,6 @@ async def test_a_name_belongs_to_the_first_model_that_had_it(nodes: Nodes) -> No
         await add(b, "someone/third", name="other")
 
 
-@pytest.mark.usefixtures("cut")
 async def test_a_node_brings_only_the_parts_it_uses_from_whoever_has_them(nodes: Nodes) -> None:
     a, b, c = [await nodes.add(name) for name in "abc"]
     await add(a)
@@ -196,7 +97,6 @@ async def test_a_node_brings_only_the_parts_it_uses_from_whoever_has_them(nodes:
         await c.bring(record, parts_of_span(await c.manifest(record), 0, 1), lambda _: None)
 
 
-@pytest.mark.usefixtures("cut")
 async def test_a_pin_outlives_the_record_and_a_restart(nodes: Nodes) -> None:
     a, b = await nodes.add("a"), await nodes.add("b")
     await add(a)
@@ -218,7 +118,6 @@ async def test_a_pin_outlives_the_record_and_a_restart(nodes: Nodes) -> None:
     assert await again.views() == []
 
 
-@pytest.mark.usefixtures("cut")
 async def test_what_is_pinned_and_was_lost_is_fetched_again(nodes: Nodes) -> None:
     a, b = await nodes.add("a"), await nodes.add("b")
     await add(a)
@@ -228,7 +127,6 @@ async def test_what_is_pinned_and_was_lost_is_fetched_again(nodes: Nodes) -> Non
     await until(lambda: part_name(BLOCK, 0) in nodes.files("b"))
 
 
-@pytest.mark.usefixtures("cut")
 async def test_a_hosted_model_is_not_removed_by_mistake(nodes: Nodes) -> None:
     a = await nodes.add("a")
     await add(a, hosted=True, nodes=2)
@@ -249,7 +147,6 @@ async def test_a_hosted_model_is_not_removed_by_mistake(nodes: Nodes) -> None:
         await a.remove("tiny")
 
 
-@pytest.mark.usefixtures("cut")
 async def test_a_damaged_part_is_found_and_mended_from_another_node(nodes: Nodes) -> None:
     a, b = await nodes.add("a"), await nodes.add("b")
     await add(a)
@@ -265,7 +162,6 @@ async def test_a_damaged_part_is_found_and_mended_from_another_node(nodes: Nodes
     assert (await last(b.verify("tiny"))).bad == []
 
 
-@pytest.mark.usefixtures("cut")
 async def test_a_damaged_part_that_nobody_else_has_is_said(nodes: Nodes) -> None:
     a = await nodes.add("a")
     await add(a)
@@ -275,7 +171,6 @@ async def test_a_damaged_part_that_nobody_else_has_is_said(nodes: Nodes) -> None
     assert "nobody has" in done.bad[0].why
 
 
-@pytest.mark.usefixtures("cut")
 async def test_a_part_stays_a_while_after_its_last_use(nodes: Nodes, mock_clock: MockClock) -> None:
     a, b = await nodes.add("a"), await nodes.add("b")
     await add(a)
@@ -297,7 +192,6 @@ async def test_a_part_stays_a_while_after_its_last_use(nodes: Nodes, mock_clock:
     assert nodes.files("a") == ALL
 
 
-@pytest.mark.usefixtures("cut")
 async def test_records_of_strangers(nodes: Nodes) -> None:
     """Of what any member can write, nothing keeps the others from being known."""
     a, b = await nodes.add("a"), await nodes.add("b")
@@ -315,60 +209,23 @@ async def test_records_of_strangers(nodes: Nodes) -> None:
     assert {view.name: view.layers for view in await b.views()} == {"aaa": 0, "lie": 0, "tiny": 3}
 
 
-@pytest.mark.parametrize(
-    ("request_", "match"),
-    [
-        (AddModel("tiny"), "neither an absolute path nor ORG/NAME"),
-        (AddModel("../org/x"), "neither"),
-        (AddModel("/no/such/folder"), "does not exist"),
-        (AddModel("org/tiny", dtype="int8"), "is none of auto, float32"),
-        (AddModel("org/tiny", name="a/b"), "cannot be a model's name"),
-        (AddModel("org/tiny", replicas=0), "no such number"),
-    ],
-)
-async def test_what_cannot_be_added(request_: AddModel, match: str, nodes: Nodes) -> None:
-    with pytest.raises(UsageError, match=match):
-        await last((await nodes.add("a")).add(request_))
-
-
-async def test_a_model_of_the_hubs_cache_is_cut_by_children(
-    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_records_of_what_nobody_has_do_not_keep_others_waiting(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the programs as they are: their progress, their result, their error in one line."""
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    save_model(tmp_path / "model")
-    save_tokenizer(tmp_path / "model")
-    put(tmp_path / "hub", tmp_path / "model")
-    a = await nodes.add("a")
-    with pytest.raises(UsageError, match="someone/none is not in the hub's cache here"):
-        await add(a, "someone/none")
-    async with aclosing(a.add(AddModel(REPO, dtype="bfloat16"))) as steps:
-        found = [step async for step in steps]
-    states = list(dict.fromkeys(step.state for step in found))
-    assert states[:3] == ["starting", "downloading", "splitting"]
-    done = found[-1].model
-    assert done is not None
-    assert (done.name, done.dtype, done.layers) == ("tiny-llama", "bfloat16", DEEP)
-    assert "tokenizer.json" in nodes.files("a")
+    manifest = ModelFiles.manifest
 
+    async def slowly(self: ModelFiles, record: ModelRecord, providers: list[PeerId]) -> Manifest:
+        if not record.providers:
+            await trio.sleep_forever()
+        return await manifest(self, record, providers)
 
-async def test_who_goes_away_ends_the_child_and_leaves_nothing(
-    nodes: Nodes, tmp_path: Path
-) -> None:
-    save_model(tmp_path / "model")
-    a = await nodes.add("a")
-    async with aclosing(a.add(AddModel(str(tmp_path / "model")))) as steps:
-        await anext(steps)
-        await until(splitters)
-    place = tmp_path / "a" / "models" / "split"
-    await until(lambda: not place.exists() or not list(place.iterdir()))
-    assert a.catalogue.records() == {}
-    await until(lambda: not splitters())
-
-
-def splitters() -> list[str]:
-    """Return the splitters that are children of this process."""
-    lists = Path(f"/proc/{os.getpid()}/task").glob("*/children")
-    pids = [pid for each in lists for pid in each.read_text().split()]
-    return [pid for pid in pids if b"sharding.split" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    monkeypatch.setattr(ModelFiles, "manifest", slowly)
+    monkeypatch.setattr(model_library, "FIRST_S", 0.1)
+    store = SharedStore(nodes.board, PeerId("evil"))
+    for at in range(40):
+        gone = ModelRecord(f"{at:02}" * 32, "b" + "a2" * 29, [], 0, hosted=False)
+        await store.put(NAMESPACE, f"gone{at}/manifest", to_value(gone))
+    a, b = await nodes.add("a"), await nodes.add("b")
+    await trio.testing.wait_all_tasks_blocked()
+    await add(a)
+    await until(lambda: b.manifest_here(b.record("tiny")))

@@ -64,6 +64,27 @@ async def test_hanging_up_does_not_wait_for_who_cannot_be_reached(
     nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("stuck", [False, True])
+@pytest.mark.parametrize("after_s", [0.0, 0.005, 0.015, 0.025, 0.1, 0.5])
+async def test_all_that_stops_in_the_middle_is_over_in_time(
+    autojump_clock: MockClock, after_s: float, stuck: bool
+) -> None:
+    async with trio.open_nursery() as everything:
+        swarm = await AnswerSwarm.start(everything, {"entry": (0, 3), "b": (3, 6)})
+
+        async def ask() -> None:
+            async with swarm.generate(PROMPT, 500) as generation:
+                await answer_of(generation)
+
+        everything.start_soon(ask)
+        await trio.sleep(after_s)
+        if stuck:
+            swarm.freeze("b")
+            swarm.workers[ENTRY].frozen = True
+        everything.cancel_scope.cancel()
+    assert trio.current_time() - after_s < END_S + 0.2
+
+
 async def test_a_stage_that_claims_rows_that_nobody_has_is_passed_by(
     autojump_clock: MockClock, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:

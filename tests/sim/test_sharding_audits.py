@@ -147,7 +147,8 @@ async def test_an_auditor_that_contradicts_honest_work_is_blamed_itself(
         found |= swarm.blamed(await swarm.audit())
     assert found == ({"x", "b"} if cheats else {"x"})
     rows = {row.peer: row for row in swarm.audits["entry"].view(NAME).audited}
-    assert rows[swarm.peers["x"]].why == FALSE_AUDIT
+    if not cheats:  # else its last lie may have been one as a stage: routes are chance
+        assert rows[swarm.peers["x"]].why == FALSE_AUDIT
 
 
 async def test_one_auditor_against_one_stage_blames_nobody(

@@ -7,9 +7,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from protocols.sharding.chain import PATIENCE_S
 from protocols.sharding.generate import Generation
-from protocols.sharding.parts import HopLost
+from protocols.sharding.parts import PATIENCE_S, HopLost
+from protocols.sharding.reputation import AVOIDED_S
 from protocols.sharding.wire import SILENCE_S, Sampling
 from tests.sim.answering import PROMPT, AnswerSwarm, answer_of, expected
 from wire.ids import PeerId
@@ -259,4 +259,37 @@ async def test_any_schedule_of_faults_leaves_the_answers_as_they_were(
                 found = await answer_of(generation)
             assert found == expected(prompt, 40, sampling=sampling)
         prompt = [*prompt, *found, 7]
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("is_silent", [False, True])
+async def test_who_says_it_is_ready_and_is_not_is_left_out_of_later_routes(
+    autojump_clock: MockClock, nursery: trio.Nursery, is_silent: bool
+) -> None:
+    swarm = await AnswerSwarm.start(nursery, {"honest": (0, 6)})
+    await swarm.add("liar", 0, 6)
+    swarm.avoided = {PeerId("honest")}  # what the liar tells of its speed is better
+    swarm.workers[PeerId("liar")].crash()
+    if is_silent:
+        swarm.freeze("liar")
+
+    async def seconds() -> float:
+        began = trio.current_time()
+        async with swarm.generate(PROMPT, COUNT) as generation:
+            assert [hop.peer for hop in generation.route] == ["honest"]
+            opened = trio.current_time() - began
+            assert await answer_of(generation) == expected(PROMPT, COUNT)
+            return opened
+
+    once = await seconds()
+    assert await seconds() < min(once, 0.1)
+    await trio.sleep(AVOIDED_S)
+    assert await seconds() == pytest.approx(once, abs=0.05)  # tried again
+    await trio.sleep(AVOIDED_S)
+    assert await seconds() < min(once, 0.1)  # avoided for twice as long by now
+    swarm.kill("honest")
+    await swarm.add("liar", 0, 6)
+    swarm.net.heal()
+    async with swarm.generate(PROMPT, COUNT) as generation:  # nobody else has the blocks
+        assert await answer_of(generation) == expected(PROMPT, COUNT)
     nursery.cancel_scope.cancel()

@@ -152,6 +152,25 @@ def test_replicas_that_the_record_asks_for_are_shared_out_as_well() -> None:
     assert min(world.cover()) == 2
 
 
+@pytest.mark.parametrize(("count", "room"), [(2, 12), (3, 12), (5, 6)])
+def test_replicas_that_are_asked_for_later_go_beside_the_parts_that_all_have(
+    count: int, room: int
+) -> None:
+    world = world_of(count, blocks=12, room=room, seed=9)
+    world.run(SETTLED_S)
+    assert world.cover() == [1] * 12
+    world.replicas = 2
+    world.run(2 * SETTLED_S)
+    assert world.cover() == [2] * 12
+    assert len({(peer, block) for peer, *span in world.spans() for block in range(*span)}) == 24
+    begun = world.begun
+    world.run(600.0)
+    assert world.begun == begun
+    world.replicas = 1
+    world.run(2 * SETTLED_S)
+    assert world.cover() == [1] * 12
+
+
 def test_a_busy_model_gets_a_replica_and_lets_it_go_when_it_was_idle_for_long() -> None:
     world = world_of(2, blocks=8, room=4, seed=4)
     world.run(SETTLED_S)

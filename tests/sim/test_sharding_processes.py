@@ -106,7 +106,7 @@ async def test_a_worker_that_is_killed_in_the_middle_of_an_answer_is_not_missed(
                 starting.start_soon(start, name)
 
         entry = EntryServices(services["entry"], Routes(), finished.append)
-        shape = Shape("tiny", MODEL, LAYERS, manifest.hidden_size)
+        shape = Shape("tiny", MODEL, LAYERS, manifest.hidden_size, manifest.vocab_size)
         keys = PrefixKeys(bytes(32))
         for lost in (None, "second"):
             found = list[int]()

@@ -31,23 +31,21 @@ def lease(start: int, end: int, state: str = "ready", **more: object) -> StageRe
 
 def test_wishes_survive_a_restart_and_a_spoilt_file_is_as_good_as_none(tmp_path: Path) -> None:
     path = tmp_path / "models" / "wishes.json"
-    wishes = Wishes(path)
-    assert wishes.get("tiny") is None
-    wishes.put("tiny", Wish(2, 4, 5 * GIB))
+    wishes, wish = Wishes(path), Wish(2, 4, 5 * GIB, model=MODEL)
+    assert wishes.get("tiny", MODEL) is None
+    wishes.put("tiny", wish)
     wishes.put("other", Wish(never=True))
-    wishes.put("third", Wish())
-    wishes.forget("third")
     again = Wishes(path)
-    assert again.get("tiny") == Wish(2, 4, 5 * GIB)
-    assert again.get("other") == Wish(never=True)
-    assert again.get("third") is None
+    assert again.get("tiny", MODEL) == wish
+    assert again.get("tiny", "cd" * 32) is None  # another model has the name now
+    assert again.get("other", MODEL) == Wish(never=True)  # whatever has the name
     path.write_bytes(path.read_bytes()[:-3])
-    assert Wishes(path).get("tiny") is None
-    path.write_text('{"../tiny": {"start": 1}, "good": {"end": 3}}')
-    assert Wishes(path).get("../tiny") is None
-    assert Wishes(path).get("good") == Wish(0, 3)
-    path.write_text('{"good": {"end": -3}}')
-    assert Wishes(path).get("good") is None
+    assert Wishes(path).get("tiny", MODEL) is None
+    path.write_text('{"../tiny": {"never": true}, "good": {"never": true}}')
+    assert Wishes(path).get("../tiny", MODEL) is None
+    assert Wishes(path).get("good", MODEL) == Wish(never=True)
+    path.write_text('{"good": {"never": true, "end": -3}}')
+    assert Wishes(path).get("good", MODEL) is None
 
 
 def test_a_part_of_the_offer_is_for_sessions() -> None:

@@ -4,17 +4,14 @@ import random
 
 import pytest
 
-from protocols.sharding.chain import (
+from protocols.sharding.chain import ENTRY, Chain
+from protocols.sharding.parts import (
     BROKEN_MAX,
-    ENTRY,
     FIRST_PATIENCE_S,
     LOSSES_MAX,
     PATIENCE_S,
     RESUME_S,
     RETRY_S,
-    Chain,
-)
-from protocols.sharding.parts import (
     DropStage,
     Effect,
     EndStage,
@@ -270,6 +267,20 @@ def test_a_stage_that_forgot_what_is_lacked_is_ended_and_opened_anew() -> None:
     assert opening.is_fresh  # it takes no prefix that it may have forgotten as well
     assert made.opened(5, 0, truncates=True, now=1.4) == [RewireStage(1, US, Place(B, 2))]
     assert made.replaced == 1
+
+
+def test_a_stage_that_forgets_all_that_it_computes_is_replaced() -> None:
+    made = chain(x=(4, 6), y=(2, 4))
+    made.lost(3, Loss.FAILED, "gone", 1.0)
+    made.opened(4, 0, truncates=True, now=1.1)
+    made.broken(2, Place(X, 4), forgot=True, now=1.2)
+    effects = made.lost(2, Loss.ENDED, "forgot", 1.3)
+    [again] = [effect.hop.peer for effect in effects if isinstance(effect, OpenStage)]
+    made.opened(5, 0, truncates=True, now=1.4)
+    effects = made.broken(5, Place(X, 4), forgot=True, now=1.5)
+    assert effects[0] == DropStage(5)
+    [other] = [effect.hop.peer for effect in effects if isinstance(effect, OpenStage)]
+    assert {again, other} == {B, Y}
 
 
 def test_who_ends_a_session_unasked_is_lost_like_another() -> None:

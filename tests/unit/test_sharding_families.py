@@ -164,6 +164,13 @@ def test_rows_of_several_sessions_together_are_those_of_each(family: str) -> Non
         stage.forward(torch.tensor([[5]]), cache)
 
 
+def test_sessions_go_alone_where_the_longest_decides_on_the_frequencies_of_all() -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 14}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    model = make_model("phi3", rope_parameters=rope, original_max_position_embeddings=14)
+    assert not can_batch(Stage(model, 0, LAYERS))
+
+
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
 def test_a_draft_and_a_single_row_together_are_those_of_each(family: str) -> None:
     stage = Stage(make_model(family), 0, LAYERS)
@@ -244,6 +251,31 @@ def test_a_tied_table_is_held_once_and_by_the_first_stage_not_copied_at_all(tmp_
               if line.endswith(part_name(SHARED))]  # fmt: skip
     starts = [int(start, 16) for start in mapped]
     assert any(0 <= table.data_ptr() - start < table.nbytes + (1 << 16) for start in starts)
+
+
+def test_a_part_keeps_float32_and_has_no_third_dtype(tmp_path: Path) -> None:
+    save_model(tmp_path / "model", "deepseek_v3")
+    split(tmp_path / "model", tmp_path / "parts", "bfloat16")
+    stage = load_stage(tmp_path / "parts", 2, 4, dtype="bfloat16")
+    biases = [t for n, t in stage.model.state_dict().items() if n.endswith("correction_bias")]
+    assert [bias.dtype for bias in biases if not bias.is_meta] == 2 * [torch.float32]
+    for dtype in ("float16", "float32"):
+        with pytest.raises(
+            BadMessage, match=rf"is in torch\.bfloat16, the model in torch\.{dtype}"
+        ):
+            load_stage(tmp_path / "parts", 2, 4, dtype=dtype)
+
+
+@pytest.mark.parametrize("depth", [2, 1 << 40])
+def test_a_configuration_of_too_many_or_too_few_layers_is_refused(
+    depth: int, tmp_path: Path
+) -> None:
+    save_model(tmp_path / "model")
+    split(tmp_path / "model", tmp_path / "parts")
+    path = tmp_path / "parts" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": depth}))
+    with pytest.raises(BadMessage, match=f"of {depth} layers, for blocks 0:3"):
+        load_stage(tmp_path / "parts", 0, 3)
 
 
 def test_a_part_with_a_tensor_too_few_is_refused(tmp_path: Path) -> None:

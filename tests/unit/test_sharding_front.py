@@ -1,5 +1,6 @@
 """The tokenizer's process: how tokens are spelled one by one, and what it refuses."""
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from protocols.sharding.front import Front, load_front
+from protocols.sharding.front import Front, limit_memory, load_front
 from protocols.sharding.wire import SESSION_TOKENS_MAX
 from protocols.sharding.worker_wire import Chat, Detokenise, Piece, Spell, Spelled, Text, TokenIds
 from tests.unit.sharding_tokenizer import save_tokenizer
@@ -62,3 +63,16 @@ def test_what_no_stage_could_hold_is_refused(tmp_path: Path) -> None:
     for ask in (Text("x" * (SESSION_TOKENS_MAX + 1)), Chat([("user", "x" * SESSION_TOKENS_MAX)])):
         with pytest.raises(UsageError, match="over 131072"):
             front.answer(ask)
+
+
+def test_a_template_that_multiplies_its_text_fails_alone(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    front = load_front(tmp_path)
+    front._tokenizer.chat_template = "{{ 'a' * 20000000000 }}"
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    limit_memory()
+    try:
+        with pytest.raises(UsageError, match="refuses this: MemoryError"):
+            front.answer(Chat([("user", "hello")]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)

@@ -17,7 +17,6 @@ from protocols.sharding.manifest import (
     TOKENIZER,
     Manifest,
     Part,
-    blocks_in_memory,
     decode_manifest,
     encode_manifest,
     is_tokenizer_file,
@@ -126,16 +125,6 @@ def test_a_span_needs_its_own_parts_only() -> None:
 def test_a_span_takes_as_much_memory_as_its_files_whatever_the_manifest_claims() -> None:
     lying = msgspec.structs.replace(manifest(), parameters=1 << 44)
     assert [memory_of_span(lying, *span) for span in ((0, 3), (0, 1), (1, 2))] == [335, 125, 105]
-
-
-def test_a_node_gets_no_more_blocks_than_it_has_memory_for_wherever_they_lie() -> None:
-    sizes = (0, 134, 135, 334, 335, 9999)
-    assert [blocks_in_memory(manifest(), size) for size in sizes] == [0, 0, 1, 2, 3, 3]
-    uneven = msgspec.structs.replace(manifest().parts[1], size_bytes=150)
-    whole = msgspec.structs.replace(
-        manifest(), parts=[manifest().parts[0], uneven, *manifest().parts[2:]]
-    )
-    assert [blocks_in_memory(whole, size) for size in (184, 185, 335)] == [0, 1, 2]
 
 
 def decoded(manifest: Manifest) -> Manifest:

@@ -98,6 +98,13 @@ def test_honest_receipts_have_no_fault() -> None:
     assert [claim is not None for claim in checked.claims] == [True] * 3
 
 
+@pytest.mark.parametrize("base", [16, 32])
+def test_who_hung_up_behind_a_reused_prefix_got_honest_receipts_of_nothing(base: int) -> None:
+    none = {"inputs": Prover(base).proofs(), "outputs": Prover(base).proofs(), "picks": []}
+    said = [msgspec.structs.replace(w, base=base, position=base, **none) for w in works()]
+    assert check(replace(ended(said), picks=[])).faults == []
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -19,6 +19,7 @@ from protocols.sharding.route import (
     RouteHop,
     choose_codec,
     find_route,
+    kept_codec,
 )
 from wire.ids import PeerId
 
@@ -171,8 +172,25 @@ def test_equal_replicas_are_chosen_by_load_and_by_what_we_sent() -> None:
 def test_codecs_follow_the_links() -> None:
     assert choose_codec("int8", "float32", 0.0) == "int8"
     assert choose_codec("auto", "bfloat16", 0.0) == "bfloat16"
-    assert choose_codec("auto", "float32", 0.0049) == "float32"
-    assert choose_codec("auto", "float32", 0.005) == "float16"
+    assert choose_codec("auto", "float32", 0.0099) == "float32"
+    assert choose_codec("auto", "float32", 0.010) == "float16"
+
+
+@pytest.mark.parametrize(
+    ("links", "kept"),
+    [
+        ([], "float32"),
+        (["float16"], "float16"),
+        (["float16", "float16"], "float16"),
+        (["float16", "float32"], "float32"),
+    ],
+)
+def test_links_that_a_failover_adds_are_as_lossy_as_all_others_or_not_at_all(
+    links: list[str], kept: str
+) -> None:
+    hops = [RouteHop(A, 0, 1, codec) for codec in [*links, "picks"]]
+    assert kept_codec(hops, "auto", "float32") == kept
+    assert kept_codec(hops, "int8", "float32") == "int8"
 
 
 def test_a_large_swarm_is_routed_quickly() -> None:

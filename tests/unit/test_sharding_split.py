@@ -221,6 +221,14 @@ def test_a_tensor_of_another_shape_is_refused(tmp_path: Path) -> None:
         split(tmp_path / "model", tmp_path / "parts")
 
 
+def test_what_lies_elsewhere_is_not_published_by_a_link(tmp_path: Path) -> None:
+    save_model(tmp_path / "model")
+    (tmp_path / "secret").write_text("mine")
+    (tmp_path / "model" / "vocab.txt").symlink_to("../secret")
+    with pytest.raises(Unsuitable, match=r"vocab\.txt is a link out of"):
+        split(tmp_path / "model", tmp_path / "parts")
+
+
 @pytest.mark.parametrize(
     ("index", "match"),
     [

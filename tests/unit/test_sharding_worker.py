@@ -139,10 +139,13 @@ def test_a_session_gets_no_more_than_it_reserved() -> None:
 
 def test_sessions_and_their_memory_have_a_limit() -> None:
     worker = worker_of(token_bytes=600, cache_bytes=600 * 100)
-    ask(worker, opening(1))
-    ask(worker, opening(2, 0, 1))  # a sixth of the blocks takes a sixth of the room
-    assert refused(worker, opening(3)).startswith("busy: caches of 130000 B")
-    assert ask(worker, opening(3, fork=1, take=True)) == Opened(0)
+    for ticket in (1, 2):  # as where the first was parked: it reserves nothing any more
+        ask(worker, opening(ticket))
+        ask(worker, WorkerStep(ticket, step(0, PROMPT)))
+    ask(worker, opening(3, 0, 1))
+    ask(worker, WorkerStep(3, step(0, PROMPT)))  # a sixth of the blocks takes a sixth of the room
+    assert refused(worker, opening(4)).startswith("busy: caches of 75600 B")
+    assert ask(worker, opening(4, max_tokens=98, fork=1, take=True)) == Opened(0)
     worker = worker_of()
     for ticket in range(SESSIONS_MAX):
         ask(worker, opening(ticket + 1))
@@ -161,6 +164,7 @@ def test_input_that_is_not_the_models_is_refused() -> None:
     for wrong in (
         opening(3, 2, 2),
         opening(3, 0, LAYERS + 1),
+        opening(3, max_tokens=129),  # the model has positions for 128
         opening(3, takes="float32"),
         opening(3, MIDDLE, takes="picks"),
         opening(3, gives="int8"),
@@ -205,7 +209,7 @@ def test_a_recurrent_session_is_continued_but_not_cut() -> None:
 def test_an_error_in_one_session_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     worker = worker_of(batches=True)
     for ticket in (1, 2, 3):
-        ask(worker, opening(ticket))
+        ask(worker, opening(ticket, 0, MIDDLE))
         ask(worker, WorkerStep(ticket, step(0, PROMPT)))
     right = ask(worker, WorkerStep(3, step(12, [9])))
     update = StageCache.mark_absent
@@ -218,7 +222,8 @@ def test_an_error_in_one_session_is_its_own(monkeypatch: pytest.MonkeyPatch) -> 
         update(cache)
 
     def together(*_: object, **__: object) -> Result:
-        sessions[1].cache.owned[0].update(torch.zeros(1, 2, 1, 8), torch.zeros(1, 2, 1, 8))
+        with torch.inference_mode():
+            sessions[1].cache.owned[0].update(torch.zeros(1, 2, 1, 8), torch.zeros(1, 2, 1, 8))
         raise RuntimeError("some layers have seen the rows, some have not")
 
     monkeypatch.setattr(StageCache, "mark_absent", mark)

@@ -29,6 +29,14 @@ def test_top_p_leaves_out_the_unlikely() -> None:
     assert {pick(logits, Sampling(1.0, 1e-6, 3), place).token for place in range(20)} == {1}
 
 
+def test_the_least_temperature_is_greedy() -> None:
+    logits = torch.tensor([0.0, 2.0, 1.9, -5.0])
+    for temperature in (1e-3, 1e-308, 5e-324):
+        sampling = Sampling(temperature, 0.9, 3)
+        assert {pick(logits, sampling, place).token for place in range(20)} == {1}
+        assert allows(logits, sampling, 5, 1, "float32")
+
+
 def test_logprobs_are_those_of_the_model_whatever_the_temperature() -> None:
     logits = torch.tensor([0.0, 2.0, 1.9, -5.0])
     said = pick(logits, Sampling(temperature=3.0, seed=1, logprobs=2), 4)
