@@ -1,7 +1,7 @@
 """Decoding one answer: over two daemons, unsharded, and over two processes with plain sockets.
 
 `python -m benchmarks.answer_decode` prints one JSON object a line. SmolLM2-135M, float32, batch 1,
-all in turn in one run; a rate is (tokens - 1) / (time from the first token to the last).
+without drafts but where it says so, all in turn in one run; a rate is (tokens - 1) / (time from the first token to the last).
 """
 
 import itertools
@@ -64,11 +64,13 @@ def decode(child: Child, how: str, prompt: list[int], tokens: int) -> Asked:
 
 def _in_turn(nodes: Serving, whole: Child, ends: tuple[Child, Child]) -> dict[str, list[float]]:
     """Return the rates of each system; all of them say the same."""
-    rates: dict[str, list[float]] = {"daemons": [], "whole": [], "pair": [], "split": []}
+    names = ("daemons", "drafts", "whole", "pair", "split")
+    rates = {name: list[float]() for name in names}
     ids = nodes.token_ids(PROMPT)
     for turn in range(TURNS + 1):
         found = {
-            "daemons": nodes.ask(PROMPT, TOKENS),
+            "daemons": nodes.ask(PROMPT, TOKENS, speculate=False),
+            "drafts": nodes.ask(PROMPT, TOKENS),
             "whole": decode(whole, "whole", ids, TOKENS),
             "pair": decode_by_pair(ends, ids, TOKENS),
             "split": decode(whole, "split", ids, TOKENS),
@@ -98,6 +100,14 @@ def _report(rates: dict[str, list[float]]) -> None:
             against_values=values,
             goal_ratio=goal,
         )
+    report(
+        "answer.decode_with_drafts",
+        rates["drafts"],
+        "tokens/s",
+        better="higher",
+        against="the same without drafts",
+        against_values=ours,
+    )
     extra = [1e3 / ours_ - 1e3 / whole_ for ours_, whole_ in zip(ours, whole, strict=True)]
     report("answer.decode_overhead", extra, "ms/token over 2 stages", goal=5.0)
     split = [1e3 / rate for rate in rates["split"]]

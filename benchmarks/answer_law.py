@@ -39,7 +39,7 @@ def _one(stages: int, delay_ms: int, whole: Child, folder: Path) -> None:
         star(delay_ms, stages + 1) as namespaces,
         serving(folder, model, spans_of(stages), namespaces=namespaces) as nodes,
     ):
-        plain, allowed = _in_turn(nodes, whole, PROMPT, stages, delay_ms)
+        plain, allowed = _in_turn(nodes, whole, PROMPT, stages, delay_ms, drafts=False)
         report(
             f"answer.law_{stages}_stages_{delay_ms}ms",
             plain,
@@ -50,7 +50,7 @@ def _one(stages: int, delay_ms: int, whole: Child, folder: Path) -> None:
             goal_ratio=SHARE,
         )
         if delay_ms == DRAFT_DELAY_MS:
-            fast, allowed = _in_turn(nodes, whole, REPETITIVE, stages, delay_ms)
+            fast, allowed = _in_turn(nodes, whole, REPETITIVE, stages, delay_ms, drafts=True)
             report(
                 f"answer.draft_{stages}_stages_{delay_ms}ms",
                 fast,
@@ -63,13 +63,13 @@ def _one(stages: int, delay_ms: int, whole: Child, folder: Path) -> None:
 
 
 def _in_turn(
-    nodes: Serving, whole: Child, prompt: str, stages: int, delay_ms: float
+    nodes: Serving, whole: Child, prompt: str, stages: int, delay_ms: float, *, drafts: bool
 ) -> tuple[list[float], list[float]]:
     """Return our rates, and what the law allows with the time of the unsharded model beside us."""
     rates, allowed = list[float](), list[float]()
     ids = nodes.token_ids(prompt)
     for turn in range(TURNS + 1):
-        ours = nodes.ask(prompt, TOKENS)
+        ours = nodes.ask(prompt, TOKENS, speculate=drafts)
         theirs = decode(whole, "whole", ids, TOKENS)
         if ours.text != nodes.text(theirs.tokens):
             raise Failed("the sharded answer is another one")

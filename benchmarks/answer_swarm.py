@@ -75,11 +75,14 @@ class Serving:
         *,
         on_piece: Callable[[int], None] = lambda _: None,
         at: Node | None = None,
+        speculate: bool = True,
     ) -> Asked:
         """Ask for so many tokens, greedily; `on_piece` is told of each piece of the answer."""
         asked = Asked()
         client = (at or self.entry).client
-        for piece in models.generate(client, prompt, model=NAME, max_tokens=tokens):
+        for piece in models.generate(
+            client, prompt, model=NAME, max_tokens=tokens, speculate=speculate
+        ):
             if piece.text:
                 asked.text += piece.text
                 asked.at.append(time.perf_counter())
