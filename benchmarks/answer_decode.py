@@ -1,7 +1,8 @@
 """Decoding one answer: over two daemons, unsharded, and over two processes with plain sockets.
 
 `python -m benchmarks.answer_decode` prints one JSON object a line. SmolLM2-135M, float32, batch 1,
-without drafts but where it says so, all in turn in one run; a rate is (tokens - 1) / (time from the first token to the last).
+without drafts but where it says so, all in turn in one run; a rate is (tokens - 1) / (time from the
+first token to the last).
 """
 
 import itertools
