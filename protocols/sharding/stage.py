@@ -122,7 +122,7 @@ class Stage:
         *,
         span: tuple[int, int],
         logits: int,
-        exact: bool,
+        exact: bool = True,
     ) -> Result:
         """Run layers `span` over inputs at `positions` [batch, n], with a transformers cache."""
         options: dict[str, Any] = {self._past: past, "use_cache": True}
