@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from node.demo.swarm import DemoFailed
 
-LINES_MAX = 60  # what a person reads; the demo fails rather than say more
+LINES_MAX = 64  # what a person reads; the demo fails rather than say more
 WIDTH = 100
 
 

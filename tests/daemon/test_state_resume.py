@@ -1,5 +1,7 @@
 """Real daemons, all of them off at once: training goes on from checkpoints, with equal states."""
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -63,9 +65,13 @@ class Trainer:
 
 
 def together(group: list[Trainer], act: Callable[[Trainer], None]) -> None:
-    with ThreadPoolExecutor(len(group)) as threads:
-        for done in [threads.submit(act, one) for one in group]:
-            done.result(WAIT_S + 60.0)
+    threads = [threading.Thread(target=act, args=(one,), daemon=True) for one in group]
+    for thread in threads:  # (an executor would wait for ever for one that hangs)
+        thread.start()
+    end = time.monotonic() + WAIT_S + 60.0
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    assert not any(thread.is_alive() for thread in threads)
 
 
 def join_all(nodes: list[Daemon]) -> list[Trainer]:
