@@ -13,7 +13,7 @@ import pytest
 from shoal.errors import ClientError
 from shoal.learn.exact import state_root
 from shoal.run_client import RunClient, Shape
-from shoal.runs import LaneBody
+from shoal.runs import LaneBody, get_run
 from tests.daemon.processes import Daemon, daemons
 
 ELEMENTS = 300_000  # a state of two chunks
@@ -75,8 +75,14 @@ def together(group: list[Trainer], act: Callable[[Trainer], None]) -> None:
 
 
 def join_all(nodes: list[Daemon]) -> list[Trainer]:
+    """Attach all; begin when each knows that all are back: who left is not waited for."""
     with ThreadPoolExecutor(len(nodes)) as threads:
-        return list(threads.map(Trainer, range(len(nodes)), nodes))
+        group = list(threads.map(Trainer, range(len(nodes)), nodes))
+    end = time.monotonic() + WAIT_S
+    while any(len(get_run(node.client, RUN).members) < len(nodes) for node in nodes):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return group
 
 
 def start(nodes: list[Daemon]) -> None:
