@@ -118,7 +118,8 @@ class Serving:
         """Return the blocks that a node computes now, as the entry sees it."""
         spans = [
             range(stage.start, stage.end)
-            for stage in self.model().stages
+            for one in models.models(self.entry.client)  # it may not know of the model yet
+            for stage in (one.stages if one.name == NAME else [])
             if stage.state == "ready" and stage.peer == node.peer
         ]
         return {layer for span in spans for layer in span}
