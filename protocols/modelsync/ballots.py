@@ -101,11 +101,16 @@ class Electorate:
             return False
         return 2 * len(here - set(new)) >= len(voters) or not (voters & self.live) - here
 
-    def is_over(self, passed: Collection[PeerId]) -> bool:
+    def is_over(self, passed: Collection[PeerId], new: Collection[PeerId] = ()) -> bool:
         """True if so many voters are in later rounds, or left with one, that the rest cannot decide
-        this one. One alone may lie; who is cut off learns the truth from the store.
+        this one: too few, or too few that remember while one is there who does (`is_quorum`). One
+        alone may lie; who is cut off learns the truth from the store.
         """
         voters = self.voters() if self.certificate is not None else self.live | self.left.keys()
         gone = {peer for peer, left_at in self.left.items() if left_at > self.next_round}
         left = voters - gone.union(passed)
-        return left != voters and 2 * len(left) <= len(voters) and not self.sample
+        if left == voters or self.sample:
+            return False
+        remember = left - set(new)
+        is_asked = bool(voters & self.live & set(passed))
+        return 2 * len(left) <= len(voters) or (is_asked and 2 * len(remember) < len(voters))

@@ -140,7 +140,8 @@ class Rounds:
         if not self.roster.is_quorum(ready):
             self._quorum_since = self._turn_since = None
             passed = [p for p, r in self.roster.readies.items() if r.round > mine.round]
-            return [Behind(mine.round + 1)] if self.electorate.is_over(passed) else []
+            is_over = self.electorate.is_over(passed, self.roster.new(ready))
+            return [Behind(mine.round + 1)] if is_over else []
         self._quorum_since = now if self._quorum_since is None else self._quorum_since
         root = mine.root if self.replicas_differ else self._reference_root(mine.round, ready)
         same = {p for p in ready if self.replicas_differ or self.roster.readies[p].root == root}

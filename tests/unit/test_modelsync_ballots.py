@@ -118,6 +118,17 @@ def test_a_round_is_over_when_half_of_its_voters_are_in_later_ones() -> None:
     assert not Electorate(1, sample=4, certificate=certificate("AB")).is_over(names("AB"))
 
 
+def test_a_round_is_over_when_who_could_decide_it_has_forgotten() -> (
+    None
+):
+    """All left; one came back first and went on alone; the others would wait for it for ever."""
+    assert electorate("ABC").is_over(names("A"), new=names("BC"))
+    assert electorate("ABC").is_over(names("A"), new=names("B"))
+    assert not electorate("ABC", live="BC").is_over(names("A"), new=names("BC"))  # they may
+    assert not electorate("ABCD").is_over(names("A"), new=names("B"))  # C and D remember
+    assert not electorate("ABC").is_over(names("E"), new=names("BC"))
+
+
 @pytest.mark.parametrize(("count", "is_quorum"), [(3, False), (4, True), (6, True), (7, False)])
 def test_two_thirds_of_a_sample_are_enough_and_more_than_it_too_many(
     count: int, is_quorum: bool
