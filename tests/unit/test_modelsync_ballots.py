@@ -118,9 +118,7 @@ def test_a_round_is_over_when_half_of_its_voters_are_in_later_ones() -> None:
     assert not Electorate(1, sample=4, certificate=certificate("AB")).is_over(names("AB"))
 
 
-def test_a_round_is_over_when_who_could_decide_it_has_forgotten() -> (
-    None
-):
+def test_a_round_is_over_when_who_could_decide_it_has_forgotten() -> None:
     """All left; one came back first and went on alone; the others would wait for it for ever."""
     assert electorate("ABC").is_over(names("A"), new=names("BC"))
     assert electorate("ABC").is_over(names("A"), new=names("B"))
