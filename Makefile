@@ -59,10 +59,10 @@ format: env ## let ruff rewrite the code
 bench: bench-talk bench-agree bench-learn bench-answer ## measure everything; prints one JSON object a line (QUICK=1 for a short version)
 
 bench-talk: env ## measure how peers talk, beside Lattica and plain sockets
-	@$(BIN)/python -m benchmarks.talk
+	@$(BIN)/python -m benchmarks.talk $(PARTS)
 
 bench-agree: env ## measure how replicas agree: writes, syncs, convergence, crashes, hostile peers
-	@$(BIN)/python -m benchmarks.agree
+	@$(BIN)/python -m benchmarks.agree $(PARTS)
 
 bench-learn: env ## measure how nodes learn together, beside hivemind and gloo (PARTS="faults same" for some)
 	@$(BIN)/python -m benchmarks.learn $(PARTS)

@@ -14,7 +14,7 @@ from benchmarks import (
     agree_sync,
     agree_writes,
 )
-from benchmarks.report import progress, report
+from benchmarks.report import run_parts
 
 PARTS = {
     "writes": agree_writes.main,
@@ -26,18 +26,5 @@ PARTS = {
 }
 
 
-def main() -> None:
-    """Run all parts; one that fails says why in a line of its own, and the next one runs."""
-    failed = 0
-    for name, part in PARTS.items():
-        progress(f"== {name}")
-        try:
-            part()
-        except Exception as error:  # a boundary: the other figures are not its fault
-            failed += 1
-            report(f"agree.{name}", [], "", why=f"{type(error).__name__}: {error}")
-    sys.exit(1 if failed else 0)
-
-
 if __name__ == "__main__":
-    main()
+    run_parts("agree", PARTS, sys.argv[1:])

@@ -17,7 +17,7 @@ from benchmarks import (
     learn_state,
     nats,
 )
-from benchmarks.report import progress, report
+from benchmarks.report import run_parts
 
 PARTS = {
     "averaging": learn_average.main,
@@ -31,20 +31,5 @@ PARTS = {
 }
 
 
-def main(wanted: list[str]) -> None:
-    """Run all parts, or those named; one that fails says why in a line of its own."""
-    failed = 0
-    for name, part in PARTS.items():
-        if wanted and name not in wanted:
-            continue
-        progress(f"== {name}")
-        try:
-            part()
-        except Exception as error:  # a boundary: the other figures are not its fault
-            failed += 1
-            report(f"learn.{name}", [], "", why=f"{type(error).__name__}: {error}")
-    sys.exit(1 if failed else 0)
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_parts("learn", PARTS, sys.argv[1:])

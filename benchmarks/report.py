@@ -5,7 +5,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 QUICK = os.environ.get("QUICK") == "1"  # all of `make bench-talk` within 50 s
 ROUNDS = 5  # of each figure: medians of at least so many
@@ -68,3 +68,19 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 def _reaches(value: float, goal: float, better: str) -> bool:
     return value <= goal if better == "lower" else value >= goal
+
+
+def run_parts(bench: str, parts: Mapping[str, Callable[[], object]], wanted: Sequence[str]) -> None:
+    """Run all parts, or those named, and exit; one that fails says why in a line of its own."""
+    failed = 0
+    for name, part in parts.items():
+        if wanted and name not in wanted:
+            continue
+        progress(f"== {name}")
+        try:
+            part()
+        except Exception as error:  # a boundary: the other figures are not its fault
+            failed += 1
+            why = f"{type(error).__name__}: {error}"
+            report(f"{bench}.{name.replace(' ', '_')}", [], "", why=why)
+    sys.exit(1 if failed else 0)

@@ -22,7 +22,7 @@ from benchmarks import (
     talk_rpc,
 )
 from benchmarks.contest import Contest
-from benchmarks.report import progress, report
+from benchmarks.report import run_parts
 from benchmarks.systems import lattica_pair, plain_pair, shoal_pair, socket_pair
 
 SIMULATION_S = 900.0
@@ -67,18 +67,5 @@ PARTS = {
 }
 
 
-def main() -> None:
-    """Run all parts; one that fails says why in a line of its own, and the next one runs."""
-    failed = 0
-    for name, part in PARTS.items():
-        progress(f"== {name}")
-        try:
-            part()
-        except Exception as error:  # a boundary: the other figures are not its fault
-            failed += 1
-            report(f"talk.{name.replace(' ', '_')}", [], "", why=f"{type(error).__name__}: {error}")
-    sys.exit(1 if failed else 0)
-
-
 if __name__ == "__main__":
-    main()
+    run_parts("talk", PARTS, sys.argv[1:])

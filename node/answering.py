@@ -20,6 +20,7 @@ from protocols.sharding.wire import Pick
 from protocols.sharding.worker_wire import Detokenise, FrontAnswer, Piece, Spell, Spelled
 from shoal import models as shapes
 from wire.errors import BadMessage, ShoalError
+from wire.faults import open_helpers
 
 UNSAID_MAX = 2  # round trips whose tokens are no text yet; when full the stages wait
 READER_S = 60.0  # seconds that a reader may stand still before its answer is given up
@@ -77,16 +78,9 @@ class Work:
         """
         into, out = trio.open_memory_channel[list[Pick] | ShoalError](UNSAID_MAX)
         speech = _Speech(self)
-        failure: Exception | None = None
-        async with out, trio.open_nursery() as nursery:
+        async with out, open_helpers() as nursery:
             nursery.start_soon(_listen, generation, pace, into)
-            try:
-                await speech.run(out)
-            except Exception as error:
-                failure = error  # raised below: the nursery would wrap it in a group
-            nursery.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
+            await speech.run(out)
         await self.tell(speech.last(pace.trace(self.served.name, generation)))
 
     async def tell(self, piece: shapes.Answer | ShoalError) -> None:

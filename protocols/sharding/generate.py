@@ -35,6 +35,7 @@ from protocols.sharding.wire import (
     Sampling,
 )
 from wire.errors import UsageError
+from wire.faults import open_helpers
 from wire.ids import PeerId
 
 END_S = 2.0  # seconds for all stages together to sign their receipts
@@ -154,17 +155,8 @@ async def open_generation(
     generation = Generation(
         services, shape, prompt, room, sampling, keys, speculate=speculate, codec=codec
     )
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        try:
-            async with generation.opened(nursery):
-                yield generation
-        except Exception as error:
-            failure = error  # raised below: the nursery would wrap it in a group
-        finally:
-            nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+    async with open_helpers() as nursery, generation.opened(nursery):
+        yield generation
 
 
 class Generation:
