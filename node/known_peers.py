@@ -66,4 +66,4 @@ def write_known(path: Path, peers: dict[PeerId, list[str]]) -> None:
 
 
 def _with_peer(address: str, peer: PeerId) -> str:
-    return address if "/p2p/" in address else f"{address}/p2p/{peer}"
+    return str(parse_address(address).with_peer(peer))

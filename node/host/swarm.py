@@ -30,7 +30,8 @@ from node.host.channel import NOISE_AES, SCRATCH_BYTES, AesNoiseTransport, Secur
 from node.host.connection import Connection
 from node.host.gate import Gate, Place
 from node.host.negotiate import accept, select
-from node.host.tcp import CountedTcp, Traffic
+from node.host.tcp import CountedTcp
+from node.host.views import Traffic
 from node.host.yamux import MuxedConnection
 from node.host.yamux_stream import MuxedStream
 from wire.errors import BadMessage

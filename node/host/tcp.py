@@ -13,22 +13,22 @@ import trio
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.io.exceptions import ConnectionClosedError
 
+from node.host.views import Traffic
+from wire.ids import PeerId
+
 _RECEIVE_BYTES = 16 * 1024  # during the handshake, whose messages are a few hundred bytes
 NOT_SENT_BYTES = 128 * 1024  # that wait in the kernel; a small frame never waits behind more
-
-
-class Traffic:
-    """Bytes that crossed sockets, in and out. One per connection, one for the whole host."""
-
-    def __init__(self) -> None:
-        self.bytes_in = 0
-        self.bytes_out = 0
 
 
 class CountedTcp(ReadWriteCloser):
     """One TCP connection. `own` counts its bytes alone, `total` those of all connections."""
 
-    def __init__(self, stream: trio.SocketStream, total: Traffic) -> None:
+    relay: PeerId | None = None
+
+    def __init__(
+        self, stream: trio.SocketStream, total: Traffic, *, is_punched: bool = False
+    ) -> None:
+        self.is_punched = is_punched
         self._stream = stream
         self._socket = stream.socket
         self._total = total

@@ -6,7 +6,15 @@ from typing import Literal
 from wire.ids import PeerId
 
 Direction = Literal["in", "out"]
-Path = Literal["direct"]  # "relayed" comes with the relay
+Path = Literal["direct", "relayed"]
+
+
+class Traffic:
+    """Bytes that crossed sockets, in and out. One per connection, one for the whole host."""
+
+    def __init__(self) -> None:
+        self.bytes_in = 0
+        self.bytes_out = 0
 
 
 @dataclass(frozen=True)

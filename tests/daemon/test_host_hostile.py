@@ -25,7 +25,8 @@ from node.host.addresses import parse_address
 from node.host.negotiate import select
 from node.host.service import LibP2pHost
 from node.host.stream import HostStream
-from node.host.tcp import CountedTcp, Traffic
+from node.host.tcp import CountedTcp
+from node.host.views import Traffic
 from tests.daemon.hosts import call, echo, eventually, exchange, make_host, running
 from wire.errors import PeerUnreachable
 from wire.ports import PUSH_MAX, Stream

@@ -19,7 +19,8 @@ from libp2p.security.secure_session import SecureSession
 
 from node.host.channel import SCRATCH_BYTES, AesNoiseTransport, SecureChannel
 from node.host.records import PLAIN_MAX, RECORDS_PER_TURN, Opener, Sealer
-from node.host.tcp import CountedTcp, Traffic
+from node.host.tcp import CountedTcp
+from node.host.views import Traffic
 from wire.errors import BadMessage
 
 CIPHERS = [ChaCha20Poly1305, AESGCM]
