@@ -1,6 +1,7 @@
-"""Listening sockets, and connections from their ports. Ours, because libp2p 0.8.1's set SO_REUSEPORT
-as they bind: two daemons with the same port would share it silently, each getting some of the
-other's connections.
+"""Listening sockets, and connections from their ports.
+
+Ours, because libp2p 0.8.1's set SO_REUSEPORT as they bind: two daemons with the same port would
+share it silently, each getting some of the other's connections.
 
 What comes in is libp2p or a lane (bulk connection); the first byte tells, and is left in place.
 """
