@@ -59,4 +59,6 @@ async def test_a_refused_connection_leaves_no_socket_and_the_port_as_it_was() ->
                 await connect_from(ours, gone.address, 1.0)
         with trio.socket.socket(socket.AF_INET) as caller:
             await caller.connect((ours.address.host, ours.address.port))
-            assert (await accept(ours))[1].port == caller.getsockname()[1]
+            inbound, remote = await accept(ours)
+            async with inbound:
+                assert remote.port == caller.getsockname()[1]
