@@ -9,8 +9,6 @@ import trio
 from node.host.addresses import Address
 from node.host.interfaces import is_global
 from node.host.service import LibP2pHost
-from node.reach.behaviour import Behaviour
-from node.reach.evidence import Evidence
 from node.reach.machine import Reachability
 
 
