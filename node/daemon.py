@@ -41,7 +41,7 @@ from node.home import Home
 from node.host.gate import Limits
 from node.host.mdns import Mdns
 from node.host.service import LibP2pHost
-from node.host.views import PeerUp
+from node.host.views import PeerMoved, PeerUp
 from node.known_peers import read_known, write_known
 from node.logs import LogBook, tame_libraries
 from node.membership import MemberInfo, Membership
