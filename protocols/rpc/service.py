@@ -41,7 +41,9 @@ LINES_OF_PEER_MAX = 8  # that it opened to us; it needs one for each connection,
 TRIES_MAX = 3  # of a call that is repeatable or has a key
 RETRY_S = 0.05  # before the second try, doubled before the third
 STALL_S = 10.0  # for some of what was sent to go out, when a stream is left
-MOVE_S = 30.0  # for both sides to hear the last word on a stream: behind some MiB, over a slow relay
+MOVE_S = (
+    30.0  # for both sides to hear the last word on a stream: behind some MiB, over a slow relay
+)
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +81,7 @@ class RpcService:
         self._served: dict[PeerId, _Served] = {}
         self._leaving: dict[tuple[PeerId, bytes], ServerLine] = {}  # by the token of the move
         self._left = trio.lowlevel.ParkingLot()  # another is there
+        self._moving = set[CallerLine]()
         self._nursery: trio.Nursery | None = None
         self.counters = RpcCounters()
         host.serve(PROTOCOL, self._answer)
@@ -280,20 +283,29 @@ class RpcService:
             del self._lines[line.peer]
 
     async def _move(self, line: CallerLine) -> None:
-        """Let a line go on over a better connection."""
-        if not line.stream.is_retired or line.successor is not None or line.lost is not None:
+        """Let a line go on over a better connection; again, if another comes meanwhile."""
+        if line in self._moving:
             return
+        self._moving.add(line)
+        try:
+            while line.stream.is_retired and line.lost is None:
+                if not await self._move_once(line):
+                    return
+        finally:
+            self._moving.discard(line)
+
+    async def _move_once(self, line: CallerLine) -> bool:
         token = secrets.token_bytes(TOKEN_BYTES)
         try:
             stream = await self._host.open(line.peer, MOVE, timeout_s=OPEN_S)
         except ShoalError as error:
             log.debug("rpc.not_moved peer=%s %s", line.peer, error)
             self._line_over(line)  # its calls may end there; others get a new line
-            return
+            return False
         try:
             with trio.move_on_after(MOVE_S):
                 await stream.write(token)
-                await line.move(stream, token)
+                return await line.move(stream, token)
         except PeerUnreachable as error:
             log.debug("rpc.not_moved peer=%s %s", line.peer, error)
         finally:
@@ -301,6 +313,7 @@ class RpcService:
                 stream.drop()
                 if line.successor is not None:
                     line.stream.drop()  # nobody knows what was heard: it is lost
+        return False
 
     # the server's side
 
