@@ -7,7 +7,6 @@ their own protocols is not touched by this.
 
 import logging
 import random
-import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,13 +14,14 @@ from typing import Any, TypeVar
 
 import trio
 
+from protocols.rpc import moves
 from protocols.rpc.answers import Answers
 from protocols.rpc.call import BodyType, CallSide
 from protocols.rpc.caller import CallerLine
 from protocols.rpc.line import RpcCounters, new_budget
 from protocols.rpc.machine import Budget, check_size
 from protocols.rpc.server import Endpoint, Load, ServerLine
-from protocols.rpc.wire import MOVE, PROTOCOL, TOKEN_BYTES
+from protocols.rpc.wire import MOVE, PROTOCOL
 from wire.codec import CONTROL_FRAME_MAX
 from wire.errors import (
     BadMessage,
@@ -79,8 +79,7 @@ class RpcService:
         self._openings: dict[PeerId, _Opening] = {}
         self._load, self._answers = Load(), Answers()
         self._served: dict[PeerId, _Served] = {}
-        self._leaving: dict[tuple[PeerId, bytes], ServerLine] = {}  # by the token of the move
-        self._left = trio.lowlevel.ParkingLot()  # another is there
+        self._departures = moves.Departures()
         self._moving = set[CallerLine]()
         self._nursery: trio.Nursery | None = None
         self.counters = RpcCounters()
@@ -289,44 +288,24 @@ class RpcService:
         self._moving.add(line)
         try:
             while line.stream.is_retired and line.lost is None:
-                if not await self._move_once(line):
+                if not await moves.move(self._host, line):
+                    self._line_over(line)  # its calls may end there; others get a new line
                     return
         finally:
             self._moving.discard(line)
-
-    async def _move_once(self, line: CallerLine) -> bool:
-        token = secrets.token_bytes(TOKEN_BYTES)
-        try:
-            stream = await self._host.open(line.peer, MOVE, timeout_s=OPEN_S)
-        except ShoalError as error:
-            log.debug("rpc.not_moved peer=%s %s", line.peer, error)
-            self._line_over(line)  # its calls may end there; others get a new line
-            return False
-        try:
-            with trio.move_on_after(MOVE_S):
-                await stream.write(token)
-                return await line.move(stream, token)
-        except PeerUnreachable as error:
-            log.debug("rpc.not_moved peer=%s %s", line.peer, error)
-        finally:
-            if line.stream is not stream:
-                stream.drop()
-                if line.successor is not None:
-                    line.stream.drop()  # nobody knows what was heard: it is lost
-        return False
 
     # the server's side
 
     async def _answer(self, stream: Stream) -> None:
         if self._enter(stream):
             served = self._served[stream.peer]
-            shared = self._load, self._answers, served.budget, self._on_leaving
+            shared = self._load, self._answers, served.budget, self._departures.add
             line = ServerLine(stream, self.counters, self._endpoints, *shared)
             if self._nursery is None:
                 await self._serve(line)
             else:
                 self._nursery.start_soon(self._serve, line)  # which may outlive the connection
-                await _stay(line, stream)
+                await moves.stay(line, stream)
 
     async def _serve(self, line: ServerLine) -> None:
         """Answer the calls on a line, on whatever stream it runs."""
@@ -335,31 +314,23 @@ class RpcService:
         except Exception:  # a boundary: one line's bug
             log.exception("rpc.line_failed peer=%s", line.stream.peer)
         finally:
-            if line.leaving is not None:
-                self._leaving.pop((line.stream.peer, line.leaving), None)
+            self._departures.forget(line)
             self._leave(line.stream.peer)
 
-    def _on_leaving(self, line: ServerLine, token: bytes) -> None:
-        self._leaving[line.stream.peer, token] = line
-        self._left.unpark_all()
-
     async def _go_on(self, stream: Stream) -> None:
-        """A caller moves: the line whose last word on its stream names the token goes on here."""
+        """A caller moves a line to this stream."""
         if not self._enter(stream):
             return
-        line: ServerLine | None = None
         try:
-            with trio.move_on_after(MOVE_S):
-                token = await _read_token(stream)
-                while (line := self._leaving.pop((stream.peer, token), None)) is None:
-                    await self._left.park()
+            found = await self._departures.meet(stream)
         finally:
             self._leave(stream.peer)
-        if line is None or line.lost is not None:
+        if found is None:
             stream.drop()
             return
+        line, token = found
         line.begin_move(stream, token)
-        await _stay(line, stream)
+        await moves.stay(line, stream)
 
     def _enter(self, stream: Stream) -> bool:
         """Count a line of a peer in, or refuse its stream."""
@@ -376,22 +347,6 @@ class RpcService:
         served.lines -= 1
         if not served.lines:
             del self._served[peer]
-
-
-async def _stay(line: ServerLine, stream: Stream) -> None:
-    """Keep a stream's server until the line is over, or goes on elsewhere."""
-    while line.lost is None and stream in (line.stream, line.successor):
-        await line.turned.park()
-
-
-async def _read_token(stream: Stream) -> bytes:
-    token = b""
-    while len(token) < TOKEN_BYTES:
-        more = await stream.read(TOKEN_BYTES - len(token))
-        if not more:
-            raise PeerUnreachable(f"{stream.peer} began no move")
-        token += more
-    return token
 
 
 class _ByteNetwork:

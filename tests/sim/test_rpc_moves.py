@@ -204,7 +204,7 @@ async def test_nobody_moves_anothers_line_or_makes_the_server_wait_for_ever(
         await call.send(Ask(1))
         assert await call.receive() == Reply(1)
     assert not net.errors
-    assert net.rpc(B)._leaving == {}
+    assert len(net.rpc(B)._departures) == 0
 
 
 async def test_a_server_that_moves_lines_by_itself_breaks_the_protocol(
