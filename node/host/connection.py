@@ -50,10 +50,17 @@ class Connection(SwarmConn):
         self.way: Direction = direction
         self.since = time.time()
         self.rtts_s = deque[float](maxlen=RTTS_KEPT)  # of keep-alive pings, the last one last
+        self.is_retired = False  # a better one is there: see `peers`
+        self.waiting = 0  # streams on which somebody waits for the other end's word
+        self.changed = trio.lowlevel.ParkingLot()  # its keep-alive has something new to look at
         self.is_admitted = False
         self.refusal = "the connection ended"  # why not, if it is settled and not admitted
         self.settled = trio.Event()  # admitted, or never to be
         self.over = self.event_closed
+
+    def expect(self, *, waits: bool) -> None:
+        """One more stream waits for the other end's word, or one less."""
+        self.waiting += 1 if waits else -1
 
     @property
     def rtt_s(self) -> float | None:

@@ -90,7 +90,7 @@ class Sessions:
         if protocol is None:
             muxed.drop()
             raise PeerUnreachable(f"{connection.peer} does not speak {' or '.join(protocols)}")
-        return HostStream(muxed, connection.peer, protocol), protocol
+        return HostStream(muxed, connection, protocol), protocol
 
     async def serve(self, connection: Connection, muxed: MuxedStream) -> None:
         """One stream that a peer opened. Never raises; the stream is over afterwards."""
@@ -122,7 +122,7 @@ class Sessions:
         return connection.is_admitted and protocol in self.servers
 
     async def _serve(self, connection: Connection, muxed: MuxedStream, protocol: str) -> None:
-        stream = HostStream(muxed, connection.peer, protocol)
+        stream = HostStream(muxed, connection, protocol)
         if protocol == PING:
             await answer_pings(stream)
         elif protocol == OPEN:
