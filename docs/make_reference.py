@@ -32,7 +32,9 @@ def cli_page() -> str:
     """Return the help of every command."""
     parts = [f"# Commands\n\n{MADE}"]
     settings = cli.context_settings  # click reads them in `cli.main` only
-    root = click.Context(cli, info_name="shoal", max_content_width=96, terminal_width=96, **settings)
+    root = click.Context(
+        cli, info_name="shoal", max_content_width=96, terminal_width=96, **settings
+    )
     parts.append(f"```\n{cli.get_help(root)}\n```\n")
     for name in TABLE:
         command = cli.get_command(root, name)
