@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 
-from tests.net.lab.namespaces import LabError, Namespace
+from tests.net.lab.namespaces import NETLINK_NETFILTER, LabError, Namespace
 
 QUEUE = 0
 WAITING_MAX = 1 << 17  # packets held; a line that delays never drops
@@ -42,7 +42,7 @@ def _config(kind: int, payload: bytes) -> bytes:
 
 def open_queue() -> socket.socket:
     """Take the queue of the namespace that this thread is in. Raises LabError if it can't."""
-    link = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_NETFILTER)
+    link = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
     link.bind((0, 0))
     link.setsockopt(socket.SOL_SOCKET, 33, RECEIVE_BYTES)  # SO_RCVBUFFORCE
     link.setsockopt(270, 5, 1)  # SOL_NETLINK, NETLINK_NO_ENOBUFS: a full buffer is no error

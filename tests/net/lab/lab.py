@@ -36,7 +36,7 @@ class Lab(Internet):
         line.last += 1
         router.wan_ip = line.ip
         number = line.number
-        orders = [f"address add {line.ip}/24 dev wan", f"address del {old_wan}/24 dev wan"]
+        orders = [f"address del {old_wan}/24 dev wan", f"address add {line.ip}/24 dev wan"]
         orders.append(f"route replace default via 11.{number}.0.1")
         if router.plan.ipv6:
             orders += [

@@ -21,6 +21,7 @@ from tests.net.lab.reaper import reap
 T = TypeVar("T")
 
 CLONE_NEWNET = 0x40000000  # linux/sched.h
+NETLINK_NETFILTER = 12  # linux/netlink.h
 COMMAND_S = 20.0  # ip and nft take milliseconds; a crowded machine takes longer
 FLUSH_CONNTRACK = struct.pack(
     "=IHHIIBBH", 20, (1 << 8) | 2, 1 | 4, 0, 0, 0, 0, 0
@@ -125,9 +126,7 @@ class Namespace:
         """Empty the table of connections (and address translations) of a router."""
 
         def flush() -> None:
-            with socket.socket(
-                socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_NETFILTER
-            ) as link:
+            with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as link:
                 link.bind((0, 0))
                 link.send(FLUSH_CONNTRACK)
                 error = struct.unpack_from("=i", link.recv(4096), 16)[0]
