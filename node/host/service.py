@@ -369,10 +369,10 @@ def _view(peer: PeerId, connections: list[Connection]) -> PeerView:
         peer=peer,
         address=newest.address,
         direction=newest.way,
-        path="direct",
+        path=newest.path,
         rtt_ms=round(rtts[-1] * 1000, 3) if rtts else None,
-        bytes_in=sum(connection.tcp.own.bytes_in for connection in connections),
-        bytes_out=sum(connection.tcp.own.bytes_out for connection in connections),
+        bytes_in=sum(connection.carrier.own.bytes_in for connection in connections),
+        bytes_out=sum(connection.carrier.own.bytes_out for connection in connections),
         since=connections[0].since,
         connections=len(connections),
     )

@@ -6,6 +6,7 @@ Source: RFC 4787, section 4.1 (the words), RFC 5780, section 4.3 (the tests).
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 from node.host.addresses import Address
@@ -110,7 +111,7 @@ def _step(seen: Sequence[Observation]) -> int:
     if len({one.mapped.host for one in seen}) != 1:
         return 0
     ports = [one.mapped.port for one in seen]
-    steps = [after - before for before, after in zip(ports, ports[1:], strict=False)]
+    steps = [after - before for before, after in pairwise(ports)]
     small = [step for step in steps if 1 <= step <= STEP_MAX]
     if len(small) < 2 or len(small) < STEADY_SHARE * len(steps):
         return 0

@@ -19,6 +19,7 @@ Outcome = Literal["reached", "failed", "no answer"]
 AGREE = 2  # networks from which the same was said
 ASKED_MAX = 5  # peers a round: servers answer a peer only so often
 RECHECK_S = 600.0  # between rounds that all is well
+CALM_S = 1.0  # between a round and one that only begins because somebody new could be asked
 DOUBT_S = 30.0  # between the two failures that make a verdict worse, and after rounds without news
 
 
@@ -53,6 +54,7 @@ class Candidate:
     reached: bool | None = None
     doubt_at: float | None = None  # the first round that failed since it was reached
     round_at: float = -math.inf
+    closed_at: float = -math.inf  # when the last round ended
     answers: list[Answer] = field(default_factory=list[Answer])  # of this round, or the last one
     _asking: dict[PeerId, str] = field(default_factory=dict[PeerId, str])  # and their networks
     _asked: set[PeerId] = field(default_factory=set[PeerId])  # in this round
@@ -102,6 +104,7 @@ class Candidate:
     def close(self, now: float) -> None:
         """End the round and draw the conclusion. One yes and one no is a no: only some get in."""
         yes, no = self._networks(reached=True), self._networks(reached=False)
+        self.closed_at = now
         self._asking.clear()
         self._asked.clear()
         if not yes and not no:
@@ -115,9 +118,9 @@ class Candidate:
             self.reached, self.doubt_at, self.round_at = False, None, now + RECHECK_S
 
     def hurry(self, at: float) -> None:
-        """Begin the next round at `at`, if none is going on and it is not sooner anyway."""
+        """Begin the next round at about `at`, if none is going on and it is not sooner anyway."""
         if not self._asked:
-            self.round_at = min(self.round_at, at)
+            self.round_at = min(self.round_at, max(at, self.closed_at + CALM_S))
 
     @property
     def is_asking(self) -> bool:

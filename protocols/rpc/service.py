@@ -7,7 +7,6 @@ their own protocols is not touched by this.
 
 import logging
 import random
-import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,13 +14,14 @@ from typing import Any, TypeVar
 
 import trio
 
+from protocols.rpc import moves
 from protocols.rpc.answers import Answers
 from protocols.rpc.call import BodyType, CallSide
 from protocols.rpc.caller import CallerLine
 from protocols.rpc.line import RpcCounters, new_budget
 from protocols.rpc.machine import Budget, check_size
 from protocols.rpc.server import Endpoint, Load, ServerLine
-from protocols.rpc.wire import MOVE, PROTOCOL, TOKEN_BYTES
+from protocols.rpc.wire import MOVE, PROTOCOL
 from wire.codec import CONTROL_FRAME_MAX
 from wire.errors import (
     BadMessage,
@@ -41,7 +41,9 @@ LINES_OF_PEER_MAX = 8  # that it opened to us; it needs one for each connection,
 TRIES_MAX = 3  # of a call that is repeatable or has a key
 RETRY_S = 0.05  # before the second try, doubled before the third
 STALL_S = 10.0  # for some of what was sent to go out, when a stream is left
-MOVE_S = 30.0  # for both sides to hear the last word on a stream: behind some MiB, over a slow relay
+MOVE_S = (
+    30.0  # for both sides to hear the last word on a stream: behind some MiB, over a slow relay
+)
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +79,8 @@ class RpcService:
         self._openings: dict[PeerId, _Opening] = {}
         self._load, self._answers = Load(), Answers()
         self._served: dict[PeerId, _Served] = {}
-        self._leaving: dict[tuple[PeerId, bytes], ServerLine] = {}  # by the token of the move
-        self._left = trio.lowlevel.ParkingLot()  # another is there
+        self._departures = moves.Departures()
+        self._moving = set[CallerLine]()
         self._nursery: trio.Nursery | None = None
         self.counters = RpcCounters()
         host.serve(PROTOCOL, self._answer)
@@ -280,40 +282,30 @@ class RpcService:
             del self._lines[line.peer]
 
     async def _move(self, line: CallerLine) -> None:
-        """Let a line go on over a better connection."""
-        if not line.stream.is_retired or line.successor is not None or line.lost is not None:
+        """Let a line go on over a better connection; again, if another comes meanwhile."""
+        if line in self._moving:
             return
-        token = secrets.token_bytes(TOKEN_BYTES)
+        self._moving.add(line)
         try:
-            stream = await self._host.open(line.peer, MOVE, timeout_s=OPEN_S)
-        except ShoalError as error:
-            log.debug("rpc.not_moved peer=%s %s", line.peer, error)
-            self._line_over(line)  # its calls may end there; others get a new line
-            return
-        try:
-            with trio.move_on_after(MOVE_S):
-                await stream.write(token)
-                await line.move(stream, token)
-        except PeerUnreachable as error:
-            log.debug("rpc.not_moved peer=%s %s", line.peer, error)
+            while line.stream.is_retired and line.lost is None:
+                if not await moves.move(self._host, line):
+                    self._line_over(line)  # its calls may end there; others get a new line
+                    return
         finally:
-            if line.stream is not stream:
-                stream.drop()
-                if line.successor is not None:
-                    line.stream.drop()  # nobody knows what was heard: it is lost
+            self._moving.discard(line)
 
     # the server's side
 
     async def _answer(self, stream: Stream) -> None:
         if self._enter(stream):
             served = self._served[stream.peer]
-            shared = self._load, self._answers, served.budget, self._on_leaving
+            shared = self._load, self._answers, served.budget, self._departures.add
             line = ServerLine(stream, self.counters, self._endpoints, *shared)
             if self._nursery is None:
                 await self._serve(line)
             else:
                 self._nursery.start_soon(self._serve, line)  # which may outlive the connection
-                await _stay(line, stream)
+                await moves.stay(line, stream)
 
     async def _serve(self, line: ServerLine) -> None:
         """Answer the calls on a line, on whatever stream it runs."""
@@ -322,31 +314,23 @@ class RpcService:
         except Exception:  # a boundary: one line's bug
             log.exception("rpc.line_failed peer=%s", line.stream.peer)
         finally:
-            if line.leaving is not None:
-                self._leaving.pop((line.stream.peer, line.leaving), None)
+            self._departures.forget(line)
             self._leave(line.stream.peer)
 
-    def _on_leaving(self, line: ServerLine, token: bytes) -> None:
-        self._leaving[line.stream.peer, token] = line
-        self._left.unpark_all()
-
     async def _go_on(self, stream: Stream) -> None:
-        """A caller moves: the line whose last word on its stream names the token goes on here."""
+        """A caller moves a line to this stream."""
         if not self._enter(stream):
             return
-        line: ServerLine | None = None
         try:
-            with trio.move_on_after(MOVE_S):
-                token = await _read_token(stream)
-                while (line := self._leaving.pop((stream.peer, token), None)) is None:
-                    await self._left.park()
+            found = await self._departures.meet(stream)
         finally:
             self._leave(stream.peer)
-        if line is None or line.lost is not None:
+        if found is None:
             stream.drop()
             return
+        line, token = found
         line.begin_move(stream, token)
-        await _stay(line, stream)
+        await moves.stay(line, stream)
 
     def _enter(self, stream: Stream) -> bool:
         """Count a line of a peer in, or refuse its stream."""
@@ -363,22 +347,6 @@ class RpcService:
         served.lines -= 1
         if not served.lines:
             del self._served[peer]
-
-
-async def _stay(line: ServerLine, stream: Stream) -> None:
-    """Keep a stream's server until the line is over, or goes on elsewhere."""
-    while line.lost is None and stream in (line.stream, line.successor):
-        await line.turned.park()
-
-
-async def _read_token(stream: Stream) -> bytes:
-    token = b""
-    while len(token) < TOKEN_BYTES:
-        more = await stream.read(TOKEN_BYTES - len(token))
-        if not more:
-            raise PeerUnreachable(f"{stream.peer} began no move")
-        token += more
-    return token
 
 
 class _ByteNetwork:
