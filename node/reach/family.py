@@ -224,16 +224,20 @@ class Family:
 
     def _servers(self) -> list[Address]:
         """STUN servers, the one that our anchor holds last: it has seen us already."""
+        if not self.own:
+            return []
         held = self.anchor.peer if self.anchor else None
         ordered = sorted(self.vantages, key=lambda one: one.peer == held)
         found = [place for one in ordered for place in one.stun if place.network == self.network]
         return [one for at, one in enumerate(found) if one.host not in _hosts(found[:at])]
 
     def _next_anchor(self, now: float) -> HoldAnchor | None:
+        if not self.own:
+            return None
         for one in self.vantages:
             if self._barred.get(one.peer, now) <= now:
                 for place in one.stun:
-                    if place.network == self.network and self.own:
+                    if place.network == self.network:
                         return HoldAnchor(one.peer, place)
         return None
 
