@@ -180,7 +180,8 @@ class Internet:
             line = self._connect(site.name, box, "wan", ipv6=site.ipv6 is not None)
             wan_ip = line.ip
         lan = f"11.{line.number}.1" if line and site.kind in rules.ROUTED else LAN
-        router = Router(site.name, site, box, wan_ip, lan, line, behind)
+        cable = f"c{behind.taken}" if behind else ""
+        router = Router(site.name, site, box, wan_ip, lan, line, behind, cable)
         self._furnish(router)
         if line is not None:
             self.set_line(site.name, site.delay_ms, site.loss, site.rate_mbit)
@@ -208,8 +209,8 @@ class Internet:
         carrier.taken += 1
         ip = f"{carrier.lan}.{carrier.taken}"
         carrier.box.ip(
-            f"link add c-{site.name} type veth peer name wan netns {box.path}",
-            f"link set c-{site.name} master lan up",
+            f"link add c{carrier.taken} type veth peer name wan netns {box.path}",
+            f"link set c{carrier.taken} master lan up",
         )
         box.ip(
             f"address add {ip}/24 dev wan",
@@ -253,11 +254,12 @@ class Internet:
         """Plug a host into a site's network: device, addresses, routes."""
         router.taken += 1
         host.site, host.ip = router.name, f"{router.lan}.{router.taken}"
+        host.cable = f"h{router.taken}"
         six = router.lan_ipv6
         host.ipv6 = f"{six}:{router.taken:x}" if six else None
         router.box.ip(
-            f"link add h-{host.name} type veth peer name eth0 netns {host.box.path}",
-            f"link set h-{host.name} master lan up",
+            f"link add {host.cable} type veth peer name eth0 netns {host.box.path}",
+            f"link set {host.cable} master lan up",
         )
         host.box.ip(
             f"address add {host.ip}/24 dev eth0",

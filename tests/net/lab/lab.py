@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from tests.net.lab import rules
 from tests.net.lab.internet import Internet
 from tests.net.lab.internet import missing as missing
+from tests.net.lab.namespaces import Namespace
 from tests.net.lab.plan import Router
 from tests.net.lab.plan import Site as Site
 
@@ -104,13 +105,14 @@ class Lab(Internet):
             name = router.carrier.name
         return self.lines[name].device
 
-    def _cable(self, name: str):
+    def _cable(self, name: str) -> tuple[Namespace, str]:
         """Return the far end of a cable: the box it is in, and the device."""
         if name in self.lines:
             return self.core, self.lines[name].device
-        host = self.hosts.get(name)
-        if host is not None and host.site is not None:
-            return self.sites[host.site].box, f"h-{name}"
-        carrier = self.sites[name].carrier
-        assert carrier is not None
-        return carrier.box, f"c-{name}"
+        if name in self.hosts:
+            host = self.hosts[name]
+            assert host.site is not None
+            return self.sites[host.site].box, host.cable
+        site = self.sites[name]
+        assert site.carrier is not None
+        return site.carrier.box, site.cable

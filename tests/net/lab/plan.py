@@ -74,6 +74,7 @@ class Router:
     lan: str  # the first three numbers of the network inside
     line: Line | None  # None: behind a carrier
     carrier: "Router | None" = None
+    cable: str = ""  # behind a carrier: the device at the other end of its wan
     taken: int = 9  # last number given to a host inside
     server: PortMapServer | None = None
 
@@ -92,6 +93,7 @@ class Host:
     ip: str = ""
     ipv6: str | None = None
     site: str | None = None
+    cable: str = ""  # the device at the other end of its eth0
 
     def call(self, work: Callable[[], T]) -> T:
         """Do it inside; see Namespace.call."""
