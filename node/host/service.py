@@ -23,6 +23,7 @@ from node.host.backoff import Backoff
 from node.host.connection import Connection
 from node.host.dialler import Dialler
 from node.host.gate import Gate, Limits
+from node.host.holes import Holes
 from node.host.interfaces import expand
 from node.host.lanes import HostLanes
 from node.host.listeners import Listener, Sorter, open_listener
@@ -112,6 +113,7 @@ class LibP2pHost:
         self._dialler = Dialler(self._peer, self._swarm, self._peers)
         self.once = DialOnce(self._swarm, self._sessions)
         self.lanes = HostLanes(self._peers)
+        self.holes = Holes(self._swarm, self.listeners)
         self.sorter = Sorter(self._swarm.gate, self._swarm.serve_tcp, self.lanes.accept)
         self._swarm.session = self._sessions.run
         self._swarm.serve = self._sessions.serve
