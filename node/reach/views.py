@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from node.reach.offer import Verdict
+from node.reach.family import State
 from wire.ids import PeerId
 
 Origin = Literal["mapped", "observed", "interface", "relay"]
@@ -31,7 +31,7 @@ class Held(msgspec.Struct, frozen=True):
     """One reservation that we hold."""
 
     relay: PeerId
-    network: str  # that the relay is in: /16 of IPv4, /32 of IPv6
+    host: str  # the IP address of the relay
     rtt_ms: float | None  # to the relay; None before it was measured
     left_s: float  # until it ends, if it is not renewed
     addresses: list[str]  # multiaddrs of ours, through the relay
@@ -58,7 +58,7 @@ class Punch(msgspec.Struct, frozen=True):
 class ReachView(msgspec.Struct, frozen=True):
     """How this node can be reached, and what is done about it."""
 
-    verdict: Verdict
+    verdict: State
     evidence: list[str]  # lines for people, the most telling first
     announced: list[Announced]  # in the order of use
     mapping: str = ""  # how the routers in front of us choose ports, in words; "" unknown
