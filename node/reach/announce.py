@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
-from node.host.addresses import Address, parse_address
+from node.host.addresses import Address
 from node.host.interfaces import is_global
 from node.reach.views import Announced, Origin
 
@@ -30,7 +30,7 @@ def source_host(family: socket.AddressFamily) -> str | None:
 
 def in_order(
     own: Iterable[Address],
-    others: Iterable[tuple[Address, Origin]],
+    others: Iterable[tuple[str, Origin]],
     relayed: Sequence[str],
     sources: Iterable[str | None],
 ) -> list[Announced]:
@@ -46,7 +46,7 @@ def in_order(
 
     interfaces = [Announced(str(one), "interface") for one in sorted(own, key=rank)]
     found = [
-        *(Announced(str(one), origin) for one, origin in others),
+        *(Announced(one, origin) for one, origin in others),
         *interfaces[:FIRST_INTERFACES],
         *(Announced(one, "relay") for one in relayed),
         *interfaces[FIRST_INTERFACES:],
@@ -59,8 +59,3 @@ def in_order(
 
 def _is_loopback(address: Address) -> bool:
     return address.host == "::1" or address.host.startswith("127.")
-
-
-def hosts(texts: Iterable[str]) -> list[Address]:
-    """Parse our own multiaddrs."""
-    return [parse_address(text) for text in texts]

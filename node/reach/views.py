@@ -4,6 +4,8 @@ from typing import Literal
 
 import msgspec
 
+from node.reach.behaviour import Behaviour
+from node.reach.evidence import Evidence
 from node.reach.family import State
 from wire.ids import PeerId
 
@@ -47,21 +49,22 @@ class RelayServing(msgspec.Struct, frozen=True):
 
 
 class Punch(msgspec.Struct, frozen=True):
-    """Hole punching with one peer, lately."""
+    """The last round of hole punching with one peer."""
 
     peer: PeerId
-    attempts: int
-    outcome: str  # in words: "direct after 0.4 s", "no answer at 5 addresses"
-    next_s: float | None = None  # to the next attempt; None if none is planned
+    outcome: Literal["direct", "failed", "trying"]
+    tries: int
+    took_s: float
+    age_s: float  # since it began
 
 
 class ReachView(msgspec.Struct, frozen=True):
     """How this node can be reached, and what is done about it."""
 
     verdict: State
-    evidence: list[str]  # lines for people, the most telling first
+    evidence: list[Evidence]  # how we know, IPv4 first
     announced: list[Announced]  # in the order of use
-    mapping: str = ""  # how the routers in front of us choose ports, in words; "" unknown
+    behaviour: Behaviour | None = None  # how the routers in front of us choose ports
     port_maps: list[PortMapView] = msgspec.field(default_factory=list[PortMapView])
     port_maps_tried: dict[str, str] = msgspec.field(default_factory=dict[str, str])
     held: list[Held] = msgspec.field(default_factory=list[Held])
