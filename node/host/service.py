@@ -23,11 +23,13 @@ from node.host.backoff import Backoff
 from node.host.connection import Connection
 from node.host.dialler import Dialler
 from node.host.gate import Gate, Limits
+from node.host.holes import Holes
 from node.host.interfaces import expand
 from node.host.lanes import HostLanes
 from node.host.listeners import Listener, Sorter, open_listener
 from node.host.mdns import Found, Mdns
 from node.host.nearby import Nearby
+from node.host.once import DialOnce
 from node.host.peers import Peers, Watcher
 from node.host.ping import PING, ping
 from node.host.sessions import Sessions
@@ -99,7 +101,7 @@ class LibP2pHost:
         self._is_open = swarm is None
         self._listen = list(listen)
         self._limits = limits or Limits()
-        self._listeners: list[Listener] = []
+        self.listeners: list[Listener] = []
         self._peers = Peers()
         self._swarm = FencedSwarm(create_new_key_pair(signer_seed), Gate(self._limits))
         self._libp2p = _FencedBasicHost(self._swarm, default_protocols=_no_protocols())
@@ -109,8 +111,10 @@ class LibP2pHost:
         self._libp2p.multiselect.handlers[TProtocol(PING)] = _never  # only for identify to tell
         self._sessions = Sessions(self._peer, swarm, self._peers, self._limits, public)
         self._dialler = Dialler(self._peer, self._swarm, self._peers)
+        self.once = DialOnce(self._swarm, self._sessions)
         self.lanes = HostLanes(self._peers)
-        self._sorter = Sorter(self._swarm.gate, self._swarm.serve_tcp, self.lanes.accept)
+        self.holes = Holes(self._swarm, self.listeners)
+        self.sorter = Sorter(self._swarm.gate, self._swarm.serve_tcp, self.lanes.accept)
         self._swarm.session = self._sessions.run
         self._swarm.serve = self._sessions.serve
         self._swarm.reach = self._reach_for_libp2p
@@ -136,13 +140,13 @@ class LibP2pHost:
         """Listen, dial and serve until cancelled. Raises UsageError if it cannot listen."""
         try:
             for text in self._listen:
-                self._listeners.append(await open_listener(_listen_address(text)))
-                self._swarm.listeners[text] = self._listeners[-1]
+                self.listeners.append(await open_listener(_listen_address(text)))
+                self._swarm.listeners[text] = self.listeners[-1]
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._swarm.run)
                 assert self._swarm.background_nursery is not None
-                for listener in self._listeners:
-                    nursery.start_soon(listener.serve, self._sorter, self._swarm.background_nursery)
+                for listener in self.listeners:
+                    nursery.start_soon(listener.serve, self.sorter, self._swarm.background_nursery)
                 self._dialler.nursery = nursery
                 nursery.start_soon(self._nearby.run)
                 for peer, kept in self._kept.items():
@@ -154,7 +158,7 @@ class LibP2pHost:
                 await trio.sleep_forever()
         finally:
             self._dialler.nursery = None
-            for listener in self._listeners:
+            for listener in self.listeners:
                 listener.sock.close()
 
     # wire.ports.Host
@@ -163,14 +167,17 @@ class LibP2pHost:
         """Admitted peers that we hold a connection to now."""
         return self._peers.connected()
 
-    def serve(self, protocol: str, server: StreamServer) -> None:
+    def serve(self, protocol: str, server: StreamServer, *, before_admission: bool = False) -> None:
         """Answer streams of a protocol, before or after the start.
 
         When `server` returns, the stream is over in both directions; when it raises, it is reset.
         A second later than its connection ends, it is cancelled.
+        before_admission: whoever dialled us may open it.
         """
         assert protocol not in self._sessions.servers, protocol
         self._sessions.servers[protocol] = server
+        if before_admission:
+            self._sessions.early.add(protocol)
         if self._is_open:
             # Other implementations choose by what identify tells; in a closed swarm it tells
             # strangers no more than they may use. Only the name is seen, nothing calls this.
@@ -278,7 +285,7 @@ class LibP2pHost:
 
     def addresses(self) -> list[str]:
         """Where others can dial us: real ports, interfaces' addresses for 0.0.0.0, our peer ID."""
-        dialable = [place for listener in self._listeners for place in expand(listener.address)]
+        dialable = [place for listener in self.listeners for place in expand(listener.address)]
         return [str(place.with_peer(self._peer)) for place in dialable]
 
     def peers(self) -> list[PeerView]:

@@ -18,7 +18,7 @@ RANKS: dict[State, int] = {"unknown": 0, "relayed": 1, "punchable": 2, "mapped":
 CANDIDATES_MAX = 16  # a family; a host has a few addresses, and each costs peers a dial
 SERVERS_ASKED = 2  # that look at our mapping: what they see alike, a third would, too
 OPENED_S = 300.0  # for a router to forget whom an anchor let in, once it is closed
-ANCHOR_RETRY_S = 60.0  # before a server that failed as an anchor is tried again
+ANCHOR_RETRY_S = 10.0  # before a server that failed as an anchor is tried again
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ class RelayServing(msgspec.Struct, frozen=True):
     reservations: int = 0
     circuits: int = 0
     bytes: int = 0  # relayed since the start, both directions
+    refused: int = 0  # requests over a limit, since the start
 
 
 class Punch(msgspec.Struct, frozen=True):
@@ -70,3 +71,9 @@ class ReachView(msgspec.Struct, frozen=True):
     held: list[Held] = msgspec.field(default_factory=list[Held])
     relay: RelayServing = msgspec.field(default_factory=lambda: RelayServing(is_on=False))
     punches: list[Punch] = msgspec.field(default_factory=list[Punch])
+    ip4: Verdict = "unknown"  # the verdict over IPv4 alone
+    ip6: Verdict = "unknown"  # and over IPv6
+    behaviour: str = ""  # the mapping's name (node.reach.behaviour.Mapping); "" unknown
+    outside: int = 0  # connected peers outside of our network, who can be asked
+    punched: dict[str, int] = msgspec.field(default_factory=dict[str, int])  # outcome -> how often
+    dial_backs: dict[str, int] = msgspec.field(default_factory=dict[str, int])  # asked, served
