@@ -140,6 +140,7 @@ class Membership:
         self._found: dict[PeerId, list[str]] = {}  # addresses that the DHT knows
         self._renewing = trio.CancelScope()
         self._news = trio.Event()
+        self.on_moved: Callable[[PeerId], None] = lambda _: None  # a member has other addresses
         self.malformed = 0  # leases of others that are not leases
         self.renewals_failed = 0
 
@@ -306,6 +307,7 @@ class Membership:
         self._seen[item.author] = _Seen(lease, item.expires_ms)
         if item.author != self._host.peer and (known is None or known.lease.addrs != lease.addrs):
             self._host.learn(item.author, list(lease.addrs))
+            self.on_moved(item.author)
             if item.author in self._kept.peers:
                 self._host.keep(item.author, list(lease.addrs))  # it moved: dial it there at once
         return True

@@ -1,4 +1,4 @@
-"""Signals: the first drains the daemon, a second one ends it at once; and nothing hangs for ever."""
+"""Signals: the first drains the daemon, a second one ends it at once. Nothing hangs for ever."""
 
 import os
 import signal

@@ -4,8 +4,6 @@ from typing import Literal
 
 import msgspec
 
-from node.reach.behaviour import Behaviour
-from node.reach.evidence import Evidence
 from node.reach.family import State
 from wire.ids import PeerId
 
@@ -63,16 +61,16 @@ class ReachView(msgspec.Struct, frozen=True):
     """How this node can be reached, and what is done about it."""
 
     verdict: State
-    evidence: list[Evidence]  # how we know, IPv4 first
+    evidence: list[str]  # how we know, in sentences, IPv4 first
     announced: list[Announced]  # in the order of use
-    behaviour: Behaviour | None = None  # how the routers in front of us choose ports
+    mapping: str = ""  # how the routers in front of us choose ports, in words; "" unknown
     port_maps: list[PortMapView] = msgspec.field(default_factory=list[PortMapView])
     port_maps_tried: dict[str, str] = msgspec.field(default_factory=dict[str, str])
     held: list[Held] = msgspec.field(default_factory=list[Held])
     relay: RelayServing = msgspec.field(default_factory=lambda: RelayServing(is_on=False))
     punches: list[Punch] = msgspec.field(default_factory=list[Punch])
-    ip4: Verdict = "unknown"  # the verdict over IPv4 alone
-    ip6: Verdict = "unknown"  # and over IPv6
+    ip4: State = "unknown"  # the verdict over IPv4 alone
+    ip6: State = "unknown"  # and over IPv6
     behaviour: str = ""  # the mapping's name (node.reach.behaviour.Mapping); "" unknown
     outside: int = 0  # connected peers outside of our network, who can be asked
     punched: dict[str, int] = msgspec.field(default_factory=dict[str, int])  # outcome -> how often
