@@ -26,6 +26,18 @@ def interface_hosts(family: socket.AddressFamily) -> list[str]:
     return found or ["127.0.0.1" if family == socket.AF_INET else "::1"]
 
 
+def interface_networks() -> list[str]:
+    """Networks of this machine's interfaces, like 192.168.1.0/24: who is in one is a neighbour."""
+    found = list[str]()
+    for adapter in ifaddr.get_adapters():
+        for entry in adapter.ips:
+            host = entry.ip if isinstance(entry.ip, str) else entry.ip[0]
+            network = ipaddress.ip_network(f"{host}/{entry.network_prefix}", strict=False)
+            if network.num_addresses > 1:  # /32 of a cloud or a tunnel: no neighbours
+                found.append(str(network))
+    return found
+
+
 def expand(address: Address) -> list[Address]:
     """Turn a listening address into dialable ones: 0.0.0.0 and :: become the interfaces' own."""
     if not address.is_unspecified:
