@@ -243,6 +243,7 @@ class Daemon:
             nursery.start_soon(_heed_signals, self.life)
             await nursery.start(self.lag.run)
             for part in (
+                self.rpc,  # before the host: a line that began earlier could not move
                 self.host,
                 self.bulk,
                 self.channels,
@@ -304,6 +305,8 @@ class Daemon:
         """Tell the parts, and whoever reads `/v1/events`, who comes and goes."""
         async with trio.open_nursery() as nursery:
             async for event in self.host.watch():
+                if event.is_move:
+                    continue
                 is_up = isinstance(event, PeerUp)
                 change = PeerChange(event.peer, is_up, now_ms())
                 self.life.events.send(Event(change, name="peer"))

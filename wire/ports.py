@@ -100,7 +100,8 @@ class Stream(Protocol):
     def attach(self, sink: Sink) -> None:
         """Give everything that arrives from now on to `sink`, what is buffered at once.
 
-        The window is returned as bytes arrive, so the sink must bound what it keeps.
+        The window is returned as bytes arrive, so the sink must bound what it keeps. Attached
+        again, the last sink gets the rest, and the end.
         """
         ...
 
@@ -119,6 +120,17 @@ class Stream(Protocol):
 
     def drop(self) -> None:
         """Reset without waiting."""
+        ...
+
+    @property
+    def is_retired(self) -> bool:
+        """True once a better connection to the peer is there: go on with a stream on that one."""
+        ...
+
+    def expect(self, *, waits: bool) -> None:
+        """Tell whether somebody waits for what the other side has to say: meanwhile it is noticed
+        sooner that nobody is there.
+        """
         ...
 
 
@@ -147,6 +159,28 @@ class Host(Protocol):
         """Open a stream for a protocol, or for the first of several that the peer speaks,
         connecting first if need be. Raises PeerUnreachable, DeadlineExceeded.
         """
+        ...
+
+
+class PeerEvent(Protocol):
+    """A peer came or went (which of it, `connected` tells), or is reached in another way."""
+
+    @property
+    def peer(self) -> PeerId:
+        """Whose connection it is."""
+        ...
+
+    @property
+    def is_move(self) -> bool:
+        """True if there is a better connection now: streams that are retired should move."""
+        ...
+
+
+class WatchedHost(Host, Protocol):
+    """The host, and who comes, goes and moves on it (`node.host`)."""
+
+    def watch(self) -> AsyncIterator[PeerEvent]:
+        """Yield events, beginning with those who are here."""
         ...
 
 

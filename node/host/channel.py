@@ -20,8 +20,8 @@ from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.security.secure_session import SecureSession
 from multiaddr import Multiaddr
 
+from node.host.carrier import Carrier
 from node.host.records import PLAIN_MAX, RECORDS_PER_TURN, after_handshake
-from node.host.tcp import CountedTcp
 
 NOISE_AES = TProtocol("/shoal/noise-aes/1")
 RECEIVE_BYTES = 256 * 1024  # one system call brings at most so much: four of the largest records
@@ -78,18 +78,18 @@ class Channel(Protocol):
 
 
 class SecureChannel(ISecureConn):
-    """A Channel over TCP, after the handshake.
+    """A Channel over a carrier, after the handshake.
 
     scratch: received bytes stay in it for the length of one `receive` without a wait, so that all
     connections of a host share it and an idle one has no buffer.
     """
 
-    def __init__(self, session: SecureSession, tcp: CountedTcp, scratch: bytearray) -> None:
+    def __init__(self, session: SecureSession, carrier: Carrier, scratch: bytearray) -> None:
         noise: Any = session.conn
         self.handshake_hash = bytes(noise.noise_state.get_handshake_hash())
         self.is_initiator = session.is_initiator
         self._session = session
-        self._tcp = tcp
+        self._carrier = carrier
         self._sealer, self._opener = after_handshake(noise.noise_state)
         self._scratch = memoryview(scratch)
         self._cut = b""  # the beginning of a record, or all that is to be opened next turn
@@ -97,7 +97,7 @@ class SecureChannel(ISecureConn):
         self._ready: list[bytes] = []  # plaintext that was received and not taken
         self._unsent: list[bytes | memoryview] = []
         self.unsent_bytes = 0
-        self._open(self._put_first(tcp.take_buffered()))
+        self._open(self._put_first(carrier.take_buffered()))
 
     async def receive(self) -> Sequence[bytes]:
         """Wait for at least one whole record. Raises ConnectionClosedError, BadMessage."""
@@ -106,9 +106,9 @@ class SecureChannel(ISecureConn):
                 await trio.lowlevel.checkpoint()
                 size = self._put_first(self._cut)
             else:
-                await self._tcp.wait_readable()
+                await self._carrier.wait_readable()
                 size = self._put_first(self._cut)
-                size += self._tcp.read_now(self._scratch[size:])
+                size += self._carrier.read_now(self._scratch[size:])
             self._open(size)
         ready, self._ready = self._ready, []
         return ready
@@ -134,7 +134,7 @@ class SecureChannel(ISecureConn):
     def send(self) -> bool:
         """Write sealed records until the socket is full. Raises ConnectionClosedError."""
         if self._unsent:
-            size = self._tcp.write_now(self._unsent)
+            size = self._carrier.write_now(self._unsent)
             self.unsent_bytes -= size
             if self.unsent_bytes:
                 self._drop_sent(size)
@@ -152,7 +152,7 @@ class SecureChannel(ISecureConn):
 
     async def wait_writable(self) -> None:
         """Wait until the socket takes bytes again. Raises trio.ClosedResourceError."""
-        await self._tcp.wait_writable()
+        await self._carrier.wait_writable()
 
     # as a plain byte stream, for the choice of a muxer
 
@@ -172,11 +172,11 @@ class SecureChannel(ISecureConn):
 
     async def close(self) -> None:
         """Close the socket. Safe to repeat."""
-        await self._tcp.close()
+        await self._carrier.close()
 
     def get_remote_address(self) -> tuple[str, int] | None:
         """Return IP address and port of the other end."""
-        return self._tcp.get_remote_address()
+        return self._carrier.get_remote_address()
 
     def get_transport_addresses(self) -> list[Multiaddr]:
         """Return the address of the other end."""

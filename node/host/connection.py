@@ -13,9 +13,9 @@ from libp2p.network.stream.net_stream import NetStream
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 
 from node.host.addresses import Address
+from node.host.carrier import Carrier
 from node.host.gate import Place
-from node.host.tcp import CountedTcp
-from node.host.views import Direction
+from node.host.views import Direction, Path
 from node.host.yamux import MuxedConnection
 from node.host.yamux_stream import MuxedStream
 from wire.ids import PeerId, public_key_of
@@ -38,22 +38,29 @@ class Connection(SwarmConn):
     """
 
     def __init__(
-        self, muxed: MuxedConnection, swarm: "FencedSwarm", tcp: CountedTcp, place: Place
+        self, muxed: MuxedConnection, swarm: "FencedSwarm", carrier: Carrier, place: Place
     ) -> None:
         direction: Direction = "out" if muxed.is_initiator else "in"
         super().__init__(muxed, swarm, "outbound" if direction == "out" else "inbound")
         self.muxed = muxed
-        self.tcp = tcp
+        self.carrier = carrier
         self.place = place
         self.peer = PeerId(muxed.peer_id.to_base58())
         public_key_of(self.peer)  # raises BadMessage for RSA and other keys that we cannot check by
         self.way: Direction = direction
         self.since = time.time()
         self.rtts_s = deque[float](maxlen=RTTS_KEPT)  # of keep-alive pings, the last one last
+        self.is_retired = False  # a better one is there: see `peers`
+        self.waiting = 0  # streams on which somebody waits for the other end's word
+        self.changed = trio.lowlevel.ParkingLot()  # its keep-alive has something new to look at
         self.is_admitted = False
         self.refusal = "the connection ended"  # why not, if it is settled and not admitted
         self.settled = trio.Event()  # admitted, or never to be
         self.over = self.event_closed
+
+    def expect(self, *, waits: bool) -> None:
+        """One more stream waits for the other end's word, or one less."""
+        self.waiting += 1 if waits else -1
 
     @property
     def rtt_s(self) -> float | None:
@@ -62,9 +69,26 @@ class Connection(SwarmConn):
 
     @property
     def address(self) -> str:
-        """The other end, as a multiaddr without /p2p."""
-        host, port = self.tcp.get_remote_address() or ("0.0.0.0", 0)
-        return str(Address("ip6" if ":" in host else "ip4", host, port))
+        """The other end, as a multiaddr without the peer; through a relay it ends in
+        /p2p/RELAY/p2p-circuit.
+        """
+        host, port = self.carrier.get_remote_address() or ("0.0.0.0", 0)
+        return str(Address("ip6" if ":" in host else "ip4", host, port, relay=self.relay))
+
+    @property
+    def relay(self) -> PeerId | None:
+        """Whom it runs through; None if it is direct."""
+        return self.carrier.relay
+
+    @property
+    def path(self) -> Path:
+        """How it runs."""
+        return "direct" if self.relay is None else "relayed"
+
+    @property
+    def is_punched(self) -> bool:
+        """True if it came through a hole of two routers: nothing else can be dialled there."""
+        return self.carrier.is_punched
 
     async def run(
         self,

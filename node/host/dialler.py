@@ -7,13 +7,14 @@ import logging
 import os
 import socket
 from collections.abc import Iterable
+from typing import Protocol
 
 import trio
-from libp2p.peer.id import ID
 
 from node.host.addresses import Address, parse_address
 from node.host.admission import NotAdmitted
 from node.host.backoff import STAGGER_S, AddressBook
+from node.host.carrier import Carrier
 from node.host.connection import Connection
 from node.host.peers import Peers
 from node.host.race import race
@@ -31,6 +32,17 @@ DIAL_S = 10.0  # for all addresses together, Noise included
 FLIGHTS_MAX = 2  # that one caller waits for: the first may have been lost by bad luck
 NAME_ADDRESSES_MAX = 4  # that a DNS name may stand for
 PEERS_MAX = 4096  # whose addresses we remember; at 16 addresses of 100 bytes, 6 MB
+
+
+_Dialled = tuple[Address, MuxedConnection, Carrier]
+
+
+class Circuits(Protocol):
+    """Makes connections through relays: `node.reach.circuit`."""
+
+    async def dial(self, relay: Address, peer: PeerId) -> Carrier:
+        """Ask the relay at an address, which names it, for a circuit. Raises PeerUnreachable."""
+        ...
 
 
 class _Flight:
@@ -51,6 +63,7 @@ class Dialler:
         self._books: dict[PeerId, AddressBook] = {}
         self._flights: dict[PeerId, _Flight] = {}
         self.nursery: trio.Nursery | None = None
+        self.circuits: Circuits | None = None  # without, relay addresses are of no use
 
     def learn(self, peer: PeerId, addresses: Iterable[str]) -> None:
         """Remember addresses. Malformed ones, and ones of other peers, are dropped."""
@@ -128,26 +141,34 @@ class Dialler:
         if place is None:
             raise PeerUnreachable("too many connections here")
         with OnFailure(place.leave):
-            won: tuple[Address, MuxedConnection, CountedTcp] | None = None
+            won: _Dialled | None = None
             with trio.move_on_after(DIAL_S):
                 won = await race(plan, self._attempt, _discard, stagger_s=STAGGER_S)
             if won is None:
                 raise PeerUnreachable(f"no address of {peer} answered within {DIAL_S:.0f} s")
-            address, muxed, tcp = won
+            address, muxed, carrier = won
             self._book(peer).worked(str(address))
-            connection = await self._swarm.adopt(muxed, tcp, place)
+            connection = await self._swarm.adopt(muxed, carrier, place)
         await connection.settled.wait()
         if not connection.is_admitted:
             raise NotAdmitted(f"{peer}: {connection.refusal}")
 
-    async def _attempt(self, address: Address) -> tuple[Address, MuxedConnection, CountedTcp]:
+    async def _attempt(self, address: Address) -> _Dialled:
         assert address.peer is not None
-        stream = await _connect(address)
+        carrier = await self._carrier(address)
         try:
-            muxed, tcp = await self._swarm.dial_tcp(stream, ID.from_base58(address.peer))
+            muxed = await self._swarm.secure(carrier, address.peer)
         except Exception as error:  # libp2p's many: not our peer, not libp2p, not in time
             raise PeerUnreachable(f"no handshake: {error.__cause__ or error!r}") from error
-        return address, muxed, tcp
+        return address, muxed, carrier
+
+    async def _carrier(self, address: Address) -> Carrier:
+        assert address.peer is not None
+        if address.relay is None:
+            return CountedTcp(await _connect(address), self._swarm.traffic)
+        if self.circuits is None:
+            raise PeerUnreachable("no circuits here")
+        return await self.circuits.dial(address, address.peer)
 
     def _book(self, peer: PeerId) -> AddressBook:
         book = self._books.pop(peer, None) or AddressBook()
@@ -183,7 +204,7 @@ async def _connect(address: Address) -> trio.SocketStream:
         raise PeerUnreachable(reason) from error
 
 
-def _discard(result: tuple[Address, MuxedConnection, CountedTcp]) -> None:
+def _discard(result: _Dialled) -> None:
     result[2].abort()
 
 

@@ -7,6 +7,8 @@ import ifaddr
 
 from node.host.addresses import Address
 
+_TRANSLATORS = ipaddress.ip_network("64:ff9b::/32")  # NAT64: an IPv4 address of any kind inside
+
 
 def interface_hosts(family: socket.AddressFamily) -> list[str]:
     """IP addresses of this machine: not loopback, not link-local (useless without a scope).
@@ -30,3 +32,26 @@ def expand(address: Address) -> list[Address]:
         return [address]
     hosts = interface_hosts(address.family)
     return [Address(address.network, host, address.port, address.peer) for host in hosts]
+
+
+def is_global(host: str) -> bool:
+    """True for an IP address of one machine on the public Internet; False for names, too.
+
+    IPv6 addresses that hold an IPv4 one are not: what is behind them may be anything.
+    """
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    if isinstance(ip, ipaddress.IPv6Address) and (ip.sixtofour or ip.teredo or ip in _TRANSLATORS):
+        return False
+    return ip.is_global and not ip.is_multicast
+
+
+def network_of(host: str) -> str:
+    """Name the network that an IP address is in: /16 for IPv4, /32 for IPv6, about one provider.
+
+    What must not be of one hand (relays, those who dial back) is chosen from different ones.
+    """
+    bits = 32 if ":" in host else 16
+    return str(ipaddress.ip_network(f"{host}/{bits}", strict=False))

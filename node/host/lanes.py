@@ -50,7 +50,7 @@ class HostLanes:
     ) -> tuple[socket.socket, bytes]:
         """Connect to where our connection to the peer goes, send `first`, and read the answer."""
         connection = self._best(peer)
-        remote = connection.tcp.get_remote_address() if connection else None
+        remote = connection.carrier.get_remote_address() if connection else None
         if connection is None or connection.way != "out" or remote is None:
             raise PeerUnreachable(f"no connection to {peer} that we dialled")
         family = socket.AF_INET6 if ":" in remote[0] else socket.AF_INET

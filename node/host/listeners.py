@@ -1,11 +1,15 @@
-"""Listening sockets. Ours, because libp2p 0.8.1's set SO_REUSEPORT: two daemons configured with the
-same port would share it silently, each getting some of the other's connections.
+"""Listening sockets, and connections from their ports.
+
+Ours, because libp2p 0.8.1's set SO_REUSEPORT as they bind: two daemons with the same port would
+share it silently, each getting some of the other's connections.
 
 What comes in is libp2p or a lane (bulk connection); the first byte tells, and is left in place.
 """
 
+import contextlib
 import errno
 import logging
+import os
 import socket
 from collections.abc import Awaitable, Callable
 
@@ -109,3 +113,43 @@ async def open_listener(address: Address) -> Listener:
             hint=hint if error.errno == errno.EADDRINUSE else "",
         ) from error
     return Listener(sock, address.network)
+
+
+def start_connecting(listener: Listener, remote: Address) -> socket.socket:
+    """Send the first packet of a connection from a listener's own port, at once; `connected` waits.
+
+    remote: an IP address of the listener's family. Raises OSError (EADDRNOTAVAIL: that connection
+    stands already).
+    """
+    # Only now, with the port bound: SO_REUSEPORT then lets none in that has not set it at its own
+    # bind, as `open_listener` does not (Linux: inet_csk_get_port; tried in test_host_ports.py).
+    listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    family = listener.sock.family
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    with OnFailure(sock.close):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((listener.address.host, listener.address.port))
+        with contextlib.suppress(BlockingIOError):  # it is on its way
+            sock.connect((remote.host, remote.port))
+    return sock
+
+
+async def connected(sock: socket.socket) -> trio.SocketStream:
+    """Wait until a connection stands; closes the socket if none does. Raises OSError."""
+    with OnFailure(sock.close):
+        await trio.lowlevel.wait_writable(sock)
+        if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            raise OSError(code, os.strerror(code))
+        return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+
+
+async def connect_from(listener: Listener, remote: Address, timeout_s: float) -> trio.SocketStream:
+    """Connect from a listener's own port, for a router to see what it sees of the listener.
+
+    Raises OSError and trio.TooSlowError; `start_connecting` says more.
+    """
+    with trio.fail_after(timeout_s):
+        return await connected(start_connecting(listener, remote))

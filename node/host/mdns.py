@@ -11,6 +11,7 @@ to trio.
 import ipaddress
 import logging
 import secrets
+import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ import trio
 from zeroconf import (
     Error,
     InterfaceChoice,
+    IPVersion,
     ServiceBrowser,
     ServiceInfo,
     ServiceStateChange,
@@ -26,6 +28,7 @@ from zeroconf import (
 )
 
 from node.host.addresses import parse_address
+from node.host.interfaces import interface_hosts
 from wire.errors import BadMessage
 from wire.ids import PeerId
 
@@ -95,6 +98,7 @@ class Mdns:
         self._addresses = addresses
         self._found = found
         self._interfaces = interfaces
+        self._again = trio.Event()
         self.dropped = 0
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -116,23 +120,39 @@ class Mdns:
                 log.debug("mdns.late peer=%s", found.peer)
 
         task_status.started()  # announcing takes 1.5 s, since mDNS first asks if the name is free
-        zeroconf: Zeroconf | None = None
-        try:
-            try:
-                zeroconf = await trio.to_thread.run_sync(self._open, tell)
-                announce = partial(self._announce, zeroconf)
-                await trio.to_thread.run_sync(announce, abandon_on_cancel=True)
-            except (OSError, Error) as error:
-                log.warning("mdns.off reason=%r", error)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._speak, tell)
             async for found in receive:
                 self._found(found)
-        finally:
-            if zeroconf is not None:
-                with trio.move_on_after(STOP_S, shield=True):
-                    await trio.to_thread.run_sync(zeroconf.close, abandon_on_cancel=True)
+
+    def refresh(self) -> None:
+        """The network has changed: speak on the interfaces that are there now."""
+        self._again.set()
+
+    async def _speak(self, tell: Callable[[Found], None]) -> None:
+        """Hold mDNS open, anew after each `refresh`: its sockets are bound to interfaces."""
+        while True:
+            self._again = trio.Event()
+            zeroconf: Zeroconf | None = None
+            try:
+                try:
+                    zeroconf = await trio.to_thread.run_sync(self._open, tell)
+                    announce = partial(self._announce, zeroconf)
+                    await trio.to_thread.run_sync(announce, abandon_on_cancel=True)
+                except (OSError, Error, RuntimeError) as error:  # the last: no interface is up
+                    log.warning("mdns.off reason=%r", error)
+                await self._again.wait()
+            finally:
+                if zeroconf is not None:
+                    with trio.move_on_after(STOP_S, shield=True):
+                        await trio.to_thread.run_sync(zeroconf.close, abandon_on_cancel=True)
 
     def _open(self, tell: Callable[[Found], None]) -> Zeroconf:
-        zeroconf = Zeroconf(interfaces=self._interfaces or InterfaceChoice.All)
+        has_ip6 = interface_hosts(socket.AF_INET6) != ["::1"]
+        zeroconf = Zeroconf(
+            interfaces=self._interfaces or InterfaceChoice.All,
+            ip_version=IPVersion.All if has_ip6 and not self._interfaces else IPVersion.V4Only,
+        )
 
         def changed(
             zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange

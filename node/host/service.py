@@ -23,6 +23,7 @@ from node.host.backoff import Backoff
 from node.host.connection import Connection
 from node.host.dialler import Dialler
 from node.host.gate import Gate, Limits
+from node.host.holes import Holes
 from node.host.interfaces import expand
 from node.host.lanes import HostLanes
 from node.host.listeners import Listener, Sorter, open_listener
@@ -110,6 +111,7 @@ class LibP2pHost:
         self._sessions = Sessions(self._peer, swarm, self._peers, self._limits, public)
         self._dialler = Dialler(self._peer, self._swarm, self._peers)
         self.lanes = HostLanes(self._peers)
+        self.holes = Holes(self._swarm, self._listeners)
         self._sorter = Sorter(self._swarm.gate, self._swarm.serve_tcp, self.lanes.accept)
         self._swarm.session = self._sessions.run
         self._swarm.serve = self._sessions.serve
@@ -369,10 +371,10 @@ def _view(peer: PeerId, connections: list[Connection]) -> PeerView:
         peer=peer,
         address=newest.address,
         direction=newest.way,
-        path="direct",
+        path=newest.path,
         rtt_ms=round(rtts[-1] * 1000, 3) if rtts else None,
-        bytes_in=sum(connection.tcp.own.bytes_in for connection in connections),
-        bytes_out=sum(connection.tcp.own.bytes_out for connection in connections),
+        bytes_in=sum(connection.carrier.own.bytes_in for connection in connections),
+        bytes_out=sum(connection.carrier.own.bytes_out for connection in connections),
         since=connections[0].since,
         connections=len(connections),
     )

@@ -90,7 +90,7 @@ class Sessions:
         if protocol is None:
             muxed.drop()
             raise PeerUnreachable(f"{connection.peer} does not speak {' or '.join(protocols)}")
-        return HostStream(muxed, connection.peer, protocol), protocol
+        return HostStream(muxed, connection, protocol), protocol
 
     async def serve(self, connection: Connection, muxed: MuxedStream) -> None:
         """One stream that a peer opened. Never raises; the stream is over afterwards."""
@@ -122,7 +122,7 @@ class Sessions:
         return connection.is_admitted and protocol in self.servers
 
     async def _serve(self, connection: Connection, muxed: MuxedStream, protocol: str) -> None:
-        stream = HostStream(muxed, connection.peer, protocol)
+        stream = HostStream(muxed, connection, protocol)
         if protocol == PING:
             await answer_pings(stream)
         elif protocol == OPEN:
@@ -219,9 +219,9 @@ class Sessions:
         stream: HostStream | None = None
         while not liveness.is_dead:
             await trio.sleep_until(liveness.next_ping_at)
-            if not liveness.is_due(trio.current_time(), connection.tcp.heard_at):
+            if not liveness.is_due(trio.current_time(), connection.carrier.heard_at):
                 continue
-            liveness.pinged(connection.tcp.own.bytes_in)
+            liveness.pinged(connection.carrier.own.bytes_in)
             with trio.move_on_after(PATIENCE_S) as patience:
                 try:
                     if stream is None:
@@ -236,7 +236,7 @@ class Sessions:
                         stream = None
                     await trio.sleep_forever()  # never faster than one in PATIENCE_S
             if patience.cancelled_caught:
-                liveness.missed(trio.current_time(), connection.tcp.own.bytes_in)
+                liveness.missed(trio.current_time(), connection.carrier.own.bytes_in)
         connection.abort("no answer to pings")
 
 

@@ -1,26 +1,55 @@
 """One stream as the protocols see it (wire.ports.Stream): our errors, and safe to cancel."""
 
+from typing import TYPE_CHECKING
+
 import trio
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError
 
+from node.host.views import Path
 from node.host.yamux_stream import MuxedStream
 from wire.errors import PeerUnreachable
 from wire.ids import PeerId
 from wire.ports import Sink
 
+if TYPE_CHECKING:
+    from node.host.connection import Connection
+
 
 class HostStream:
     """Wraps a muxed stream after its protocol is agreed."""
 
-    def __init__(self, muxed: MuxedStream, peer: PeerId, protocol: str) -> None:
+    def __init__(self, muxed: MuxedStream, connection: "Connection", protocol: str) -> None:
         self._muxed = muxed
-        self._peer = peer
+        self._connection = connection
+        self._peer = connection.peer
+        self._waits = False
         self.protocol = protocol
 
     @property
     def peer(self) -> PeerId:
         """Who is at the other end; Noise has authenticated it."""
         return self._peer
+
+    @property
+    def path(self) -> Path:
+        """How its connection runs."""
+        return self._connection.path
+
+    @property
+    def remote(self) -> str:
+        """The other end of its connection, as a multiaddr without the peer."""
+        return self._connection.address
+
+    @property
+    def is_retired(self) -> bool:
+        """True once a better connection to the peer is there."""
+        return self._connection.is_retired
+
+    def expect(self, *, waits: bool) -> None:
+        """Tell whether somebody waits for the other side's word: silence is then noticed sooner."""
+        if waits != self._waits:
+            self._waits = waits
+            self._connection.expect(waits=waits)
 
     async def read(self, max_bytes: int) -> bytes:
         """Return between 1 and `max_bytes` bytes, or b"" at the end. Raises PeerUnreachable."""
@@ -77,6 +106,7 @@ class HostStream:
 
     def drop(self) -> None:
         """Reset without waiting, for a `finally`."""
+        self.expect(waits=False)
         self._muxed.drop()
 
     async def reset(self) -> None:

@@ -7,6 +7,7 @@ AutoNAT) find the network they expect; each override says what it avoids.
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from typing import cast
 
 import trio
 from libp2p.abc import IMuxedConn, INetConn
@@ -26,6 +27,7 @@ from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
+from node.host.carrier import Carrier
 from node.host.channel import NOISE_AES, SCRATCH_BYTES, AesNoiseTransport, SecureChannel
 from node.host.connection import Connection
 from node.host.gate import Gate, Place
@@ -35,6 +37,7 @@ from node.host.views import Traffic
 from node.host.yamux import MuxedConnection
 from node.host.yamux_stream import MuxedStream
 from wire.errors import BadMessage
+from wire.ids import PeerId
 
 log = logging.getLogger(__name__)
 
@@ -56,16 +59,21 @@ class _Handshakes:
         }
         self._scratch = bytearray(SCRATCH_BYTES)
 
-    async def run(self, tcp: CountedTcp, peer_id: ID | None) -> MuxedConnection:
-        """Secure a connection; `peer_id` is whom we dialled. Raises BadMessage, libp2p's errors."""
-        raw = RawConnection(tcp, initiator=peer_id is not None)
+    async def run(
+        self, carrier: Carrier, peer: PeerId | None, *, initiator: bool
+    ) -> MuxedConnection:
+        """Secure a connection; `peer`: who must answer. Raises BadMessage, libp2p's errors."""
+        raw = RawConnection(cast(ReadWriteCloser, carrier), initiator=initiator)
         transport = self._security[await _agree(raw, list(self._security))]
-        if peer_id is None:
-            session = await transport.secure_inbound(raw)
+        if initiator:
+            assert peer is not None
+            session = await transport.secure_outbound(raw, ID.from_base58(peer))
         else:
-            session = await transport.secure_outbound(raw, peer_id)
+            session = await transport.secure_inbound(raw)
         assert isinstance(session, SecureSession)
-        channel = SecureChannel(session, tcp, self._scratch)
+        if peer is not None and session.get_remote_peer().to_base58() != peer:
+            raise BadMessage(f"{session.get_remote_peer()} answers for {peer}")
+        channel = SecureChannel(session, carrier, self._scratch)
         await _agree(channel, [YAMUX])
         return MuxedConnection(channel, session.get_remote_peer())
 
@@ -134,43 +142,54 @@ class FencedSwarm(Swarm):
         In place of `_handle_inbound_connection`, which holds its slot until the host stops, so that
         a limit of N connections means N in the host's whole life (trap 3).
         """
-        tcp = CountedTcp(stream, self.traffic)
-        remote = tcp.get_remote_address()
+        await self.serve_carrier(CountedTcp(stream, self.traffic))
+
+    async def serve_carrier(self, carrier: Carrier) -> None:
+        """One inbound connection, from its handshake to its end, on a socket or in a circuit (which
+        counts for the relay's IP address). Closes the carrier. Never raises.
+        """
+        remote = carrier.get_remote_address()
         place = self.gate.enter(remote[0]) if remote else None
         if place is None:
             self.refused += 1
-            await _close(tcp)
+            await _close(carrier)
             return
         self.accepted += 1
         try:
-            muxed = await self._upgrade(tcp, None)
-            await self._run(Connection(muxed, self, tcp, place))
+            muxed = await self._upgrade(carrier, None, initiator=False)
+            await self._run(Connection(muxed, self, carrier, place))
         except Exception as error:  # a stranger's bytes reach deep into libp2p and its libraries
             self.failed_handshakes += 1
             log.debug("handshake.failed from=%s error=%r", remote, error)
         finally:
             place.leave()
-            await _close(tcp)
+            await _close(carrier)
 
-    async def dial_tcp(
-        self, stream: trio.SocketStream, peer_id: ID
-    ) -> tuple[MuxedConnection, CountedTcp]:
-        """Secure an outbound TCP connection and check who answers. Raises libp2p's errors."""
-        tcp = CountedTcp(stream, self.traffic)
+    async def secure(
+        self, carrier: Carrier, peer: PeerId, *, initiator: bool = True
+    ) -> MuxedConnection:
+        """Do the handshake with a certain peer; closes the carrier if that fails.
+
+        initiator: whether we are the dialler for Noise, admission and Yamux; of a punched socket's
+        two ends one is not. `adopt` comes next. Raises libp2p's errors, BadMessage, TooSlowError.
+        """
         try:
-            return await self._upgrade(tcp, peer_id), tcp
+            return await self._upgrade(carrier, peer, initiator=initiator)
         except BaseException:
-            await _close(tcp)
+            await _close(carrier)
             raise
 
-    async def adopt(self, muxed: MuxedConnection, tcp: CountedTcp, place: Place) -> Connection:
-        """Run a connection that we dialled, in the background."""
+    async def adopt(self, muxed: MuxedConnection, carrier: Carrier, place: Place) -> Connection:
+        """Run a secured connection in the background: admission, streams, keep-alive, its end.
+
+        place: of `gate.enter(None)`; it is left when the connection ends.
+        """
         assert self.background_nursery is not None
-        connection = Connection(muxed, self, tcp, place)
-        await self.background_nursery.start(self._run_outbound, connection)
+        connection = Connection(muxed, self, carrier, place)
+        await self.background_nursery.start(self._run_adopted, connection)
         return connection
 
-    async def _run_outbound(
+    async def _run_adopted(
         self, connection: Connection, *, task_status: trio.TaskStatus[None]
     ) -> None:
         try:
@@ -179,7 +198,7 @@ class FencedSwarm(Swarm):
             log.exception("connection.failed peer=%s", connection.peer)
         finally:
             connection.place.leave()
-            await _close(connection.tcp)
+            await _close(connection.carrier)
 
     async def _run(
         self,
@@ -189,9 +208,11 @@ class FencedSwarm(Swarm):
     ) -> None:
         await connection.run(self.session, self.serve, task_status=task_status)
 
-    async def _upgrade(self, tcp: CountedTcp, peer_id: ID | None) -> MuxedConnection:
+    async def _upgrade(
+        self, carrier: Carrier, peer: PeerId | None, *, initiator: bool
+    ) -> MuxedConnection:
         with trio.fail_after(HANDSHAKE_S):
-            return await self._handshakes.run(tcp, peer_id)
+            return await self._handshakes.run(carrier, peer, initiator=initiator)
 
     async def dial_peer(self, peer_id: ID) -> list[INetConn]:
         """Reach a peer through the host's own dialler.
@@ -202,7 +223,7 @@ class FencedSwarm(Swarm):
         return [await self.reach(peer_id)]
 
     async def add_conn(self, muxed_conn: IMuxedConn, direction: str = "unknown") -> Connection:
-        """Not for TCP; relayed connections come in with the relay."""
+        """Never called: connections come in by `serve_carrier` and `adopt`."""
         raise NotImplementedError(f"add_conn of a {direction} {type(muxed_conn).__name__}")
 
     async def _handle_inbound_connection(
@@ -218,9 +239,9 @@ class FencedSwarm(Swarm):
         """Nothing: the host cancels `run`. libp2p's closes one connection after the other."""
 
 
-async def _close(tcp: CountedTcp) -> None:
+async def _close(carrier: Carrier) -> None:
     with trio.CancelScope(shield=True), contextlib.suppress(Exception):
-        await tcp.close()
+        await carrier.close()
 
 
 async def _no_session(_connection: Connection) -> None:

@@ -19,10 +19,10 @@ class Traffic:
 
 @dataclass(frozen=True)
 class PeerView:
-    """One admitted peer, as seen now. Several connections to it are shown as the newest one."""
+    """One admitted peer, as seen now. Of several connections to it the best one is shown."""
 
     peer: PeerId
-    address: str  # the other end of the connection, as a multiaddr without /p2p
+    address: str  # the other end of the connection, as a multiaddr without the peer
     direction: Direction  # "out" if we dialled
     path: Path
     rtt_ms: float | None  # of the last keep-alive ping; None before the first answer
@@ -30,6 +30,21 @@ class PeerView:
     bytes_out: int
     since: float  # wall clock, seconds since the Unix epoch
     connections: int
+    relay: PeerId | None = None  # whom the path runs through
+    is_punched: bool = False  # through a hole of two routers
+    bytes_in_s: float = 0.0  # bytes a second, over the last few of them
+    bytes_out_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Pong:
+    """An answer to a ping, and how both went."""
+
+    rtt_s: float
+    path: Path
+    address: str  # the other end of the connection, as a multiaddr without the peer
+    relay: PeerId | None = None
+    is_punched: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,6 +53,11 @@ class PeerUp:
 
     peer: PeerId
 
+    @property
+    def is_move(self) -> bool:
+        """No."""
+        return False
+
 
 @dataclass(frozen=True)
 class PeerDown:
@@ -45,8 +65,25 @@ class PeerDown:
 
     peer: PeerId
 
+    @property
+    def is_move(self) -> bool:
+        """No."""
+        return False
 
-PeerEvent = PeerUp | PeerDown
+
+@dataclass(frozen=True)
+class PeerMoved:
+    """The best connection to a peer runs another way than before: direct, or through a relay."""
+
+    peer: PeerId
+
+    @property
+    def is_move(self) -> bool:
+        """Yes: streams of a retired connection should go on with one of the best."""
+        return True
+
+
+PeerEvent = PeerUp | PeerDown | PeerMoved
 
 
 @dataclass(frozen=True)

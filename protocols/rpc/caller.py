@@ -9,7 +9,17 @@ import trio
 from protocols.rpc import wire
 from protocols.rpc.call import BodyType, CallSide
 from protocols.rpc.line import SMALL_BYTES, Line, RpcCounters, new_budget, unknown
-from protocols.rpc.wire import DEADLINE_MAX_MS, Cancel, Credit, End, Fail, Left, Open, Reply
+from protocols.rpc.wire import (
+    DEADLINE_MAX_MS,
+    Cancel,
+    Credit,
+    End,
+    Fail,
+    Left,
+    Move,
+    Open,
+    Reply,
+)
 from wire import codec, frames
 from wire.errors import BadMessage, Busy, PeerUnreachable, RemoteError, typed_error
 from wire.ids import PeerId
@@ -70,6 +80,7 @@ class CallerLine(Line[Outcall, wire.ToCaller]):
         self.slots = Slots()
         self._next_number = 0
         self._on_over = on_over
+        self._waiting = set[int]()  # calls that somebody waits for the answer of
 
     def new_call(
         self, method: Method[Any, Any], request: BodyType[Any], reply: BodyType[Any]
@@ -91,6 +102,9 @@ class CallerLine(Line[Outcall, wire.ToCaller]):
         """Make a unary call: one message and the end of our side."""
         left_ms = (until - trio.current_time()) * 1000
         deadline_ms = max(1, math.ceil(left_ms)) if left_ms < DEADLINE_MAX_MS else DEADLINE_MAX_MS
+        if not self._waiting:
+            self.stream.expect(waits=True)
+        self._waiting.add(call.number)
         if len(body) <= SMALL_BYTES:
             call.outgoing.ended = True
             self._begin(call, wire.pack_ask(call.number, method, deadline_ms, key, body))
@@ -114,8 +128,39 @@ class CallerLine(Line[Outcall, wire.ToCaller]):
             self.say(Left(call.number))
         self.forget(call.number)
 
+    def forget(self, number: int) -> None:
+        """A call is over: what still comes of it is ignored."""
+        super().forget(number)
+        if number in self._waiting:
+            self._waiting.discard(number)
+            if not self._waiting:
+                self.stream.expect(waits=False)
+
+    async def move(self, stream: Stream, token: bytes) -> bool:
+        """Go on over another stream, which the server knows by the token. False if the line is lost
+        instead. Until the server has heard, which takes a round trip, what is sent waits here.
+        """
+        if self.lost is None:
+            self.begin_move(stream, token)
+        while self.stream is not stream and self.lost is None:
+            await self.turned.park()
+        return self.lost is None
+
+    def go_on(self) -> None:
+        """The server has heard and said everything on the present stream."""
+        old = self.stream
+        super().go_on()
+        old.drop()
+        if self._waiting:
+            self.stream.expect(waits=True)
+
     def take(self, message: wire.ToCaller) -> None:
         """Handle one message of the server. Raises BadMessage."""
+        if isinstance(message, Move):
+            if self.successor is None or message.token != self._token:
+                raise BadMessage("the server moves a line that is not its own")
+            self.go_on()
+            return
         call = self.calls.get(message.call)
         if call is None:
             unknown(message.call, self._next_number)

@@ -44,6 +44,7 @@ class RpcCounters:
     bytes_in: int = 0
     active_in: int = 0  # calls being answered now
     lines: int = 0  # open now, both ways
+    moved: int = 0  # times that a line went on over a better connection, both ways
 
 
 class Outbox:
@@ -120,6 +121,20 @@ class CallEnd(Protocol):
 C = TypeVar("C", bound=CallEnd)
 
 
+class Nobody:
+    """A sink for what still comes on a stream that a line has left: nothing, or nonsense."""
+
+    def on_data(self, data: bytes | memoryview) -> None:
+        """Refuse it."""
+        raise BadMessage(f"{len(data)} B after the last message")
+
+    def on_room(self) -> None:
+        """Nothing is said here any more."""
+
+    def on_end(self, error: PeerUnreachable | None) -> None:
+        """As it should."""
+
+
 class Line(Generic[C, M]):
     """One end of a line. A subclass handles the messages; `attach` begins."""
 
@@ -136,6 +151,10 @@ class Line(Generic[C, M]):
         self.outbox = Outbox()
         self.lost: PeerUnreachable | None = None  # why the line is over, if it is
         self.room = trio.lowlevel.ParkingLot()  # senders wait here while too much waits to be sent
+        self.turned = trio.lowlevel.ParkingLot()  # it has moved, or is lost
+        self.successor: Stream | None = None  # where it goes on, once both sides have said so
+        self._token = b""  # of the move
+        self._has_said_so = False
         self._decoder = decoder
         self._parser = frames.FrameParser(wire.FRAME_MAX)
         self._senders: dict[Outgoing, C] = {}
@@ -183,6 +202,9 @@ class Line(Generic[C, M]):
     def fill(self) -> None:
         """Push frames while the stream has room."""
         stream, outbox = self.stream, self.outbox
+        if self.successor is not None:
+            self._say_move()
+            return
         if not outbox:
             return
         is_quiet = len(self.calls) <= QUIET_CALLS
@@ -200,6 +222,37 @@ class Line(Generic[C, M]):
         """Wait while too much waits to be sent."""
         while self.outbox.is_full and self.lost is None:
             await self.room.park()
+
+    def begin_move(self, stream: Stream, token: bytes) -> None:
+        """Say no more on the present stream but where we go on: on this one, when `go_on` is called
+        by who knows that the other side has said the same.
+        """
+        assert self.successor is None, "moves twice at once"
+        self.successor, self._token, self._has_said_so = stream, token, False
+        self.fill()
+
+    def _say_move(self) -> None:
+        """Say it, once the stream takes it."""
+        if not self._has_said_so and self.stream.has_room:
+            self._has_said_so = True
+            frame = frames.pack(codec.encode(wire.Move(self._token)))
+            self.counters.bytes_out += len(frame)
+            self.stream.push(frame, now=True)
+            self.on_said_move()
+
+    def on_said_move(self) -> None:
+        """Our last word on the present stream is said."""
+
+    def go_on(self) -> None:
+        """Both sides have said their last word on the present stream: go on with the next."""
+        assert self.successor is not None
+        old, self.stream, self.successor = self.stream, self.successor, None
+        self._parser = frames.FrameParser(wire.FRAME_MAX)
+        self.counters.moved += 1
+        old.attach(Nobody())
+        self.stream.attach(self)
+        self.turned.unpark_all()
+        self.fill()
 
     def take(self, message: M) -> None:
         """Handle one message. Raises BadMessage."""
@@ -243,6 +296,7 @@ class Line(Generic[C, M]):
             for call in list(self.calls.values()):
                 call.on_lost(self.lost)
             self.room.unpark_all()
+            self.turned.unpark_all()
 
 
 def new_budget() -> Budget:

@@ -26,6 +26,7 @@ from protocols.rpc.wire import (
     End,
     Fail,
     Left,
+    Move,
     Open,
 )
 from wire.errors import BadMessage, Busy, DeadlineExceeded, RemoteError, ShoalError
@@ -104,8 +105,12 @@ class ServerLine(Line[Incall, wire.ToServer]):
         load: Load,
         answers: Answers,
         budget: Budget,
+        on_leaving: Callable[["ServerLine", bytes], None],
     ) -> None:
+        """`on_leaving`: the caller has said that it goes on where it gave this token."""
         super().__init__(stream, wire.server_decoder, counters, budget)
+        self._on_leaving = on_leaving
+        self.leaving: bytes | None = None  # the token, until it has moved
         self._endpoints, self._load, self._answers = endpoints, load, answers
         self._first_unused = 0
         self._is_over = trio.Event()
@@ -128,10 +133,21 @@ class ServerLine(Line[Incall, wire.ToServer]):
         super().on_end(error)
         self._is_over.set()
 
+    def on_said_move(self) -> None:
+        """The caller has said its last word before we could say ours."""
+        self.leaving = None
+        self.go_on()
+
     def take(self, message: wire.ToServer) -> None:
         """Handle one message of the caller. Raises BadMessage."""
         if isinstance(message, Ask | Open):
             self._begin(message)
+            return
+        if isinstance(message, Move):
+            if self.leaving is not None:
+                raise BadMessage("a message after the last")
+            self.leaving = message.token
+            self._on_leaving(self, message.token)
             return
         call = self.calls.get(message.call)
         if call is None:

@@ -5,6 +5,7 @@ the first call to a peer opens a line, and it stays. What peers of other impleme
 their own protocols is not touched by this.
 """
 
+import logging
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -13,13 +14,14 @@ from typing import Any, TypeVar
 
 import trio
 
+from protocols.rpc import moves
 from protocols.rpc.answers import Answers
 from protocols.rpc.call import BodyType, CallSide
 from protocols.rpc.caller import CallerLine
 from protocols.rpc.line import RpcCounters, new_budget
 from protocols.rpc.machine import Budget, check_size
 from protocols.rpc.server import Endpoint, Load, ServerLine
-from protocols.rpc.wire import PROTOCOL
+from protocols.rpc.wire import MOVE, PROTOCOL
 from wire.codec import CONTROL_FRAME_MAX
 from wire.errors import (
     BadMessage,
@@ -29,7 +31,7 @@ from wire.errors import (
     UsageError,
 )
 from wire.ids import PeerId
-from wire.ports import Call, Host, Method, Network, Stream
+from wire.ports import Call, Method, Network, Stream, WatchedHost
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -39,6 +41,11 @@ LINES_OF_PEER_MAX = 8  # that it opened to us; it needs one for each connection,
 TRIES_MAX = 3  # of a call that is repeatable or has a key
 RETRY_S = 0.05  # before the second try, doubled before the third
 STALL_S = 10.0  # for some of what was sent to go out, when a stream is left
+MOVE_S = (
+    30.0  # for both sides to hear the last word on a stream: behind some MiB, over a slow relay
+)
+
+log = logging.getLogger(__name__)
 
 
 class _Opening:
@@ -58,9 +65,13 @@ class _Served:
 
 
 class RpcService:
-    """Calls peers and answers them. `serve` before peers call; there is nothing to run."""
+    """Calls peers and answers them. `serve` before peers call.
 
-    def __init__(self, host: Host) -> None:
+    While it runs, calls move to a better connection when there is one; without, each ends with the
+    connection that it began on.
+    """
+
+    def __init__(self, host: WatchedHost) -> None:
         self._host = host
         self._endpoints: dict[str, Endpoint] = {}
         self._bodies: dict[object, BodyType[Any]] = {}  # one per message type of the program
@@ -68,8 +79,25 @@ class RpcService:
         self._openings: dict[PeerId, _Opening] = {}
         self._load, self._answers = Load(), Answers()
         self._served: dict[PeerId, _Served] = {}
+        self._departures = moves.Departures()
+        self._moving = set[CallerLine]()
+        self._nursery: trio.Nursery | None = None
         self.counters = RpcCounters()
         host.serve(PROTOCOL, self._answer)
+        host.serve(MOVE, self._go_on)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Move lines to better connections, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                task_status.started()
+                async for event in self._host.watch():
+                    line = self._lines.get(event.peer)
+                    if event.is_move and line is not None:
+                        nursery.start_soon(self._move, line)
+            finally:
+                self._nursery = None
 
     @property
     def peer(self) -> PeerId:
@@ -239,6 +267,8 @@ class RpcService:
             stream = await self._host.open(peer, PROTOCOL, timeout_s=OPEN_S)
             line = self._lines[peer] = CallerLine(stream, self.counters, self._line_over)
             line.attach()
+            if stream.is_retired and self._nursery is not None:
+                self._nursery.start_soon(self._move, line)  # it was overtaken
             return line
         except (PeerUnreachable, DeadlineExceeded) as error:
             opening.error = error
@@ -251,20 +281,72 @@ class RpcService:
         if self._lines.get(line.peer) is line:
             del self._lines[line.peer]
 
+    async def _move(self, line: CallerLine) -> None:
+        """Let a line go on over a better connection; again, if another comes meanwhile."""
+        if line in self._moving:
+            return
+        self._moving.add(line)
+        try:
+            while line.stream.is_retired and line.lost is None:
+                if not await moves.move(self._host, line):
+                    self._line_over(line)  # its calls may end there; others get a new line
+                    return
+        finally:
+            self._moving.discard(line)
+
+    # the server's side
+
     async def _answer(self, stream: Stream) -> None:
+        if self._enter(stream):
+            served = self._served[stream.peer]
+            shared = self._load, self._answers, served.budget, self._departures.add
+            line = ServerLine(stream, self.counters, self._endpoints, *shared)
+            if self._nursery is None:
+                await self._serve(line)
+            else:
+                self._nursery.start_soon(self._serve, line)  # which may outlive the connection
+                await moves.stay(line, stream)
+
+    async def _serve(self, line: ServerLine) -> None:
+        """Answer the calls on a line, on whatever stream it runs."""
+        try:
+            await line.run()
+        except Exception:  # a boundary: one line's bug
+            log.exception("rpc.line_failed peer=%s", line.stream.peer)
+        finally:
+            self._departures.forget(line)
+            self._leave(line.stream.peer)
+
+    async def _go_on(self, stream: Stream) -> None:
+        """A caller moves a line to this stream."""
+        if not self._enter(stream):
+            return
+        try:
+            found = await self._departures.meet(stream)
+        finally:
+            self._leave(stream.peer)
+        if found is None:
+            stream.drop()
+            return
+        line, token = found
+        line.begin_move(stream, token)
+        await moves.stay(line, stream)
+
+    def _enter(self, stream: Stream) -> bool:
+        """Count a line of a peer in, or refuse its stream."""
         served = self._served.setdefault(stream.peer, _Served())
         if served.lines >= LINES_OF_PEER_MAX:
             self.counters.refused += 1
             stream.drop()
-            return
+            return False
         served.lines += 1
-        try:
-            shared = self._load, self._answers, served.budget
-            await ServerLine(stream, self.counters, self._endpoints, *shared).run()
-        finally:
-            served.lines -= 1
-            if not served.lines:
-                del self._served[stream.peer]
+        return True
+
+    def _leave(self, peer: PeerId) -> None:
+        served = self._served[peer]
+        served.lines -= 1
+        if not served.lines:
+            del self._served[peer]
 
 
 class _ByteNetwork:

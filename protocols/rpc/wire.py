@@ -13,6 +13,11 @@ is over when the server has said Reply, End or Fail, or the caller Cancel.
 
 Each direction of a call has a window of its own: its sender begins with `WINDOW_BYTES` of credit,
 pays the length and `PIECE_COST` for each piece, and is given more by `Credit`.
+
+A line *moves* to a better connection, with all its calls: the caller opens a stream of `MOVE`
+there and writes a random token of `TOKEN_BYTES`. Then it ends what it says on the old stream with
+`Move` of this token; the server, which by then has everything, ends its own with the same. What
+either side says next, it says on the new stream.
 """
 
 from typing import Annotated
@@ -25,6 +30,8 @@ from wire.codec import Message
 from wire.ports import PUSH_MAX
 
 PROTOCOL = "/shoal/rpc/1"
+MOVE = "/shoal/rpc/move/1"
+TOKEN_BYTES = 16  # of a move: nobody guesses it, and two moves never meet
 METHOD_MAX = 64  # characters; ours are below 30
 DEADLINE_MAX_MS = 24 * 3600 * 1000  # a day; calls that take longer are streaming ones
 KEY_MAX = 32  # bytes of an idempotency key
@@ -48,6 +55,7 @@ Key = Annotated[bytes, Meta(max_length=KEY_MAX)]
 Code = Annotated[str, Meta(max_length=CODE_MAX, pattern=r"^[a-z0-9_]+\Z")]
 Text = Annotated[str, Meta(max_length=TEXT_MAX)]
 RetryMs = Annotated[int, Meta(ge=0, le=RETRY_MAX_MS)]
+Token = Annotated[bytes, Meta(min_length=TOKEN_BYTES, max_length=TOKEN_BYTES)]
 CreditBytes = Annotated[int, Meta(ge=1, le=CREDIT_MAX)]
 
 
@@ -128,8 +136,14 @@ class Cancel(Message, frozen=True, tag=9):
     call: CallId
 
 
-ToServer = Open | Ask | Part | Data | End | Credit | Left | Cancel
-ToCaller = Part | Data | End | Reply | Fail | Credit
+class Move(Message, frozen=True, tag=10):
+    """The last message on this stream: its sender goes on where this token was given."""
+
+    token: Token
+
+
+ToServer = Open | Ask | Part | Data | End | Credit | Left | Cancel | Move
+ToCaller = Part | Data | End | Reply | Fail | Credit | Move
 Piece = type[Part] | type[Data] | type[Reply]
 
 server_decoder = msgspec.msgpack.Decoder(ToServer)

@@ -5,13 +5,13 @@ import secrets
 from collections.abc import Awaitable, Callable
 
 import trio
-from libp2p.peer.id import ID
 from libp2p.stream_muxer.exceptions import MuxedStreamError
 
 from node.host.addresses import parse_address
 from node.host.admission import ADMIT, Hello, Proof
 from node.host.negotiate import select
 from node.host.service import LibP2pHost
+from node.host.tcp import CountedTcp
 from node.host.yamux import MuxedConnection
 from tests.daemon.hosts import eventually, make_host, running
 from wire.codec import encode
@@ -30,7 +30,7 @@ class Stranger:
         address = parse_address(host.addresses()[0])
         tcp = await trio.open_tcp_stream(address.host, address.port)
         swarm = self.host._swarm  # pyright: ignore[reportPrivateUsage]
-        muxed, _ = await swarm.dial_tcp(tcp, ID.from_base58(host.peer))
+        muxed = await swarm.secure(CountedTcp(tcp, swarm.traffic), host.peer)
         self._nursery.start_soon(muxed.start)
         return muxed
 

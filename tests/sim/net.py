@@ -5,6 +5,7 @@
     net.cut(A, B)                        # streams break, new ones fail at once
     net.cut(A, B, silent=True)           # or nothing arrives any more and nobody is told
     net.heal()
+    net.move(A, B)                       # there is a better connection between them
 
 By default all hosts are connected with each other as soon as they exist. With `mesh=False` two
 hosts are connected once one has opened a stream to the other.
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from node.host.views import PeerDown, PeerEvent, PeerUp
+from node.host.views import PeerDown, PeerEvent, PeerMoved, PeerUp
 from protocols.rpc.service import RpcService
 from wire.errors import BadMessage, DeadlineExceeded, PeerUnreachable
 from wire.ids import PeerId
@@ -26,6 +27,7 @@ from wire.ports import PUSH_MAX, Network, Sink, Stream, StreamServer
 WINDOW_BYTES = 256 * 1024  # unread bytes in one direction of a stream, as Yamux has it
 ATTACHED_BYTES = 16 * 1024 * 1024  # the same towards a sink, which never leaves anything unread
 PIECE_BYTES = 64 * 1024  # what one write puts on the wire at a time
+RETIRED_S = 10.0  # that what is on a retired connection may still take
 
 
 @dataclass
@@ -34,6 +36,7 @@ class Link:
 
     connected: bool
     generation: int = 1  # counts the connections, so that a watcher sees a quick return
+    moves: int = 0  # times that a better connection came
     refused: bool = False  # cut loudly
     silent: bool = False  # cut silently
 
@@ -63,7 +66,8 @@ class Net:
     def rpc(self, peer: PeerId) -> RpcService:
         """Return the peer's RPC service, making it at first."""
         if peer not in self._rpcs:
-            self._rpcs[peer] = RpcService(self.host(peer))
+            rpc = self._rpcs[peer] = RpcService(self.host(peer))
+            self.nursery.start_soon(rpc.run)
         return self._rpcs[peer]
 
     def network(self, peer: PeerId, name: str) -> Network:
@@ -85,6 +89,29 @@ class Net:
             link.refused = link.silent = False
             link.connected = link.connected or (self.mesh and self._alive(*ends))
         self._wake()
+
+    def move(self, a: PeerId, b: PeerId) -> None:
+        """Retire all streams between two hosts, as when a direct connection joins a relayed one."""
+        for stream in self.streams(a, b):
+            stream.is_retired = True
+        self.link(a, b).moves += 1
+        self.changed.unpark_all()
+        self.nursery.start_soon(self._close_retired, a, b)
+
+    def streams(self, a: PeerId, b: PeerId) -> list["SimStream"]:
+        """Return both ends of all streams between two hosts."""
+        return [
+            stream
+            for one, other in ((a, b), (b, a))
+            for stream in (self.hosts[one].streams if one in self.hosts else ())
+            if stream.peer == other
+        ]
+
+    async def _close_retired(self, a: PeerId, b: PeerId) -> None:
+        retired = [stream for stream in self.streams(a, b) if stream.is_retired]
+        await trio.sleep(RETIRED_S)
+        for stream in retired:
+            stream.break_at(trio.current_time())
 
     def kill(self, peer: PeerId) -> None:
         """Take a host away, as `kill -9` would: its streams break, its stream servers end."""
@@ -136,10 +163,8 @@ class Net:
         if link.connected:
             link.connected = False
             link.generation += 1
-        for one, other in ((a, b), (b, a)):
-            for stream in list(self.hosts[one].streams) if one in self.hosts else ():
-                if stream.peer == other:
-                    stream.break_at(trio.current_time())
+        for stream in self.streams(a, b):
+            stream.break_at(trio.current_time())
         self._wake()
 
     def _wake(self) -> None:
@@ -199,6 +224,7 @@ class SimHost:
     async def watch(self) -> AsyncIterator[PeerEvent]:
         """Yield peers coming and going, beginning with those who are here."""
         told: dict[PeerId, int] = {}
+        moves: dict[PeerId, int] = {}
         while True:
             now = self._net.connections(self._peer)
             gone = [peer for peer in told if now.get(peer) != told[peer]]
@@ -208,8 +234,13 @@ class SimHost:
             new = [peer for peer in now if peer not in told]
             for peer in new:
                 told[peer] = now[peer]
+                moves[peer] = self._net.link(self._peer, peer).moves
                 yield PeerUp(peer)
-            if not gone and not new:
+            moved = [peer for peer in told if self._net.link(self._peer, peer).moves > moves[peer]]
+            for peer in moved:
+                moves[peer] = self._net.link(self._peer, peer).moves
+                yield PeerMoved(peer)
+            if not gone and not new and not moved:
                 await self._net.changed.park()
 
     def _accept(self, caller: "SimHost", protocol: str) -> "SimStream":
@@ -250,6 +281,8 @@ class SimStream:
     _is_reset: bool = False
     _sink: Sink | None = None
     _wants_room: bool = False
+    is_retired: bool = False
+    waits: bool = False  # somebody expects something
 
     def __post_init__(self) -> None:
         self.owner.streams.add(self)
@@ -310,9 +343,13 @@ class SimStream:
 
     def attach(self, sink: Sink) -> None:
         """Give everything that arrives to `sink`."""
-        assert self._sink is None, "attached twice"
-        self._sink = sink
-        self.net.nursery.start_soon(self._feed, sink)
+        is_first, self._sink = self._sink is None, sink
+        if is_first:
+            self.net.nursery.start_soon(self._feed)
+
+    def expect(self, *, waits: bool) -> None:
+        """Note it."""
+        self.waits = waits
 
     @property
     def has_room(self) -> bool:
@@ -327,11 +364,12 @@ class SimStream:
         if not (self._is_reset or self._finished):
             self._send(data)
 
-    async def _feed(self, sink: Sink) -> None:
+    async def _feed(self) -> None:
         error: PeerUnreachable | None = None
+        assert self._sink is not None
         try:
             while data := await self.read(PIECE_BYTES):
-                sink.on_data(data)
+                self._sink.on_data(data)
                 if self.other._sink is not None and self.other._wants_room:
                     self.other._wants_room = False
                     self.other._sink.on_room()
@@ -341,7 +379,7 @@ class SimStream:
             self._drop()
             error = PeerUnreachable(str(bad))
         finally:
-            sink.on_end(error)
+            self._sink.on_end(error)
 
     def break_at(self, when: float) -> None:
         """Make this end fail from a moment on."""

@@ -6,7 +6,7 @@ import trio
 
 from wire.codec import Message
 from wire.ids import PeerId
-from wire.ports import Host, Method, StreamServer
+from wire.ports import Method, StreamServer, WatchedHost
 
 A, B, C = PeerId("A"), PeerId("B"), PeerId("C")
 LATENCY_S = 0.01
@@ -41,8 +41,9 @@ async def three(peer: PeerId, ask: Ask) -> Reply:
 class SecondLine:
     """A host for another caller of the same peer, which opens a line of its own."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: WatchedHost) -> None:
         self.peer, self.connected, self.open = host.peer, host.connected, host.open
+        self.watch = host.watch
 
     def serve(self, protocol: str, server: StreamServer) -> None:
         """Answer nothing: the first caller does."""
