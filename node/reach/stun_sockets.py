@@ -116,7 +116,11 @@ async def hold(listener: Listener, server: Address, told: Callable[[Address], No
         stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         while True:
             told((await ask(stream)).mapped)
-            await trio.sleep(ANCHOR_S)
+            with trio.move_on_after(ANCHOR_S):
+                await _read(stream)
+                raise PeerUnreachable(f"{server} hung up, or speaks unasked")
+    except trio.BrokenResourceError as error:
+        raise PeerUnreachable(f"{server}: {error!r}") from error
     finally:
         stream.socket.close()
 

@@ -48,19 +48,20 @@ class RelayServing(msgspec.Struct, frozen=True):
 
 
 class Punch(msgspec.Struct, frozen=True):
-    """Hole punching with one peer, lately."""
+    """The last round of hole punching with one peer."""
 
     peer: PeerId
-    attempts: int
-    outcome: str  # in words: "direct after 0.4 s", "no answer at 5 addresses"
-    next_s: float | None = None  # to the next attempt; None if none is planned
+    outcome: Literal["direct", "failed", "trying"]
+    tries: int
+    took_s: float
+    age_s: float  # since it began
 
 
 class ReachView(msgspec.Struct, frozen=True):
     """How this node can be reached, and what is done about it."""
 
     verdict: State
-    evidence: list[str]  # lines for people, the most telling first
+    evidence: list[str]  # how we know, in sentences, IPv4 first
     announced: list[Announced]  # in the order of use
     mapping: str = ""  # how the routers in front of us choose ports, in words; "" unknown
     port_maps: list[PortMapView] = msgspec.field(default_factory=list[PortMapView])
