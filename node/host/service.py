@@ -20,8 +20,9 @@ from libp2p.peer.id import ID
 
 from node.host.addresses import Address, parse_address
 from node.host.backoff import Backoff
+from node.host.carrier import Carrier
 from node.host.connection import Connection
-from node.host.dialler import Dialler
+from node.host.dialler import Circuits, Dialler
 from node.host.gate import Gate, Limits
 from node.host.holes import Holes
 from node.host.interfaces import expand
@@ -194,6 +195,16 @@ class LibP2pHost:
                 raise PeerUnreachable(str(error)) from error
             return stream
         raise DeadlineExceeded(f"no stream to {peer} within {timeout_s:g} s")
+
+    # circuits
+
+    async def take(self, carrier: Carrier) -> None:
+        """Run a connection that somebody made to us through a relay, to its end. Never raises."""
+        await self._swarm.serve_carrier(carrier)
+
+    def use_circuits(self, circuits: Circuits) -> None:
+        """Dial relay addresses, too."""
+        self._dialler.circuits = circuits
 
     # peers
 
