@@ -36,10 +36,6 @@ class HostView(Protocol):
         """Our own peer ID."""
         ...
 
-    def addresses(self) -> list[str]:
-        """Our own dialable multiaddrs."""
-        ...
-
     def connected(self) -> list[PeerId]:
         """Peers that we hold a connection to now."""
         ...
@@ -124,6 +120,7 @@ class Node:
     life: Life
     host: HostView
     membership: MemberView
+    addresses: Callable[[], list[str]]  # where others can reach us, the most useful first
     run_names: Callable[[], list[str]] = field(default=_none)
     model_names: Callable[[], list[str]] = field(default=_none)
     loop_lag_ms: Callable[[], float] = field(default=_no_lag)
