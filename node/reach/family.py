@@ -18,7 +18,7 @@ RANKS: dict[State, int] = {"unknown": 0, "relayed": 1, "punchable": 2, "mapped":
 CANDIDATES_MAX = 16  # a family; a host has a few addresses, and each costs peers a dial
 SERVERS_ASKED = 2  # that look at our mapping: what they see alike, a third would, too
 OPENED_S = 300.0  # for a router to forget whom an anchor let in, once it is closed
-ANCHOR_RETRY_S = 60.0  # before a server that failed as an anchor is tried again
+ANCHOR_RETRY_S = 10.0  # before a server that failed as an anchor is tried again
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Family:
     def due(self, now: float) -> list[Effect]:
         """Return what to begin now; each counts as begun until its outcome is told."""
         effects = list[Effect]()
-        servers = self._servers()
+        servers = self.servers()
         if self.anchor is None and (hold := self._next_anchor(now)):
             self.anchor = hold
             effects.append(hold)
@@ -181,7 +181,7 @@ class Family:
     def deadline(self, now: float) -> float:
         """When `due` may have more to say, if nothing is told before."""
         times = list[float]()
-        if self._servers():
+        if self.servers():
             if not self._is_probing:
                 times.append(self._probe_at)
             if self.anchor is None:
@@ -206,7 +206,7 @@ class Family:
         tried = [one for one in self._askable() if one.answers or one.reached is not None]
         if any(self._is_pending(one, now) for one in self._askable()):
             return None
-        has_servers = bool(self._servers())
+        has_servers = bool(self.servers())
         if self.behaviour is None and (self._is_probing or (has_servers and now >= self._probe_at)):
             return None
         if self.behaviour is not None:
@@ -222,7 +222,7 @@ class Family:
     def _askable(self) -> list[Candidate]:
         return [one for one in self.candidates.values() if self.is_outside(one.address.host)]
 
-    def _servers(self) -> list[Address]:
+    def servers(self) -> list[Address]:
         """STUN servers, the one that our anchor holds last: it has seen us already."""
         if not self.own:
             return []
