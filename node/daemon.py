@@ -21,6 +21,7 @@ import node.control.dashboard as dashboard_routes
 import node.control.hosting as hosting_routes
 import node.control.library as library_routes
 import node.control.models as model_routes
+import node.control.netcheck as netcheck_routes
 import node.control.openai as openai_routes
 import node.control.rpc as rpc_routes
 import node.control.runs as run_routes
@@ -50,6 +51,7 @@ from node.metrics import (
     bulk_figures,
     channel_figures,
     core_figures,
+    reach_figures,
     rpc_figures,
     store_figures,
     training_figures,
@@ -217,8 +219,10 @@ class Daemon:
         metrics.add(*bulk_figures(self.bulk.counters), *store_figures(self.store.stats))
         metrics.add(*channel_figures(self.channels), *blob_figures(self.blobs))
         metrics.add(*app_figures(self.apps), *training_figures(self.runs.figures))
+        metrics.add(*reach_figures(node))
         api = Api()
         core = core_routes.routes(api, node, metrics)
+        netcheck_routes.routes(api, node)
         desk = ChannelDesk(self.channels, self.membership.name_of, core.resolve)
         channel_routes.routes(api, desk)
         self.blob_routes = blob_routes.BlobRoutes(self.blobs, core.resolve)
