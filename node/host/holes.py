@@ -45,7 +45,8 @@ class Holes:
 
         initiator: whether we are the dialler for Noise, admission and Yamux; the other end is not.
         is_ours: whether we choose among several that are secured: cancelled, this one is closed.
-        On the other side it goes on, or each side may close what the other one has chosen. Raises PeerUnreachable, NotAdmitted.
+        On the other side it goes on, or each side may close what the other one has chosen.
+        Raises PeerUnreachable, NotAdmitted.
         """
         carrier = CountedTcp(stream, self._swarm.traffic, is_punched=True)
         with OnFailure(carrier.abort):

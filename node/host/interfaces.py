@@ -7,6 +7,9 @@ import ifaddr
 
 from node.host.addresses import Address
 
+IpInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
 _TRANSLATORS = ipaddress.ip_network("64:ff9b::/32")  # NAT64: an IPv4 address of any kind inside
 
 
@@ -26,16 +29,22 @@ def interface_hosts(family: socket.AddressFamily) -> list[str]:
     return found or ["127.0.0.1" if family == socket.AF_INET else "::1"]
 
 
-def interface_networks() -> list[str]:
-    """Networks of this machine's interfaces, like 192.168.1.0/24: who is in one is a neighbour."""
-    found = list[str]()
+def interfaces() -> list[IpInterface]:
+    """All addresses of this machine with the networks that they are in."""
+    found: list[IpInterface] = []
     for adapter in ifaddr.get_adapters():
         for entry in adapter.ips:
-            host = entry.ip if isinstance(entry.ip, str) else entry.ip[0]
-            network = ipaddress.ip_network(f"{host}/{entry.network_prefix}", strict=False)
-            if network.num_addresses > 1:  # /32 of a cloud or a tunnel: no neighbours
-                found.append(str(network))
+            ip = entry.ip if isinstance(entry.ip, str) else entry.ip[0]
+            found.append(ipaddress.ip_interface(f"{ip}/{entry.network_prefix}"))
     return found
+
+
+def interface_networks() -> list[str]:
+    """Networks of this machine's interfaces, like 192.168.1.0/24: who is in one is a neighbour.
+
+    Not those of one address, as clouds and tunnels have: nobody else is in them.
+    """
+    return [str(one.network) for one in interfaces() if one.network.num_addresses > 1]
 
 
 def expand(address: Address) -> list[Address]:

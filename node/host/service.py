@@ -20,8 +20,9 @@ from libp2p.peer.id import ID
 
 from node.host.addresses import Address, parse_address
 from node.host.backoff import Backoff
+from node.host.carrier import Carrier
 from node.host.connection import Connection
-from node.host.dialler import Dialler
+from node.host.dialler import Circuits, Dialler
 from node.host.gate import Gate, Limits
 from node.host.holes import Holes
 from node.host.interfaces import expand
@@ -74,7 +75,7 @@ class _Kept:
     """A peer that we stay connected to."""
 
     left_at: float = -math.inf  # when the last connection ended; never was there one
-
+    reasons: set[str] = field(default_factory=set[str])  # while there is one, it is kept
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     news: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
 
@@ -200,6 +201,16 @@ class LibP2pHost:
             return stream
         raise DeadlineExceeded(f"no stream to {peer} within {timeout_s:g} s")
 
+    # circuits
+
+    async def take(self, carrier: Carrier) -> None:
+        """Run a connection that somebody made to us through a relay, to its end. Never raises."""
+        await self._swarm.serve_carrier(carrier)
+
+    def use_circuits(self, circuits: Circuits) -> None:
+        """Dial relay addresses, too."""
+        self._dialler.circuits = circuits
+
     # peers
 
     def learn(self, peer: PeerId, addrs: list[str]) -> None:
@@ -243,10 +254,11 @@ class LibP2pHost:
             for connection in self._peers.of(peer):
                 nursery.start_soon(connection.close)
 
-    def keep(self, peer: PeerId, addrs: list[str]) -> None:
+    def keep(self, peer: PeerId, addrs: list[str], *, reason: str = "member") -> None:
         """Stay connected to a peer: dial it now and whenever it is gone, with back-off.
 
         If `KEPT_MAX` are kept, it takes the place of one that never was here, or not for long.
+        reason: who wants it; it is kept until each has said `forget`.
         """
         known = set(self.addresses_of(peer))
         self.learn(peer, addrs)
@@ -257,11 +269,17 @@ class LibP2pHost:
             kept = self._kept[peer] = _Kept()
             if self._dialler.nursery is not None:
                 self._dialler.nursery.start_soon(self._keep, peer, kept)
+        if kept := self._kept.get(peer):
+            kept.reasons.add(reason)
 
-    def forget(self, peer: PeerId) -> None:
-        """Stop keeping a peer; a connection that is there stays."""
-        kept = self._kept.pop(peer, None)
-        if kept is not None:
+    def forget(self, peer: PeerId, *, reason: str = "member") -> None:
+        """Stop keeping a peer for that reason; a connection that is there stays."""
+        kept = self._kept.get(peer)
+        if kept is None:
+            return
+        kept.reasons.discard(reason)
+        if not kept.reasons:
+            del self._kept[peer]
             kept.scope.cancel()
 
     async def ping(self, peer: PeerId, *, timeout_s: float = 5.0) -> float:
@@ -330,7 +348,8 @@ class LibP2pHost:
         for peer, kept in self._kept.items():  # who was kept first goes first
             is_gone = trio.current_time() - kept.left_at > GONE_S
             if is_gone and self._peers.best(peer) is None:
-                self.forget(peer)
+                del self._kept[peer]
+                kept.scope.cancel()
                 return True
         return False
 

@@ -26,7 +26,7 @@ _SIZES = {_IP4: 4, _IP6: 16}  # bytes of an IP address
 
 
 class _Reader(Protocol):
-    async def read_exactly(self, size_bytes: int) -> bytes: ...
+    async def read(self, max_bytes: int) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,22 @@ def decode(body: bytes) -> Message:
 
 async def receive(stream: _Reader) -> Message:
     """Read one message. Raises BadMessage, and what the stream raises."""
-    length = (await stream.read_exactly(1))[0]
+    length = (await _exactly(stream, 1))[0]
     if length >= 0x80:
-        length = length & 0x7F | (await stream.read_exactly(1))[0] << 7
+        length = length & 0x7F | (await _exactly(stream, 1))[0] << 7
     if not 0 < length <= MESSAGE_MAX:
         raise BadMessage(f"DCUtR message of {length} B is over {MESSAGE_MAX} B, or empty")
-    return decode(await stream.read_exactly(length))
+    return decode(await _exactly(stream, length))
+
+
+async def _exactly(stream: _Reader, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = await stream.read(size - len(data))
+        if not more:
+            raise BadMessage("DCUtR message cut short")
+        data += more
+    return data
 
 
 def _packed(addresses: Iterable[Address]) -> list[bytes]:
