@@ -73,7 +73,7 @@ async def _report(name: str, probe: Probe) -> None:
     told, started = "", time.monotonic()
     while True:
         machine = probe.machine
-        belief = {
+        belief: dict[str, object] = {
             "name": name,
             "verdict": machine.verdict,
             "mapping": machine.behaviour.mapping if machine.behaviour else None,
