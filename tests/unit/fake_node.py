@@ -115,6 +115,7 @@ async def running(path: Path) -> AsyncIterator[Running]:
         life=Life(),
         host=host,
         membership=FakeMembers(),
+        addresses=host.addresses,
         traffic=lambda: (10, 20),
     )
     node.logs.attach()
