@@ -36,7 +36,7 @@ from node.host.ping import PING, ping
 from node.host.sessions import Sessions
 from node.host.stream import HostStream
 from node.host.swarm import FencedSwarm
-from node.host.views import Counters, PeerView
+from node.host.views import Counters, Path, PeerView
 from node.tickets import SwarmKey, swarm_tag
 from wire.errors import (
     BadMessage,
@@ -185,16 +185,25 @@ class LibP2pHost:
             self._libp2p.multiselect.handlers[TProtocol(protocol)] = _never
 
     async def open(
-        self, peer: PeerId, protocol: str | Sequence[str], *, timeout_s: float
+        self,
+        peer: PeerId,
+        protocol: str | Sequence[str],
+        *,
+        timeout_s: float,
+        path: Path | None = None,
     ) -> HostStream:
         """Open a stream, connecting first if need be. Raises PeerUnreachable, DeadlineExceeded.
 
         protocol: one, or several in order of preference: the first that the peer accepts.
+        path: only over a connection that runs so, and is there already.
         """
         protocols = [protocol] if isinstance(protocol, str) else list(protocol)
         with trio.move_on_after(timeout_s):
             try:
-                connection = await self._dialler.reach(peer)
+                if path is None:
+                    connection = await self._dialler.reach(peer)
+                else:
+                    connection = self._on_path(peer, path)
                 stream, _ = await self._sessions.open(connection, protocols)
             except PeerError as error:
                 raise PeerUnreachable(str(error)) from error
@@ -210,6 +219,12 @@ class LibP2pHost:
     def use_circuits(self, circuits: Circuits) -> None:
         """Dial relay addresses, too."""
         self._dialler.circuits = circuits
+
+    def _on_path(self, peer: PeerId, path: Path) -> Connection:
+        fits = [one for one in self._peers.of(peer) if one.path == path]
+        if not fits:
+            raise PeerUnreachable(f"no {path} connection to {peer}")
+        return fits[-1]
 
     # peers
 
