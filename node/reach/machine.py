@@ -58,6 +58,13 @@ class Reachability:
         self.families[address.network].set_observed(address)
         self._judge(now)
 
+    def identified(self, peer: PeerId, address: Address | None, now: float) -> None:
+        """Take at which address a peer says that it dialled us; None if it does not."""
+        family = self.families[address.network] if address is not None else None
+        if address is not None and family is not None and family.asked_to_identify(peer):
+            family.set_observed(address)
+            self._judge(now)
+
     def released(self, network: str, peer: PeerId, now: float) -> None:
         """Note that an anchor is gone, or could not be made."""
         self.families[network].release(peer, now)

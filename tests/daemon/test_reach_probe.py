@@ -15,6 +15,7 @@ from node.host.service import LibP2pHost
 from node.reach import autonat_wire, stun
 from node.reach.autonat import DialBackClient, DialBackServer
 from node.reach.autonat_wire import DIAL_BACK, DIAL_REQUEST
+from node.reach.identify import seen_by
 from node.reach.stun_sockets import StunServer, ask, look, look_one
 from node.reach.watch import Probe
 from tests.daemon.hosts import KEY, eventually, running
@@ -313,6 +314,40 @@ async def test_between_loopback_addresses_nothing_is_probed() -> None:
         assert [probe.stun_port for probe in probes] == [None] * 2
         assert host.counters().connections == a.counters().connections == 1
         nursery.cancel_scope.cancel()
+
+
+async def test_a_machine_that_slept_looks_at_everything_anew() -> None:
+    async with meeting(2) as (host, a), trio.open_nursery() as nursery:
+        slept, told = [0.0], list[float]()
+        probe = Probe(
+            host,
+            is_outside=anybody,
+            network_changed=lambda: told.append(trio.current_time()),
+            wall=lambda: trio.current_time() + slept[0],
+            poll_s=0.05,
+        )
+        a.sorter.stun = StunServer(lambda: None).serve
+        DialBackServer(a, list, anybody)
+        await nursery.start(probe.run)
+        await connect(host, a)
+        await eventually(lambda: probe.machine.verdict == "public")
+        assert told == []
+        candidate = probe.machine.families["ip4"].candidates[own(host)]
+        slept[0] = 60.0
+        await eventually(lambda: len(told) == 1)
+        await eventually(lambda: probe.machine.verdict == "public")
+        assert probe.machine.families["ip4"].candidates[own(host)] is not candidate
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_was_dialled_learns_from_the_other_at_which_address() -> None:
+    async with meeting(2) as (host, a):
+        await connect(a, host)
+        await eventually(lambda: host.connected())
+        assert await seen_by(a, host.peer) is not None  # its own ephemeral port: of no use
+        seen = await seen_by(host, a.peer)
+        assert seen == own(host)
+        assert await seen_by(host, make(2).peer) is None
 
 
 async def test_an_anchor_that_hangs_up_is_replaced() -> None:

@@ -114,6 +114,26 @@ def test_evidence_is_words_for_people() -> None:
     assert words[-1].endswith("could not dial 11.5.0.2:4001.")
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_server_in_a_cloud_that_only_others_dial_learns_its_address_from_them(count: int) -> None:
+    place = Address("ip4", WAN, PORT)
+    world = World("fullcone", [replace(one, dialled=place) for one in outside(count, ip6=False)])
+    world.routers["ip4"].forward(PORT, LISTENS)
+    world.start()
+    world.run(5.0)
+    assert verdict_of(world) == "public"
+    assert world.machine.addresses() == [LISTENS, place]
+
+
+def test_who_tells_a_wrong_address_does_no_more_than_that() -> None:
+    liar = replace(outside(1)[0], dialled=Address("ip4", "11.99.0.1", PORT))
+    world = World("fullcone", [liar, *outside(3)[1:]])
+    world.start()
+    world.run(60.0)
+    assert verdict_of(world) == "public"
+    assert world.machine.addresses() == [LISTENS, Address("ip4", WAN, PORT)]
+
+
 def flapping(period: int) -> Callable[[Outcome], Outcome]:
     turn = 0
 
