@@ -4,8 +4,8 @@ libp2p 0.8.1 tries one address per transport and always waits 250 ms; a dead fir
 good second one there. Source of the idea: RFC 8305 (happy eyeballs).
 """
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Generic, TypeVar
 
 import trio
 
@@ -15,8 +15,21 @@ C = TypeVar("C")
 R = TypeVar("R")
 
 
+class Starters(Generic[C]):
+    """Who runs in a race. More may come while it goes on."""
+
+    def __init__(self, candidates: Iterable[C]) -> None:
+        self.waiting = list(candidates)
+        self.news = trio.lowlevel.ParkingLot()
+
+    def add(self, candidates: Iterable[C]) -> None:
+        """Let these run, too."""
+        self.waiting.extend(candidates)
+        self.news.unpark_all()
+
+
 async def race(
-    candidates: Sequence[C],
+    starters: Starters[C],
     attempt: Callable[[C], Awaitable[R]],
     discard: Callable[[R], None],
     *,
@@ -29,6 +42,7 @@ async def race(
     """
     won: list[R] = []
     reasons: list[str] = []
+    started = 0
 
     async def run(candidate: C, failed: trio.Event) -> None:
         try:
@@ -36,6 +50,7 @@ async def race(
         except PeerUnreachable as error:
             reasons.append(f"{candidate}: {error}")
             failed.set()
+            starters.news.unpark_all()
             return
         if won:
             discard(result)
@@ -44,9 +59,13 @@ async def race(
             nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
-        for candidate in candidates:
+        while starters.waiting or len(reasons) < started:
+            if not starters.waiting:
+                await starters.news.park()
+                continue
             failed = trio.Event()
-            nursery.start_soon(run, candidate, failed)
+            nursery.start_soon(run, starters.waiting.pop(0), failed)
+            started += 1
             with trio.move_on_after(stagger_s):
                 await failed.wait()
     if won:

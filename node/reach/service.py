@@ -36,7 +36,7 @@ from wire.ids import PeerId
 
 # A node with a global address may be public: it waits so long for a verdict before it asks for
 # relays, whose addresses it would have to take back from everybody.
-VERDICT_S = 2.0
+VERDICT_S = 1.0
 
 _log = structlog.get_logger("reach")
 
