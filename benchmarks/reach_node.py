@@ -1,5 +1,5 @@
-"""A member of a swarm inside the NAT lab as a child that answers orders: it dials through relays, or
-attacks one.
+"""A member of a swarm inside the NAT lab as a child that answers orders: it dials through relays,
+or attacks one.
 
 `python -m benchmarks.reach_node TICKET`.
 """
@@ -146,9 +146,9 @@ class Node:
         while True:
             with suppress(ShoalError):
                 await self.host.connect(relay)
-            if found := [one.muxed for one in self.host._peers.of(peer)]:
-                if not found[-1].is_closed:
-                    return found[-1]
+            open_ = [one.muxed for one in self.host._peers.of(peer) if not one.muxed.is_closed]
+            if open_:
+                return open_[-1]
             await trio.sleep(TICK_S)
 
 
