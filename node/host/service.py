@@ -102,7 +102,9 @@ class LibP2pHost:
         self._limits = limits or Limits()
         self._listeners: list[Listener] = []
         self._peers = Peers()
-        self._swarm = FencedSwarm(create_new_key_pair(signer_seed), Gate(self._limits))
+        self._swarm = FencedSwarm(
+            create_new_key_pair(signer_seed), Gate(self._limits), is_closed=swarm is not None
+        )
         self._libp2p = _FencedBasicHost(self._swarm, default_protocols=_no_protocols())
         public: dict[TProtocol, StreamHandlerFn] = {IDENTIFY: identify_handler_for(self._libp2p)}
         self._libp2p.multiselect.handlers.clear()
@@ -182,7 +184,8 @@ class LibP2pHost:
     ) -> HostStream:
         """Open a stream, connecting first if need be. Raises PeerUnreachable, DeadlineExceeded.
 
-        protocol: one, or several in order of preference: the first that the peer accepts.
+        protocol: one, whose refusal ends the stream later in a closed swarm; or several in order of
+        preference: the first that the peer accepts.
         """
         protocols = [protocol] if isinstance(protocol, str) else list(protocol)
         with trio.move_on_after(timeout_s):
