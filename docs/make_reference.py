@@ -1,6 +1,7 @@
 """Writes docs/cli.md, configuration.md, api.md and training.md from the program: `make docs`.
 
-tests/unit/test_docs.py fails while they are not what this would write.
+`--check` writes nothing and fails if they are not what this would write. Run it in a process of
+its own: click keeps the help option of a command as whoever asked first has made it.
 """
 
 import inspect
@@ -30,7 +31,10 @@ MADE = "<!-- made by `make docs`: do not edit -->\n\n"
 def cli_page() -> str:
     """Return the help of every command."""
     parts = [f"# Commands\n\n{MADE}"]
-    root = click.Context(cli, info_name="shoal", max_content_width=96, terminal_width=96)
+    settings = cli.context_settings  # click reads them in `cli.main` only
+    root = click.Context(
+        cli, info_name="shoal", max_content_width=96, terminal_width=96, **settings
+    )
     parts.append(f"```\n{cli.get_help(root)}\n```\n")
     for name in TABLE:
         command = cli.get_command(root, name)
@@ -212,8 +216,19 @@ def pages() -> dict[str, str]:
     }
 
 
+def stale() -> list[str]:
+    """Return what is to be done about each page that is not what the program says."""
+    return [
+        f"docs/{name} is stale; try: make docs"
+        for name, text in pages().items()
+        if (ROOT / "docs" / name).read_text() != text
+    ]
+
+
 def main() -> None:
-    """Write the pages."""
+    """Write the pages, or say which are stale."""
+    if sys.argv[1:] == ["--check"]:
+        sys.exit("\n".join(stale()) or 0)
     for name, text in pages().items():
         (ROOT / "docs" / name).write_text(text)
         sys.stdout.write(f"docs/{name}\n")

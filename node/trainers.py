@@ -292,7 +292,9 @@ class Trainers:
     async def report(self, name: str, report: Report) -> Metric:
         """Add what the node knows to the trainer's figures; record them."""
         record, trainer = self._records.attached(name)
-        last = trainer.last.get(report.lane, RoundResult("waiting", 0))
+        last, none = trainer.last.get(report.lane), RoundResult("waiting", 0)
+        if last is None or last.round + 1 != report.round:  # a state that others made was loaded
+            last = none
         wire, eta_s = self._traffic(), None
         if trainer.rounds_done:
             each = (time.monotonic() - trainer.since) / trainer.rounds_done

@@ -55,6 +55,7 @@ class Replica:
     """`step` after each local step of the optimizer; `done` when every lane had its rounds.
 
     on_round: called after each finished round with its lane and result.
+    on_end: called with a lane whose last state was loaded: others made its last round.
     recompute: makes another member's steps (verified runs; see `shoal.checks`).
     wish: returns the (codec, local steps) that we would like next; for runs with wire "auto".
     """
@@ -67,12 +68,13 @@ class Replica:
         *,
         weight: float = 1.0,
         on_round: Callable[[int, RoundResult], None] = lambda lane, result: None,
+        on_end: Callable[[int], None] = lambda lane: None,
         wish: Callable[[], tuple[str, int]] = lambda: ("float32", 0),
         recompute: Recompute | None = None,
     ) -> None:
         self.weight, self.steps = weight, 0
         self._strategy, self._client, self._model = strategy, client, model
-        self._on_round, self._wish = on_round, wish
+        self._on_round, self._on_end, self._wish = on_round, on_end, wish
         self._rounds = client.shape.rounds
         self._lanes = [Standing() for _ in strategy.lanes]
         self._offset = 0  # global steps that the run had without us
@@ -253,6 +255,8 @@ class Replica:
             self._submit(lane, 0.0)
         if self.done:
             self._leave()
+        if self._is_over(lane):
+            self._on_end(lane)
 
     def _finish(self, lane: int, result: RoundResult) -> None:
         client, strategy, place = self._client, self._strategy, self._strategy.lanes[lane]
@@ -342,9 +346,12 @@ class Replica:
             else:
                 break
         else:
-            if client.lanes[0].round < self._rounds:
+            is_late = client.lanes[0].round < self._rounds
+            if is_late:
                 self._fetch(0, self._rounds)
             self._leave()
+            if is_late:
+                self._on_end(0)
         self._lanes[0].begun = self.steps
 
 

@@ -260,7 +260,8 @@ class Exported(_Body, frozen=True):
 
 
 class Metric(_Body, frozen=True):
-    """One line of metrics.jsonl. Bytes and seconds are those of the round before this step.
+    """One line of metrics.jsonl. Bytes and seconds are those of the round before this step, none
+    where the run made it without us and its state was loaded.
 
     `bytes_*` are the tensor bytes of the round; `wire_*` all that crossed the node's sockets
     since the trainer attached. `eta_s` is null until a round was timed. `lane`, `codec` and

@@ -99,7 +99,7 @@ class Trainer:
         self._loss: torch.Tensor | float = 0.0
         self._losses = self._steps = 0
         self._checkpoint_s, self._saved_at = checkpoint_s, time.monotonic()
-        self._evaluated = -1
+        self._measured = -1  # round of the last validation
         self._pace = pace_of(self._strategy) if wire == "auto" else None
         self._client: RunClient | None = None
         self._replica: Replica | None = None
@@ -247,6 +247,7 @@ class Trainer:
             model,
             weight=weight,
             on_round=self._on_round,
+            on_end=self._measure,
             wish=self._pace.wish if self._pace else lambda: ("float32", 0),
             recompute=recompute,
         )
@@ -259,7 +260,7 @@ class Trainer:
                 self._ranks.share_text(client.member)
                 self._ranks.share_text(client.directory)
                 replica.start(counters.steps if counters is not None else 0)
-                if self.last is None:  # no round yet: where this model begins
+                if self._measured < 0:  # no round yet: where this model begins
                     self._measure(0)
             except BaseException:
                 replica.close()
@@ -293,9 +294,8 @@ class Trainer:
 
     def _measure(self, lane: int) -> None:
         """Report a lane's round; once every lane had it, with the validation loss."""
-        val_loss = None
-        if self._evaluate is not None and self.round > self._evaluated:
-            self._evaluated = self.round
+        val_loss, had, self._measured = None, self._measured, self.round
+        if self._evaluate is not None and self.round > had:
             self._ranks.tell(Order.EVALUATE)
             val_loss = float(self._evaluate())  # many return a tensor
         self.report(val_loss=val_loss, lane=lane)

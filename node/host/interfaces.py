@@ -7,6 +7,11 @@ import ifaddr
 
 from node.host.addresses import Address
 
+IpInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_TRANSLATORS = ipaddress.ip_network("64:ff9b::/32")  # NAT64: an IPv4 address of any kind inside
+
 
 def interface_hosts(family: socket.AddressFamily) -> list[str]:
     """IP addresses of this machine: not loopback, not link-local (useless without a scope).
@@ -24,9 +29,50 @@ def interface_hosts(family: socket.AddressFamily) -> list[str]:
     return found or ["127.0.0.1" if family == socket.AF_INET else "::1"]
 
 
+def interfaces() -> list[IpInterface]:
+    """All addresses of this machine with the networks that they are in."""
+    found: list[IpInterface] = []
+    for adapter in ifaddr.get_adapters():
+        for entry in adapter.ips:
+            ip = entry.ip if isinstance(entry.ip, str) else entry.ip[0]
+            found.append(ipaddress.ip_interface(f"{ip}/{entry.network_prefix}"))
+    return found
+
+
+def interface_networks() -> list[str]:
+    """Networks of this machine's interfaces, like 192.168.1.0/24: who is in one is a neighbour.
+
+    Not those of one address, as clouds and tunnels have: nobody else is in them.
+    """
+    return [str(one.network) for one in interfaces() if one.network.num_addresses > 1]
+
+
 def expand(address: Address) -> list[Address]:
     """Turn a listening address into dialable ones: 0.0.0.0 and :: become the interfaces' own."""
     if not address.is_unspecified:
         return [address]
     hosts = interface_hosts(address.family)
     return [Address(address.network, host, address.port, address.peer) for host in hosts]
+
+
+def is_global(host: str) -> bool:
+    """True for an IP address of one machine on the public Internet; False for names, too.
+
+    IPv6 addresses that hold an IPv4 one are not: what is behind them may be anything.
+    """
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    if isinstance(ip, ipaddress.IPv6Address) and (ip.sixtofour or ip.teredo or ip in _TRANSLATORS):
+        return False
+    return ip.is_global and not ip.is_multicast
+
+
+def network_of(host: str) -> str:
+    """Name the network that an IP address is in: /16 for IPv4, /32 for IPv6, about one provider.
+
+    What must not be of one hand (relays, those who dial back) is chosen from different ones.
+    """
+    bits = 32 if ":" in host else 16
+    return str(ipaddress.ip_network(f"{host}/{bits}", strict=False))

@@ -3,11 +3,14 @@
 Ours, because libp2p 0.8.1's set SO_REUSEPORT as they bind: two daemons with the same port would
 share it silently, each getting some of the other's connections.
 
-What comes in is libp2p or a lane (bulk connection); the first byte tells, and is left in place.
+What comes in is libp2p, a lane (bulk connection) or STUN; the first byte tells, and is left in
+place.
 """
 
+import contextlib
 import errno
 import logging
+import os
 import socket
 from collections.abc import Awaitable, Callable
 
@@ -25,6 +28,8 @@ BACKLOG = 128  # connections the kernel holds until we accept them
 FIRST_BYTE_S = 1.0  # a lane's comes at once; who is silent for longer may be a libp2p node that
 # waits for our greeting, and gets it, and then a handshake's time
 
+STUN_FIRST = (b"\x00", b"\x01")  # the upper byte of a message's type (RFC 8489, section 5)
+
 Handler = Callable[[trio.SocketStream], Awaitable[None]]
 
 log = logging.getLogger(__name__)
@@ -35,18 +40,19 @@ class Sorter:
 
     def __init__(self, gate: Gate, libp2p: Handler, lanes: Handler) -> None:
         self._gate, self._libp2p, self._lanes = gate, libp2p, lanes
+        self.stun: Handler | None = None  # has places of its own, and closes the connection
 
     async def __call__(self, stream: trio.SocketStream) -> None:
         """Look at the first byte, and hand over. Never raises: it runs beside all the others."""
         try:
             with OnFailure(stream.socket.close):
-                if not await self._was_lane(stream):
+                if not await self._was_other(stream):
                     await self._libp2p(stream)  # what is nobody's too: it hangs up, and counts that
         except Exception as error:  # a boundary: a stranger's bytes reach deep into libp2p
             log.debug("inbound.failed %r", error)
 
-    async def _was_lane(self, stream: trio.SocketStream) -> bool:
-        """Let lanes have it, if it is for them."""
+    async def _was_other(self, stream: trio.SocketStream) -> bool:
+        """Let lanes or STUN have it, if it is for them."""
         try:
             remote = str(stream.socket.getpeername()[0]).split("%")[0]
         except OSError:
@@ -58,12 +64,15 @@ class Sorter:
             first = b""
             with trio.move_on_after(FIRST_BYTE_S):
                 first = await stream.socket.recv(1, socket.MSG_PEEK)
-            if first != HELLO_MAGIC[:1]:
-                return False
-            await self._lanes(stream)
-            return True
+            if first == HELLO_MAGIC[:1]:
+                await self._lanes(stream)
+                return True
         finally:
             place.leave()
+        if self.stun is None or first not in STUN_FIRST:
+            return False
+        await self.stun(stream)
+        return True
 
 
 class Listener(IListener):
@@ -113,23 +122,41 @@ async def open_listener(address: Address) -> Listener:
     return Listener(sock, address.network)
 
 
-async def connect_from(listener: Listener, remote: Address, timeout_s: float) -> trio.SocketStream:
-    """Connect from a listener's own port, for a router to see what it sees of the listener.
+def start_connecting(listener: Listener, remote: Address) -> socket.socket:
+    """Send the first packet of a connection from a listener's own port, at once; `connected` waits.
 
     remote: an IP address of the listener's family. Raises OSError (EADDRNOTAVAIL: that connection
-    stands already) and trio.TooSlowError.
+    stands already).
     """
     # Only now, with the port bound: SO_REUSEPORT then lets none in that has not set it at its own
     # bind, as `open_listener` does not (Linux: inet_csk_get_port; tried in test_host_ports.py).
     listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     family = listener.sock.family
-    sock = trio.socket.socket(family, socket.SOCK_STREAM)
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     with OnFailure(sock.close):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        await sock.bind((listener.address.host, listener.address.port))
-        with trio.fail_after(timeout_s):
-            await sock.connect((remote.host, remote.port))
-        return trio.SocketStream(sock)
+        sock.bind((listener.address.host, listener.address.port))
+        with contextlib.suppress(BlockingIOError):  # it is on its way
+            sock.connect((remote.host, remote.port))
+    return sock
+
+
+async def connected(sock: socket.socket) -> trio.SocketStream:
+    """Wait until a connection stands; closes the socket if none does. Raises OSError."""
+    with OnFailure(sock.close):
+        await trio.lowlevel.wait_writable(sock)
+        if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            raise OSError(code, os.strerror(code))
+        return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+
+
+async def connect_from(listener: Listener, remote: Address, timeout_s: float) -> trio.SocketStream:
+    """Connect from a listener's own port, for a router to see what it sees of the listener.
+
+    Raises OSError and trio.TooSlowError; `start_connecting` says more.
+    """
+    with trio.fail_after(timeout_s):
+        return await connected(start_connecting(listener, remote))

@@ -252,11 +252,8 @@ class ModelSync:
         if lane is not None:
             return self._registry.certificates(run, lane)
         lanes = max((len(lease.at) for lease in self._registry.leases(run).values()), default=1)
-        return [
-            c
-            for number in range(min(lanes, LANES_MAX))
-            for c in self._registry.certificates(run, number)
-        ]
+        numbers = range(min(lanes, LANES_MAX))
+        return [c for number in numbers for c in self._registry.certificates(run, number)]
 
     def contributions(self, run: str) -> list[Contribution]:
         """What each member has brought to the rounds that this node took part in."""
@@ -264,12 +261,14 @@ class ModelSync:
         return part.accounts.table() if part is not None else []
 
     def ban(self, run: str, peer: PeerId) -> None:
-        """A member was found guilty: it takes part in no round of ours any more."""
+        """A member was found guilty: no round of ours has it any more. We are out if we are it."""
         part = self._parts.get(run)
         if part is not None:
             part.accounts.ban(peer)
             for lane in part.lanes:
                 lane.rounds.roster.ban(peer)
+                if peer == self._rpc.peer:
+                    lane.fail(f"the members of run {run} have banned this node")
 
     def duties(self, run: str, lane: int) -> list[Duty]:
         """Contributions that our trainer is to make anew before it goes on, oldest first.

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from protocols.modelsync import verify
-from protocols.modelsync.part import Attachment, LaneShape
+from protocols.modelsync.part import Attachment, LaneShape, RunFailed
 from protocols.modelsync.trust import check_verifiable
 from protocols.modelsync.vectors import Vector
 from protocols.modelsync.wire import Certificate
@@ -54,9 +55,14 @@ async def run(nursery: trio.Nursery, rounds: int, *, liar: Bring, **options: obj
     for _ in range(4):
         await swarm.add(min_members=4, is_verified=True, patience_s=4.0, **options)
     attacker, *others = swarm.trainers
+
+    async def lie() -> None:
+        with suppress(RunFailed):  # once it is told that it is banned
+            await train(swarm, attacker, rounds, liar)
+
     with trio.fail_after(600):
         async with trio.open_nursery() as lying:
-            lying.start_soon(train, swarm, attacker, rounds, liar)
+            lying.start_soon(lie)
             async with trio.open_nursery() as training:
                 for trainer in others:
                     training.start_soon(train, swarm, trainer, rounds, honest)
@@ -86,6 +92,8 @@ async def test_a_member_that_sends_a_thousand_times_the_opposite_is_banned_withi
         last = trainer.outcomes[-1].certificate
         assert last is not None
         assert swarm.peer(attacker.number) not in last.members
+    assert banned(attacker) == {swarm.peer(attacker.number)}
+    assert "have banned this node" in attacker.sync.failure_of(RUN)
     assert len({trainer.roots[10] for trainer in others}) == 1
     nursery.cancel_scope.cancel()
 

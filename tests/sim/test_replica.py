@@ -60,6 +60,39 @@ async def test_a_member_that_was_left_behind_catches_up_in_every_lane(
     nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("name", ["diloco", "streaming"])
+async def test_who_missed_the_last_rounds_records_where_the_run_has_ended(
+    nursery: trio.Nursery, tmp_path: Path, name: str
+) -> None:
+    nodes = RunNodes(nursery, tmp_path)
+    clients = [await nodes.add() for _ in range(3)]
+    begun, over = threading.Event(), [threading.Event(), threading.Event()]
+
+    def one(learner: Learner, client: Any, number: int) -> tuple[Any, str]:
+        how = options(name, min_members=3, patience_s=0.5)
+        with Trainer(learner.model, client=client, evaluate=lambda: 0.5, **how) as trainer:
+            while not trainer.done:
+                if trainer.round == 1:
+                    begun.set()
+                if number == 2 and begun.is_set():
+                    assert all(event.wait(20) for event in over)
+                trainer.step(learner.step(trainer.member, trainer.global_step))
+            end = flatten(learner.model), trainer.root
+        if number < 2:
+            over[number].set()
+        return end
+
+    ends = await in_threads([partial(one, Learner(), c, n) for n, c in enumerate(clients)])
+    assert len({parameters.tobytes() for parameters, _ in ends}) == 1
+    for runs in nodes.runs:
+        last = (await runs.metrics("tiny"))[-1]
+        assert (last.round, last.root, last.val_loss) == (ROUNDS, ends[0][1], 0.5)
+    late = await nodes.runs[2].metrics("tiny")
+    assert [m.round for m in late] != list(range(ROUNDS + 1))
+    assert (late[-1].peers, late[-1].bytes_in) == (0, 0)  # of a round that it was not in
+    nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
 async def test_who_joins_late_enters_every_lane_without_data_and_ends_alike(
     nursery: trio.Nursery, tmp_path: Path, name: str

@@ -1,5 +1,6 @@
 """Verified runs of real Trainers: honest ones reproduce each other's bits, a liar is banned."""
 
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.sim.run_nodes import RunNodes
 from tests.tiny_learner import Learner
 
 EVERY = 3
+STAY_S = 40.0  # seconds at most for those who are done to wait for the others
 
 
 class Liar(DiLoCo):
@@ -34,9 +36,14 @@ def local_steps(learner: Learner, member: str, round_: int) -> None:
 
 
 def train(
-    learner: Learner, client: object, rounds: int, strategy: DiLoCo, patience_s: float = 10.0
+    learner: Learner,
+    client: object,
+    rounds: int,
+    strategy: DiLoCo,
+    patience_s: float = 10.0,
+    is_over: threading.Event | None = None,
 ) -> tuple[str, set[str]]:
-    """Train to the end, or until nobody wants us any more; return the root and the members."""
+    """Train to the end, and stay until it is over; return the root and the members."""
     with Trainer(
         learner.model,
         run="tiny",
@@ -52,6 +59,7 @@ def train(
             local_steps(learner, trainer.member, trainer.round)
             for _ in range(EVERY):
                 trainer.step()
+        assert is_over is None or is_over.wait(STAY_S)
         return trainer.root, set(trainer.members)
 
 
@@ -82,29 +90,31 @@ async def test_honest_trainers_find_each_other_honest(
     nursery.cancel_scope.cancel()
 
 
-async def test_a_trainer_that_lies_is_banned_and_the_others_finish(
+async def test_a_trainer_that_lies_is_banned_and_told_so_and_the_others_finish(
     nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("node.trainers.ROUND_WAIT_S", 1.0)  # who is banned waits in vain
     nodes, clients = await swarm(nursery, tmp_path)
     ends: list[tuple[str, set[str]]] = []
+    is_told = threading.Event()  # while others are there it cannot go on alone
 
     async def one(client: object, learner: Learner) -> None:
-        job = partial(train, learner, client, 12, DiLoCo(every=EVERY), 1.0)
+        job = partial(train, learner, client, 12, DiLoCo(every=EVERY), 1.0, is_told)
         ends.append(await trio.to_thread.run_sync(job))
 
-    async def lie() -> None:
-        job = partial(train, Learner(), clients[3], 12, Liar(every=EVERY))
-        with pytest.raises(ClientError):  # its daemon's run is stopped below
-            await trio.to_thread.run_sync(job)
+    async def lie() -> None:  # it would have more rounds: who is fast may load the others' last
+        job = partial(train, Learner(), clients[3], 1000, Liar(every=EVERY))
+        try:
+            with pytest.raises(ClientError, match="have banned this node"):
+                await trio.to_thread.run_sync(job)
+        finally:
+            is_told.set()
 
     with trio.fail_after(50):
-        async with trio.open_nursery() as lying:
-            lying.start_soon(lie)
-            async with trio.open_nursery() as training:
-                for client in clients[:3]:
-                    training.start_soon(one, client, Learner())
-            await nodes.runs[3].stop("tiny")
+        async with trio.open_nursery() as training:
+            training.start_soon(lie)
+            for client in clients[:3]:
+                training.start_soon(one, client, Learner())
     assert len({root for root, _ in ends}) == 1
     for _, members in ends:
         assert members == set(nodes.peers[:3])

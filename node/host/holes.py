@@ -1,0 +1,69 @@
+"""Sockets for hole punching: connections from our listening ports, and how one of them becomes a
+direct connection to a peer. When to which addresses is `node.reach.punch`'s matter.
+"""
+
+import socket
+
+import trio
+
+from node.host.addresses import Address
+from node.host.admission import NotAdmitted
+from node.host.carrier import Carrier
+from node.host.listeners import Listener, start_connecting
+from node.host.swarm import FencedSwarm
+from node.host.tcp import CountedTcp
+from node.host.yamux import MuxedConnection
+from wire.errors import PeerUnreachable
+from wire.faults import OnFailure
+from wire.ids import PeerId
+
+ADOPT_S = 1.0  # to begin a connection's tasks: nothing in it waits for the peer
+
+
+class Holes:
+    """What a host gives to whom punches holes."""
+
+    def __init__(self, swarm: FencedSwarm, listeners: list[Listener]) -> None:
+        self._swarm = swarm
+        self._listeners = listeners  # the host's own list, filled when it starts
+
+    def connect(self, remote: Address) -> socket.socket:
+        """Begin to connect from the listening port: the first packet is sent when this returns.
+
+        The first listener of the address's family is used: the one whose port others know. Raises
+        OSError.
+        """
+        for listener in self._listeners:
+            if listener.sock.family == remote.family:
+                return start_connecting(listener, remote)
+        raise OSError(f"no listener for {remote}")
+
+    async def adopt(
+        self, stream: trio.SocketStream, peer: PeerId, *, initiator: bool, is_ours: bool
+    ) -> None:
+        """Secure a connected socket and hold it as a connection; return once it is admitted.
+
+        initiator: whether we are the dialler for Noise, admission and Yamux; the other end is not.
+        is_ours: whether we choose among several that are secured: cancelled, this one is closed.
+        On the other side it goes on, or each side may close what the other one has chosen.
+        Raises PeerUnreachable, NotAdmitted.
+        """
+        carrier = CountedTcp(stream, self._swarm.traffic, is_punched=True)
+        with OnFailure(carrier.abort):
+            place = self._swarm.gate.enter(None)
+            if place is None:
+                raise PeerUnreachable("too many connections here")
+            with OnFailure(place.leave):
+                muxed = await self._secured(carrier, peer, initiator=initiator)
+                with trio.fail_after(ADOPT_S, shield=True):
+                    connection = await self._swarm.adopt(muxed, carrier, place)
+        with OnFailure(lambda: connection.abort("another was first") if is_ours else None):
+            await connection.settled.wait()
+        if not connection.is_admitted:
+            raise NotAdmitted(f"{peer}: {connection.refusal}")
+
+    async def _secured(self, carrier: Carrier, peer: PeerId, *, initiator: bool) -> MuxedConnection:
+        try:
+            return await self._swarm.secure(carrier, peer, initiator=initiator)
+        except Exception as error:  # libp2p's many: not our peer, not libp2p, not in time
+            raise PeerUnreachable(f"no handshake: {error.__cause__ or error!r}") from error

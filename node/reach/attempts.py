@@ -1,0 +1,117 @@
+"""One try of a hole punch: connects from the listening port to a peer's addresses, all at once and
+again, until one socket has become an admitted connection. docs/protocols/reach.md, "Hole punching".
+"""
+
+import logging
+import socket
+from collections.abc import Sequence
+
+import trio
+
+from node.host.addresses import Address
+from node.host.holes import Holes
+from node.host.listeners import connected
+from wire.errors import PeerUnreachable, ShoalError
+from wire.faults import OnFailure
+from wire.ids import PeerId
+
+CONNECTING_S = 3.0  # the other side begins within a round trip of us; three SYNs of the kernel's
+AGAIN_S = 0.1  # after a refusal, and half as long again after each further one:
+AGAIN_MAX_S = 0.5  # it may be a machine that has nothing to do with this
+SILENCE_MIN_S = 0.25  # for an answer to one SYN, or 2 round trips: a new one has another sequence
+# number, with which an answer that is on its way is void
+BEGIN_MIN_S = 0.3  # for the initiator's first byte, or 2 round trips; docs/protocols/reach.md, 4
+RTT_MAX_S = 2.0  # that is believed: the other side could have waited with its answer
+ADOPTION_S = 5.0  # from a connected socket to an admitted connection
+HANDSHAKES_MAX = 2  # with one address: one may cross the other side's; more is somebody else
+
+log = logging.getLogger(__name__)
+
+
+class Attempts:
+    """A try with one peer. begins: whether we are DCUtR's initiator."""
+
+    def __init__(
+        self,
+        holes: Holes,
+        peer: PeerId,
+        targets: Sequence[Address],
+        *,
+        begins: bool,
+        rtt_s: float,
+    ) -> None:
+        self._holes, self._peer, self._targets, self._begins = holes, peer, targets, begins
+        rtt_s = min(rtt_s, RTT_MAX_S)
+        self._silence_s = max(SILENCE_MIN_S, 2 * rtt_s)
+        self._begin_s = max(BEGIN_MIN_S, 2 * rtt_s)
+
+    async def run(self) -> None:
+        """Return when a socket of ours was admitted, or none was in time; that the peer came in at
+        our listener meanwhile is for the caller to see, and to cancel this.
+        """
+        end = trio.current_time() + CONNECTING_S
+        # At once, in their order, with nothing in between: a sequential router counts them.
+        begun = [(target, self._connect(target)) for target in self._targets]
+        async with trio.open_nursery() as nursery:
+            for target, sock in begun:
+                nursery.start_soon(self._persist, target, sock, end, nursery.cancel_scope)
+            await trio.sleep_until(end)
+
+    def _connect(self, target: Address) -> socket.socket | None:
+        try:
+            return self._holes.connect(target)
+        except OSError as error:  # no route, or the last one is not gone yet
+            log.debug("punch.no_socket to=%s error=%r", target, error)
+            return None
+
+    async def _persist(
+        self, target: Address, sock: socket.socket | None, end: float, all_of_them: trio.CancelScope
+    ) -> None:
+        handshakes, pause_s = 0, AGAIN_S
+        while handshakes < HANDSHAKES_MAX:
+            began = trio.current_time()
+            stream = await self._answered(sock, min(end, began + self._silence_s))
+            if stream is not None:
+                handshakes += 1
+                if await self._adopted(stream, target):
+                    all_of_them.cancel()
+                    return
+            again = max(trio.current_time(), began + pause_s)
+            if again >= end:
+                return
+            await trio.sleep_until(again)
+            pause_s = min(1.5 * pause_s, AGAIN_MAX_S)
+            sock = self._connect(target)
+
+    async def _answered(
+        self, sock: socket.socket | None, deadline: float
+    ) -> trio.SocketStream | None:
+        if sock is not None:
+            with trio.CancelScope(deadline=deadline):
+                try:
+                    return await connected(sock)
+                except OSError:  # refused, by the peer or any router: not yet
+                    return None
+        return None
+
+    async def _adopted(self, stream: trio.SocketStream, target: Address) -> bool:
+        try:
+            with OnFailure(stream.socket.close), trio.fail_after(ADOPTION_S):
+                # Who waits at our socket is the initiator's, or our own kind's listener.
+                initiator = self._begins or not await self._was_greeted(stream)
+                await self._holes.adopt(
+                    stream, self._peer, initiator=initiator, is_ours=self._begins
+                )
+        except (ShoalError, trio.TooSlowError, OSError) as error:
+            log.debug("punch.not_it peer=%s at=%s error=%r", self._peer, target, error)
+            return False
+        log.debug("punch.through peer=%s at=%s", self._peer, target)
+        return True
+
+    async def _was_greeted(self, stream: trio.SocketStream) -> bool:
+        """Tell whether the other end begins; if it does not, it is a listener that waits for us."""
+        with trio.move_on_after(self._begin_s):
+            if not await stream.socket.recv(1, socket.MSG_PEEK):
+                raise PeerUnreachable("it hung up")
+            return True
+        return False
