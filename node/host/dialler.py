@@ -18,7 +18,7 @@ from node.host.backoff import STAGGER_S, AddressBook
 from node.host.carrier import Carrier
 from node.host.connection import Connection
 from node.host.peers import Peers
-from node.host.race import race
+from node.host.race import Starters, race
 from node.host.swarm import FencedSwarm
 from node.host.tcp import CountedTcp
 from node.host.yamux import MuxedConnection
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 CONNECT_S = 5.0  # for one TCP connection: three SYNs
 DIAL_S = 10.0  # for all addresses together, Noise included
 FLIGHTS_MAX = 2  # that one caller waits for: the first may have been lost by bad luck
+FLIGHT_MAX = 32  # addresses in one dial: those of a peer that moved meanwhile, once
 NAME_ADDRESSES_MAX = 4  # that a DNS name may stand for
 PEERS_MAX = 4096  # whose addresses we remember; at 16 addresses of 100 bytes, 6 MB
 
@@ -49,9 +50,24 @@ class Circuits(Protocol):
 class _Flight:
     """One dial in progress, and everybody who waits for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, addresses: list[str], *, is_relay: bool) -> None:
+        """is_relay: we need the peer to get to another; it is of use to us directly only."""
         self.landed = trio.Event()
         self.error: ShoalError | None = None
+        self.is_relay = is_relay
+        self.known = set[str]()
+        self.direct, self.relayed = Starters[Address]([]), Starters[Address]([])
+        self.learn(addresses)
+
+    def learn(self, addresses: list[str]) -> None:
+        """Try these as well: what was known may lead nowhere, and take its time to say so."""
+        new = [text for text in dict.fromkeys(addresses) if text not in self.known]
+        new = new[: max(0, FLIGHT_MAX - len(self.known))]
+        self.known.update(new)
+        places = [parse_address(text) for text in new]
+        self.direct.add(place for place in places if place.relay is None)
+        if not self.is_relay:
+            self.relayed.add(place for place in places if place.relay is not None)
 
 
 class Dialler:
@@ -86,6 +102,8 @@ class Dialler:
                 good.append(str(address.with_peer(peer)))
         if good and peer != self._own:
             self._book(peer).learn(good)
+            if flight := self._flights.get(peer):
+                flight.learn(self.addresses_of(peer))
 
     def addresses_of(self, peer: PeerId) -> list[str]:
         """Addresses known for a peer, best first."""
@@ -113,7 +131,9 @@ class Dialler:
                 raise PeerUnreachable("the host is not running")
             flight = self._flights.get(peer)
             if flight is None:
-                flight = self._flights[peer] = _Flight()
+                flight = self._flights[peer] = _Flight(
+                    self.addresses_of(peer), is_relay=bool(self._as_relays[peer])
+                )
                 self.nursery.start_soon(self._fly, peer, flight)
             await flight.landed.wait()
             if flight.error is not None:
@@ -125,7 +145,7 @@ class Dialler:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._until_connected, peer, nursery.cancel_scope)
-                await self._dial(peer)
+                await self._dial(peer, flight)
                 nursery.cancel_scope.cancel()
         except* ShoalError as errors:
             flight.error = _first(errors)
@@ -141,15 +161,17 @@ class Dialler:
             await self._peers.changed.park()
         dialling.cancel()  # it was faster than we
 
-    async def _dial(self, peer: PeerId) -> None:
-        plan = self._plan(peer)
+    async def _dial(self, peer: PeerId, flight: _Flight) -> None:
+        lanes = flight.direct, flight.relayed
+        if not any(lane.waiting for lane in lanes):
+            raise PeerUnreachable(f"no address known for {peer}")
         place = self._swarm.gate.enter(None)
         if place is None:
             raise PeerUnreachable("too many connections here")
         with OnFailure(place.leave):
             won: _Dialled | None = None
             with trio.move_on_after(DIAL_S):
-                won = await race(plan, self._attempt, _discard, stagger_s=STAGGER_S)
+                won = await race(lanes, self._attempt, _discard, stagger_s=STAGGER_S)
             if won is None:
                 raise PeerUnreachable(f"no address of {peer} answered within {DIAL_S:.0f} s")
             address, muxed, carrier = won
@@ -179,19 +201,6 @@ class Dialler:
             return await self._circuits.dial(address, address.peer)
         finally:
             self._as_relays[address.relay] -= 1
-
-    def _plan(self, peer: PeerId) -> list[list[Address]]:
-        """Where to dial: direct addresses, and beside them those through relays; but a relay is
-        only of use to us directly.
-        """
-        plan = [parse_address(text) for text in self.addresses_of(peer)]
-        direct = [address for address in plan if address.relay is None]
-        relayed = [address for address in plan if address.relay is not None]
-        if self._as_relays[peer]:
-            relayed.clear()
-        if not (direct or relayed):
-            raise PeerUnreachable(f"no address known for {peer}")
-        return [direct, relayed]
 
     def _book(self, peer: PeerId) -> AddressBook:
         book = self._books.pop(peer, None) or AddressBook()

@@ -4,8 +4,8 @@ libp2p 0.8.1 tries one address per transport and always waits 250 ms; a dead fir
 good second one there. Source of the idea: RFC 8305 (happy eyeballs).
 """
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Generic, TypeVar
 
 import trio
 
@@ -15,8 +15,21 @@ C = TypeVar("C")
 R = TypeVar("R")
 
 
+class Starters(Generic[C]):
+    """Who runs in a race. More may come while it goes on."""
+
+    def __init__(self, candidates: Iterable[C]) -> None:
+        self.waiting = list(candidates)
+        self.news = trio.lowlevel.ParkingLot()
+
+    def add(self, candidates: Iterable[C]) -> None:
+        """Let these run, too."""
+        self.waiting.extend(candidates)
+        self.news.unpark_all()
+
+
 async def race(
-    lanes: Sequence[Sequence[C]],
+    lanes: Sequence[Starters[C]],
     attempt: Callable[[C], Awaitable[R]],
     discard: Callable[[R], None],
     *,
@@ -30,6 +43,7 @@ async def race(
     """
     won: list[R] = []
     reasons: list[str] = []
+    started = 0
 
     async def run(candidate: C, failed: trio.Event) -> None:
         try:
@@ -37,6 +51,8 @@ async def race(
         except PeerUnreachable as error:
             reasons.append(f"{candidate}: {error}")
             failed.set()
+            for lane in lanes:
+                lane.news.unpark_all()
             return
         if won:
             discard(result)
@@ -44,16 +60,21 @@ async def race(
             won.append(result)
             nursery.cancel_scope.cancel()
 
-    async def start(candidates: Sequence[C]) -> None:
-        for candidate in candidates:
+    async def start(lane: Starters[C]) -> None:
+        nonlocal started
+        while lane.waiting or len(reasons) < started or any(each.waiting for each in lanes):
+            if not lane.waiting:
+                await lane.news.park()
+                continue
             failed = trio.Event()
-            nursery.start_soon(run, candidate, failed)
+            nursery.start_soon(run, lane.waiting.pop(0), failed)
+            started += 1
             with trio.move_on_after(stagger_s):
                 await failed.wait()
 
     async with trio.open_nursery() as nursery:
-        for candidates in lanes:
-            nursery.start_soon(start, candidates)
+        for lane in lanes:
+            nursery.start_soon(start, lane)
     if won:
         return won[0]
     raise PeerUnreachable("; ".join(reasons) or "no address known")
