@@ -54,7 +54,8 @@ class _Flight:
         self.landed = trio.Event()
         self.error: ShoalError | None = None
         self.lanes = Lanes[Address]([])
-        self.known = set[Address]()
+        self.known = set[Address]()  # what it tries, or has tried
+        self.is_open = True  # it takes in what is learnt
 
 
 class Dialler:
@@ -89,7 +90,7 @@ class Dialler:
                 good.append(str(address.with_peer(peer)))
         if good and peer != self._own:
             self._book(peer).learn(good)
-            if flight := self._flights.get(peer):
+            if (flight := self._flights.get(peer)) and flight.is_open:
                 self._plan(peer, flight)  # what it tries may lead nowhere, and be slow to say so
 
     def addresses_of(self, peer: PeerId) -> list[str]:
@@ -122,6 +123,8 @@ class Dialler:
                 self.nursery.start_soon(self._fly, peer, flight)
             await flight.landed.wait()
             if flight.error is not None:
+                if flights < FLIGHTS_MAX and self._new_for(peer, flight):
+                    continue  # they were learnt when this one was failing already
                 raise type(flight.error)(str(flight.error))
         await trio.lowlevel.checkpoint()
         return connection
@@ -130,7 +133,10 @@ class Dialler:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._until_connected, peer, nursery.cancel_scope)
-                await self._dial(peer, flight)
+                try:
+                    await self._dial(peer, flight)
+                finally:
+                    flight.is_open = False
                 nursery.cancel_scope.cancel()
         except* ShoalError as errors:
             flight.error = _first(errors)
@@ -191,14 +197,17 @@ class Dialler:
         """Dial what is new: direct addresses, and beside them those through relays; but a relay is
         only of use to us directly.
         """
+        new = self._new_for(peer, flight)
+        flight.known.update(new)
+        for is_relayed in (False, True):
+            flight.lanes.add([one for one in new if (one.relay is not None) == is_relayed])
+
+    def _new_for(self, peer: PeerId, flight: _Flight) -> list[Address]:
         plan = [parse_address(text) for text in self.addresses_of(peer)]
         new = [address for address in plan if address not in flight.known]
         if self._as_relays[peer]:
             new = [address for address in new if address.relay is None]
-        new = new[: max(0, FLIGHT_MAX - len(flight.known))]
-        flight.known.update(new)
-        for is_relayed in (False, True):
-            flight.lanes.add([one for one in new if (one.relay is not None) == is_relayed])
+        return new[: max(0, FLIGHT_MAX - len(flight.known))]
 
     def _book(self, peer: PeerId) -> AddressBook:
         book = self._books.pop(peer, None) or AddressBook()
