@@ -56,6 +56,7 @@ class Connection(SwarmConn):
         self.is_admitted = False
         self.refusal = "the connection ended"  # why not, if it is settled and not admitted
         self.settled = trio.Event()  # admitted, or never to be
+        self.agreed = trio.Event()  # and the other end has admitted us, as far as it says so
         self.over = self.event_closed
 
     def expect(self, *, waits: bool) -> None:

@@ -231,7 +231,8 @@ class LibP2pHost:
         return self._dialler.addresses_of(peer)
 
     async def connect(self, target: PeerId | str, addrs: list[str] | None = None) -> PeerId:
-        """Connect to a peer ID or to a multiaddr that ends in /p2p/PEER; returns whom to.
+        """Connect to a peer ID or to a multiaddr that ends in /p2p/PEER; returns whom to, once both
+        ends have admitted each other.
 
         Nothing is dialled if it is connected. Raises PeerUnreachable, NotAdmitted (another swarm),
         or UsageError if the multiaddr names no peer.
@@ -247,7 +248,10 @@ class LibP2pHost:
             peer = address.peer
             self.learn(peer, [target])
         self.learn(peer, addrs or [])
-        await self._dialler.reach(peer)
+        connection = await self._dialler.reach(peer)
+        await connection.agreed.wait()
+        if connection.over.is_set():
+            raise PeerUnreachable(f"{peer}: {connection.refusal}")
         return peer
 
     def rtt_s(self, peer: PeerId) -> float | None:

@@ -73,6 +73,7 @@ class Sessions:
         finally:
             self._peers.remove(connection)
             connection.settled.set()
+            connection.agreed.set()
 
     async def open(self, connection: Connection, protocols: list[str]) -> tuple[HostStream, str]:
         """Open a stream on one connection. Raises PeerUnreachable, also if all are refused.
@@ -159,6 +160,7 @@ class Sessions:
         except ShoalError as error:
             self._refuse(connection, str(error))
         else:
+            connection.agreed.set()
             await self._keep_alive(connection)
 
     async def _seek_admission(self, connection: Connection) -> None:
