@@ -27,6 +27,7 @@ from wire.errors import BadMessage, PeerUnreachable, UsageError
 
 POLL_S = 5.0  # between looks at the interfaces: a few milliseconds on a thread
 ASLEEP_S = 10.0  # more time than we know of passed between two looks: the machine slept
+VANTAGES_MAX = 16  # peers outside that we choose from; those that we dialled first
 LOOKED_S = 2.0  # for one look; a system that takes longer is looked at the next time
 
 log = logging.getLogger(__name__)
@@ -231,8 +232,9 @@ class Probe:
 
     def _see_peers(self) -> None:
         """Tell the machine who is outside, if that is not as before."""
-        found = [self._vantage(view) for view in self._host.peers() if self._is_vantage(view)]
-        found.sort(key=lambda one: (not one.stun, _mixed(self._host.peer, one.peer)))
+        views = [view for view in self._host.peers() if self._is_vantage(view)]
+        views.sort(key=lambda view: (view.direction == "in", _mixed(self._host.peer, view.peer)))
+        found = [self._vantage(view) for view in views[:VANTAGES_MAX]]
         if found != self._vantages:
             self._vantages = found
             self.machine.outside(found, trio.current_time())
