@@ -213,6 +213,7 @@ class Daemon:
             loop_lag_ms=self.lag.worst_ms,
             clock_skew_ms=lambda: self.store.clock_skew_ms,
             traffic=self.traffic,
+            reach=self.reach.view,
         )
         metrics = Metrics()
         metrics.add(*core_figures(node), *rpc_figures(self.rpc.counters))

@@ -37,6 +37,10 @@ class HostView(Protocol):
         """Our own peer ID."""
         ...
 
+    def addresses(self) -> list[str]:
+        """Where we listen, on each interface; others may know us at more."""
+        ...
+
     def connected(self) -> list[PeerId]:
         """Peers that we hold a connection to now."""
         ...

@@ -67,15 +67,16 @@ class Path(msgspec.Struct, frozen=True):
 
 
 class Punch(msgspec.Struct, frozen=True):
-    """Hole punching with one peer: attempts so far, and in words what the last one came to.
-    `next_s`: seconds to the next one; null if none is planned.
+    """The last round of hole punching with one peer. `outcome`: direct, failed or trying; it began
+    `age_s` ago and took `took_s`.
     """
 
     peer: str
     name: str
-    attempts: int
     outcome: str
-    next_s: float | None = None
+    tries: int
+    took_s: float
+    age_s: float
 
 
 class NetCheck(msgspec.Struct, frozen=True):

@@ -5,7 +5,7 @@ from node.host.addresses import parse_address
 from node.host.views import PeerView
 from node.parts import Node
 from node.reach.checks import Facts, checks, path_of
-from node.reach.views import ReachView
+from node.reach.views import Punch, ReachView
 from shoal import reach as shapes
 
 
@@ -39,10 +39,7 @@ class NetCheckRoute:
             ],
             relay_service=_serving(view),
             paths=[_path(facts, one) for one in facts.peers],
-            punches=[
-                shapes.Punch(one.peer, facts.name(one.peer), one.attempts, one.outcome, one.next_s)
-                for one in view.punches
-            ],
+            punches=[_punch(facts, one) for one in view.punches],
             clock_skew_ms=facts.clock_skew_ms,
             checks=checks(facts),
         )
@@ -78,6 +75,11 @@ def _serving(view: ReachView) -> shapes.RelayService:
     return shapes.RelayService(
         relay.is_on, relay.reservations, relay.circuits, relay.bytes, relay.refused
     )
+
+
+def _punch(facts: Facts, one: Punch) -> shapes.Punch:
+    name = facts.name(one.peer)
+    return shapes.Punch(one.peer, name, one.outcome, one.tries, one.took_s, one.age_s)
 
 
 def _path(facts: Facts, one: PeerView) -> shapes.Path:

@@ -202,8 +202,6 @@ class LibP2pHost:
         """Dial relay addresses, too."""
         self._dialler.circuits = circuits
 
-    # peers
-
     def learn(self, peer: PeerId, addrs: list[str]) -> None:
         """Remember where a peer is (with or without /p2p); malformed addresses are dropped."""
         self._dialler.learn(peer, addrs)

@@ -33,8 +33,8 @@ from wire.ids import PeerId
 from wire.ports import Stream
 
 PER_PEER = 12  # requests a minute; a node has a few addresses, and asks every 10 minutes
-IN_ALL = 60  # requests a minute, of all peers
-AT_ONCE = 8  # dials, of all peers
+IN_ALL = 120  # requests a minute, of all peers: a handshake is 5 ms of work
+AT_ONCE = 32  # dials, of all peers; most wait for what a firewall drops
 MINUTE_S = 60.0
 PEERS_MAX = 1024  # remembered; those who asked longest ago are forgotten
 PLACES_MAX = 16  # of a request that are looked at
@@ -45,7 +45,7 @@ DATA_TAKEN_MAX = 100_000  # that we send when asked: what the specification sugg
 DATA_PIECE_MIN = 100  # bytes a message: thousands of tiny ones would cost us more than them
 DATA_S = 20.0  # for all of it
 
-DIAL_S = 5.0  # for TCP
+DIAL_S = 3.0  # for TCP: two SYNs
 BACK_S = 10.0  # for handshake, nonce and answer
 ASK_S = DATA_S + DIAL_S + BACK_S + 5.0
 NONCE_S = 1.0  # that a nonce may come later than the answer to the request
@@ -91,13 +91,15 @@ def choose(
 ) -> int | None:
     """Return the index of the first place that we dial for somebody whom we see at an IP address.
 
-    None if there is none. Pure.
+    None if there is none: also if it is of IPv6, and we have none. Pure.
     """
+    own = set(own_hosts)
+    has_ip6 = any(":" in host and may_dial(host) for host in own)
     for index, place in enumerate(places[:PLACES_MAX]):
-        if place is None or not may_dial(place.host):
+        if place is None or not may_dial(place.host) or (place.network == "ip6" and not has_ip6):
             continue
         is_theirs = place.host == seen_at
-        if is_theirs or (place.port >= LOW_PORT and place.host not in set(own_hosts)):
+        if is_theirs or (place.port >= LOW_PORT and place.host not in own):
             return index
     return None
 

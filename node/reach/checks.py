@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from node.host.addresses import Address, is_loopback
 from node.host.interfaces import is_global
 from node.host.views import PeerView
-from node.reach.views import Held, ReachView
+from node.reach.views import Held, Punch, ReachView
 from shoal.reach import Check, Level
 from wire.ids import PeerId
 
@@ -290,12 +290,11 @@ def _punching(facts: Facts) -> Check:
     punches = facts.view.punches
     if not punches:
         return _ok(name, "none was needed")
-    shown = [f"{facts.name(one.peer)}: {one.outcome}" for one in punches[:NAMED_MAX]]
+    shown = [_punch(facts, one) for one in punches[:NAMED_MAX]]
     more = len(punches) - len(shown)
     text = "; ".join(shown) + (f"; and {more} more" if more else "")
-    direct = {one.peer for one in facts.peers if one.path == "direct"}
-    connected = {one.peer for one in facts.peers}
-    stuck = [one for one in punches if one.peer in connected - direct and one.next_s is not None]
+    relayed = {one.peer for one in facts.peers if one.path == "relayed"}
+    stuck = [one for one in punches if one.peer in relayed and one.outcome == "failed"]
     if not stuck or facts.is_reached:
         return _ok(name, text)
     return _warn(
@@ -303,6 +302,15 @@ def _punching(facts: Facts) -> Check:
         f"{text}; {_count(len(stuck), 'peer')} only through a relay",
         f"{facts.forward}, here or at the other end",
     )
+
+
+def _punch(facts: Facts, one: Punch) -> str:
+    said = {
+        "direct": f"direct after {one.took_s:.1f} s",
+        "failed": f"no way through in {_count(one.tries, 'try', 'tries')}, {one.age_s:.0f} s ago",
+        "trying": "being tried",
+    }
+    return f"{facts.name(one.peer)} {said[one.outcome]}"
 
 
 def _clock(facts: Facts) -> Check:
@@ -346,8 +354,8 @@ def _scope(host: str) -> str:
     return "global" if is_global(host) else "private"
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+def _count(number: int, noun: str, nouns: str = "") -> str:
+    return f"{number} {noun if number == 1 else nouns or noun + 's'}"
 
 
 def _ok(name: str, text: str) -> Check:

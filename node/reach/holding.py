@@ -159,9 +159,9 @@ class Holding:
                 is_silent = offer is None or offer.state == "unknown"
                 silent.append(Candidate(peer, host, None if is_silent else 0, rtt_s))
         for peer, (offer, addrs) in offers.items():
-            host = self._outside_host(addrs)
-            if offer is not None and offer.relay and host and peer != self._host.peer:
-                found[peer] = Candidate(peer, host, offer.relay)
+            place = self._outside_host(addrs)
+            if offer is not None and offer.relay and place and peer != self._host.peer:
+                found[peer] = Candidate(peer, place, offer.relay)
         return [*found.values(), *silent]
 
     def _outside_host(self, addrs: Sequence[str]) -> str | None:

@@ -169,9 +169,9 @@ class Reservations:
                 self._asking.add(peer)
                 effects.append(Ask(peer))
         effects += self._leave_surplus()
-        while (peer := self._next_new(now)) is not None:
-            self._asking.add(peer)
-            effects.append(Ask(peer))
+        while (new := self._next_new(now)) is not None:
+            self._asking.add(new)
+            effects.append(Ask(new))
         return effects
 
     # --- inside --------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Everything that this node does to be reached: probes, port mapping, relays, hole punching.
 
 `Reach` builds the parts of node/reach over one host, starts them in order, and says what the node
-announces of itself. docs/protocols/reach.md
+announces of itself: it is also the DHT's book of addresses. docs/protocols/reach.md
 """
 
 import socket
@@ -54,8 +54,8 @@ class Reach:
     """One per node. Make it before the host runs, start it afterwards.
 
     members: those of the swarm, with what their leases offer. is_closed: all of them are Shoal's.
-    is_outside: whether an IP address is beyond our own network; tests pass their own. `on_change` is called when what we announce is
-    not what it was.
+    is_outside: whether an IP address is beyond our own network; tests pass their own.
+    `on_change` is called when what we announce is not what it was.
     """
 
     def __init__(
@@ -110,6 +110,14 @@ class Reach:
     def addresses(self) -> list[str]:
         """Multiaddrs to announce, the most useful first, each with our peer ID."""
         return [one.address for one in self._announced()]
+
+    def addresses_of(self, peer: PeerId) -> list[str]:
+        """What we know of a peer's addresses."""
+        return self._host.addresses_of(peer)
+
+    def learn(self, peer: PeerId, addrs: list[str]) -> None:
+        """Remember addresses of a peer."""
+        self._host.learn(peer, addrs)
 
     def offer(self) -> ReachOffer:
         """What goes into `offers["reach"]` of our member lease."""
@@ -232,7 +240,13 @@ class Reach:
     def _punches(self) -> list[Punch]:
         now = trio.current_time()
         return [
-            Punch(one.peer, one.outcome, one.tries, round(one.took_s, 3), round(now - one.began_at, 1))
+            Punch(
+                peer=one.peer,
+                outcome=one.outcome,
+                tries=one.tries,
+                took_s=round(one.took_s, 3),
+                age_s=round(now - one.began_at, 1),
+            )
             for one, _ in self._puncher.view()
         ]
 
