@@ -1,5 +1,7 @@
 """Drives the reachability machine: watches this machine's network and its peers, and looks at what
 the machine wants looked at. docs/protocols/reach.md, "Reachability".
+
+The host is told when the addresses changed, ours or the router's, and when the machine slept.
 """
 
 import hashlib
@@ -46,7 +48,6 @@ class Probe:
 
     It serves STUN at the host's listening ports and AutoNAT. `changed` wakes when anything that
     `machine` says may have. is_outside: which IP addresses are asked about; tests allow more.
-    network_changed: called when the addresses changed, ours or the router's, or the machine slept.
     wall: seconds since the Unix epoch. poll_s: between looks at the interfaces.
     """
 
@@ -55,13 +56,11 @@ class Probe:
         host: LibP2pHost,
         *,
         is_outside: Callable[[str], bool] = is_global,
-        network_changed: Callable[[], None] = lambda: None,
         wall: Callable[[], float] = time.time,
         poll_s: float = POLL_S,
     ) -> None:
         self._host, self._is_outside = host, is_outside
         self._wall, self._poll_s = wall, poll_s
-        self._network_changed = network_changed
         self.machine = Reachability(is_outside)
         self.changed = trio.lowlevel.ParkingLot()
         self.stun_port: int | None = None  # our second STUN port, to tell in offers["reach"]
@@ -181,7 +180,7 @@ class Probe:
             self._see_peers()  # those that we share the address with are not outside
             self._wake()
             if is_new:
-                self._network_changed()
+                self._host.network_changed()
 
         listener = self._listener(server.network)
         if listener is not None:
@@ -204,11 +203,11 @@ class Probe:
             if await self._look_at_interfaces():
                 log.info("reach.interfaces %s", self._interfaces.own)
                 self._begin_anew()
-                self._network_changed()
+                self._host.network_changed()
             elif slept_s > ASLEEP_S:
                 log.info("reach.slept s=%.0f", slept_s)
                 self.restart()
-                self._network_changed()
+                self._host.network_changed()
             self._see_peers()
 
     async def _look_at_interfaces(self) -> bool:
