@@ -6,6 +6,7 @@ In place of libp2p's dialler: facts, network, traps 4 and 5.
 import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -63,7 +64,12 @@ class Dialler:
         self._books: dict[PeerId, AddressBook] = {}
         self._flights: dict[PeerId, _Flight] = {}
         self.nursery: trio.Nursery | None = None
-        self.circuits: Circuits | None = None  # without, relay addresses are of no use
+        self._circuits: Circuits | None = None  # without, relay addresses are of no use
+        self._as_relays = Counter[PeerId]()  # peers that we need as such just now
+
+    def use(self, circuits: Circuits) -> None:
+        """Dial relay addresses, too."""
+        self._circuits = circuits
 
     def learn(self, peer: PeerId, addresses: Iterable[str]) -> None:
         """Remember addresses. Malformed ones, and ones of other peers, are dropped."""
@@ -74,7 +80,9 @@ class Dialler:
             except BadMessage as error:
                 log.debug("address.dropped peer=%s %s", peer, error)
                 continue
-            if address.peer in (None, peer) and not address.is_unspecified and address.port:
+            if address.relay == peer or address.is_unspecified or not address.port:
+                continue
+            if address.peer in (None, peer):
                 good.append(str(address.with_peer(peer)))
         if good and peer != self._own:
             self._book(peer).learn(good)
@@ -134,9 +142,7 @@ class Dialler:
         dialling.cancel()  # it was faster than we
 
     async def _dial(self, peer: PeerId) -> None:
-        plan = [parse_address(text) for text in self.addresses_of(peer)]
-        if not plan:
-            raise PeerUnreachable(f"no address known for {peer}")
+        plan = self._plan(peer)
         place = self._swarm.gate.enter(None)
         if place is None:
             raise PeerUnreachable("too many connections here")
@@ -166,9 +172,26 @@ class Dialler:
         assert address.peer is not None
         if address.relay is None:
             return CountedTcp(await _connect(address), self._swarm.traffic)
-        if self.circuits is None:
+        if self._circuits is None:
             raise PeerUnreachable("no circuits here")
-        return await self.circuits.dial(address, address.peer)
+        self._as_relays[address.relay] += 1
+        try:
+            return await self._circuits.dial(address, address.peer)
+        finally:
+            self._as_relays[address.relay] -= 1
+
+    def _plan(self, peer: PeerId) -> list[list[Address]]:
+        """Where to dial: direct addresses, and beside them those through relays; but a relay is
+        only of use to us directly.
+        """
+        plan = [parse_address(text) for text in self.addresses_of(peer)]
+        direct = [address for address in plan if address.relay is None]
+        relayed = [address for address in plan if address.relay is not None]
+        if self._as_relays[peer]:
+            relayed.clear()
+        if not (direct or relayed):
+            raise PeerUnreachable(f"no address known for {peer}")
+        return [direct, relayed]
 
     def _book(self, peer: PeerId) -> AddressBook:
         book = self._books.pop(peer, None) or AddressBook()

@@ -27,15 +27,15 @@ class Holes:
         self._swarm = swarm
         self._listeners = listeners  # the host's own list, filled when it starts
 
-    def connect(self, remote: Address) -> socket.socket:
+    def connect(self, remote: Address, *, port: int | None = None) -> socket.socket:
         """Begin to connect from the listening port: the first packet is sent when this returns.
 
-        The first listener of the address's family is used: the one whose port others know. Raises
-        OSError.
+        The first listener of the address's family is used: the one whose port others know. port:
+        another one (0: any free one). Raises OSError.
         """
         for listener in self._listeners:
             if listener.sock.family == remote.family:
-                return start_connecting(listener, remote)
+                return start_connecting(listener, remote, port=port)
         raise OSError(f"no listener for {remote}")
 
     async def adopt(

@@ -122,10 +122,12 @@ async def open_listener(address: Address) -> Listener:
     return Listener(sock, address.network)
 
 
-def start_connecting(listener: Listener, remote: Address) -> socket.socket:
+def start_connecting(
+    listener: Listener, remote: Address, *, port: int | None = None
+) -> socket.socket:
     """Send the first packet of a connection from a listener's own port, at once; `connected` waits.
 
-    remote: an IP address of the listener's family. Raises OSError (EADDRNOTAVAIL: that connection
+    remote: an IP address of the listener's family. port: another one (0: any free one). Raises OSError (EADDRNOTAVAIL: that connection
     stands already).
     """
     # Only now, with the port bound: SO_REUSEPORT then lets none in that has not set it at its own
@@ -138,7 +140,7 @@ def start_connecting(listener: Listener, remote: Address) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((listener.address.host, listener.address.port))
+        sock.bind((listener.address.host, listener.address.port if port is None else port))
         with contextlib.suppress(BlockingIOError):  # it is on its way
             sock.connect((remote.host, remote.port))
     return sock

@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 async def race(
-    candidates: Sequence[C],
+    lanes: Sequence[Sequence[C]],
     attempt: Callable[[C], Awaitable[R]],
     discard: Callable[[R], None],
     *,
@@ -24,6 +24,7 @@ async def race(
 ) -> R:
     """Return the first result; later ones are discarded, attempts in progress cancelled.
 
+    The candidates of each lane start one after the other, the lanes at once.
     An attempt fails by raising PeerUnreachable, and then the next starts at once. Raises
     PeerUnreachable with every reason if all fail.
     """
@@ -43,12 +44,16 @@ async def race(
             won.append(result)
             nursery.cancel_scope.cancel()
 
-    async with trio.open_nursery() as nursery:
+    async def start(candidates: Sequence[C]) -> None:
         for candidate in candidates:
             failed = trio.Event()
             nursery.start_soon(run, candidate, failed)
             with trio.move_on_after(stagger_s):
                 await failed.wait()
+
+    async with trio.open_nursery() as nursery:
+        for candidates in lanes:
+            nursery.start_soon(start, candidates)
     if won:
         return won[0]
     raise PeerUnreachable("; ".join(reasons) or "no address known")

@@ -29,7 +29,12 @@ log = logging.getLogger(__name__)
 
 
 class Attempts:
-    """A try with one peer. begins: whether we are DCUtR's initiator."""
+    """A try with one peer. begins: whether we are DCUtR's initiator.
+
+    is_predicted: our router is sequential and the peer was told where we come from. Then each
+    target has a new port of ours: from the listening port, a router that still knows of an earlier
+    connection to the target would let us come from where that one did.
+    """
 
     def __init__(
         self,
@@ -39,8 +44,10 @@ class Attempts:
         *,
         begins: bool,
         rtt_s: float,
+        is_predicted: bool = False,
     ) -> None:
         self._holes, self._peer, self._targets, self._begins = holes, peer, targets, begins
+        self._ports: dict[Address, int] = dict.fromkeys(targets, 0) if is_predicted else {}
         rtt_s = min(rtt_s, RTT_MAX_S)
         self._silence_s = max(SILENCE_MIN_S, 2 * rtt_s)
         self._begin_s = max(BEGIN_MIN_S, 2 * rtt_s)
@@ -59,10 +66,13 @@ class Attempts:
 
     def _connect(self, target: Address) -> socket.socket | None:
         try:
-            return self._holes.connect(target)
+            sock = self._holes.connect(target, port=self._ports.get(target))
         except OSError as error:  # no route, or the last one is not gone yet
             log.debug("punch.no_socket to=%s error=%r", target, error)
             return None
+        if target in self._ports:
+            self._ports[target] = int(sock.getsockname()[1])  # the next try's, too
+        return sock
 
     async def _persist(
         self, target: Address, sock: socket.socket | None, end: float, all_of_them: trio.CancelScope

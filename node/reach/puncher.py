@@ -4,6 +4,7 @@ Talks `/libp2p/dcutr`, drives `node.reach.punch`; docs/protocols/reach.md, "Hole
 """
 
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from typing import Protocol
 
@@ -16,7 +17,7 @@ from node.host.views import Path, PeerEvent, PeerView
 from node.reach.attempts import Attempts
 from node.reach.dcutr import CANDIDATES_MAX, DCUTR, Connect, Sync, encode, receive
 from node.reach.punch import Punches, Record
-from node.reach.targets import PREDICTED, choose
+from node.reach.targets import PREDICTED, choose, predicted_of
 from wire.errors import BadMessage, ShoalError
 from wire.ids import PeerId
 from wire.ports import Stream, StreamServer
@@ -51,6 +52,10 @@ class PunchHost(Protocol):
 
     def peers(self) -> list[PeerView]:
         """Admitted peers and how they are connected best."""
+        ...
+
+    def rtt_s(self, peer: PeerId) -> float | None:
+        """Return the least of the round trips measured lately."""
         ...
 
     def watch(self) -> AsyncIterator[PeerEvent]:
@@ -160,7 +165,9 @@ class Puncher:
                 asked_at = trio.current_time()
                 await stream.write(encode(Connect(own)))
                 answer = await receive(stream)
-                rtt_s = trio.current_time() - asked_at
+                # Without the peer's STUN probe: late by that, we would meet its packets' remains of
+                # an earlier try at our listener, whose answer a router takes for a stray one.
+                rtt_s = min(trio.current_time() - asked_at, self._host.rtt_s(peer) or math.inf)
                 if not isinstance(answer, Connect):
                     raise BadMessage("SYNC before CONNECT")
                 await stream.write(encode(Sync()))
@@ -198,4 +205,11 @@ class Puncher:
         rtt_s: float,
     ) -> None:
         targets = choose(told.candidates, own, self._interfaces())
-        await Attempts(self._host.holes, peer, targets, begins=begins, rtt_s=rtt_s).run()
+        await Attempts(
+            self._host.holes,
+            peer,
+            targets,
+            begins=begins,
+            rtt_s=rtt_s,
+            is_predicted=bool(predicted_of(own)),
+        ).run()

@@ -271,7 +271,7 @@ async def test_a_dead_first_address_does_not_hide_a_good_second_one(
 ) -> None:
     runners, start = Runners(), trio.current_time()
     field = [("dead", 100.0, True), ("good", 0.01, True)]
-    assert await race(field, runners, runners.discard, stagger_s=0.05) == "good"
+    assert await race([field], runners, runners.discard, stagger_s=0.05) == "good"
     assert trio.current_time() - start == pytest.approx(0.06)
     assert runners.ended == {"dead": "cancelled", "good": "won"}
 
@@ -279,7 +279,7 @@ async def test_a_dead_first_address_does_not_hide_a_good_second_one(
 async def test_a_refusal_starts_the_next_at_once(autojump_clock: MockClock) -> None:
     runners, start = Runners(), trio.current_time()
     field = [(f"refused {n}", 0.0, False) for n in range(9)] + [("good", 0.0, True)]
-    assert await race(field, runners, runners.discard, stagger_s=5.0) == "good"
+    assert await race([field], runners, runners.discard, stagger_s=5.0) == "good"
     assert trio.current_time() - start < 0.01
 
 
@@ -288,14 +288,29 @@ async def test_two_that_arrive_together_give_one_winner_and_one_discarded(
 ) -> None:
     runners = Runners()
     field = [("a", 0.1, True), ("b", 0.05, True)]
-    winner = await race(field, runners, runners.discard, stagger_s=0.05)
+    winner = await race([field], runners, runners.discard, stagger_s=0.05)
     assert sorted(runners.ended.values()) in (["discarded", "won"], ["cancelled", "won"])
     assert runners.ended[winner] == "won"
+
+
+async def test_lanes_start_at_once_and_their_candidates_one_after_the_other(
+    autojump_clock: MockClock,
+) -> None:
+    runners, start = Runners(), trio.current_time()
+    direct, relayed = (
+        [("d1", 9.0, True), ("d2", 9.0, True)],
+        [("r1", 0.0, False), ("r2", 1.0, True)],
+    )
+    assert await race([direct, relayed], runners, runners.discard, stagger_s=0.05) == "r2"
+    begun = {name: round(at - start, 2) for name, at in runners.started_at.items()}
+    assert begun == {"d1": 0.0, "d2": 0.05, "r1": 0.0, "r2": 0.0}
 
 
 async def test_when_all_fail_every_reason_is_told(autojump_clock: MockClock) -> None:
     runners = Runners()
     with pytest.raises(PeerUnreachable, match=r"'a'.*refused.*'b'.*refused"):
-        await race([("a", 1.0, False), ("b", 2.0, False)], runners, runners.discard, stagger_s=0.05)
+        await race(
+            [[("a", 1.0, False), ("b", 2.0, False)]], runners, runners.discard, stagger_s=0.05
+        )
     with pytest.raises(PeerUnreachable, match="no address"):
         await race([], runners, runners.discard, stagger_s=0.05)
