@@ -59,6 +59,17 @@ class NetOptions(msgspec.Struct, frozen=True):
         int,
         Meta(ge=1, le=4096, description="Connections to peers at the same time, at most."),
     ] = CONNECTIONS_MAX
+    port_mapping: Annotated[
+        bool, Meta(description="Ask the router to forward a port (UPnP, NAT-PMP, PCP).")
+    ] = True
+    relay: Annotated[
+        Literal["auto", "on", "off"],
+        Meta(description="Relay for members that cannot be dialled; auto: if we can be."),
+    ] = "auto"
+    relay_mib_s: Annotated[
+        float,
+        Meta(ge=0.01, le=65536.0, description="MiB/s given to all that is relayed, together."),
+    ] = 8.0
 
 
 class HttpOptions(msgspec.Struct, frozen=True):

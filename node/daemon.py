@@ -5,14 +5,11 @@ start at all; here the event loop runs.
 """
 
 import gc
-import os
-import signal
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 
+import msgspec
 import structlog
 import trio
 
@@ -24,6 +21,7 @@ import node.control.dashboard as dashboard_routes
 import node.control.hosting as hosting_routes
 import node.control.library as library_routes
 import node.control.models as model_routes
+import node.control.netcheck as netcheck_routes
 import node.control.openai as openai_routes
 import node.control.rpc as rpc_routes
 import node.control.runs as run_routes
@@ -53,6 +51,7 @@ from node.metrics import (
     bulk_figures,
     channel_figures,
     core_figures,
+    reach_figures,
     rpc_figures,
     store_figures,
     training_figures,
@@ -60,7 +59,10 @@ from node.metrics import (
 from node.models import Models
 from node.notify import notify
 from node.parts import Life, Node, now_ms
+from node.reach.offer import KEY as REACH
+from node.reach.service import Reach, ReachOptions
 from node.runs import Runs
+from node.signals import exit_after, heed_signals
 from node.tickets import Ticket, swarm_tag
 from node.token import load_or_make_token
 from protocols.blobs.service import BlobService
@@ -114,8 +116,18 @@ class Daemon:
         self.rpc = RpcService(self.host)
         self.apps = AppRpc(self.rpc)
         self.bulk = BulkService(self.rpc, self.host.lanes)
+        self.reach = Reach(
+            self.host,
+            lambda: self.membership.members(),
+            ReachOptions(
+                config.net.relay,
+                config.net.relay_mib_s * 2**20,
+                port_mapping=config.net.port_mapping,
+            ),
+            is_closed=start.swarm.key is not None,
+        )
         self.dht = DhtService(
-            self.rpc.network("dht"), self.host, start.signer, self.clock, peers=peers
+            self.rpc.network("dht"), self.reach, start.signer, self.clock, peers=peers
         )
         self.rpc.answer("dht", self.dht.answer)
         self.blobs = self._make_blobs()
@@ -141,6 +153,8 @@ class Daemon:
         self.membership = Membership(
             self.store, self.host, self._about_us, self.clock, finder=self.dht
         )
+        self.reach.on_change = self.membership.moved
+        self.membership.on_moved = self.reach.peer_moved
         self.modelsync = ModelSync(self.rpc, self.store, start.signer, peers=peers, bulk=self.bulk)
         self.runs = Runs(
             home.runs,
@@ -193,19 +207,23 @@ class Daemon:
             life=self.life,
             host=self.host,
             membership=self.membership,
+            addresses=self.reach.addresses,
             run_names=self.runs.names,
             model_names=self.models.names,
             loop_lag_ms=self.lag.worst_ms,
             clock_skew_ms=lambda: self.store.clock_skew_ms,
             traffic=self.traffic,
+            reach=self.reach.view,
         )
         metrics = Metrics()
         metrics.add(*core_figures(node), *rpc_figures(self.rpc.counters))
         metrics.add(*bulk_figures(self.bulk.counters), *store_figures(self.store.stats))
         metrics.add(*channel_figures(self.channels), *blob_figures(self.blobs))
         metrics.add(*app_figures(self.apps), *training_figures(self.runs.figures))
+        metrics.add(*reach_figures(node))
         api = Api()
         core = core_routes.routes(api, node, metrics)
+        netcheck_routes.routes(api, node)
         desk = ChannelDesk(self.channels, self.membership.name_of, core.resolve)
         channel_routes.routes(api, desk)
         self.blob_routes = blob_routes.BlobRoutes(self.blobs, core.resolve)
@@ -226,10 +244,10 @@ class Daemon:
     def _about_us(self) -> MemberInfo:
         return MemberInfo(
             name=self.start.name,
-            addrs=self.host.addresses(),
+            addrs=self.reach.addresses(),
             version=self.version,
             started_ms=self.started_ms,
-            offers=self.models.offers(),
+            offers={**self.models.offers(), REACH: msgspec.to_builtins(self.reach.offer())},
         )
 
     def traffic(self) -> tuple[int, int]:
@@ -240,7 +258,7 @@ class Daemon:
     async def run(self, on_ready: OnReady) -> None:
         """Run all parts until somebody asks to stop; then drain."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_heed_signals, self.life)
+            nursery.start_soon(heed_signals, self.life)
             await nursery.start(self.lag.run)
             for part in (
                 self.rpc,  # before the host: a line that began earlier could not move
@@ -251,6 +269,7 @@ class Daemon:
                 self.dht,
                 self.models.offering,
                 self.membership,
+                self.reach,
                 self.blobs,
                 self.blob_routes,
                 self.modelsync,
@@ -338,8 +357,9 @@ class Daemon:
 
     async def _drain(self) -> None:
         """Say farewell within `DRAIN_S`; a hanging part does not keep the process."""
-        _exit_after(DRAIN_S)
+        exit_after(DRAIN_S)
         notify("STOPPING=1")
+        self.reach.leave()
         self.life.enter("draining")
         async with trio.open_nursery() as nursery:  # DRAIN_S ends it, if a disk is too slow
             nursery.start_soon(self.runs.drain)
@@ -352,29 +372,6 @@ class Daemon:
         self.life.events.close()
         self.start.logs.fresh.close()
         await self.control.drain()
-
-
-async def _heed_signals(life: Life) -> None:
-    """The first signal drains; a second one ends the process at once."""
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-        seen = 0
-        async for number in signals:
-            seen += 1
-            if seen > 1 or life.state == "starting":
-                _log.warning("stopped at once", signal=signal.Signals(number).name)
-                os._exit(128 + number)
-            _log.info("stopping", signal=signal.Signals(number).name)
-            life.stop()
-
-
-def _exit_after(seconds: float) -> None:
-    """End the process after so long even if the event loop hangs."""
-
-    def end() -> None:
-        time.sleep(seconds)
-        os._exit(1)
-
-    threading.Thread(target=end, name="drain-deadline", daemon=True).start()
 
 
 async def _run(start: Start, on_ready: OnReady) -> None:

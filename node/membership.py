@@ -22,11 +22,13 @@ NAMESPACE = "swarm"
 PREFIX = "member/@"
 LEASE_S = 60.0  # a node that is gone without a word leaves the list after this, if not connected
 RENEW_S = LEASE_S / 3  # two renewals may fail
+SETTLE_S = 0.2  # after our addresses changed: what changes with them comes with them
+TELL_S = 5.0  # between two leases whose addresses differ: each goes to the whole swarm
 LOOK_S = 10.0  # between two looks for members that we cannot reach
 TELL_MAX = 32  # members that a farewell goes to; they tell the others
 ADDRESSES_MAX = 16
 ADDRESS_MAX = 256  # characters
-LEASE_BYTES = 1536  # of the 2 KiB that a store value may take; addresses are left out beyond it
+LEASE_BYTES = 1536  # of the 2 KiB that a store value may take; the last addresses are left out
 SEEN_MAX_MS = 3_600_000  # how long a member that died stays in the list, as not alive
 SEEN_MAX = 1024  # members remembered after their lease died
 FIND_MAX = 4  # DHT lookups for members without addresses per round of `LOOK_S`
@@ -41,7 +43,7 @@ class MemberInfo:
     """What a node says about itself. `offers` is small: a lease takes up to 2 KiB."""
 
     name: str
-    addrs: list[str]
+    addrs: list[str]  # the most useful first
     version: str
     started_ms: int
     offers: dict[str, object] = field(default_factory=dict[str, object])
@@ -137,6 +139,8 @@ class Membership:
         self._kept = Kept()
         self._found: dict[PeerId, list[str]] = {}  # addresses that the DHT knows
         self._renewing = trio.CancelScope()
+        self._news = trio.Event()
+        self.on_moved: Callable[[PeerId], None] = lambda _: None  # a member has other addresses
         self.malformed = 0  # leases of others that are not leases
         self.renewals_failed = 0
 
@@ -153,8 +157,12 @@ class Membership:
         """Write our lease again now: what we offer has changed. Raises ShoalError."""
         if self._renewing.cancel_called:
             return  # we have left
-        lease = _fitted(self._info())
+        lease = _fitted(self._info(), self._host.peer)
         await self._store.put(NAMESPACE, PREFIX + self._host.peer, lease, ttl_s=LEASE_S)
+
+    def moved(self) -> None:
+        """Write our lease again soon: we can be reached elsewhere, or not as before."""
+        self._news.set()
 
     async def leave(self, *, timeout_s: float = 2.0) -> None:
         """Withdraw our lease on a clean shutdown, while store and host still run.
@@ -225,11 +233,16 @@ class Membership:
     async def _renew(self) -> None:
         with self._renewing:
             while True:
-                await trio.sleep(RENEW_S)
+                with trio.move_on_after(RENEW_S):
+                    await self._news.wait()
+                    await trio.sleep(SETTLE_S)
+                is_move, self._news = self._news.is_set(), trio.Event()
                 try:
                     await self.refresh()
                 except ShoalError:  # the disk is full, or the clock went back: the next may work
                     self.renewals_failed += 1
+                if is_move:
+                    await trio.sleep(TELL_S - SETTLE_S)
 
     async def _follow(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -294,6 +307,7 @@ class Membership:
         self._seen[item.author] = _Seen(lease, item.expires_ms)
         if item.author != self._host.peer and (known is None or known.lease.addrs != lease.addrs):
             self._host.learn(item.author, list(lease.addrs))
+            self.on_moved(item.author)
             if item.author in self._kept.peers:
                 self._host.keep(item.author, list(lease.addrs))  # it moved: dial it there at once
         return True
@@ -316,10 +330,11 @@ class Membership:
             self._host.keep(peer, places[peer])
 
 
-def _fitted(info: MemberInfo) -> Lease:
+def _fitted(info: MemberInfo, own: PeerId) -> Lease:
     """Make the lease of what a node says about itself; addresses that do not fit are left out."""
-    addrs = [one for one in dict.fromkeys(info.addrs) if 0 < len(one) <= ADDRESS_MAX]
-    addrs = addrs[:ADDRESSES_MAX]
+    named = f"/p2p/{own}"  # half of an address, and the lease's own key says it
+    addrs = [one.removesuffix(named) for one in dict.fromkeys(info.addrs)]
+    addrs = [one for one in addrs if 0 < len(one) <= ADDRESS_MAX][:ADDRESSES_MAX]
     while True:
         lease = Lease(info.name[:64], addrs, info.version[:32], info.started_ms, info.offers)
         if not addrs or len(msgspec.msgpack.encode(lease)) <= LEASE_BYTES:

@@ -5,9 +5,10 @@ Nothing is counted here: each part keeps its own counters, and this file gives t
 
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import trio
 from prometheus_client import CollectorRegistry, generate_latest
@@ -17,6 +18,8 @@ from prometheus_client.registry import Collector
 from crdt.shown import StoreStats
 from node.apps.service import AppRpc
 from node.parts import Node
+from node.reach.checks import path_of
+from node.reach.family import State
 from protocols.blobs.service import BlobService
 from protocols.bulk.counters import BulkCounters
 from protocols.channels.service import ChannelService
@@ -117,6 +120,60 @@ def core_figures(node: Node) -> list[Figure]:
             "shoal_failed_admissions",
             "Peers without the swarm's key.",
             lambda: host.counters().failed_admissions,
+        ),
+    ]
+
+
+def reach_figures(node: Node) -> list[Figure]:
+    """Return the figures of paths, relays, punches and dial-backs."""
+
+    def paths() -> Mapping[str, float]:
+        seen = Counter(path_of(peer) for peer in node.host.peers())
+        return {path: seen[path] for path in ("direct", "punched", "relayed")}
+
+    return [
+        Figure("shoal_reach_peers", "Connected peers, by path.", paths, label="path"),
+        Figure(
+            "shoal_reach_state",
+            "1 for the state that holds.",
+            lambda: {state: node.reach().verdict == state for state in get_args(State)},
+            label="state",
+        ),
+        Figure(
+            "shoal_reach_port_mapped",
+            "1 while a router forwards a port.",
+            lambda: bool(node.reach().port_maps),
+        ),
+        Figure(
+            "shoal_relay_reservations_held",
+            "On relays, for us.",
+            lambda: len(node.reach().held),
+        ),
+        Figure(
+            "shoal_relay_reservations",
+            "Served here, for others.",
+            lambda: node.reach().relay.reservations,
+        ),
+        Figure("shoal_relay_circuits", "Relayed here now.", lambda: node.reach().relay.circuits),
+        _total("shoal_relay_bytes", "Relayed here.", lambda: node.reach().relay.bytes),
+        _total(
+            "shoal_relay_refused",
+            "Reservations and circuits over a limit.",
+            lambda: node.reach().relay.refused,
+        ),
+        Figure(
+            "shoal_reach_punches",
+            "Hole punchings, by outcome.",
+            lambda: node.reach().punched,
+            is_total=True,
+            label="outcome",
+        ),
+        Figure(
+            "shoal_reach_dial_backs",
+            "Dials to prove an address: asked of peers, served to peers.",
+            lambda: node.reach().dial_backs,
+            is_total=True,
+            label="side",
         ),
     ]
 

@@ -182,8 +182,11 @@ class Library:
         record, listed = self.record(name), self.catalogue.find(name)
         hosts = {peer for peer, _ in self.catalogue.leases(name, record.model)}
         if listed is not None and (listed.hosted or hosts) and not force:
-            how = f"is hosted by {len(hosts)} nodes" if hosts else "is to be hosted"
-            hint = f"`shoal unserve {name}` first, or --force"
+            nodes = "1 node" if len(hosts) == 1 else f"{len(hosts)} nodes"
+            how = f"is hosted by {nodes}" if hosts else "is to be hosted"
+            hint = (
+                f"`shoal unserve {name}` (and `shoal unhost` on nodes told to host it), or --force"
+            )
             raise Refused(f"model {name} {how}", hint=hint)
         await self.catalogue.delete(name)
         self._pins.drop(name)

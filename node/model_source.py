@@ -25,7 +25,7 @@ from wire.errors import ShoalError, UsageError
 
 LOOK_S = 0.25  # between two looks at what a child says of its progress
 STALL_S = 1800.0  # without any: a model that is loaded as a whole says nothing meanwhile
-HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}(@[\w./-]{1,128})?")
+HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}(@[\w./-]{1,128})?")
 PATH_MAX = 4096  # characters of a source; what Linux takes
 Report = Callable[[str, int, int], object]  # state, bytes done, bytes in all (0: not known)
 
@@ -105,7 +105,7 @@ def checked(request: AddModel, *, is_made: bool) -> tuple[str, str]:
     elif HUB_ID.fullmatch(source):
         stem = source.partition("@")[0].rpartition("/")[2]
     else:
-        hint = "ORG/NAME is a model of the Hugging Face hub"
+        hint = "`shoal model ls` lists models by name; ORG/NAME is one of the Hugging Face hub"
         raise UsageError(f"{source[:200]!r} is neither an absolute path nor ORG/NAME", hint=hint)
     name = request.name or name_of(stem)
     if not is_name(name):

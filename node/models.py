@@ -38,6 +38,7 @@ from wire.ids import PeerId, Signer
 from wire.ports import Clock, OffLoop, Rpc, Store
 
 AUDITED_TOKENS = 24  # of the answer to an audit that somebody asks for
+MIB = 1024 * 1024
 PROGRESS_INTERVAL_S = 0.5  # between two looks at the stages while a model comes into service
 TIDY_INTERVAL_S = 5.0  # between two looks for tokenizers of models that are there no more
 
@@ -143,12 +144,12 @@ class Models:
             self._record(name)
             return name
         names = self.names()
-        if len(names) != 1:
-            there = ", ".join(names) or "none"
-            raise NotFound(
-                f"which model? {len(names)} are served: {there}",
-                hint="name one with --model" if names else "`shoal serve PATH` serves one",
-            )
+        if not names:
+            raise NotFound("no model is served", hint="`shoal serve PATH` serves one")
+        if len(names) > 1:
+            there = ", ".join(names)
+            hint = "name one, in the shell with --model (`shoal chat NAME`)"
+            raise NotFound(f"which model? {len(names)} are served: {there}", hint=hint)
         return names[0]
 
     def traces(self, name: str) -> list[shapes.Trace]:
@@ -172,8 +173,8 @@ class Models:
     def _record(self, name: str) -> ModelRecord:
         record = self.library.catalogue.find(name)
         if record is None:
-            hint = "`shoal map` draws those served"
-            raise NotFound(f"no model {name[:64]!r} is served", hint=hint)
+            hint = "`shoal map` draws those served, `shoal model ls` lists all"
+            raise NotFound(f"there is no model {name[:64]!r}", hint=hint)
         return record
 
     def _view(self, name: str, record: ModelRecord) -> shapes.Model:
@@ -236,7 +237,7 @@ class Models:
         least = shape.bytes_of(wish.start, wish.end) if wish.end else min(shape.block_bytes)
         if least > room_bytes:
             raise Refused(
-                f"{least >> 20} MiB are needed, there is room for {room_bytes >> 20} MiB",
+                f"{least / MIB:.1f} MiB are needed, there is room for {room_bytes / MIB:.1f} MiB",
                 hint="--memory names another amount; a part of it is kept for sessions",
             )
         wish = structs.replace(wish, model=record.model)

@@ -19,6 +19,7 @@ from node.home import Home
 from node.host.views import Counters, PeerView
 from node.logs import LogBook
 from node.membership import Member
+from node.reach.views import ReachView
 from node.tickets import Ticket
 from shoal.api import StateChange
 from wire.ids import PeerId
@@ -37,7 +38,7 @@ class HostView(Protocol):
         ...
 
     def addresses(self) -> list[str]:
-        """Our own dialable multiaddrs."""
+        """Where we listen, on each interface; others may know us at more."""
         ...
 
     def connected(self) -> list[PeerId]:
@@ -111,6 +112,10 @@ def _no_lag() -> float:
     return 0.0
 
 
+def _unknown() -> ReachView:
+    return ReachView("unknown", [], [])
+
+
 @dataclass
 class Node:
     """Everything the control routes may ask."""
@@ -124,8 +129,10 @@ class Node:
     life: Life
     host: HostView
     membership: MemberView
+    addresses: Callable[[], list[str]]  # where others can reach us, the most useful first
     run_names: Callable[[], list[str]] = field(default=_none)
     model_names: Callable[[], list[str]] = field(default=_none)
     loop_lag_ms: Callable[[], float] = field(default=_no_lag)
     clock_skew_ms: Callable[[], int] = field(default=lambda: 0)
     traffic: Callable[[], tuple[int, int]] = field(default=lambda: (0, 0))  # bytes in and out
+    reach: Callable[[], ReachView] = field(default=_unknown)

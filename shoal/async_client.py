@@ -25,6 +25,7 @@ from shoal.channels import Channel, Message, Publish, Published, Subscribe
 from shoal.client import CALL_TIMEOUT_S, CONNECT_TIMEOUT_S, READ_BYTES, connect_unix
 from shoal.errors import HungUp, TimedOut
 from shoal.messages import api_error, decode_reply, encode_body, socket_path
+from shoal.reach import NetCheck
 from shoal.rpc_api import RpcMethod
 from shoal.sse import Parser
 from shoal.store import AsyncStore
@@ -127,6 +128,10 @@ class AsyncClient:
     async def peers(self) -> list[api.Peer]:
         """Return the connected peers, nearest first."""
         return await self.call("GET", "/v1/peers", reply=list[api.Peer])
+
+    async def netcheck(self) -> NetCheck:
+        """Return how this node is reached, with checks that say what to do."""
+        return await self.call("GET", "/v1/netcheck", reply=NetCheck)
 
     async def members(self) -> list[api.Member]:
         """Return the swarm's members, connected or not."""

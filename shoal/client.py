@@ -27,6 +27,7 @@ from shoal.blob_api import (
 from shoal.channels import Channel, Message, Publish, Published, Subscribe
 from shoal.errors import DaemonUnreachable, HungUp, TimedOut
 from shoal.messages import api_error, decode_reply, encode_body, socket_path
+from shoal.reach import NetCheck
 from shoal.rpc_api import RpcMethod
 from shoal.sse import Parser
 
@@ -162,6 +163,10 @@ class Client:
     def peers(self) -> list[api.Peer]:
         """Return the connected peers, nearest first."""
         return self.call("GET", "/v1/peers", reply=list[api.Peer])
+
+    def netcheck(self) -> NetCheck:
+        """Return how this node is reached, with checks that say what to do."""
+        return self.call("GET", "/v1/netcheck", reply=NetCheck)
 
     def members(self) -> list[api.Member]:
         """Return the swarm's members, connected or not."""

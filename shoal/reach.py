@@ -1,4 +1,6 @@
-"""How this node is reached: the JSON of `shoal netcheck --json` and of `/v1/netcheck`."""
+"""How this node is reached: the JSON of `shoal netcheck --json`, `shoal doctor --json` and of
+`/v1/netcheck`. Fields may be added; none is renamed or changes its meaning within /v1.
+"""
 
 from typing import Literal
 
@@ -14,15 +16,6 @@ class Check(msgspec.Struct, frozen=True):
     level: Level
     text: str
     fix: str = ""
-
-
-class Evidence(msgspec.Struct, frozen=True):
-    """What a peer outside said of one of our addresses, `age_s` ago."""
-
-    address: str
-    by: str
-    reached: bool
-    age_s: float
 
 
 class Announced(msgspec.Struct, frozen=True):
@@ -48,7 +41,7 @@ class HeldRelay(msgspec.Struct, frozen=True):
 
     peer: str
     name: str
-    address: str
+    host: str
     rtt_ms: float | None
     left_s: float
 
@@ -56,14 +49,27 @@ class HeldRelay(msgspec.Struct, frozen=True):
 class RelayService(msgspec.Struct, frozen=True):
     """What this node relays for others now, and has relayed since its start."""
 
+    is_on: bool
     reservations: int
     circuits: int
     relayed_bytes: int
     refused: int
 
 
+class Path(msgspec.Struct, frozen=True):
+    """How the connection to one peer runs: direct, punched, or relayed through `via`."""
+
+    peer: str
+    name: str
+    path: str
+    rtt_ms: float | None
+    via: str = ""
+
+
 class Punch(msgspec.Struct, frozen=True):
-    """The last attempt at a direct connection to a peer. `outcome`: direct, failed or trying."""
+    """The last round of hole punching with one peer. `outcome`: direct, failed or trying; it began
+    `age_s` ago and took `took_s`.
+    """
 
     peer: str
     name: str
@@ -74,22 +80,35 @@ class Punch(msgspec.Struct, frozen=True):
 
 
 class NetCheck(msgspec.Struct, frozen=True):
-    """Everything. `reachability`: unknown, public, mapped, punchable or relayed. `mapping`: how the
-    router chooses ports: unknown, none, endpoint-independent, address-dependent, sequential or
-    random.
+    """Everything. `reachability` and, by address family, `ip4` and `ip6`: unknown, public, mapped,
+    punchable or relayed. `mapping`: how the router chooses ports: none, endpoint-independent,
+    address-dependent, sequential or random, "" if not known. `outside`: connected peers that are
+    outside of this network, who see what a router does.
     """
 
     reachability: str
+    ip4: str
+    ip6: str
     mapping: str
-    interfaces: list[str]
-    observed: list[str]
+    outside: int
+    addresses: list[str]  # that the daemon listens on
     announced: list[Announced]
-    evidence: list[Evidence]
-    port_mapping: PortMapping | None
+    evidence: list[str]
+    port_mappings: list[PortMapping]
     port_mapping_tried: dict[str, str]
     relays: list[HeldRelay]
-    serving: RelayService | None
+    relay_service: RelayService
+    paths: list[Path]
     punches: list[Punch]
-    paths: dict[str, int]  # connected peers by path: direct, punched, relayed
     clock_skew_ms: int
     checks: list[Check]
+
+
+class Doctor(msgspec.Struct, frozen=True):
+    """What `shoal doctor --json` prints. `state`: the daemon's, "" if none answers; `checks` has
+    those of `net` too, which is null without a daemon.
+    """
+
+    state: str
+    checks: list[Check]
+    net: NetCheck | None = None

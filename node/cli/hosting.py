@@ -1,11 +1,11 @@
 """The commands that bring models into service: serve, unserve, host, unhost."""
 
 import re
-from pathlib import Path
 
 import click
 
 from node.cli.context import Context, echo_json, echo_table, json_option, on_terminal, short
+from node.cli.library import source_of
 from shoal import hosting
 from shoal import models as served
 from shoal.models import Model, ServeProgress, Stage
@@ -36,11 +36,10 @@ def serve(
     """Serve a model split over the swarm.
 
     SOURCE is a Hugging Face folder, a .gguf file, ORG/NAME on the Hugging Face hub, or the name of
-    a model that the swarm knows. Returns when every layer is ready; the model stays in service
+    a model that the swarm knows. Returns when every block is ready; the model stays in service
     until `shoal unserve`.
     """
-    path = Path(source)
-    place = str(path.resolve()) if path.exists() else source
+    place = source_of(source, may_be_name=True)
     last: ServeProgress | None = None
     shown = ""
     steps = served.serve(context.client(), place, name=name, nodes=nodes, replicas=replicas)
@@ -99,6 +98,8 @@ def unhost(context: Context, name: str, as_json: bool) -> None:
     Sessions in progress end, or go on elsewhere; `shoal host` takes it back.
     """
     _show(hosting.unhost(context.client(), name), as_json=as_json)
+    if not as_json:
+        click.echo(f"this node gives up what it has of {name}", err=True)
 
 
 def _show(model: Model, *, as_json: bool) -> None:
@@ -109,7 +110,7 @@ def _show(model: Model, *, as_json: bool) -> None:
         (model.name, f"{stage.start}-{stage.end}", short(stage.peer), _state(stage))
         for stage in model.stages
     ]
-    echo_table(("MODEL", "LAYERS", "PEER", "STATE"), rows)
+    echo_table(("MODEL", "BLOCKS", "PEER", "STATE"), rows)
 
 
 def _progress_line(progress: ServeProgress) -> str:

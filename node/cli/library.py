@@ -155,6 +155,8 @@ def unpin(context: Context, name: str, as_json: bool) -> None:
     found = library.unpin_model(context.client(), name)
     if as_json:
         echo_json(found)
+    else:
+        click.echo(f"{name}: what nothing here uses goes by itself", err=True)
 
 
 @model.command()
@@ -178,11 +180,15 @@ def verify(context: Context, name: str, as_json: bool) -> None:
         click.echo(f"{last.checked} parts are what they should be")
 
 
-def source_of(text: str) -> str:
-    """Return a source as the daemon wants it: an absolute path, or a name of the hub."""
+def source_of(text: str, *, may_be_name: bool = False) -> str:
+    """Return a source as the daemon wants it: an absolute path, or a name of the hub; or the name
+    of a model, where that may be meant. Raises ClientError.
+    """
     path = Path(text).expanduser()
     if path.exists():
         return str(path.resolve())
+    if may_be_name and "/" not in text:
+        return text
     if text.startswith(("/", ".", "~")) or text.count("/") != 1:
         raise ClientError(f"{text} does not exist", hint="ORG/NAME is a model of the hub")
     return text

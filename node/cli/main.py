@@ -1,8 +1,8 @@
 """The command `shoal`: one lazy group. A command's module is imported when the command is called.
 
 Global options, the table of commands and what an error looks like are here; commands are in
-core.py (the daemon), channels.py, blobs.py, store.py, runs.py and run.py (training), models.py
-(serving) and dashboard.py.
+core.py (the daemon), netcheck.py, channels.py, blobs.py, store.py, runs.py and run.py (training),
+models.py (serving) and dashboard.py.
 """
 
 import importlib
@@ -31,6 +31,7 @@ _HOME_HELP = "State directory of the daemon.  [env: SHOAL_HOME]"
 _SOCKET_HELP = "Control socket.  [env: SHOAL_SOCKET]"
 
 _CORE = "node.cli.core:COMMANDS"
+_NETCHECK = "node.cli.netcheck:COMMANDS"
 _RPC = "node.cli.rpc:COMMANDS"
 _RUNS = "node.cli.runs:COMMANDS"
 _MODELS = "node.cli.models:COMMANDS"
@@ -57,6 +58,8 @@ TABLE = {
     "ping": (_CORE, "Ping a peer."),
     "wait": (_CORE, "Wait until peers are connected."),
     "health": (_CORE, "Check that the daemon does its work."),
+    "netcheck": (_NETCHECK, "Say how others reach this node, and what to do if they do not."),
+    "doctor": (_NETCHECK, "Check everything: daemon, network, disk, configuration, torch."),
     "logs": (_CORE, "Show the daemon's log."),
     "config": (_CORE, "Show, write or check the configuration."),
     "rpc": (_RPC, "Call programs of peers, and let them call yours."),

@@ -201,9 +201,7 @@ def export(
         last = follow_library(serve_run(client, name, ServeRun(model, dtype)), as_json=as_json)
         if not as_json and last.model is not None:
             click.echo(last.model.name)
-            click.echo(
-                f"`shoal models` shows when it is ready: {last.model.layers} layers", err=True
-            )
+            click.echo(f"`shoal map {last.model.name}` shows when it is ready", err=True)
         return
     path = (out or Path(f"{name}.safetensors")).resolve()
     if path.exists() and not force:

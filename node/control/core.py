@@ -56,7 +56,7 @@ class Core:
             pid=os.getpid(),
             uptime_s=round(node.life.uptime_s, 3),
             home=str(node.home.path),
-            addresses=node.host.addresses(),
+            addresses=node.addresses(),
             peers=len(node.host.connected()),
             members=sum(member.alive for member in node.membership.members()),
             runs=node.run_names(),
@@ -66,8 +66,8 @@ class Core:
 
     async def id(self, _: Request) -> shapes.Identity:
         """Say who we are."""
-        host = self._node.host
-        return shapes.Identity(host.peer, self._node.name, host.addresses())
+        node = self._node
+        return shapes.Identity(node.host.peer, node.name, node.addresses())
 
     async def peers(self, _: Request) -> list[shapes.Peer]:
         """List connected peers, nearest first."""
@@ -141,7 +141,7 @@ class Core:
     async def ticket(self, _: Request) -> shapes.Ticket:
         """Make a ticket with our own addresses in it."""
         swarm = self._node.swarm
-        addresses = sorted(self._node.host.addresses(), key=_is_local)[:BOOTSTRAP_MAX]
+        addresses = sorted(self._node.addresses(), key=_is_local)[:BOOTSTRAP_MAX]
         return shapes.Ticket(Ticket(swarm.swarm_name, swarm.key, tuple(addresses)).text())
 
     async def wait(self, request: Request) -> shapes.Waited:

@@ -39,6 +39,14 @@ def interfaces() -> list[IpInterface]:
     return found
 
 
+def interface_networks() -> list[str]:
+    """Networks of this machine's interfaces, like 192.168.1.0/24: who is in one is a neighbour.
+
+    Not those of one address, as clouds and tunnels have: nobody else is in them.
+    """
+    return [str(one.network) for one in interfaces() if one.network.num_addresses > 1]
+
+
 def expand(address: Address) -> list[Address]:
     """Turn a listening address into dialable ones: 0.0.0.0 and :: become the interfaces' own."""
     if not address.is_unspecified:

@@ -3,7 +3,8 @@
 Ours, because libp2p 0.8.1's set SO_REUSEPORT as they bind: two daemons with the same port would
 share it silently, each getting some of the other's connections.
 
-What comes in is libp2p or a lane (bulk connection); the first byte tells, and is left in place.
+What comes in is libp2p, a lane (bulk connection) or STUN; the first byte tells, and is left in
+place.
 """
 
 import contextlib
@@ -29,6 +30,8 @@ ANSWERS = 2  # SYN-ACKs after the first, 7 s: a punched router may let in the fi
 FIRST_BYTE_S = 1.0  # a lane's comes at once; who is silent for longer may be a libp2p node that
 # waits for our greeting, and gets it, and then a handshake's time
 
+STUN_FIRST = (b"\x00", b"\x01")  # the upper byte of a message's type (RFC 8489, section 5)
+
 Handler = Callable[[trio.SocketStream], Awaitable[None]]
 
 log = logging.getLogger(__name__)
@@ -39,18 +42,19 @@ class Sorter:
 
     def __init__(self, gate: Gate, libp2p: Handler, lanes: Handler) -> None:
         self._gate, self._libp2p, self._lanes = gate, libp2p, lanes
+        self.stun: Handler | None = None  # has places of its own, and closes the connection
 
     async def __call__(self, stream: trio.SocketStream) -> None:
         """Look at the first byte, and hand over. Never raises: it runs beside all the others."""
         try:
             with OnFailure(stream.socket.close):
-                if not await self._was_lane(stream):
+                if not await self._was_other(stream):
                     await self._libp2p(stream)  # what is nobody's too: it hangs up, and counts that
         except Exception as error:  # a boundary: a stranger's bytes reach deep into libp2p
             log.debug("inbound.failed %r", error)
 
-    async def _was_lane(self, stream: trio.SocketStream) -> bool:
-        """Let lanes have it, if it is for them."""
+    async def _was_other(self, stream: trio.SocketStream) -> bool:
+        """Let lanes or STUN have it, if it is for them."""
         try:
             remote = str(stream.socket.getpeername()[0]).split("%")[0]
         except OSError:
@@ -62,12 +66,15 @@ class Sorter:
             first = b""
             with trio.move_on_after(FIRST_BYTE_S):
                 first = await stream.socket.recv(1, socket.MSG_PEEK)
-            if first != HELLO_MAGIC[:1]:
-                return False
-            await self._lanes(stream)
-            return True
+            if first == HELLO_MAGIC[:1]:
+                await self._lanes(stream)
+                return True
         finally:
             place.leave()
+        if self.stun is None or first not in STUN_FIRST:
+            return False
+        await self.stun(stream)
+        return True
 
 
 class Listener(IListener):

@@ -20,8 +20,9 @@ from libp2p.peer.id import ID
 
 from node.host.addresses import Address, parse_address
 from node.host.backoff import Backoff
+from node.host.carrier import Carrier
 from node.host.connection import Connection
-from node.host.dialler import Dialler
+from node.host.dialler import Circuits, Dialler
 from node.host.gate import Gate, Limits
 from node.host.holes import Holes
 from node.host.interfaces import expand
@@ -29,12 +30,13 @@ from node.host.lanes import HostLanes
 from node.host.listeners import Listener, Sorter, open_listener
 from node.host.mdns import Found, Mdns
 from node.host.nearby import Nearby
+from node.host.once import DialOnce
 from node.host.peers import Peers, Watcher
 from node.host.ping import PING, ping
 from node.host.sessions import Sessions
 from node.host.stream import HostStream
 from node.host.swarm import FencedSwarm
-from node.host.views import Counters, PeerView
+from node.host.views import Counters, Path, PeerView
 from node.tickets import SwarmKey, swarm_tag
 from wire.errors import (
     BadMessage,
@@ -73,7 +75,7 @@ class _Kept:
     """A peer that we stay connected to."""
 
     left_at: float = -math.inf  # when the last connection ended; never was there one
-
+    reasons: set[str] = field(default_factory=set[str])  # while there is one, it is kept
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     news: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
 
@@ -100,7 +102,7 @@ class LibP2pHost:
         self._is_open = swarm is None
         self._listen = list(listen)
         self._limits = limits or Limits()
-        self._listeners: list[Listener] = []
+        self.listeners: list[Listener] = []
         self._peers = Peers()
         self._swarm = FencedSwarm(create_new_key_pair(signer_seed), Gate(self._limits))
         self._libp2p = _FencedBasicHost(self._swarm, default_protocols=_no_protocols())
@@ -110,9 +112,10 @@ class LibP2pHost:
         self._libp2p.multiselect.handlers[TProtocol(PING)] = _never  # only for identify to tell
         self._sessions = Sessions(self._peer, swarm, self._peers, self._limits, public)
         self._dialler = Dialler(self._peer, self._swarm, self._peers)
+        self.once = DialOnce(self._swarm, self._sessions)
         self.lanes = HostLanes(self._peers)
-        self.holes = Holes(self._swarm, self._listeners)
-        self._sorter = Sorter(self._swarm.gate, self._swarm.serve_tcp, self.lanes.accept)
+        self.holes = Holes(self._swarm, self.listeners)
+        self.sorter = Sorter(self._swarm.gate, self._swarm.serve_tcp, self.lanes.accept)
         self._swarm.session = self._sessions.run
         self._swarm.serve = self._sessions.serve
         self._swarm.reach = self._reach_for_libp2p
@@ -138,13 +141,13 @@ class LibP2pHost:
         """Listen, dial and serve until cancelled. Raises UsageError if it cannot listen."""
         try:
             for text in self._listen:
-                self._listeners.append(await open_listener(_listen_address(text)))
-                self._swarm.listeners[text] = self._listeners[-1]
+                self.listeners.append(await open_listener(_listen_address(text)))
+                self._swarm.listeners[text] = self.listeners[-1]
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._swarm.run)
                 assert self._swarm.background_nursery is not None
-                for listener in self._listeners:
-                    nursery.start_soon(listener.serve, self._sorter, self._swarm.background_nursery)
+                for listener in self.listeners:
+                    nursery.start_soon(listener.serve, self.sorter, self._swarm.background_nursery)
                 self._dialler.nursery = nursery
                 nursery.start_soon(self._nearby.run)
                 for peer, kept in self._kept.items():
@@ -156,7 +159,7 @@ class LibP2pHost:
                 await trio.sleep_forever()
         finally:
             self._dialler.nursery = None
-            for listener in self._listeners:
+            for listener in self.listeners:
                 listener.sock.close()
 
     # wire.ports.Host
@@ -165,35 +168,63 @@ class LibP2pHost:
         """Admitted peers that we hold a connection to now."""
         return self._peers.connected()
 
-    def serve(self, protocol: str, server: StreamServer) -> None:
+    def serve(self, protocol: str, server: StreamServer, *, before_admission: bool = False) -> None:
         """Answer streams of a protocol, before or after the start.
 
         When `server` returns, the stream is over in both directions; when it raises, it is reset.
         A second later than its connection ends, it is cancelled.
+        before_admission: whoever dialled us may open it.
         """
         assert protocol not in self._sessions.servers, protocol
         self._sessions.servers[protocol] = server
+        if before_admission:
+            self._sessions.early.add(protocol)
         if self._is_open:
             # Other implementations choose by what identify tells; in a closed swarm it tells
             # strangers no more than they may use. Only the name is seen, nothing calls this.
             self._libp2p.multiselect.handlers[TProtocol(protocol)] = _never
 
     async def open(
-        self, peer: PeerId, protocol: str | Sequence[str], *, timeout_s: float
+        self,
+        peer: PeerId,
+        protocol: str | Sequence[str],
+        *,
+        timeout_s: float,
+        path: Path | None = None,
     ) -> HostStream:
         """Open a stream, connecting first if need be. Raises PeerUnreachable, DeadlineExceeded.
 
         protocol: one, or several in order of preference: the first that the peer accepts.
+        path: only over a connection that runs so, and is there already.
         """
         protocols = [protocol] if isinstance(protocol, str) else list(protocol)
         with trio.move_on_after(timeout_s):
             try:
-                connection = await self._dialler.reach(peer)
+                if path is None:
+                    connection = await self._dialler.reach(peer)
+                else:
+                    connection = self._on_path(peer, path)
                 stream, _ = await self._sessions.open(connection, protocols)
             except PeerError as error:
                 raise PeerUnreachable(str(error)) from error
             return stream
         raise DeadlineExceeded(f"no stream to {peer} within {timeout_s:g} s")
+
+    # circuits
+
+    async def take(self, carrier: Carrier) -> None:
+        """Run a connection that somebody made to us through a relay, to its end. Never raises."""
+        await self._swarm.serve_carrier(carrier)
+
+    def use_circuits(self, circuits: Circuits) -> None:
+        """Dial relay addresses, too."""
+        self._dialler.circuits = circuits
+
+    def _on_path(self, peer: PeerId, path: Path) -> Connection:
+        fits = [one for one in self._peers.of(peer) if one.path == path]
+        if not fits:
+            raise PeerUnreachable(f"no {path} connection to {peer}")
+        return fits[-1]
 
     # peers
 
@@ -238,10 +269,11 @@ class LibP2pHost:
             for connection in self._peers.of(peer):
                 nursery.start_soon(connection.close)
 
-    def keep(self, peer: PeerId, addrs: list[str]) -> None:
+    def keep(self, peer: PeerId, addrs: list[str], *, reason: str = "member") -> None:
         """Stay connected to a peer: dial it now and whenever it is gone, with back-off.
 
         If `KEPT_MAX` are kept, it takes the place of one that never was here, or not for long.
+        reason: who wants it; it is kept until each has said `forget`.
         """
         known = set(self.addresses_of(peer))
         self.learn(peer, addrs)
@@ -252,11 +284,17 @@ class LibP2pHost:
             kept = self._kept[peer] = _Kept()
             if self._dialler.nursery is not None:
                 self._dialler.nursery.start_soon(self._keep, peer, kept)
+        if kept := self._kept.get(peer):
+            kept.reasons.add(reason)
 
-    def forget(self, peer: PeerId) -> None:
-        """Stop keeping a peer; a connection that is there stays."""
-        kept = self._kept.pop(peer, None)
-        if kept is not None:
+    def forget(self, peer: PeerId, *, reason: str = "member") -> None:
+        """Stop keeping a peer for that reason; a connection that is there stays."""
+        kept = self._kept.get(peer)
+        if kept is None:
+            return
+        kept.reasons.discard(reason)
+        if not kept.reasons:
+            del self._kept[peer]
             kept.scope.cancel()
 
     async def ping(self, peer: PeerId, *, timeout_s: float = 5.0) -> float:
@@ -273,7 +311,7 @@ class LibP2pHost:
 
     def addresses(self) -> list[str]:
         """Where others can dial us: real ports, interfaces' addresses for 0.0.0.0, our peer ID."""
-        dialable = [place for listener in self._listeners for place in expand(listener.address)]
+        dialable = [place for listener in self.listeners for place in expand(listener.address)]
         return [str(place.with_peer(self._peer)) for place in dialable]
 
     def peers(self) -> list[PeerView]:
@@ -325,7 +363,8 @@ class LibP2pHost:
         for peer, kept in self._kept.items():  # who was kept first goes first
             is_gone = trio.current_time() - kept.left_at > GONE_S
             if is_gone and self._peers.best(peer) is None:
-                self.forget(peer)
+                del self._kept[peer]
+                kept.scope.cancel()
                 return True
         return False
 

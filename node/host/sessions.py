@@ -56,6 +56,7 @@ class Sessions:
         self._limits = limits
         self._public = public
         self.servers: dict[str, StreamServer] = {}
+        self.early = set[str]()  # of them, those that who dialled us may open before its admission
         self.failed_admissions = 0
         self.server_errors = 0
 
@@ -117,6 +118,8 @@ class Sessions:
             return True
         if protocol == OPEN:
             return self._key is None
+        if protocol in self.early and connection.way == "in":
+            return True
         # Its first stream can overtake its Welcome: wait for the outcome before refusing.
         await connection.settled.wait()
         return connection.is_admitted and protocol in self.servers

@@ -87,9 +87,20 @@ class HostStream:
         """Close our direction; the other end reads to its end."""
         await self._muxed.close()
 
-    def attach(self, sink: Sink) -> None:
-        """Give everything that arrives from now on to `sink`; read no more."""
-        self._muxed.attach(sink)
+    def finish_now(self) -> None:
+        """Close our direction, behind what was pushed, without waiting: for a sink's methods."""
+        self._muxed.finish()
+
+    def attach(self, sink: Sink, *, paced: bool = False) -> None:
+        """Give everything that arrives from now on to `sink`; read no more.
+
+        paced: the other side may send 256 KiB (a Yamux window) beyond what the sink told `took`.
+        """
+        self._muxed.attach(sink, paced=paced)
+
+    def took(self, size_bytes: int) -> None:
+        """The paced sink is done with so many bytes: the other side may send as many again."""
+        self._muxed.took(size_bytes)
 
     @property
     def has_room(self) -> bool:

@@ -38,6 +38,7 @@ class MuxedStream(IMuxedStream):
         self._credit_in = FIRST_WINDOW_BYTES  # what the peer may still send
         self._credit_out = FIRST_WINDOW_BYTES  # what we may still send
         self._sink: Sink | None = None  # until its `on_end`
+        self._is_paced = False  # the sink says itself when it can take more
         self._read_since_update = 0
         self._last_update_at = trio.current_time()
         self._no_more_in = self._no_more_out = False
@@ -100,17 +101,24 @@ class MuxedStream(IMuxedStream):
         self._credit_out -= len(data)
         self._connection.send_data(self.stream_id, data)
 
-    def attach(self, sink: Sink) -> None:
-        """Hand everything that arrives to `sink` (wire.ports.Stream), what is here at once."""
-        self._sink = sink
+    def attach(self, sink: Sink, *, paced: bool = False) -> None:
+        """Hand everything that arrives to `sink` (wire.ports.Stream), what is here at once.
+
+        paced: no more than FIRST_WINDOW_BYTES come that the sink has not told of in `took`.
+        """
+        self._sink, self._is_paced = sink, paced
         if self._buffer:
             data = bytes(self._buffer)
             self._buffer.clear()
             self._tell(sink.on_data, data)
         if self._no_more_in:
             self._end_sink(self._end_reason if self._is_cut else None)
-        else:
+        elif not paced:
             self._top_up()
+
+    def took(self, size_bytes: int) -> None:
+        """The paced sink is done with so much of what it was given."""
+        self._return_credit(size_bytes)
 
     @property
     def has_credit(self) -> bool:
@@ -178,7 +186,7 @@ class MuxedStream(IMuxedStream):
             return
         if self._sink is not None:
             self._tell(self._sink.on_data, data)
-            if self._credit_in < ATTACHED_WINDOW_BYTES // 2:
+            if self._credit_in < ATTACHED_WINDOW_BYTES // 2 and not self._is_paced:
                 self._top_up()
         else:
             self._buffer += data
@@ -250,7 +258,8 @@ class MuxedStream(IMuxedStream):
         now = trio.current_time()
         increment = self._read_since_update
         within_s = _GROW_WITHIN_ROUND_TRIPS * self._connection.rtt_s
-        if now - self._last_update_at < within_s and self._window < WINDOW_MAX_BYTES:
+        is_small = self._window < WINDOW_MAX_BYTES and not self._is_paced
+        if is_small and now - self._last_update_at < within_s:
             growth = min(self._window, self._connection.growth_left_bytes)
             self._connection.growth_left_bytes -= growth
             self._window += growth

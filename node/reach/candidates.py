@@ -54,6 +54,7 @@ class Candidate:
     reached: bool | None = None
     doubt_at: float | None = None  # the first round that failed since it was reached
     round_at: float = -math.inf
+    asked_at: float = math.inf  # when this round, or the last one, began
     closed_at: float = -math.inf  # when the last round ended
     answers: list[Answer] = field(default_factory=list[Answer])  # of this round, or the last one
     _asking: dict[PeerId, str] = field(default_factory=dict[PeerId, str])  # and their networks
@@ -78,7 +79,7 @@ class Candidate:
         if _is_opened(best, opened) and self._asking:
             return None  # an anchor says little: only if the others leave it open
         if not self._asked:
-            self.answers = []
+            self.answers, self.asked_at = [], now
         self._asked.add(best.peer)
         self._asking[best.peer] = network_of(best.host)
         return best

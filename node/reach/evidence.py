@@ -1,5 +1,6 @@
 """Why we believe what we do about our reachability, in words for people (`shoal netcheck`)."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,11 +17,21 @@ NAMES = {"ip4": "IPv4", "ip6": "IPv6"}
 
 @dataclass(frozen=True)
 class Evidence:
-    """One finding. is_good: it helps others to reach us, it does not, or it says nothing (None)."""
+    """One finding. is_good: it helps others to reach us, it does not, or it says nothing (None).
+
+    at: when it was found, on trio's clock; None if it holds now.
+    """
 
     kind: Kind
     is_good: bool | None
     words: str
+    at: float | None = None
+
+    def told(self, now: float) -> str:
+        """Return the words, with how long ago it was."""
+        if self.at is None:
+            return self.words
+        return f"{self.words.removesuffix('.')}, {_ago(now - self.at)}."
 
 
 def about(family: Family) -> list[Evidence]:
@@ -83,7 +94,8 @@ def _dial_back(one: Candidate) -> Evidence:
         )
     if len(yes) + len(no) == 1:
         parts.append("nobody else could be asked")
-    return Evidence("dial-back", one.reached, _sentence("; ".join(parts)))
+    at = one.closed_at if math.isfinite(one.closed_at) else None
+    return Evidence("dial-back", one.reached, _sentence("; ".join(parts)), at)
 
 
 def _sentence(words: str) -> str:
@@ -97,6 +109,10 @@ def _place(address: Address) -> str:
 
 def _peers(peers: list[PeerId]) -> str:
     return " and ".join(f"…{peer[-8:]}" for peer in peers)
+
+
+def _ago(age_s: float) -> str:
+    return f"{age_s:.0f} s ago" if age_s < 90 else f"{age_s / 60:.0f} min ago"
 
 
 def _scope(host: str) -> str:

@@ -18,7 +18,9 @@ RANKS: dict[State, int] = {"unknown": 0, "relayed": 1, "punchable": 2, "mapped":
 CANDIDATES_MAX = 16  # a family; a host has a few addresses, and each costs peers a dial
 SERVERS_ASKED = 2  # that look at our mapping: what they see alike, a third would, too
 OPENED_S = 300.0  # for a router to forget whom an anchor let in, once it is closed
-ANCHOR_RETRY_S = 60.0  # before a server that failed as an anchor is tried again
+PATIENCE_S = 1.0  # that we wait for somebody to reach us before we say what else we know: who is
+# not reached is told so by silence, and its relays should not wait for the end of that
+ANCHOR_RETRY_S = 10.0  # before a server that failed as an anchor is tried again
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Family:
     _opened: dict[PeerId | str, float] = field(default_factory=dict[PeerId | str, float])
     _barred: dict[PeerId, float] = field(default_factory=dict[PeerId, float])  # until when
     _is_probing: bool = False
+    _servers_asked: int = 0  # in the last probe
     _is_fresh: bool = True  # nothing was seen since the network changed: believe what is seen first
     _doubt_at: float | None = None  # since when the behaviour looks worse
     _probe_at: float = -math.inf
@@ -104,16 +107,13 @@ class Family:
         """Take who is outside; what few have seen is shown to the new ones."""
         known = {one.peer for one in self.vantages}
         is_new = any(one.peer not in known for one in vantages)
-        had_stun = any(one.stun for one in self.vantages)
         self.vantages = vantages
         if not is_new:
             return
         for one in self.candidates.values():
             if one.proofs < 2:
                 one.hurry(now if one.reached is None else now + DOUBT_S)
-        servers = self.behaviour.servers if self.behaviour else 0
-        if servers < SERVERS_ASKED:
-            self._probe_at = min(self._probe_at, now if not servers or not had_stun else now + 1.0)
+        self._probe_more(now)
 
     def set_observed(self, address: Address) -> None:
         """Take what the anchor's server sees. Another address than before: all is to be asked."""
@@ -124,6 +124,7 @@ class Family:
             del self.candidates[old]
         self._add(address, "observed")
         if old is not None:
+            self._opened.clear()  # what a router let in was for the mapping that is gone
             self._forget_behaviour()
 
     def release(self, peer: PeerId, now: float) -> None:
@@ -142,6 +143,8 @@ class Family:
         self._probe_at = now + RECHECK_S
         if seen is None:
             self._probe_at = now + DOUBT_S
+        self._probe_more(now)
+        if seen is None:
             return
         is_worse = self.behaviour is not None and self.behaviour.is_punchable > seen.is_punchable
         if is_worse and not self._is_fresh:
@@ -165,12 +168,12 @@ class Family:
     def due(self, now: float) -> list[Effect]:
         """Return what to begin now; each counts as begun until its outcome is told."""
         effects = list[Effect]()
-        servers = self._servers()
+        servers = self.servers()
         if self.anchor is None and (hold := self._next_anchor(now)):
             self.anchor = hold
             effects.append(hold)
         if servers and not self._is_probing and now >= self._probe_at:
-            self._is_probing = True
+            self._is_probing, self._servers_asked = True, len(servers[:SERVERS_ASKED])
             effects.append(ProbeMapping(self.network, tuple(servers[:SERVERS_ASKED])))
         opened = self._opened_now(now)
         for one in self._askable():
@@ -181,13 +184,14 @@ class Family:
     def deadline(self, now: float) -> float:
         """When `due` may have more to say, if nothing is told before."""
         times = list[float]()
-        if self._servers():
+        if self.servers():
             if not self._is_probing:
                 times.append(self._probe_at)
             if self.anchor is None:
                 times += [self._barred.get(one.peer, now) for one in self.vantages if one.stun]
         if self.vantages:
-            times += [one.round_at for one in self._askable()]
+            for one in self._askable():
+                times += [one.round_at, one.asked_at + PATIENCE_S]
         return min((at for at in times if at > now), default=math.inf)
 
     def judge(self, now: float) -> State:
@@ -205,8 +209,8 @@ class Family:
             return "mapped"
         tried = [one for one in self._askable() if one.answers or one.reached is not None]
         if any(self._is_pending(one, now) for one in self._askable()):
-            return None
-        has_servers = bool(self._servers())
+            return None  # if there was a router's restart, what was said before stands for now
+        has_servers = bool(self.servers())
         if self.behaviour is None and (self._is_probing or (has_servers and now >= self._probe_at)):
             return None
         if self.behaviour is not None:
@@ -216,13 +220,14 @@ class Family:
         return "relayed" if tried else None
 
     def _is_pending(self, one: Candidate, now: float) -> bool:
-        is_open = one.reached is None and bool(self.vantages)
-        return is_open and (one.is_asking or now >= one.round_at)
+        if one.reached is not None or not self.vantages:
+            return False
+        return now < one.asked_at + PATIENCE_S if one.is_asking else now >= one.round_at
 
     def _askable(self) -> list[Candidate]:
         return [one for one in self.candidates.values() if self.is_outside(one.address.host)]
 
-    def _servers(self) -> list[Address]:
+    def servers(self) -> list[Address]:
         """STUN servers, the one that our anchor holds last: it has seen us already."""
         if not self.own:
             return []
@@ -249,6 +254,11 @@ class Family:
     def _add(self, address: Address, source: Source, via: str = "") -> None:
         if address not in self.candidates and len(self.candidates) < CANDIDATES_MAX:
             self.candidates[address] = Candidate(address, source, via)
+
+    def _probe_more(self, now: float) -> None:
+        """Probe at once if more servers can be asked than were: one alone sees little."""
+        if self._servers_asked < min(SERVERS_ASKED, len(self.servers())):
+            self._probe_at = min(self._probe_at, now)
 
     def _forget_behaviour(self) -> None:
         self._is_fresh, self._doubt_at, self._probe_at = True, None, -math.inf

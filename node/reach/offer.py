@@ -1,12 +1,12 @@
 """What a member says of its reachability in its lease: `offers["reach"]`."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-Verdict = Literal["unknown", "public", "mapped", "punchable", "relayed"]
+from node.reach.family import State
 
 KEY = "reach"  # in the offers of a member lease
 PLACES_MAX = 65_535  # that a relay may say are free; ours has 128
@@ -17,7 +17,7 @@ class ReachOffer(msgspec.Struct, frozen=True):
     by the first who asks.
     """
 
-    state: Verdict = "unknown"
+    state: State = "unknown"
     relay: Annotated[int, Meta(ge=0, le=PLACES_MAX)] = 0  # free reservations
     stun: Annotated[int, Meta(ge=0, le=65_535)] = 0  # its second port that answers STUN; 0: none
 

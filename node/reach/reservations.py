@@ -165,13 +165,13 @@ class Reservations:
             if hold.until <= now:
                 del self.held[peer]
                 effects.append(Release(peer))
-            elif hold.renew_at <= now and peer not in self._asking and self._may_ask(peer, now):
+            elif peer not in self._asking and max(hold.renew_at, self._retry_at(peer)) <= now:
                 self._asking.add(peer)
                 effects.append(Ask(peer))
         effects += self._leave_surplus()
-        while (peer := self._next_new(now)) is not None:
-            self._asking.add(peer)
-            effects.append(Ask(peer))
+        while (new := self._next_new(now)) is not None:
+            self._asking.add(new)
+            effects.append(Ask(new))
         return effects
 
     # --- inside --------------------------------------------------------------------------------
@@ -185,27 +185,34 @@ class Reservations:
     def _next_new(self, now: float) -> PeerId | None:
         """Choose whom to ask for a new reservation; None if all is well, or nobody can help."""
         new = self._asking - self.held.keys()
-        taken = [hold.relay for hold in self.held.values()]
-        taken += [self._candidates[peer] for peer in new if peer in self._candidates]
-        free = [one for one in self._free_candidates() if self._may_ask(one, now)]
-        if not free or len(new) >= HELD:
+        free = [peer for peer in self._free_candidates() if self._retry_at(peer) <= now]
+        if not free:
             return None
-        best = min((self._candidates[peer] for peer in free), key=lambda c: self._order(c, taken))
         if len(self.held) + len(new) < HELD:
-            return best.peer
-        if new or now < self._moved_at + SETTLED_S or len(self.held) > HELD:
-            return None
-        return best.peer if self._is_worth_a_move(best) else None
-
-    def _is_worth_a_move(self, best: Candidate) -> bool:
-        """True if `best` should take the place of the worst that we hold."""
+            asked = [self._candidates[peer] for peer in new if peer in self._candidates]
+            return self._best(free, [*(hold.relay for hold in self.held.values()), *asked])
+        if new:
+            return None  # one move at a time
         worst, *rest = self._worst_first()
-        kept = {network_of(hold.relay.host) for hold in rest}
-        is_apart, was_apart = (network_of(one.host) not in kept for one in (best, worst.relay))
+        kept = [hold.relay for hold in rest]
+        best = self._best(free, kept)
+        is_better = self._is_better(self._candidates[best], worst.relay, kept, now)
+        return best if is_better else None
+
+    def _best(self, free: list[PeerId], taken: list[Candidate]) -> PeerId:
+        return min(free, key=lambda peer: self._order(self._candidates[peer], taken))
+
+    def _is_better(
+        self, best: Candidate, worst: Candidate, kept: list[Candidate], now: float
+    ) -> bool:
+        """True if `best` should take the place of `worst`."""
+        networks = {network_of(one.host) for one in kept}
+        is_apart, was_apart = (network_of(one.host) not in networks for one in (best, worst))
         if is_apart != was_apart:
             return is_apart
-        cost, held = _cost(best), _cost(worst.relay)
-        return cost < BETTER * held and cost < held - BETTER_S
+        cost, held = _cost(best), _cost(worst)
+        is_much = cost < BETTER * held and cost < held - BETTER_S
+        return is_much and now >= self._moved_at + SETTLED_S
 
     def _leave_surplus(self) -> list[Effect]:
         """Let the worst go if a better one has come."""
@@ -238,9 +245,6 @@ class Reservations:
             for peer, one in self._candidates.items()
             if peer not in self.held and peer not in self._asking and one.free != 0
         ]
-
-    def _may_ask(self, peer: PeerId, now: float) -> bool:
-        return self._retry_at(peer) <= now
 
     def _retry_at(self, peer: PeerId) -> float:
         one = self._refused.get(peer)

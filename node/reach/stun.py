@@ -1,4 +1,4 @@
-"""STUN Binding over TCP: messages, both ways. Pure; the sockets are in node/reach/anchors.py.
+"""STUN Binding over TCP: messages, both ways. Pure; the sockets are in node/reach/stun_sockets.py.
 
 Only what tells a caller its own address: no authentication, no ALTERNATE-SERVER, no CHANGE-REQUEST
 (error 420). OTHER-ADDRESS (RFC 5780) says on which port of this host we also answer.
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from node.host.addresses import Address
 from wire.errors import BadMessage
 
-FIRST_BYTES = (0, 1)  # of a message: its type's upper byte; libp2p begins with 0x13, lanes 0xb5
 HEADER_BYTES = 20
 MESSAGE_MAX = 1024  # bytes; ours have under 80, and no attribute that we read is longer
 TRANSACTION_BYTES = 12

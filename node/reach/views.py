@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from node.reach.offer import Verdict
+from node.reach.family import State
 from wire.ids import PeerId
 
 Origin = Literal["mapped", "observed", "interface", "relay"]
@@ -31,7 +31,7 @@ class Held(msgspec.Struct, frozen=True):
     """One reservation that we hold."""
 
     relay: PeerId
-    network: str  # that the relay is in: /16 of IPv4, /32 of IPv6
+    host: str  # the IP address of the relay
     rtt_ms: float | None  # to the relay; None before it was measured
     left_s: float  # until it ends, if it is not renewed
     addresses: list[str]  # multiaddrs of ours, through the relay
@@ -44,22 +44,24 @@ class RelayServing(msgspec.Struct, frozen=True):
     reservations: int = 0
     circuits: int = 0
     bytes: int = 0  # relayed since the start, both directions
+    refused: int = 0  # requests over a limit, since the start
 
 
 class Punch(msgspec.Struct, frozen=True):
-    """Hole punching with one peer, lately."""
+    """The last round of hole punching with one peer."""
 
     peer: PeerId
-    attempts: int
-    outcome: str  # in words: "direct after 0.4 s", "no answer at 5 addresses"
-    next_s: float | None = None  # to the next attempt; None if none is planned
+    outcome: Literal["direct", "failed", "trying"]
+    tries: int
+    took_s: float
+    age_s: float  # since it began
 
 
 class ReachView(msgspec.Struct, frozen=True):
     """How this node can be reached, and what is done about it."""
 
-    verdict: Verdict
-    evidence: list[str]  # lines for people, the most telling first
+    verdict: State
+    evidence: list[str]  # how we know, in sentences, IPv4 first
     announced: list[Announced]  # in the order of use
     mapping: str = ""  # how the routers in front of us choose ports, in words; "" unknown
     port_maps: list[PortMapView] = msgspec.field(default_factory=list[PortMapView])
@@ -67,3 +69,9 @@ class ReachView(msgspec.Struct, frozen=True):
     held: list[Held] = msgspec.field(default_factory=list[Held])
     relay: RelayServing = msgspec.field(default_factory=lambda: RelayServing(is_on=False))
     punches: list[Punch] = msgspec.field(default_factory=list[Punch])
+    ip4: State = "unknown"  # the verdict over IPv4 alone
+    ip6: State = "unknown"  # and over IPv6
+    behaviour: str = ""  # the mapping's name (node.reach.behaviour.Mapping); "" unknown
+    outside: int = 0  # connected peers outside of our network, who can be asked
+    punched: dict[str, int] = msgspec.field(default_factory=dict[str, int])  # outcome -> how often
+    dial_backs: dict[str, int] = msgspec.field(default_factory=dict[str, int])  # asked, served

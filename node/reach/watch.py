@@ -2,40 +2,311 @@
 the machine wants looked at. docs/protocols/reach.md, "Reachability".
 """
 
+import hashlib
+import ipaddress
+import logging
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import trio
 
-from node.host.addresses import Address
-from node.host.interfaces import is_global
+from node.host.addresses import Address, is_loopback, parse_address
+from node.host.interfaces import expand, interface_networks, is_global
+from node.host.listeners import Listener, open_listener
 from node.host.service import LibP2pHost
+from node.host.views import PeerView
+from node.reach.autonat import DialBackClient, DialBackServer
+from node.reach.behaviour import next_ports
+from node.reach.candidates import Vantage
+from node.reach.family import AskDialBack, Effect, HoldAnchor, ProbeMapping
 from node.reach.machine import Reachability
+from node.reach.stun_sockets import STUN_S, StunServer, hold, look, look_one
+from wire.errors import BadMessage, PeerUnreachable, UsageError
+
+POLL_S = 5.0  # between looks at the interfaces: a few milliseconds on a thread
+ASLEEP_S = 10.0  # more time than we know of passed between two looks: the machine slept
+LOOKED_S = 2.0  # for one look; a system that takes longer is looked at the next time
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Interfaces:
+    """Where we listen on each interface, and the networks of all."""
+
+    own: tuple[Address, ...]
+    networks: tuple[str, ...]
 
 
 class Probe:
     """Start it once the host runs: `await nursery.start(probe.run)`.
 
     It serves STUN at the host's listening ports and AutoNAT. `changed` wakes when anything that
-    `machine` says may have. is_outside: which addresses are asked about; tests allow loopback.
+    `machine` says may have. is_outside: which IP addresses are asked about; tests allow more.
+    network_changed: called when the addresses changed, ours or the router's, or the machine slept.
+    wall: seconds since the Unix epoch.
     """
 
-    def __init__(self, host: LibP2pHost, *, is_outside: Callable[[str], bool] = is_global) -> None:
-        self._host = host
+    def __init__(
+        self,
+        host: LibP2pHost,
+        *,
+        is_outside: Callable[[str], bool] = is_global,
+        network_changed: Callable[[], None] = lambda: None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._host, self._is_outside, self._wall = host, is_outside, wall
+        self._network_changed = network_changed
         self.machine = Reachability(is_outside)
         self.changed = trio.lowlevel.ParkingLot()
         self.stun_port: int | None = None  # our second STUN port, to tell in offers["reach"]
+        self._stun = StunServer(lambda: self.stun_port)
+        host.sorter.stun = self._stun.serve
+        self._asking = DialBackClient(host)
+        DialBackServer(host, self._own_hosts, is_outside)
+        self._news = trio.Event()
+        self._looking = trio.CancelScope()  # what looks at the network as it is now
+        self._interfaces = _Interfaces((), ())
+        self._vantages = list[Vantage]()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Watch and look until cancelled."""
-        raise NotImplementedError
+        await self._look_at_interfaces()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_interfaces)
+            nursery.start_soon(self._watch_peers)
+            nursery.start_soon(self._serve_second_port)
+            task_status.started()
+            while True:
+                async with trio.open_nursery() as looking:
+                    self._looking = looking.cancel_scope
+                    await self._drive(looking)
 
     def set_mapped(self, mapped: dict[Address, str]) -> None:
         """Take the routers' port maps (node.reach.portmap), whenever they change."""
-        raise NotImplementedError
+        self.machine.mapped(mapped, trio.current_time())
+        self._wake()
 
     async def predicted(self, count: int) -> list[Address]:
         """Where a sequential router will let our next connections come from: a STUN probe, now.
 
         Empty if the router is not sequential, or no server answers within STUN_S.
         """
-        raise NotImplementedError
+        for network, family in self.machine.families.items():
+            kind, listener = family.behaviour, self._listener(network)
+            if listener is None or kind is None or kind.mapping != "sequential":
+                continue
+            mapped = None
+            with trio.move_on_after(STUN_S):
+                mapped = await look_one(listener, family.servers())
+            return next_ports(mapped, kind, count) if mapped is not None else []
+        return []
+
+    def restart(self) -> None:
+        """Begin anew at once, whatever was seen: the user asks, or the machine slept."""
+        self.machine.restart(trio.current_time())
+        self._begin_anew()
+
+    # what the machine wants
+
+    async def _drive(self, nursery: trio.Nursery) -> None:
+        """Begin what is due, until cancelled."""
+        while True:
+            self._news = trio.Event()
+            for effect in self.machine.due(trio.current_time()):
+                nursery.start_soon(self._perform, effect, nursery.cancel_scope)
+            self.changed.unpark_all()
+            with trio.move_on_at(self.machine.deadline(trio.current_time())):
+                await self._news.wait()
+
+    async def _perform(self, effect: Effect, scope: trio.CancelScope) -> None:
+        """Look at one thing, and tell the machine. Never raises."""
+        try:
+            tell = await self._look(effect, scope)
+        except Exception:  # a bug, but one look's only: the machine must hear that it is over
+            log.exception("reach.look_failed %s", effect)
+            tell = self._nothing(effect)
+        if not scope.cancel_called:  # or it was about a network that we have left
+            tell()
+            self._wake()
+
+    async def _look(self, effect: Effect, scope: trio.CancelScope) -> Callable[[], None]:
+        """Do it; returns what tells the outcome."""
+        machine = self.machine
+        match effect:
+            case HoldAnchor(_, address):
+                await self._hold(address, scope)
+                return self._nothing(effect)
+            case ProbeMapping(network, servers):
+                listener = self._listener(network)
+                seen = None if listener is None else await look(listener, servers)
+                return lambda: machine.probed(network, seen, trio.current_time())
+            case AskDialBack(peer, address):
+                outcome = await self._asking.ask(peer, address)
+                log.debug("reach.dial_back peer=%s address=%s %s", peer, address, outcome)
+                return lambda: machine.dialled_back(peer, address, outcome, trio.current_time())
+
+    def _nothing(self, effect: Effect) -> Callable[[], None]:
+        """Return what tells the machine that an effect is over without a result."""
+        machine = self.machine
+        match effect:
+            case HoldAnchor(peer, address):
+                return lambda: machine.released(address.network, peer, trio.current_time())
+            case ProbeMapping(network):
+                return lambda: machine.probed(network, None, trio.current_time())
+            case AskDialBack(peer, address):
+                return lambda: machine.dialled_back(peer, address, "no answer", trio.current_time())
+
+    async def _hold(self, server: Address, scope: trio.CancelScope) -> None:
+        """Hold an anchor until it breaks."""
+        family = self.machine.families[server.network]
+
+        def told(mapped: Address) -> None:
+            if scope.cancel_called or mapped == family.observed:
+                return
+            is_new = family.observed is not None
+            log.info("reach.observed at=%s by=%s", mapped, server)
+            self.machine.observed(mapped, trio.current_time())
+            self._see_peers()  # those that we share the address with are not outside
+            self._wake()
+            if is_new:
+                self._network_changed()
+
+        listener = self._listener(server.network)
+        if listener is not None:
+            try:
+                await hold(listener, server, told)
+            except (PeerUnreachable, BadMessage) as error:
+                log.debug("reach.anchor_lost server=%s %r", server, error)
+
+    # what is there
+
+    async def _watch_interfaces(self) -> None:
+        if all(is_loopback(place.host) for place in self._interfaces.own):
+            return  # nothing that could change
+        wall = self._wall()
+        while True:
+            await trio.sleep(POLL_S)
+            before, wall = wall, self._wall()
+            slept_s = wall - before - POLL_S
+            if await self._look_at_interfaces():
+                log.info("reach.interfaces %s", self._interfaces.own)
+                self._begin_anew()
+                self._network_changed()
+            elif slept_s > ASLEEP_S:
+                log.info("reach.slept s=%.0f", slept_s)
+                self.restart()
+                self._network_changed()
+            self._see_peers()
+
+    async def _look_at_interfaces(self) -> bool:
+        """Read the addresses; True if they changed."""
+        listening = [listener.address for listener in self._host.listeners]
+        if any(place.is_unspecified for place in listening):
+            found = self._interfaces
+            with trio.move_on_after(LOOKED_S):
+                found = await trio.to_thread.run_sync(_read, listening, abandon_on_cancel=True)
+        else:
+            found = _Interfaces(tuple(listening), ())
+        self._interfaces = found
+        return self.machine.interfaces(found.own, trio.current_time())
+
+    async def _watch_peers(self) -> None:
+        async for _ in self._host.watch():
+            self._see_peers()
+
+    def _see_peers(self) -> None:
+        """Tell the machine who is outside, if that is not as before."""
+        found = [self._vantage(view) for view in self._host.peers() if self._is_vantage(view)]
+        found.sort(key=lambda one: (not one.stun, _mixed(self._host.peer, one.peer)))
+        if found != self._vantages:
+            self._vantages = found
+            self.machine.outside(found, trio.current_time())
+            self._wake()
+
+    def _is_vantage(self, view: PeerView) -> bool:
+        """Tell whether a peer sees us as the Internet does: over no relay, through no hole that
+        our listening port made, from no network of ours, and not from behind our own router.
+        """
+        host = parse_address(view.address).host
+        if view.path != "direct" or view.is_punched or not self._is_outside(host):
+            return False
+        families = self.machine.families.values()
+        if any(one.observed is not None and one.observed.host == host for one in families):
+            return False
+        return not is_global(host) or not _is_neighbour(host, self._interfaces.networks)
+
+    def _vantage(self, view: PeerView) -> Vantage:
+        """Where a peer answers STUN: at the address that we dialled; else where it says it listens,
+        if it comes from there, too.
+        """
+        seen = parse_address(view.address)
+        known = [parse_address(text) for text in self._host.addresses_of(view.peer)]
+        known = [one for one in known if one.relay is None and self._is_outside(one.host)]
+        places = {one.network: replace(one, peer=None) for one in reversed(known)}
+        if view.direction == "out":
+            places[seen.network] = seen
+        elif not any(one.host == seen.host for one in known):
+            places = {}
+        return Vantage(view.peer, seen.host, tuple(places.values()))
+
+    def _own_hosts(self) -> set[str]:
+        return {place.host for place in self._interfaces.own}
+
+    def _listener(self, network: str) -> Listener | None:
+        """The first of a family, whose port is the one that others know."""
+        found = (one for one in self._host.listeners if one.address.network == network)
+        return next(found, None)
+
+    def _begin_anew(self) -> None:
+        self._looking.cancel()
+        self._wake()
+
+    def _wake(self) -> None:
+        self._news.set()
+
+    # the second STUN port
+
+    async def _serve_second_port(self) -> None:
+        """Serve it from when it seems that we can be reached: others tell their routers by it."""
+        while not self._may_serve():
+            await self.changed.park()
+        listeners, port = list[Listener](), 0
+        try:
+            for listener in self._host.listeners:
+                listeners.append(await open_listener(replace(listener.address, port=port)))
+                port = listeners[0].address.port
+        except UsageError as error:
+            log.info("reach.no_second_port %s", error)
+        async with trio.open_nursery() as nursery:
+            for listener in listeners:
+                nursery.start_soon(listener.serve, self._stun.serve, nursery)
+            self.stun_port = port or None
+            try:
+                await trio.sleep_forever()
+            finally:
+                self.stun_port = None
+                for listener in listeners:
+                    listener.sock.close()
+
+    def _may_serve(self) -> bool:
+        own = any(self._is_outside(host) for host in self._own_hosts())
+        return own or self.machine.verdict == "public"
+
+
+def _read(listening: list[Address]) -> _Interfaces:
+    own = [place for address in listening for place in expand(address)]
+    # Of a family that this machine has not, `expand` gives loopback.
+    own = [place for place in own if not is_loopback(place.host)] or own
+    return _Interfaces(tuple(own), tuple(interface_networks()))
+
+
+def _is_neighbour(host: str, networks: tuple[str, ...]) -> bool:
+    ip = ipaddress.ip_address(host)
+    return any(ip in ipaddress.ip_network(network) for network in networks)
+
+
+def _mixed(own: str, other: str) -> bytes:
+    """An order of peers that is another one at each node, so that all share the work."""
+    return hashlib.sha256(f"{own} {other}".encode()).digest()

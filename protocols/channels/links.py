@@ -2,195 +2,34 @@
 
 A slow peer fills its own queue and delays nobody; one that breaks the protocol loses its streams.
 When a peer's stream to us ends, its machine has forgotten us: ours begins again with it.
+
+A stream moves to a better connection without a loss, which GossipSub has no word for: a second
+stream, of `MOVE`, is opened there, and the peer answers with `READY`. Then ours finishes the first
+one, and goes on in the second; the peer reads that when it has read the first to its end.
 """
 
 import logging
 import math
-from collections.abc import AsyncIterator, Generator
-from contextlib import contextmanager
-from typing import Protocol
 
 import trio
 
-from protocols.channels.policy import Bucket
-from protocols.channels.send_queue import SendQueue
-from protocols.channels.wire import FRAME_MAX, PROTOCOLS, Message
-from wire.errors import BadMessage, PeerUnreachable, ShoalError
-from wire.frames import FrameParser
+from protocols.channels.link import Budget, Hooks, Link, Visit
+from protocols.channels.wire import MOVE, PROTOCOLS, READY, Message
+from wire.errors import PeerUnreachable, ShoalError
 from wire.ids import PeerId
-from wire.ports import PUSH_MAX, Host, Stream
+from wire.ports import Stream, WatchedHost
 
 OPEN_TIMEOUT_S = 10.0
 PACE_S = 1.0  # that a publisher is made to wait for its own peers
-STUCK_S = 30.0  # without room on our stream: a peer that reads so little is no help
-GAP_S = 0.05  # between two flushes: what a burst brings meanwhile shares frames
-FRAME_TIMEOUT_S = 30.0  # from the first byte of a frame to its last
+MOVE_S = 30.0  # for a peer to read a stream to its end: behind some MiB, over a slow relay
 RETRY_MIN_S, RETRY_MAX_S = 0.25, 60.0  # between tries to open a stream; doubles
 STABLE_S = 60.0  # a link that lived so long begins with the shortest wait again
+GAP_S = 0.05  # between two flushes: what a burst brings meanwhile shares frames
 BAN_S = 300.0  # for which a dropped peer gets no stream, as its score is kept meanwhile
 SWEEP_S = 5.0  # between two looks for frames that take too long
-HELD_BYTES = 2 * FRAME_MAX  # of a peer that we have no stream to at the moment
-PEER_BYTES_S, PEER_BYTES_BURST = 16e6, 64e6  # from one peer; its stream is reset beyond
-# Of them, what is no message's data: ids, signatures, fields. Its bytes cost up to 0.2 us each to
-# read; honest ones are 5,000 messages a second.
-HEAD_BYTES_S, HEAD_BYTES_BURST = 1e6, 8e6
-FRAME_COST = 64  # bytes that a frame counts beside its own: an empty one costs time as well
 BUDGETS_MAX = 2048  # peers whose budgets are remembered, also when they begin anew
 
 log = logging.getLogger(__name__)
-
-
-class PeerEvent(Protocol):
-    """A peer came or went; which of it, `connected` tells."""
-
-    @property
-    def peer(self) -> PeerId:
-        """Who came or went."""
-        ...
-
-
-class WatchedHost(Host, Protocol):
-    """The host, and who comes and goes on it (`node.host`)."""
-
-    def watch(self) -> AsyncIterator[PeerEvent]:
-        """Yield PeerUp and PeerDown, beginning with those who are here."""
-        ...
-
-
-class Hooks(Protocol):
-    """What the service does when something happens on a link."""
-
-    def link_up(self, peer: PeerId, version: str) -> None:
-        """Our stream to a peer is open."""
-        ...
-
-    def link_down(self, peer: PeerId) -> None:
-        """It is over."""
-        ...
-
-    def hear(self, peer: PeerId, frames: list[bytes]) -> int:
-        """Whole frames came, one or more; returns how many bytes of data. Raises BadMessage."""
-        ...
-
-    def heard_nonsense(self, peer: PeerId) -> None:
-        """A peer broke the framing, or what `hear` expects."""
-        ...
-
-
-class Link:
-    """Our stream to one peer: a queue, pushed to the stream as it has room. Implements `Sink`."""
-
-    def __init__(self, stream: Stream, flushed: trio.lowlevel.ParkingLot) -> None:
-        self.peer, self.version = stream.peer, stream.protocol
-        self.queue = SendQueue()
-        self.scope = trio.CancelScope()
-        self._stream, self._flushed = stream, flushed
-        self._rest = memoryview(b"")  # of what was taken from the queue
-        self._stuck_at = math.inf  # since when there is no room
-
-    def flush(self, now: float) -> None:
-        """Push what waits, as far as there is room; end the link if there was none for long."""
-        while self._rest or self.queue:
-            if not self._stream.has_room:
-                self._stuck_at = min(self._stuck_at, now)
-                if now - self._stuck_at > STUCK_S:
-                    self.scope.cancel()
-                return
-            self._stuck_at = math.inf
-            self._rest = self._rest or memoryview(self.queue.take())
-            self._stream.push(bytes(self._rest[:PUSH_MAX]), now=False)
-            self._rest = self._rest[PUSH_MAX:]
-            self._flushed.unpark_all()
-
-    def on_data(self, data: bytes | memoryview) -> None:
-        """Nothing comes on this stream: whoever speaks here speaks another protocol."""
-        raise BadMessage(f"{len(data)} bytes on a stream that is ours alone")
-
-    def on_room(self) -> None:
-        """The stream takes more."""
-        self.flush(trio.current_time())
-
-    def on_end(self, error: PeerUnreachable | None) -> None:
-        """The stream is over; but a peer that only will not speak on it still hears us."""
-        if error is not None:
-            self.scope.cancel()
-
-
-class Budget:
-    """What one peer may send, whatever the number of its streams."""
-
-    def __init__(self) -> None:
-        self._bytes = Bucket.full(PEER_BYTES_S, PEER_BYTES_BURST)
-        self._heads = Bucket.full(HEAD_BYTES_S, HEAD_BYTES_BURST)
-
-    def spend(self, size_bytes: int, head_bytes: int, now: float) -> None:
-        """Charge what came. Raises BadMessage over the limit."""
-        if self._bytes.borrow(size_bytes, now) > 0 or self._heads.borrow(head_bytes, now) > 0:
-            raise BadMessage(f"more than {PEER_BYTES_S:g} B/s, or {HEAD_BYTES_S:g} B/s of heads")
-
-
-class Visit:
-    """A peer's stream to us, cut into frames as it comes. Implements `Sink`."""
-
-    def __init__(self, stream: Stream, links: "Links", hooks: Hooks) -> None:
-        self.scope = trio.CancelScope()
-        self._peer, self._links, self._hooks = stream.peer, links, hooks
-        self._parser = FrameParser(FRAME_MAX)
-        self._budget = links.budget_of(self._peer)
-        self._held, self._held_bytes = list[bytes](), 0
-        self._partial_at = math.inf  # since when a frame has been incomplete
-
-    def on_data(self, data: bytes | memoryview) -> None:
-        """Take bytes. Raises BadMessage, which resets the stream."""
-        now = trio.current_time()
-        self._budget.spend(len(data), 0, now)  # beyond, it begins again later
-        found = list[bytes]()
-        with self._blame():
-            found += map(bytes, self._parser.feed(data))  # copied: a view would hold its record
-        if found or self._partial_at == math.inf:
-            self._partial_at = math.inf if self._parser.is_empty else now
-        self._budget.spend(0, len(found) * FRAME_COST, now)
-        with self._blame():
-            data_bytes = self._hear(found)
-        self._budget.spend(0, sum(map(len, found)) - data_bytes, now)
-
-    def on_room(self) -> None:
-        """Nothing is said on this stream."""
-
-    def on_end(self, error: PeerUnreachable | None) -> None:
-        """The stream is over."""
-        self.scope.cancel()
-
-    def release(self) -> None:
-        """Our own stream is there again: go on with what came meanwhile."""
-        held, self._held, self._held_bytes = self._held, [], 0
-        try:
-            with self._blame():
-                self._hear(held)
-        except BadMessage:
-            self.scope.cancel()
-
-    def is_slow(self, now: float) -> bool:
-        """Whether a frame has been coming for too long."""
-        return now - self._partial_at > FRAME_TIMEOUT_S
-
-    @contextmanager
-    def _blame(self) -> Generator[None]:
-        """Tell the machine of bytes that are no RPC."""
-        try:
-            yield
-        except BadMessage:
-            self._hooks.heard_nonsense(self._peer)
-            raise
-
-    def _hear(self, found: list[bytes]) -> int:
-        if self._links.has(self._peer):
-            return self._hooks.hear(self._peer, found) if found else 0
-        self._held += found  # the machine does not know the peer now
-        self._held_bytes += sum(map(len, found))
-        if self._held_bytes > HELD_BYTES:
-            raise BadMessage(f"{self._held_bytes} B before our own stream was open")
-        return 0
 
 
 class Links:
@@ -205,10 +44,13 @@ class Links:
         self._budgets: dict[PeerId, Budget] = {}  # who came last is last
         self._flushed = trio.lowlevel.ParkingLot()  # who publishes a lot waits here
         self._dropped = self._sent = 0  # by links that are over
+        self.moved = 0  # times that a stream of ours went on over a better connection
         self._dirty: dict[Link, None] = {}  # links with something to send
         self._bell = trio.Event()
+        self._moving = set[Link]()
         for protocol in PROTOCOLS:
             host.serve(protocol, self._serve)
+        host.serve(MOVE, self._serve_moved)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep a link to every connected peer, until cancelled."""
@@ -218,6 +60,10 @@ class Links:
             task_status.started()
             async for event in self._host.watch():
                 peer = event.peer
+                if event.is_move:
+                    if link := self._links.get(peer):
+                        nursery.start_soon(self._move, link)
+                    continue
                 if scope := self._keepers.pop(peer, None):
                     scope.cancel()
                 if peer in self._host.connected():
@@ -326,6 +172,8 @@ class Links:
                 self._hooks.link_up(peer, link.version)
                 if visit := self._visits.get(peer):
                     visit.release()
+                if stream.is_retired:
+                    await self._move(link)  # it was overtaken
                 await trio.sleep_forever()
         finally:
             if self._links.get(peer) is link:
@@ -333,27 +181,87 @@ class Links:
             self._dropped += link.queue.dropped
             self._sent += link.queue.sent
             self._hooks.link_down(peer)
+            link.stream.drop()
+
+    async def _move(self, link: Link) -> None:
+        """Let our stream to a peer go on over a better connection; again, if another comes."""
+        if link in self._moving:
+            return
+        self._moving.add(link)
+        try:
+            while link.stream.is_retired and self._links.get(link.peer) is link:
+                await self._move_once(link)
+                self.moved += 1
+        except (ShoalError, trio.TooSlowError) as error:
+            log.debug("channels.not_moved peer=%s %s", link.peer, error)
+        finally:
+            self._moving.discard(link)
+
+    async def _move_once(self, link: Link) -> None:
+        """Raises what a peer does that takes no second stream: then ours stays where it is."""
+        stream = await self._host.open(link.peer, MOVE, timeout_s=OPEN_TIMEOUT_S)
+        try:
+            with trio.fail_after(MOVE_S):
+                if await stream.read(1) != READY:
+                    raise PeerUnreachable(f"{link.peer} takes no second stream")
+                if not await link.move(stream):
+                    raise PeerUnreachable(f"{link.peer} has not heard everything")
+        except BaseException:
+            if link.is_moving or link.stream is stream:
+                link.scope.cancel()  # nobody knows what was heard: both sides begin again
             stream.drop()
+            raise
 
     async def _serve(self, stream: Stream) -> None:
         """Read a peer's stream. A second one takes the place of the first."""
-        peer, visit = stream.peer, Visit(stream, self, self._hooks)
+        peer = stream.peer
         if self._bans.get(peer, -math.inf) > trio.current_time():
             stream.drop()
             return
+        visit = Visit(stream, self.budget_of(peer), self._hooks, lambda: self.has(peer))
         if old := self._visits.get(peer):
             old.scope.cancel()
             self._begin_again(peer)
         self._visits[peer] = visit
+        stream.attach(visit)
+        await self._read(visit, stream)
+
+    async def _serve_moved(self, stream: Stream) -> None:
+        """Read in this stream what a peer says when it has finished the other."""
+        visit = self._visits.get(stream.peer)
+        if visit is None or visit.successor is not None:
+            stream.drop()
+            return
+        visit.successor = stream
+        try:
+            await stream.write(READY)
+            with trio.move_on_after(MOVE_S):
+                while visit.successor is stream and not visit.scope.cancel_called:
+                    await visit.turned.park()
+        finally:
+            if visit.successor is stream:
+                visit.successor = None
+        if visit.stream is stream:
+            await self._read(visit, stream)
+        else:
+            stream.drop()
+
+    async def _read(self, visit: Visit, stream: Stream) -> None:
+        """See a visit through, until it is over or goes on in another stream."""
+        peer = stream.peer
         try:
             with visit.scope:
-                stream.attach(visit)
-                await trio.sleep_forever()
+                while visit.stream is stream:
+                    await visit.turned.park()
+            if visit.stream is not stream:
+                await stream.finish()  # the peer knows by this that we have heard everything
         finally:
-            stream.drop()
-            if self._visits.get(peer) is visit:
-                del self._visits[peer]
-                self._begin_again(peer)
+            if visit.stream is stream:
+                visit.turned.unpark_all()
+                stream.drop()
+                if self._visits.get(peer) is visit:
+                    del self._visits[peer]
+                    self._begin_again(peer)
 
     def _begin_again(self, peer: PeerId) -> None:
         """Forget what a peer told us, and tell it again what we told it."""

@@ -26,7 +26,7 @@ from protocols.channels.channel import (
 from protocols.channels.effects import Drop, Effect, Send, Validate, Verdict
 from protocols.channels.fetching import Fetching
 from protocols.channels.history import AGE_MAX_S, COUNT_MAX, Ask, History, Keep, Kept
-from protocols.channels.links import Links, WatchedHost
+from protocols.channels.links import Links
 from protocols.channels.machine import GossipSub
 from protocols.channels.params import Params
 from protocols.channels.past import PastService
@@ -39,7 +39,7 @@ from protocols.channels.validation import Checked, Validation
 from protocols.channels.wire import Message
 from wire.errors import PeerError, ShoalError, UsageError
 from wire.ids import PeerId, Signer
-from wire.ports import Clock, OffLoop, Rpc
+from wire.ports import Clock, OffLoop, Rpc, WatchedHost
 from wire.threads import Threads
 
 HANDLER_TIMEOUT_S = 30.0  # the machine forgets a message that takes longer; the store: a sync

@@ -16,6 +16,8 @@ from wire.errors import BadMessage
 from wire.ids import PeerId
 
 PROTOCOLS = ("/meshsub/1.2.0", "/meshsub/1.1.0")  # as we offer them, best first
+MOVE = "/shoal/meshsub/move/1"  # a stream that another one goes on in: see `links`
+READY = b"\x01"  # what is said against the stream's direction: the peer waits for the other's end
 
 PAYLOAD_MAX = 64 * 1024  # bytes of a message's data; what is bigger goes by blob reference
 FRAME_MAX = 256 * 1024  # bytes; 5,000 ids of 46 B, or three of the largest messages

@@ -13,7 +13,9 @@ from wire.ids import PeerId
 from wire.ports import Host, Stream
 
 OPEN_S = 10.0  # to open a stream over a connection that is there
-MOVE_S = 30.0  # for both sides to hear the last word on a stream: behind some MiB, over a slow relay
+MOVE_S = (
+    30.0  # for both sides to hear the last word on a stream: behind some MiB, over a slow relay
+)
 
 log = logging.getLogger(__name__)
 

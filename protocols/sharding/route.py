@@ -33,7 +33,7 @@ class NoRoute(ShoalError):
     """Some blocks of the model are on no node that is ready."""
 
     code = "no_route"
-    hint = "`shoal map` shows which blocks are missing; `shoal host` on another node adds them"
+    hint = "`shoal map` shows which blocks are missing; `shoal serve` brings them"
 
 
 @dataclass(frozen=True)

@@ -311,4 +311,4 @@ def test_a_model_out_of_service_leaves_no_process(swarm: list[Daemon]) -> None:
     assert run(one.home, "unserve", "tiny").returncode == 0
     wait_until(lambda: not workers_of(one.home))  # tokenizers neither
     missing = run(one.home, "generate", PROMPT)
-    assert (missing.returncode, "0 are served" in missing.stderr) == (1, True)
+    assert (missing.returncode, "no model is served" in missing.stderr) == (1, True)

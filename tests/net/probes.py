@@ -17,6 +17,8 @@ PORT = 4001
 WAIT_S = 0.25  # for a packet that may never come; the lab's own round trip is below 1 ms
 AGAIN_S = 0.05  # between two attempts to connect
 LISTENERS_MAX = 8
+PREDICTED = 16  # ports of a sequential router that are tried
+PATIENCE_S = 1.0  # where it can be done it takes a few round trips
 
 
 def open_socket(lab: Lab, host: str, port: int = 0, *, udp: bool = False) -> socket.socket:
@@ -54,10 +56,12 @@ def seen_tcp(lab: Lab, host: str, server: str, *, server_port: int, port: int = 
 
 def seen_udp(lab: Lab, host: str, server: str, *, server_port: int, port: int = PORT) -> Address:
     """Return the address that a server sees of a datagram from this port. Raises TimeoutError."""
-    with open_socket(lab, server, server_port, udp=True) as taker:
-        with open_socket(lab, host, port, udp=True) as client:
-            client.sendto(b"x", (lab.hosts[server].ip, server_port))
-            return taker.recvfrom(10)[1]
+    with (
+        open_socket(lab, server, server_port, udp=True) as taker,
+        open_socket(lab, host, port, udp=True) as client,
+    ):
+        client.sendto(b"x", (lab.hosts[server].ip, server_port))
+        return taker.recvfrom(10)[1]
 
 
 def _reset(connection: socket.socket) -> None:
@@ -151,15 +155,17 @@ class Puncher:
         self._trying: dict[Address, socket.socket] = {}
         self.connected: list[socket.socket] = []
 
-    def learn(self, *, sequential: int = 0) -> list[Address]:
-        """Return the addresses at which the other may find this side: local, seen, predicted."""
-        found = [(self.lab.hosts[self.host].ip, self.port)]
-        last = seen_tcp(self.lab, self.host, "pub1", server_port=5001, port=self.port)
-        found.append(last)
-        if sequential:
-            last = seen_tcp(self.lab, self.host, "pub2", server_port=5001, port=self.port)
-            found = [(last[0], last[1] + step) for step in range(1, sequential + 1)] + found
-        return found
+    def learn(self) -> list[Address]:
+        """Return where the other may find this side: the next ports of a counting router, seen,
+        local. They come in this order, for each packet to elsewhere moves the counter."""
+        first, last = (
+            seen_tcp(self.lab, self.host, server, server_port=5001, port=self.port)
+            for server in ("pub1", "pub2")
+        )
+        step = last[1] - first[1]
+        predicted = range(1, PREDICTED + 1) if 0 < step <= PREDICTED else range(0)
+        found = [(last[0], last[1] + ahead) for ahead in predicted]
+        return [*found, last, (self.lab.hosts[self.host].ip, self.port)]
 
     def step(self) -> None:
         """Look once at all attempts; begin those again that were refused."""
@@ -189,14 +195,13 @@ class Puncher:
             each.close()
 
 
-def punch(lab: Lab, one: str, other: str, *, patience_s: float, sequential: int = 0) -> bool:
+def punch(lab: Lab, one: str, other: str, *, patience_s: float = PATIENCE_S) -> bool:
     """Try to connect two hosts directly; whether one and the same connection stood at both."""
     with contextlib.ExitStack() as stack:
         a, b = Puncher(lab, one), Puncher(lab, other)
         stack.callback(a.close)
         stack.callback(b.close)
-        told = a.learn(sequential=sequential), b.learn(sequential=sequential)
-        b.candidates, a.candidates = told
+        b.candidates, a.candidates = a.learn(), b.learn()
         deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline:
             a.step()

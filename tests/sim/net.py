@@ -281,6 +281,8 @@ class SimStream:
     _is_reset: bool = False
     _sink: Sink | None = None
     _wants_room: bool = False
+    _is_fed: bool = False  # the sink has heard of the end
+    _error: PeerUnreachable | None = None  # and this of it
     is_retired: bool = False
     waits: bool = False  # somebody expects something
 
@@ -346,6 +348,8 @@ class SimStream:
         is_first, self._sink = self._sink is None, sink
         if is_first:
             self.net.nursery.start_soon(self._feed)
+        elif self._is_fed:
+            sink.on_end(self._error)
 
     def expect(self, *, waits: bool) -> None:
         """Note it."""
@@ -365,7 +369,6 @@ class SimStream:
             self._send(data)
 
     async def _feed(self) -> None:
-        error: PeerUnreachable | None = None
         assert self._sink is not None
         try:
             while data := await self.read(PIECE_BYTES):
@@ -374,12 +377,13 @@ class SimStream:
                     self.other._wants_room = False
                     self.other._sink.on_room()
         except PeerUnreachable as broken:
-            error = broken
+            self._error = broken
         except BadMessage as bad:
             self._drop()
-            error = PeerUnreachable(str(bad))
+            self._error = PeerUnreachable(str(bad))
         finally:
-            self._sink.on_end(error)
+            self._is_fed = True
+            self._sink.on_end(self._error)
 
     def break_at(self, when: float) -> None:
         """Make this end fail from a moment on."""
@@ -421,6 +425,7 @@ class SimStream:
 
     async def _wait(self, until: float) -> None:
         """Sleep until something changes, data is due, or the stream breaks."""
-        when = math.inf if self._is_silent() else min(until, self._broken_at)
+        breaks_at = math.inf if self._is_ended() else self._broken_at
+        when = math.inf if self._is_silent() else min(until, breaks_at)
         with trio.move_on_at(when):
             await self.lot.park()

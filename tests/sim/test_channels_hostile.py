@@ -8,7 +8,8 @@ from trio.testing import MockClock
 
 from protocols.channels import wire
 from protocols.channels.history import HISTORY, Ask, Past
-from protocols.channels.links import FRAME_TIMEOUT_S, RETRY_MAX_S, SWEEP_S
+from protocols.channels.link import FRAME_TIMEOUT_S
+from protocols.channels.links import RETRY_MAX_S, SWEEP_S
 from protocols.channels.policy import Limits, Policy
 from protocols.channels.replay import WINDOW_S
 from protocols.channels.wire import FRAME_MAX, PROTOCOLS, Message, Rpc, Subscription

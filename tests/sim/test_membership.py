@@ -13,7 +13,7 @@ from crdt.namespace import open_genesis
 from crdt.service import StoreService
 from crdt.wire import Push
 from node.kept import KEPT_MAX
-from node.membership import LEASE_S, RENEW_S, MemberInfo, Membership
+from node.membership import LEASE_S, RENEW_S, Lease, MemberInfo, Membership
 from tests.sim.replicas import EPOCH_MS, Links, SimClock, signer, start_store
 from wire import codec
 from wire.errors import NotFound, UsageError
@@ -242,3 +242,54 @@ async def test_a_lease_with_many_addresses_is_cut_to_what_the_store_takes(
     item = store.get("swarm", f"member/@{signer(1).peer}")
     assert item is not None
     assert len(msgspec.msgpack.encode(item.value)) <= 1536
+
+
+async def test_a_node_that_moved_tells_it_at_once_and_then_every_few_seconds_at_most(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    links = Links()
+    addrs = ["/ip4/10.0.0.1/tcp/1"]
+    alice = await start_node(nursery, links, 1, addrs=addrs)
+    bob = await start_node(nursery, links, 2)
+    told: list[tuple[float, list[str]]] = []
+    moved: list[PeerId] = []
+    bob.membership.on_moved = moved.append
+    await trio.sleep(1)
+    began = trio.current_time()
+
+    async def note() -> None:
+        async with alice.store.watch("swarm", "member/@") as changes:
+            async for _ in changes:
+                item = alice.store.get("swarm", f"member/@{alice.peer}")
+                assert item is not None
+                lease = msgspec.convert(item.value, Lease)
+                told.append((round(trio.current_time() - began, 1), lease.addrs))
+
+    nursery.start_soon(note)
+    await trio.lowlevel.checkpoint()
+    for number in range(30):  # ten seconds of trouble
+        addrs[:] = [f"/ip4/10.0.1.{number}/tcp/1"]
+        alice.membership.moved()
+        await trio.sleep(1 / 3)
+    await trio.sleep(6)
+    assert [at for at, _ in told] == [0.2, 5.2, 10.2]
+    assert told[-1][1] == ["/ip4/10.0.1.29/tcp/1"]
+    assert bob.host.kept[alice.peer] == ["/ip4/10.0.1.29/tcp/1"]
+    assert set(moved) == {alice.peer}
+
+
+async def test_a_lease_holds_relay_addresses_beside_those_of_many_interfaces(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    own, relays = signer(1).peer, [signer(7).peer, signer(8).peer]
+    lan = [f"/ip6/2a01:4f8:{number}:1234:5678:9abc:def0:1234/tcp/40001" for number in range(20)]
+    through = [f"/ip6/2a01:4f8:77:1234:5678:9abc:def0:1/tcp/40001/p2p/{one}" for one in relays]
+    through += [f"/ip4/203.0.113.200/tcp/40001/p2p/{one}" for one in relays]
+    relayed = [f"{one}/p2p-circuit" for one in through]
+    addrs = [f"{one}/p2p/{own}" for one in [*lan[:3], *relayed, *lan[3:]]]
+    node = await start_node(nursery, Links(), 1, addrs=addrs)
+    item = node.store.get("swarm", f"member/@{own}")
+    assert item is not None
+    told = msgspec.convert(item.value, Lease).addrs
+    assert told[:7] == [*lan[:3], *relayed]  # our own peer ID is not repeated in each
+    assert len(told) >= 14

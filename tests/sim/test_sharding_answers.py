@@ -11,13 +11,14 @@ from protocols.sharding.parts import NoRoom
 from protocols.sharding.ring import STALL_S
 from protocols.sharding.route import NoRoute
 from protocols.sharding.sessions import StageSession
-from protocols.sharding.wire import Opened, Picks
+from protocols.sharding.wire import PREFIX_TOKENS, Opened, Picks
 from protocols.sharding.worker_wire import WorkerOpen
 from tests.sim.answering import ENTRY, PROMPT, AnswerSwarm, answer_of, expected
 from wire.errors import UsageError
 from wire.ids import PeerId
 
 CHAIN = {"a": (0, 2), "b": (2, 4), "c": (4, 6)}
+LONG = [i * i % 89 for i in range(4 * PREFIX_TOKENS)]
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.005, 0.015, 0.025, 0.1, 0.33, 0.5])
@@ -32,6 +33,29 @@ async def test_who_hangs_up_leaves_no_session_behind(
     assert trio.current_time() - began < after_s + 0.2
     await trio.sleep(0.2)
     assert [len(service.sessions) for service in swarm.services.values()] == [0] * 4
+    nursery.cancel_scope.cancel()
+
+
+async def test_an_answer_that_nobody_waited_for_is_not_kept(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await AnswerSwarm.start(nursery, CHAIN)
+    with trio.move_on_after(2.0):
+        async with swarm.generate(LONG, 500) as generation:
+            await answer_of(generation)
+    await trio.sleep(0.5)
+    assert [len(worker.span.sessions) for worker in swarm.workers.values()] == [0, 0, 0]
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_prompt_of_whole_blocks_that_was_answered_before_leaves_a_token_to_compute(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await AnswerSwarm.start(nursery, CHAIN)
+    for reused in (0, len(LONG) - PREFIX_TOKENS):
+        async with swarm.generate(LONG, 20) as generation:
+            assert await answer_of(generation) == expected(LONG, 20)
+            assert generation.reused_tokens == reused
     nursery.cancel_scope.cancel()
 
 

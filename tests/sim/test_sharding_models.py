@@ -125,12 +125,18 @@ async def test_what_cannot_be_served_is_refused_with_a_reason(
 ) -> None:
     swarm = ServingSwarm(Net(nursery, latency_s=0.0))
     models = await swarm.add(tmp_path, "only", memory_gib=1.0)
-    for path, reason in ((str(tmp_path / "no"), "does not exist"), ("here", "neither an absolute")):
+    for path, reason in (
+        (str(tmp_path / "no"), "does not exist"),
+        ("here", "neither an absolute"),
+        ("./here", "neither an absolute"),
+    ):
         with pytest.raises(UsageError, match=reason):
             _ = [step async for step in models.serve(ServeRequest(path, "tiny"))]
     with pytest.raises(UsageError, match="cannot be a model's name"):
         _ = [step async for step in models.serve(ServeRequest(str(tmp_path), "a/b"))]
-    with pytest.raises(NotFound, match="0 are served: none"):
+    with pytest.raises(NotFound, match="there is no model 'here'"):
+        await models.answer("here", Prompt(text=TEXT), Options())
+    with pytest.raises(NotFound, match="no model is served"):
         await models.answer("", Prompt(text=TEXT), Options())
     nursery.cancel_scope.cancel()
 

@@ -1,11 +1,13 @@
 """Many nodes place one model, each by itself: real placers, a late store, a virtual clock."""
 
 import random
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
-from protocols.sharding.placement import Wish, rank, weakest
+from protocols.sharding.placement import Host, Lease, View, Wish, rank, weakest
+from protocols.sharding.plan import Plan, plan
 from protocols.sharding.sharing import Worker, share
 from tests.sim.placement_world import MODEL, Node, World
 from wire.ids import PeerId
@@ -226,6 +228,20 @@ def test_what_a_person_wished_is_kept() -> None:
     told.wish = Wish(0, 12)
     world.run(SETTLED_S)
     assert [span for span in world.spans() if span[0] == told.peer] == [(told.peer, 0, 12)]
+
+
+def test_what_is_in_the_way_of_a_wish_is_given_up_before_it_is_claimed() -> None:
+    """A span is named by its first block: two that begin at the same one cannot be told apart."""
+    me = PeerId("me")
+    view = View(
+        me,
+        World(blocks=12, seed=0).shape,
+        [Host(me, 12)],
+        [Lease(me, 3, 5, "ready")],
+        wish=Wish(3, 12),
+    )
+    assert plan(view) == Plan(None, (3,))
+    assert plan(replace(view, leases=[])) == Plan((3, 12))
 
 
 def test_parts_follow_each_other_whatever_the_speeds() -> None:

@@ -5,10 +5,12 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from protocols.sharding.room import PARKED_S
+from protocols.sharding.room import PARKED_S, Parked, Room, part_of
 from protocols.sharding.wire import (
     ORPHAN_S,
     Broken,
+    Open,
+    Place,
     Sampling,
     Work,
 )
@@ -50,6 +52,16 @@ async def test_a_full_stage_says_how_long_to_wait(autojump_clock: MockClock, swa
             assert await ring.say(PROMPT, 3) == expected(3)
 
 
+async def test_the_span_with_more_room_is_used(autojump_clock: MockClock, swarm: Swarm) -> None:
+    route = await swarm.chain(0, 4, tokens=400)
+    node = swarm.nodes[route[0][0]]
+    smaller = node.workers[0]
+    larger = node.host(swarm.nursery, 0, 4, n_layers=LAYERS, tokens=900)
+    async with swarm.ring(route, max_tokens=200):
+        await until(lambda: larger.span.sessions)
+        assert not smaller.span.sessions
+
+
 async def first_word(swarm: Swarm, route: list[tuple[PeerId, int, int]], max_tokens: int) -> None:
     service = swarm.nodes[ENTRY].service
     ring = Ring(swarm.nursery, service, route, n_layers=LAYERS, max_tokens=max_tokens)
@@ -88,6 +100,16 @@ async def test_a_draining_span_ends_what_it_has_and_takes_nothing_new(
         service.usage(MODEL, 0)
 
 
+async def test_a_draining_span_parks_nothing(autojump_clock: MockClock, swarm: Swarm) -> None:
+    route = await swarm.chain(0, 4)
+    async with swarm.ring(route) as ring:
+        await ring.say(LONG, 5)
+        swarm.nodes[route[0][0]].service.drain(MODEL, 0)
+        await ring.end(KEYS[:4])
+    await trio.sleep(0.1)
+    assert open_tickets(swarm) == 0
+
+
 async def test_a_detached_span_ends_its_sessions(autojump_clock: MockClock, swarm: Swarm) -> None:
     route = await swarm.chain(0, 4)
     async with swarm.ring(route) as ring:
@@ -119,6 +141,40 @@ async def test_a_parked_session_is_the_beginning_of_a_later_one(
         assert await ring.say(prompt[48:], 5) == expected(5, prompt)
         works = [msgspec.msgpack.decode(r.work, type=Work) for r in await ring.end()]
         assert [(work.base, work.position) for work in works] == [(48, 55)] * 2
+
+
+async def test_keys_of_more_than_was_computed_count_for_that_only(
+    autojump_clock: MockClock, swarm: Swarm
+) -> None:
+    route = await swarm.chain(0, 2, 4)
+    async with swarm.ring(route) as ring:
+        await ring.say(LONG, 2)
+        await ring.end(KEYS)
+    async with swarm.ring(route, keys=KEYS) as ring:
+        assert [control.opened.position for control in ring.controls] == [48, 48]  # of 61 rows
+
+
+async def test_a_reused_prefix_leaves_a_row_to_compute(
+    autojump_clock: MockClock, swarm: Swarm
+) -> None:
+    route = await swarm.chain(0, 4)
+    await parked(swarm, route)
+    async with swarm.ring(route, keys=KEYS[:4], max_tokens=40) as ring:
+        assert ring.controls[0].opened.position == 39
+
+
+def test_of_parked_sessions_the_one_used_longest_ago_goes_first() -> None:
+    room = Room(1000, own=ENTRY)
+    opening = Open(
+        bytes(16), MODEL, 0, 4, 100, Sampling(), ENTRY, Place(ENTRY, 4), "ids", "picks", KEYS[:1]
+    )
+    for ticket in (1, 2):
+        keys = [KEYS[ticket - 1]]
+        assert not room.park(Parked(ticket, ENTRY, part_of(opening), keys, 16, 250, 9e9, None))
+    found = room.match(ENTRY, opening)
+    assert found is not None
+    assert (found[0].ticket, found[1]) == (1, 16)
+    assert [one.ticket for one in room.reserve(ENTRY, 600)] == [2]
 
 
 async def test_a_reused_prefix_is_replayed_to_a_replacement(

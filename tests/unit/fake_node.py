@@ -12,6 +12,7 @@ from pathlib import Path
 import trio
 
 from node.config import load
+from node.control import netcheck
 from node.control.api import Api
 from node.control.core import routes
 from node.control.server import ControlServer
@@ -19,7 +20,7 @@ from node.home import Home
 from node.host.views import Counters, PeerView
 from node.logs import LogBook
 from node.membership import Member
-from node.metrics import Metrics, core_figures
+from node.metrics import Metrics, core_figures, reach_figures
 from node.parts import Life, Node
 from node.tickets import fresh_swarm
 from wire.errors import DeadlineExceeded, NotFound
@@ -115,12 +116,14 @@ async def running(path: Path) -> AsyncIterator[Running]:
         life=Life(),
         host=host,
         membership=FakeMembers(),
+        addresses=host.addresses,
         traffic=lambda: (10, 20),
     )
     node.logs.attach()
     metrics, api = Metrics(), Api()
-    metrics.add(*core_figures(node))
+    metrics.add(*core_figures(node), *reach_figures(node))
     routes(api, node, metrics)
+    netcheck.routes(api, node)
     async with trio.open_nursery() as nursery:
         await nursery.start(ControlServer(api).serve_unix, node.home.socket)
         node.life.enter("ready")

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from node.cli.context import Context
+from node.cli.hosting import COMMANDS as HOSTING
 from node.cli.library import COMMANDS, parameters_text, parse_blocks, source_of
 from node.cli.run import run
 from shoal.api import Event
@@ -27,6 +28,7 @@ from shoal.library import (
     Removed,
     ServeRun,
 )
+from shoal.models import Model, ServeProgress, ServeRequest
 
 PEER = "12D3KooWBhMbLvQGgUFkUuSTcFkDTwPuh6Fp3xVJBSoDe7oWTfQS"
 ONE = KnownModel(
@@ -133,6 +135,22 @@ def test_a_source_is_a_path_or_a_name_of_the_hub(
             source_of(text)
 
 
+def test_serve_takes_a_name_too_but_no_path_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for text in ("./smol", "a/b/c", "~/smol"):
+        daemon = Daemon()
+        failed = ask(daemon, text, command=HOSTING["serve"])
+        assert isinstance(failed.exception, ClientError)
+        assert "does not exist" in str(failed.exception)
+        assert not daemon.asked
+    model = Model("smol", "ab" * 32, 30, ready=True, created_ms=0, stages=[])
+    daemon = Daemon(ServeProgress("ready", "smol", model))
+    assert ask(daemon, "smol", command=HOSTING["serve"]).exit_code == 0
+    assert daemon.asked[0][2] == ServeRequest("smol")
+
+
 def test_pin_takes_all_or_some_blocks() -> None:
     for arguments, body in (
         ((), PinModel(0, None)),
@@ -180,6 +198,7 @@ def test_a_run_is_exported_into_the_library() -> None:
     arguments = ("export", "my run", "--serve", "--name", "smol", "--dtype", "bfloat16")
     result = ask(daemon, *arguments, command=run)
     assert result.stdout == "smol\n"
+    assert "`shoal map smol` shows when it is ready" in result.stderr
     body = ServeRun("smol", "bfloat16")
     assert daemon.asked == [("POST", "/v1/runs/my%20run/serve", body)]
     assert ask(daemon, "export", "x", "--serve", "--force", command=run).exit_code == 2

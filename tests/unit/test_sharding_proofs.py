@@ -102,6 +102,15 @@ def test_commitments_from_another_base_are_compared_where_both_speak() -> None:
     assert distance(commitment(changed), later).total == 0
 
 
+def test_digests_are_compared_of_settled_rows_only() -> None:
+    hidden = some_rows(2 * PROOF_ROWS)
+    changed = hidden.clone()
+    changed[-1] += 1.0
+    one, other = commitment(hidden), commitment(changed)
+    assert commitments.same_digests(one, other, 2 * PROOF_ROWS - 1)
+    assert not commitments.same_digests(one, other, 2 * PROOF_ROWS)
+
+
 def test_ids_have_digests_only() -> None:
     prover = Prover()
     rows = ids_to_rows(list(range(50)))
@@ -135,9 +144,10 @@ def test_distance_counts_steps_of_bfloat16_also_across_a_power_of_two() -> None:
     assert distance(commitment(hidden), commitment(other)).total == 1 + FAR
 
 
-def test_values_as_large_as_another_may_take_its_place() -> None:
+@pytest.mark.parametrize("largest", [1, 4, 7])  # before, between and behind the other two
+def test_values_as_large_as_another_may_take_its_place(largest: int) -> None:
     hidden = torch.zeros(1, 8)
-    hidden[0, 1], hidden[0, 2], hidden[0, 6] = 9.0, 2.0, 2.02
+    hidden[0, largest], hidden[0, 2], hidden[0, 6] = 9.0, 2.0, 2.02
     other = hidden.clone()
     other[0, 2] = 2.03
     assert sketch(hidden) != sketch(other)

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 import torch
 
+from protocols.sharding.audit import Opinion, Verdict, decide
 from protocols.sharding.codecs import decode, encode
 from protocols.sharding.proofs import Prover
 from protocols.sharding.receipts import Ended, Fault, Leg, check, sign
@@ -205,3 +206,12 @@ def test_a_fault_names_its_peer() -> None:
     (fault,) = check(ended(changed(0, end=3))).faults
     assert isinstance(fault, Fault)
     assert fault.peer == PEERS[0]
+
+
+def test_auditors_that_doubt_different_picks_do_not_agree() -> None:
+    claim = check(ended(works())).claims[2]
+    assert claim is not None
+    one, other = (Opinion(PeerId(name), claim.outputs, (41,)) for name in "xy")
+    why = "its pick at 41 is not what the logits allow"
+    assert decide(claim, [one, other], "float32", ENTRY) == [Verdict(PEERS[2], why)]
+    assert decide(claim, [one, replace(other, wrong_picks=(42,))], "float32", ENTRY) is None

@@ -279,6 +279,15 @@ class Internet:
         """Run a process in a host to its end; `options` as of subprocess.run."""
         return self.hosts[host].box.run(args, **options)
 
+    def outside_ips(self, host: str) -> set[str]:
+        """Return the addresses that others see connections of a host come from."""
+        machine = self.hosts[host]
+        found = {machine.ipv6} if machine.ipv6 else set[str]()
+        if machine.site is None or self.sites[machine.site].plan.kind in rules.ROUTED:
+            return {*found, machine.ip}
+        router = self.sites[machine.site]
+        return {*found, (router.carrier or router).wan_ip}
+
     def counters(self, host: str, device: str = "eth0") -> Counters:
         """Return the counters of a host's device."""
         return counters(self.hosts[host].box)[device]

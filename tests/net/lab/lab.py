@@ -70,7 +70,7 @@ class Lab(Internet):
         box.ip(f"link set {device} down")
 
     def mend(self, name: str) -> None:
-        """Plug it in again."""
+        """Plug it in again; it carries within 1 s, as a cable does (the kernel polls it)."""
         box, device = self._cable(name)
         box.ip(f"link set {device} up")
         router = self.sites.get(name) or self._carriers.get(name)

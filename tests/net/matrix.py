@@ -1,0 +1,152 @@
+"""Which pairs of router types talk, and which directly: real daemons, judged by their sockets.
+
+`python -m tests.net.matrix [--pairs open-fw,symseq-symseq] [--delay-ms 10] [--json]`. One swarm in
+one lab: two public members, and two private ones behind each type of router that is asked for.
+Exits with 1 if a pair can't talk, or isn't direct though plain sockets could be.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tests.net import truth
+from tests.net.lab.lab import Lab, Site, missing
+from tests.net.lab.rules import KINDS, Kind
+from tests.net.swarm import Swarm, swarm
+from tests.net.truth import Pair
+
+DELAY_MS = 10.0
+RELAYS = ("pub1", "pub2")
+TALK_S = 40.0
+DIRECT_S = 40.0  # from the first call; goes with all pairs punching at once
+AT_ONCE = 6  # pairs that are waited for at a time
+
+
+@dataclass(frozen=True)
+class Result:
+    """One pair. `talk_s` and `direct_s` count from the moment when both daemons were ready."""
+
+    one: Kind
+    other: Kind
+    talk_s: float | None
+    direct_s: float | None
+    possible: bool
+
+    @property
+    def is_right(self) -> bool:
+        """Whether it talks, and is direct if it can be."""
+        return self.talk_s is not None and (self.direct_s is not None or not self.possible)
+
+
+def hosts_of(pair: Pair) -> tuple[str, str]:
+    """Return the two hosts of a pair."""
+    return f"{pair[0]}-a1", f"{pair[1]}-b1"
+
+
+def plan_of(pairs: Iterable[Pair], *, delay_ms: float) -> list[Site]:
+    """Return the sites that these pairs need."""
+    hosts = {host: kind for pair in pairs for host, kind in zip(hosts_of(pair), pair, strict=True)}
+    return [Site(host.removesuffix("1"), kind, delay_ms=delay_ms) for host, kind in hosts.items()]
+
+
+def measure(made: Swarm, pair: Pair, ready: float) -> Result:
+    """Wait until a pair talks and, unless that is known to be impossible, is direct."""
+    one, other = hosts_of(pair)
+    possible = truth.can_be_direct(*pair)
+    begun = time.monotonic() - ready
+    talk_s = made.await_talk(one, other, timeout_s=TALK_S)
+    if talk_s is None:
+        return Result(*pair, None, None, possible)
+    talk_s += begun
+    since = time.monotonic() - ready
+    waited = made.await_direct(one, other, timeout_s=DIRECT_S if possible else 0.1)
+    direct_s = None if waited is None else since + waited
+    return Result(*pair, round(talk_s, 2), direct_s and round(direct_s, 2), possible)
+
+
+def run(
+    pairs: Iterable[Pair], *, delay_ms: float, note: Callable[[str], None], folder: Path
+) -> list[Result]:
+    """Build the lab, start the daemons, measure all pairs."""
+    pairs = list(pairs)
+    begun = time.monotonic()
+    plan = plan_of(pairs, delay_ms=delay_ms)
+    with Lab(plan) as lab, swarm(lab, folder, *RELAYS) as made:
+        for relay in RELAYS:
+            lab.set_line(relay, delay_ms=0.0)
+        note(f"{len(lab.sites)} sites; starting {len(plan) + len(RELAYS)} daemons")
+        made.start(f"{site.name}1" for site in plan)
+        ready = time.monotonic()
+        note(f"ready after {ready - begun:.1f} s")
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            results = list(pool.map(lambda pair: measure(made, pair, ready), pairs))
+        note(f"measured after {time.monotonic() - begun:.1f} s")
+    return results
+
+
+def table(results: list[Result]) -> str:
+    """Return the matrix: seconds to direct, `relay`, or what is wrong in capitals."""
+    cells = {(each.one, each.other): _cell(each) for each in results}
+    kinds = [kind for kind in KINDS if any(kind in pair for pair in cells)]
+    width = max(len(kind) for kind in kinds) + 1
+    lines = ["".ljust(width) + "".join(kind.rjust(width) for kind in kinds)]
+    for row in kinds:
+        line = row.ljust(width)
+        lines.append(line + "".join(cells.get((row, col), "").rjust(width) for col in kinds))
+    talk = sum(each.talk_s is not None for each in results)
+    direct = sum(each.direct_s is not None for each in results)
+    possible = sum(each.possible for each in results)
+    lines.append(
+        f"{len(results)} pairs: {talk} talk, {direct} are direct ({possible} can be over TCP)"
+    )
+    return "\n".join(lines)
+
+
+def _cell(result: Result) -> str:
+    if result.talk_s is None:
+        return "SILENT"
+    if result.direct_s is not None:
+        return f"{result.direct_s:.1f} s"
+    return "RELAY" if result.possible else "relay"
+
+
+def _pairs(text: str) -> list[Pair]:
+    """Read KIND-KIND,… (a kind may have a dash in it)."""
+    names = {f"{one}-{other}": pair for pair in truth.PAIRS for one, other in (pair, pair[::-1])}
+    ordered = {name: names[name] for name in text.split(",")}
+    return list(dict.fromkeys(ordered.values()))
+
+
+def main() -> int:
+    """Measure, print, and judge."""
+    parser = argparse.ArgumentParser(prog="python -m tests.net.matrix")
+    parser.add_argument("--pairs", type=_pairs, default=list(truth.PAIRS), metavar="A-B,…")
+    parser.add_argument("--delay-ms", type=float, default=DELAY_MS)
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    reason = missing()
+    if reason is not None:
+        print(reason, file=sys.stderr)
+        return 1
+    with tempfile.TemporaryDirectory(prefix="shoal-lab-") as folder:
+        results = run(
+            asked.pairs,
+            delay_ms=asked.delay_ms,
+            note=lambda line: print(line, file=sys.stderr),
+            folder=Path(folder),
+        )
+    if asked.json:
+        print(json.dumps([asdict(each) for each in results]))
+    else:
+        print(table(results))
+    return 0 if all(each.is_right for each in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
