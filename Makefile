@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 JS := tests/interop/js
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: docs help demo test check bench bench-talk bench-agree bench-learn bench-answer soak-agree soak-learn soak-answer results format clean env
+.PHONY: docs help demo test test-net check bench bench-talk bench-agree bench-learn bench-answer soak-agree soak-learn soak-answer results format clean env
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -35,6 +35,9 @@ demo: env ## four daemons meet, train a model, lose and regain a node, and serve
 
 test: env $(JS)/node_modules/.installed ## run the tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-net: env ## which pairs of router types reach each other, and how: real daemons in the NAT lab (root; PAIRS="fw-symseq open-open" for some)
+	@$(BIN)/python -m tests.net.matrix $(PAIRS)
 
 # js-libp2p, for tests/interop. Where it cannot be had, those tests are skipped and say why.
 $(JS)/node_modules/.installed: $(JS)/package.json $(JS)/package-lock.json

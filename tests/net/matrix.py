@@ -1,6 +1,6 @@
 """Which pairs of router types talk, and which directly: real daemons, judged by their sockets.
 
-`python -m tests.net.matrix [--pairs open-fw,symseq-symseq] [--delay-ms 10] [--json]`. One swarm in
+`python -m tests.net.matrix [open-fw symseq-symseq …] [--delay-ms 10] [--json]`. One swarm in
 one lab: two public members, and two private ones behind each type of router that is asked for.
 Exits with 1 if a pair can't talk, or isn't direct though plain sockets could be.
 """
@@ -116,17 +116,18 @@ def _cell(result: Result) -> str:
     return "RELAY" if result.possible else "relay"
 
 
-def _pairs(text: str) -> list[Pair]:
-    """Read KIND-KIND,… (a kind may have a dash in it)."""
+def _pair(name: str) -> Pair:
+    """Read KIND-KIND, in either order (a kind may have a dash in it)."""
     names = {f"{one}-{other}": pair for pair in truth.PAIRS for one, other in (pair, pair[::-1])}
-    ordered = {name: names[name] for name in text.split(",")}
-    return list(dict.fromkeys(ordered.values()))
+    if name not in names:
+        raise argparse.ArgumentTypeError(f"two of {', '.join(KINDS)}, with a dash between")
+    return names[name]
 
 
 def main() -> int:
     """Measure, print, and judge."""
     parser = argparse.ArgumentParser(prog="python -m tests.net.matrix")
-    parser.add_argument("--pairs", type=_pairs, default=list(truth.PAIRS), metavar="A-B,…")
+    parser.add_argument("pairs", type=_pair, nargs="*", metavar="A-B", help="all 55 by default")
     parser.add_argument("--delay-ms", type=float, default=DELAY_MS)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
@@ -136,7 +137,7 @@ def main() -> int:
         return 1
     with tempfile.TemporaryDirectory(prefix="shoal-lab-") as folder:
         results = run(
-            asked.pairs,
+            dict.fromkeys(asked.pairs or truth.PAIRS),
             delay_ms=asked.delay_ms,
             note=lambda line: print(line, file=sys.stderr),
             folder=Path(folder),
