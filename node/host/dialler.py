@@ -18,7 +18,7 @@ from node.host.backoff import STAGGER_S, AddressBook
 from node.host.carrier import Carrier
 from node.host.connection import Connection
 from node.host.peers import Peers
-from node.host.race import Starters, race
+from node.host.race import Lanes, race
 from node.host.swarm import FencedSwarm
 from node.host.tcp import CountedTcp
 from node.host.yamux import MuxedConnection
@@ -50,24 +50,12 @@ class Circuits(Protocol):
 class _Flight:
     """One dial in progress, and everybody who waits for it."""
 
-    def __init__(self, addresses: list[str], *, is_relay: bool) -> None:
-        """is_relay: we need the peer to get to another; it is of use to us directly only."""
+    def __init__(self) -> None:
         self.landed = trio.Event()
         self.error: ShoalError | None = None
-        self.is_relay = is_relay
-        self.known = set[str]()
-        self.direct, self.relayed = Starters[Address]([]), Starters[Address]([])
-        self.learn(addresses)
-
-    def learn(self, addresses: list[str]) -> None:
-        """Try these as well: what was known may lead nowhere, and take its time to say so."""
-        new = [text for text in dict.fromkeys(addresses) if text not in self.known]
-        new = new[: max(0, FLIGHT_MAX - len(self.known))]
-        self.known.update(new)
-        places = [parse_address(text) for text in new]
-        self.direct.add(place for place in places if place.relay is None)
-        if not self.is_relay:
-            self.relayed.add(place for place in places if place.relay is not None)
+        self.lanes = Lanes[Address]([])
+        self.known = set[Address]()  # what it tries, or has tried
+        self.is_open = True  # it takes in what is learnt
 
 
 class Dialler:
@@ -102,8 +90,8 @@ class Dialler:
                 good.append(str(address.with_peer(peer)))
         if good and peer != self._own:
             self._book(peer).learn(good)
-            if flight := self._flights.get(peer):
-                flight.learn(self.addresses_of(peer))
+            if (flight := self._flights.get(peer)) and flight.is_open:
+                self._plan(peer, flight)  # what it tries may lead nowhere, and be slow to say so
 
     def addresses_of(self, peer: PeerId) -> list[str]:
         """Addresses known for a peer, best first."""
@@ -131,12 +119,12 @@ class Dialler:
                 raise PeerUnreachable("the host is not running")
             flight = self._flights.get(peer)
             if flight is None:
-                flight = self._flights[peer] = _Flight(
-                    self.addresses_of(peer), is_relay=bool(self._as_relays[peer])
-                )
+                flight = self._flights[peer] = _Flight()
                 self.nursery.start_soon(self._fly, peer, flight)
             await flight.landed.wait()
             if flight.error is not None:
+                if flights < FLIGHTS_MAX and self._new_for(peer, flight):
+                    continue  # they were learnt when this one was failing already
                 raise type(flight.error)(str(flight.error))
         await trio.lowlevel.checkpoint()
         return connection
@@ -145,7 +133,10 @@ class Dialler:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._until_connected, peer, nursery.cancel_scope)
-                await self._dial(peer, flight)
+                try:
+                    await self._dial(peer, flight)
+                finally:
+                    flight.is_open = False
                 nursery.cancel_scope.cancel()
         except* ShoalError as errors:
             flight.error = _first(errors)
@@ -162,8 +153,8 @@ class Dialler:
         dialling.cancel()  # it was faster than we
 
     async def _dial(self, peer: PeerId, flight: _Flight) -> None:
-        lanes = flight.direct, flight.relayed
-        if not any(lane.waiting for lane in lanes):
+        self._plan(peer, flight)
+        if not flight.known:
             raise PeerUnreachable(f"no address known for {peer}")
         place = self._swarm.gate.enter(None)
         if place is None:
@@ -171,7 +162,7 @@ class Dialler:
         with OnFailure(place.leave):
             won: _Dialled | None = None
             with trio.move_on_after(DIAL_S):
-                won = await race(lanes, self._attempt, _discard, stagger_s=STAGGER_S)
+                won = await race(flight.lanes, self._attempt, _discard, stagger_s=STAGGER_S)
             if won is None:
                 raise PeerUnreachable(f"no address of {peer} answered within {DIAL_S:.0f} s")
             address, muxed, carrier = won
@@ -201,6 +192,22 @@ class Dialler:
             return await self._circuits.dial(address, address.peer)
         finally:
             self._as_relays[address.relay] -= 1
+
+    def _plan(self, peer: PeerId, flight: _Flight) -> None:
+        """Dial what is new: direct addresses, and beside them those through relays; but a relay is
+        only of use to us directly.
+        """
+        new = self._new_for(peer, flight)
+        flight.known.update(new)
+        for is_relayed in (False, True):
+            flight.lanes.add([one for one in new if (one.relay is not None) == is_relayed])
+
+    def _new_for(self, peer: PeerId, flight: _Flight) -> list[Address]:
+        plan = [parse_address(text) for text in self.addresses_of(peer)]
+        new = [address for address in plan if address not in flight.known]
+        if self._as_relays[peer]:
+            new = [address for address in new if address.relay is None]
+        return new[: max(0, FLIGHT_MAX - len(flight.known))]
 
     def _book(self, peer: PeerId) -> AddressBook:
         book = self._books.pop(peer, None) or AddressBook()

@@ -15,21 +15,21 @@ C = TypeVar("C")
 R = TypeVar("R")
 
 
-class Starters(Generic[C]):
+class Lanes(Generic[C]):
     """Who runs in a race. More may come while it goes on."""
 
-    def __init__(self, candidates: Iterable[C]) -> None:
-        self.waiting = list(candidates)
+    def __init__(self, lanes: Iterable[Sequence[C]]) -> None:
+        self.waiting = list(lanes)
         self.news = trio.lowlevel.ParkingLot()
 
-    def add(self, candidates: Iterable[C]) -> None:
+    def add(self, lane: Sequence[C]) -> None:
         """Let these run, too."""
-        self.waiting.extend(candidates)
+        self.waiting.append(lane)
         self.news.unpark_all()
 
 
 async def race(
-    lanes: Sequence[Starters[C]],
+    lanes: Lanes[C],
     attempt: Callable[[C], Awaitable[R]],
     discard: Callable[[R], None],
     *,
@@ -43,7 +43,7 @@ async def race(
     """
     won: list[R] = []
     reasons: list[str] = []
-    started = 0
+    runners = 0
 
     async def run(candidate: C, failed: trio.Event) -> None:
         try:
@@ -51,8 +51,7 @@ async def race(
         except PeerUnreachable as error:
             reasons.append(f"{candidate}: {error}")
             failed.set()
-            for lane in lanes:
-                lane.news.unpark_all()
+            lanes.news.unpark_all()
             return
         if won:
             discard(result)
@@ -60,21 +59,21 @@ async def race(
             won.append(result)
             nursery.cancel_scope.cancel()
 
-    async def start(lane: Starters[C]) -> None:
-        nonlocal started
-        while lane.waiting or len(reasons) < started or any(each.waiting for each in lanes):
-            if not lane.waiting:
-                await lane.news.park()
-                continue
+    async def start(candidates: Sequence[C]) -> None:
+        for candidate in candidates:
             failed = trio.Event()
-            nursery.start_soon(run, lane.waiting.pop(0), failed)
-            started += 1
+            nursery.start_soon(run, candidate, failed)
             with trio.move_on_after(stagger_s):
                 await failed.wait()
 
     async with trio.open_nursery() as nursery:
-        for lane in lanes:
-            nursery.start_soon(start, lane)
+        while lanes.waiting or len(reasons) < runners:
+            while lanes.waiting:
+                candidates = lanes.waiting.pop(0)
+                runners += len(candidates)
+                nursery.start_soon(start, candidates)
+            if len(reasons) < runners:
+                await lanes.news.park()
     if won:
         return won[0]
     raise PeerUnreachable("; ".join(reasons) or "no address known")

@@ -375,6 +375,11 @@ class MuxedConnection(IMuxedConn):
             await self.secured_conn.close()
 
     @property
+    def stream_count(self) -> int:
+        """Streams that are not over, of both ends."""
+        return len(self._streams)
+
+    @property
     def is_closed(self) -> bool:
         """True once no stream can work any more."""
         return self.event_closed.is_set()
