@@ -1,6 +1,7 @@
 """One connection to a peer: accepts its streams until it ends, and then everything of it ends."""
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -15,7 +16,8 @@ from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from node.host.addresses import Address
 from node.host.carrier import Carrier
 from node.host.gate import Place
-from node.host.views import Direction, Path
+from node.host.liveness import HURRY_S, patience_s
+from node.host.views import Direction, Path, Rates
 from node.host.yamux import MuxedConnection
 from node.host.yamux_stream import MuxedStream
 from wire.ids import PeerId, public_key_of
@@ -50,17 +52,48 @@ class Connection(SwarmConn):
         self.way: Direction = direction
         self.since = time.time()
         self.rtts_s = deque[float](maxlen=RTTS_KEPT)  # of keep-alive pings, the last one last
+        self.admitted_at = self.proven_at = -math.inf  # trio's clock; when the other end was there
         self.is_retired = False  # a better one is there: see `peers`
+        self.is_doubted = False  # its keep-alive is to ask at once
         self.waiting = 0  # streams on which somebody waits for the other end's word
-        self.changed = trio.lowlevel.ParkingLot()  # its keep-alive has something new to look at
+        self.next_look_at = -math.inf  # of its keep-alive
+        self.patience = trio.CancelScope()  # of its keep-alive, when it waits for an answer
+        self.changed = trio.lowlevel.ParkingLot()  # its keep-alive has something to look at
+        self.turned = trio.lowlevel.ParkingLot()  # it is retired, or not any more
+        self.rates = Rates(trio.current_time())
         self.is_admitted = False
         self.refusal = "the connection ended"  # why not, if it is settled and not admitted
         self.settled = trio.Event()  # admitted, or never to be
+        self.agreed = trio.Event()  # and the other end has admitted us, as far as it says so
         self.over = self.event_closed
 
     def expect(self, *, waits: bool) -> None:
         """One more stream waits for the other end's word, or one less."""
         self.waiting += 1 if waits else -1
+        if waits and self.waiting == 1:
+            self.hurry()
+
+    def hurry(self) -> None:
+        """Let the keep-alive look within HURRY_S, and wait for an answer no longer than it must."""
+        now = trio.current_time()
+        until, soon = now + patience_s(self.rtt_s, hurries=True), now + HURRY_S
+        self.patience.deadline = min(self.patience.deadline, until)
+        if self.next_look_at > soon:  # so that it is woken once a second at most
+            self.next_look_at = soon
+            self.changed.unpark_all()
+
+    def doubt(self) -> None:
+        """Ask at once whether somebody is there."""
+        self.is_doubted = True
+        self.hurry()
+        self.changed.unpark_all()
+
+    def retire(self, *, is_retired: bool) -> None:
+        """A better connection is there, or not any more."""
+        if is_retired != self.is_retired:
+            self.is_retired = is_retired
+            self.changed.unpark_all()
+            self.turned.unpark_all()
 
     @property
     def rtt_s(self) -> float | None:

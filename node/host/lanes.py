@@ -39,17 +39,19 @@ class HostLanes:
         self._greet = greet
 
     def route(self, peer: PeerId) -> Route | None:
-        """How a peer is connected; None if not, or through a relay only."""
-        connection = self._best(peer)
-        if connection is None:
+        """How a peer is connected; None if it is not."""
+        best, dialable = self._peers.best(peer), self._dialable(peer)
+        if best is None:
             return None
-        return Route(connection.way == "out", connection.rtt_s)
+        if dialable is None:
+            return Route(is_ours=False, rtt_s=best.rtt_s, is_dialable=False)
+        return Route(dialable.way == "out", dialable.rtt_s)
 
     async def dial(
         self, peer: PeerId, first: bytes, answer_bytes: int
     ) -> tuple[socket.socket, bytes]:
         """Connect to where our connection to the peer goes, send `first`, and read the answer."""
-        connection = self._best(peer)
+        connection = self._dialable(peer)
         remote = connection.carrier.get_remote_address() if connection else None
         if connection is None or connection.way != "out" or remote is None:
             raise PeerUnreachable(f"no connection to {peer} that we dialled")
@@ -79,18 +81,18 @@ class HostLanes:
         finally:
             stream.socket.close()
 
-    async def gone(self) -> AsyncIterator[PeerId]:
-        """Yield peers as their last connection ends."""
+    async def changes(self) -> AsyncIterator[tuple[PeerId, bool]]:
+        """Yield peers as their connections come, end or move, and whether the last one is gone."""
         async for event in Watcher(self._peers):
-            if isinstance(event, PeerDown):
-                yield event.peer
+            yield event.peer, isinstance(event, PeerDown)
 
-    def _best(self, peer: PeerId) -> Connection | None:
-        """The newest connection that we dialled, or else the newest."""
-        held = self._peers.of(peer)
+    def _dialable(self, peer: PeerId) -> Connection | None:
+        """Whose other end, or ours, takes more of its kind: direct, and not through a hole. The
+        newest that we dialled, or else the newest.
+        """
+        held = [c for c in self._peers.of(peer) if c.path == "direct" and not c.is_punched]
         ours = [connection for connection in held if connection.way == "out"]
-        candidates = ours or held
-        return candidates[-1] if candidates else None
+        return next(reversed(ours or held), None)
 
 
 async def _receive(stream: trio.SocketStream, count: int) -> bytes:

@@ -25,6 +25,8 @@ from wire.errors import UsageError
 from wire.faults import OnFailure
 
 BACKLOG = 128  # connections the kernel holds until we accept them
+ANSWERS = 2  # SYN-ACKs after the first, 7 s: a punched router may let in the first packet of a try
+# and not the answer; then no other connection with that peer is possible until we give this one up
 FIRST_BYTE_S = 1.0  # a lane's comes at once; who is silent for longer may be a libp2p node that
 # waits for our greeting, and gets it, and then a handshake's time
 
@@ -108,6 +110,7 @@ async def open_listener(address: Address) -> Listener:
     sock = trio.socket.socket(address.family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # over TIME_WAIT only, on Linux
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT, ANSWERS)
         if address.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # beside 0.0.0.0, same port
         await sock.bind((address.host, address.port))
@@ -127,8 +130,8 @@ def start_connecting(
 ) -> socket.socket:
     """Send the first packet of a connection from a listener's own port, at once; `connected` waits.
 
-    remote: an IP address of the listener's family. port: another one (0: any free one). Raises OSError (EADDRNOTAVAIL: that connection
-    stands already).
+    remote: an IP address of the listener's family. port: another one (0: any free one).
+    Raises OSError (EADDRNOTAVAIL: that connection stands already).
     """
     # Only now, with the port bound: SO_REUSEPORT then lets none in that has not set it at its own
     # bind, as `open_listener` does not (Linux: inet_csk_get_port; tried in test_host_ports.py).

@@ -4,11 +4,8 @@
 """
 
 import logging
-import math
-import random
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import trio
 from libp2p.crypto.ed25519 import create_new_key_pair
@@ -19,13 +16,12 @@ from libp2p.identity.identify.identify import identify_handler_for
 from libp2p.peer.id import ID
 
 from node.host.addresses import Address, parse_address
-from node.host.backoff import Backoff
-from node.host.carrier import Carrier
 from node.host.connection import Connection
-from node.host.dialler import Circuits, Dialler
+from node.host.dialler import Dialler
 from node.host.gate import Gate, Limits
 from node.host.holes import Holes
 from node.host.interfaces import expand
+from node.host.keeping import YIELD_S, Keeping
 from node.host.lanes import HostLanes
 from node.host.listeners import Listener, Sorter, open_listener
 from node.host.mdns import Found, Mdns
@@ -36,7 +32,7 @@ from node.host.ping import PING, ping
 from node.host.sessions import Sessions
 from node.host.stream import HostStream
 from node.host.swarm import FencedSwarm
-from node.host.views import Counters, Path, PeerView
+from node.host.views import Counters, Path, PeerView, Pong
 from node.tickets import SwarmKey, swarm_tag
 from wire.errors import (
     BadMessage,
@@ -51,11 +47,6 @@ from wire.ports import StreamServer
 
 log = logging.getLogger(__name__)
 
-KEPT_MAX = 256  # peers that we stay connected to; beyond, a node is a hub that nobody needs
-GONE_S = 3600.0  # a kept peer that was away for so long, or never here, loses its place to another
-STABLE_S = 30.0  # a connection that lived for longer was a good one: the back-off begins anew
-YIELD_S = 0.2  # of two that want each other, the larger peer ID lets the other dial first
-
 
 class _FencedBasicHost(BasicHost):
     """libp2p's host, for the protocols that libp2p brings; it opens and dials nothing by itself.
@@ -68,16 +59,6 @@ class _FencedBasicHost(BasicHost):
 
     async def _push_identify_to_all_peers(self) -> None:
         return
-
-
-@dataclass
-class _Kept:
-    """A peer that we stay connected to."""
-
-    left_at: float = -math.inf  # when the last connection ended; never was there one
-    reasons: set[str] = field(default_factory=set[str])  # while there is one, it is kept
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    news: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
 
 
 class LibP2pHost:
@@ -104,14 +85,18 @@ class LibP2pHost:
         self._limits = limits or Limits()
         self.listeners: list[Listener] = []
         self._peers = Peers()
-        self._swarm = FencedSwarm(create_new_key_pair(signer_seed), Gate(self._limits))
+        self._swarm = FencedSwarm(
+            create_new_key_pair(signer_seed), Gate(self._limits), is_closed=swarm is not None
+        )
         self._libp2p = _FencedBasicHost(self._swarm, default_protocols=_no_protocols())
         public: dict[TProtocol, StreamHandlerFn] = {IDENTIFY: identify_handler_for(self._libp2p)}
         self._libp2p.multiselect.handlers.clear()
         self._libp2p.multiselect.handlers[IDENTIFY] = public[IDENTIFY]
         self._libp2p.multiselect.handlers[TProtocol(PING)] = _never  # only for identify to tell
         self._sessions = Sessions(self._peer, swarm, self._peers, self._limits, public)
+        self.take = self._swarm.serve_carrier  # for connections to us through a relay
         self._dialler = Dialler(self._peer, self._swarm, self._peers)
+        self.use_circuits = self._dialler.use  # for relay addresses
         self.once = DialOnce(self._swarm, self._sessions)
         self.lanes = HostLanes(self._peers)
         self.holes = Holes(self._swarm, self.listeners)
@@ -119,7 +104,7 @@ class LibP2pHost:
         self._swarm.session = self._sessions.run
         self._swarm.serve = self._sessions.serve
         self._swarm.reach = self._reach_for_libp2p
-        self._kept: dict[PeerId, _Kept] = {}
+        self._keeping = Keeping(self._peer, self._dialler, self._peers)
         self._nearby = Nearby(self._try)
         self.found = self._nearby.found
         self._mdns: Mdns | None = None
@@ -150,8 +135,7 @@ class LibP2pHost:
                     nursery.start_soon(listener.serve, self.sorter, self._swarm.background_nursery)
                 self._dialler.nursery = nursery
                 nursery.start_soon(self._nearby.run)
-                for peer, kept in self._kept.items():
-                    nursery.start_soon(self._keep, peer, kept)
+                self._keeping.begin()
                 if self._mdns is not None:
                     await nursery.start(self._mdns.run)
                 log.info("host.listening peer=%s addresses=%s", self._peer, self.addresses())
@@ -194,37 +178,23 @@ class LibP2pHost:
     ) -> HostStream:
         """Open a stream, connecting first if need be. Raises PeerUnreachable, DeadlineExceeded.
 
-        protocol: one, or several in order of preference: the first that the peer accepts.
-        path: only over a connection that runs so, and is there already.
+        protocol: one, whose refusal ends the stream later in a closed swarm; or several in order of
+        preference: the first that the peer accepts.
+        path: over a connection of this kind that is there, or not at all.
         """
         protocols = [protocol] if isinstance(protocol, str) else list(protocol)
         with trio.move_on_after(timeout_s):
-            try:
-                if path is None:
-                    connection = await self._dialler.reach(peer)
-                else:
-                    connection = self._on_path(peer, path)
-                stream, _ = await self._sessions.open(connection, protocols)
-            except PeerError as error:
-                raise PeerUnreachable(str(error)) from error
-            return stream
+            return (await self._open(peer, protocols, path))[1]
         raise DeadlineExceeded(f"no stream to {peer} within {timeout_s:g} s")
 
-    # circuits
-
-    async def take(self, carrier: Carrier) -> None:
-        """Run a connection that somebody made to us through a relay, to its end. Never raises."""
-        await self._swarm.serve_carrier(carrier)
-
-    def use_circuits(self, circuits: Circuits) -> None:
-        """Dial relay addresses, too."""
-        self._dialler.circuits = circuits
-
-    def _on_path(self, peer: PeerId, path: Path) -> Connection:
-        fits = [one for one in self._peers.of(peer) if one.path == path]
-        if not fits:
-            raise PeerUnreachable(f"no {path} connection to {peer}")
-        return fits[-1]
+    async def _open(
+        self, peer: PeerId, protocols: list[str], path: Path | None
+    ) -> tuple[Connection, HostStream]:
+        try:
+            connection = self._peers.by(peer, path) if path else await self._dialler.reach(peer)
+            return connection, (await self._sessions.open(connection, protocols))[0]
+        except PeerError as error:
+            raise PeerUnreachable(str(error)) from error
 
     # peers
 
@@ -237,7 +207,8 @@ class LibP2pHost:
         return self._dialler.addresses_of(peer)
 
     async def connect(self, target: PeerId | str, addrs: list[str] | None = None) -> PeerId:
-        """Connect to a peer ID or to a multiaddr that ends in /p2p/PEER; returns whom to.
+        """Connect to a peer ID or to a multiaddr that ends in /p2p/PEER; returns whom to, once both
+        ends have admitted each other.
 
         Nothing is dialled if it is connected. Raises PeerUnreachable, NotAdmitted (another swarm),
         or UsageError if the multiaddr names no peer.
@@ -253,7 +224,10 @@ class LibP2pHost:
             peer = address.peer
             self.learn(peer, [target])
         self.learn(peer, addrs or [])
-        await self._dialler.reach(peer)
+        connection = await self._dialler.reach(peer)
+        await connection.agreed.wait()
+        if connection.over.is_set():
+            raise PeerUnreachable(f"{peer}: {connection.refusal}")
         return peer
 
     def rtt_s(self, peer: PeerId) -> float | None:
@@ -275,36 +249,35 @@ class LibP2pHost:
         If `KEPT_MAX` are kept, it takes the place of one that never was here, or not for long.
         reason: who wants it; it is kept until each has said `forget`.
         """
-        known = set(self.addresses_of(peer))
-        self.learn(peer, addrs)
-        if kept := self._kept.get(peer):
-            if not known.issuperset(self.addresses_of(peer)):
-                kept.news.unpark_all()  # it moved: do not wait for the back-off
-        elif peer != self._peer and self._has_place():
-            kept = self._kept[peer] = _Kept()
-            if self._dialler.nursery is not None:
-                self._dialler.nursery.start_soon(self._keep, peer, kept)
-        if kept := self._kept.get(peer):
-            kept.reasons.add(reason)
+        self._keeping.keep(peer, addrs, reason)
 
     def forget(self, peer: PeerId, *, reason: str = "member") -> None:
         """Stop keeping a peer for that reason; a connection that is there stays."""
-        kept = self._kept.get(peer)
-        if kept is None:
-            return
-        kept.reasons.discard(reason)
-        if not kept.reasons:
-            del self._kept[peer]
-            kept.scope.cancel()
+        self._keeping.forget(peer, reason)
+
+    def network_changed(self) -> None:
+        """Ask on all connections at once whether somebody is there, and dial kept peers now: the
+        machine has other addresses, or has slept.
+        """
+        for peer in self._peers.connected():
+            for connection in self._peers.of(peer):
+                connection.doubt()
+        self._keeping.hurry()
 
     async def ping(self, peer: PeerId, *, timeout_s: float = 5.0) -> float:
         """Return one round trip in seconds. Raises PeerUnreachable, DeadlineExceeded."""
+        return (await self.probe(peer, timeout_s=timeout_s)).rtt_s
+
+    async def probe(self, peer: PeerId, *, timeout_s: float = 5.0) -> Pong:
+        """Ping a peer, and tell which way it went. Raises PeerUnreachable, DeadlineExceeded."""
         with trio.move_on_after(timeout_s):
-            stream = await self.open(peer, PING, timeout_s=timeout_s)
+            connection, stream = await self._open(peer, [PING], None)
             try:
-                return await ping(stream)
+                rtt_s = await ping(stream)
             finally:
                 stream.drop()
+            way = connection.path, connection.address, connection.relay, connection.is_punched
+            return Pong(rtt_s, *way)
         raise DeadlineExceeded(f"no answer from {peer} within {timeout_s:g} s")
 
     # views
@@ -316,10 +289,10 @@ class LibP2pHost:
 
     def peers(self) -> list[PeerView]:
         """Admitted peers and how they are connected."""
-        return [_view(peer, self._peers.of(peer)) for peer in self._peers.connected()]
+        return [_view(self._peers, peer) for peer in self._peers.connected()]
 
     def watch(self) -> Watcher:
-        """Iterate over PeerUp and PeerDown, beginning with a PeerUp for each peer that is here."""
+        """Iterate over PeerUp, PeerDown and PeerMoved, beginning with those who are here."""
         return Watcher(self._peers)
 
     def counters(self) -> Counters:
@@ -334,39 +307,6 @@ class LibP2pHost:
             failed_admissions=self._sessions.failed_admissions,
             server_errors=self._sessions.server_errors,
         )
-
-    async def _keep(self, peer: PeerId, kept: "_Kept") -> None:
-        backoff = Backoff()
-        with kept.scope:
-            if self._peer > peer:
-                await trio.sleep(YIELD_S)
-            while True:
-                since, reason = trio.current_time(), "the connection ended"
-                try:
-                    await self._dialler.reach(peer)
-                except (PeerUnreachable, PeerError) as error:
-                    reason = str(error)
-                while self._peers.best(peer) is not None:
-                    await self._peers.changed.park()
-                    kept.left_at = trio.current_time()
-                if trio.current_time() - since > STABLE_S:
-                    backoff.reset()
-                wait_s = backoff.after_failure(random.random())
-                log.debug("keep.retry peer=%s in_s=%.2f %s", peer, wait_s, reason)
-                with trio.move_on_after(wait_s):
-                    await kept.news.park()
-
-    def _has_place(self) -> bool:
-        """Tell whether another peer can be kept, making room if there is somebody to let go."""
-        if len(self._kept) < KEPT_MAX:
-            return True
-        for peer, kept in self._kept.items():  # who was kept first goes first
-            is_gone = trio.current_time() - kept.left_at > GONE_S
-            if is_gone and self._peers.best(peer) is None:
-                del self._kept[peer]
-                kept.scope.cancel()
-                return True
-        return False
 
     async def _try(self, found: Found) -> None:
         """Connect once to what was found on the LAN; keep it if the swarm's admission says so."""
@@ -403,17 +343,24 @@ async def _never(_stream: object) -> None:
     return
 
 
-def _view(peer: PeerId, connections: list[Connection]) -> PeerView:
-    newest = connections[-1]
-    rtts = [connection.rtt_s for connection in connections if connection.rtt_s is not None]
+def _view(peers: Peers, peer: PeerId) -> PeerView:
+    held, best = peers.of(peer), peers.best(peer)
+    assert best is not None
+    now = trio.current_time()
+    traffic = [connection.carrier.own for connection in held]
+    rates = [connection.rates.since(now, connection.carrier.own) for connection in held]
     return PeerView(
         peer=peer,
-        address=newest.address,
-        direction=newest.way,
-        path=newest.path,
-        rtt_ms=round(rtts[-1] * 1000, 3) if rtts else None,
-        bytes_in=sum(connection.carrier.own.bytes_in for connection in connections),
-        bytes_out=sum(connection.carrier.own.bytes_out for connection in connections),
-        since=connections[0].since,
-        connections=len(connections),
+        address=best.address,
+        direction=best.way,
+        path=best.path,
+        rtt_ms=None if best.rtt_s is None else round(best.rtt_s * 1000, 3),
+        bytes_in=sum(own.bytes_in for own in traffic),
+        bytes_out=sum(own.bytes_out for own in traffic),
+        since=held[0].since,
+        connections=len(held),
+        relay=best.relay,
+        is_punched=best.is_punched,
+        bytes_in_s=sum(rate_in for rate_in, _ in rates),
+        bytes_out_s=sum(rate_out for _, rate_out in rates),
     )

@@ -18,10 +18,10 @@ from node.host.admission import ADMIT, ADMIT_S, OPEN, Binding, NotAdmitted
 from node.host.channel import SecureChannel
 from node.host.connection import Connection
 from node.host.gate import Limits
-from node.host.liveness import PATIENCE_S, Liveness
+from node.host.keepalive import keep_alive, see_off
 from node.host.negotiate import accept, select
 from node.host.peers import Peers
-from node.host.ping import PING, answer_pings, ping
+from node.host.ping import PING, answer_pings
 from node.host.stream import HostStream
 from node.host.yamux_stream import MuxedStream
 from node.tickets import SwarmKey
@@ -36,7 +36,6 @@ NEGOTIATE_S = 10.0  # for a peer that opened a stream to say what for
 # proposal and the stream's end ("Cannot push data onto a stream that is closed").
 PUBLIC_PAUSE_S = 0.05
 STRANGER_S = 1.0  # in an open swarm: who did not say by then what it is, is a foreign libp2p node
-FIRST_PINGS = 3  # when a connection begins both ends are busy: the least of a few is the path's
 
 
 class Sessions:
@@ -65,6 +64,7 @@ class Sessions:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._admit_and_keep, connection)
+                nursery.start_soon(see_off, connection)
                 await connection.over.wait()
                 nursery.cancel_scope.cancel()
         except Exception:  # a bug of ours, but one peer's only
@@ -73,13 +73,20 @@ class Sessions:
         finally:
             self._peers.remove(connection)
             connection.settled.set()
+            connection.agreed.set()
 
     async def open(self, connection: Connection, protocols: list[str]) -> tuple[HostStream, str]:
-        """Open a stream on one connection. Raises PeerUnreachable, also if all are refused."""
+        """Open a stream on one connection. Raises PeerUnreachable, also if all are refused.
+
+        In a closed swarm a single one is not waited for: if it is refused, the stream says so.
+        """
         try:
             muxed = await connection.muxed.open_stream()
         except Exception as error:
             raise PeerUnreachable(f"{connection.peer}: {error}") from error
+        if self._key is not None and len(protocols) == 1:
+            muxed.propose(protocols[0])
+            return HostStream(muxed, connection, protocols[0]), protocols[0]
         try:
             protocol = await select(muxed, protocols)
         except (trio.Cancelled, ShoalError):
@@ -153,7 +160,8 @@ class Sessions:
         except ShoalError as error:
             self._refuse(connection, str(error))
         else:
-            await self._keep_alive(connection)
+            connection.agreed.set()
+            await keep_alive(connection, self._open_ping, self._peers.proven)
 
     async def _seek_admission(self, connection: Connection) -> None:
         if self._key is None:
@@ -168,7 +176,12 @@ class Sessions:
                 raise NotAdmitted("the peer is of a closed swarm, and this one is open")
         else:
             stream, _ = await self.open(connection, [ADMIT])
-            await admission.admit_as_dialler(stream, self._key, self._binding(connection))
+            await admission.admit_as_dialler(
+                stream,
+                self._key,
+                self._binding(connection),
+                on_proved=lambda: self._admit(connection),
+            )
             await stream.finish()
         return self._admit(connection)
 
@@ -202,8 +215,9 @@ class Sessions:
             return
         held = self._peers.of(connection.peer)
         if len(held) >= self._limits.per_peer:
-            # The oldest goes, not the newest: a peer that came back must get in.
-            held[0].abort("too many connections to this peer")
+            # A retired one, or the oldest, not the newest: a peer that came back must get in.
+            goes = next((one for one in held if one.is_retired), held[0])
+            goes.abort("too many connections to this peer")
         connection.is_admitted = True
         connection.place.admit()
         connection.muxed.trust()
@@ -217,30 +231,9 @@ class Sessions:
         connection.abort(reason)
         log.debug("admission.failed peer=%s reason=%s", connection.peer, reason)
 
-    async def _keep_alive(self, connection: Connection) -> None:
-        liveness = Liveness(next_ping_at=trio.current_time())
-        stream: HostStream | None = None
-        while not liveness.is_dead:
-            await trio.sleep_until(liveness.next_ping_at)
-            if not liveness.is_due(trio.current_time(), connection.carrier.heard_at):
-                continue
-            liveness.pinged(connection.carrier.own.bytes_in)
-            with trio.move_on_after(PATIENCE_S) as patience:
-                try:
-                    if stream is None:
-                        stream, _ = await self.open(connection, [PING])
-                    for _ in range(1 if connection.rtts_s else FIRST_PINGS):
-                        connection.rtts_s.append(await ping(stream))
-                    connection.muxed.rtt_s = connection.rtts_s[-1]
-                    liveness.answered(trio.current_time())
-                except ShoalError:
-                    if stream is not None:
-                        stream.drop()
-                        stream = None
-                    await trio.sleep_forever()  # never faster than one in PATIENCE_S
-            if patience.cancelled_caught:
-                liveness.missed(trio.current_time(), connection.carrier.own.bytes_in)
-        connection.abort("no answer to pings")
+    async def _open_ping(self, connection: Connection) -> HostStream:
+        stream, _ = await self.open(connection, [PING])
+        return stream
 
 
 def _is_peers_fault(error: Exception) -> bool:

@@ -1,5 +1,6 @@
 """What the host tells the rest of the daemon about its peers: plain values, no libp2p in them."""
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +16,27 @@ class Traffic:
     def __init__(self) -> None:
         self.bytes_in = 0
         self.bytes_out = 0
+
+
+RATE_S = 4.0  # over which rates are taken, at least
+
+
+class Rates:
+    """Bytes a second of one connection, since the last but one note that was RATE_S later."""
+
+    def __init__(self, now: float) -> None:
+        self._notes = deque([(now, 0, 0)], maxlen=2)
+
+    def note(self, now: float, total: Traffic) -> None:
+        """Remember the totals, if the last ones are old enough."""
+        if now >= self._notes[-1][0] + RATE_S:
+            self._notes.append((now, total.bytes_in, total.bytes_out))
+
+    def since(self, now: float, total: Traffic) -> tuple[float, float]:
+        """Return what came in and what went out, a second."""
+        at, bytes_in, bytes_out = self._notes[0]
+        for_s = max(RATE_S, now - at)
+        return (total.bytes_in - bytes_in) / for_s, (total.bytes_out - bytes_out) / for_s
 
 
 @dataclass(frozen=True)

@@ -76,10 +76,11 @@ class StunServer:
     async def _answer(self, stream: trio.SocketStream) -> None:
         remote, local = _remote(stream), _address(stream.socket.getsockname())
         while True:
-            with trio.move_on_after(IDLE_S) as idle:
+            message = None
+            with trio.move_on_after(IDLE_S):
                 message = await _read(stream)
-            if idle.cancelled_caught or message is None:
-                return
+            if message is None:
+                return  # it hung up, or sleeps
             port = self._other_port()
             other = None if port is None else replace(local, port=port)
             answer = stun.encode_answer(stun.decode_request(message), remote, other)

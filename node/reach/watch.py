@@ -1,5 +1,7 @@
 """Drives the reachability machine: watches this machine's network and its peers, and looks at what
 the machine wants looked at. docs/protocols/reach.md, "Reachability".
+
+The host is told when the addresses changed, ours or the router's, and when the machine slept.
 """
 
 import hashlib
@@ -27,6 +29,7 @@ from wire.errors import BadMessage, PeerUnreachable, UsageError
 
 POLL_S = 5.0  # between looks at the interfaces: a few milliseconds on a thread
 ASLEEP_S = 10.0  # more time than we know of passed between two looks: the machine slept
+VANTAGES_MAX = 16  # peers outside that we choose from; those that we dialled first
 LOOKED_S = 2.0  # for one look; a system that takes longer is looked at the next time
 
 log = logging.getLogger(__name__)
@@ -45,7 +48,6 @@ class Probe:
 
     It serves STUN at the host's listening ports and AutoNAT. `changed` wakes when anything that
     `machine` says may have. is_outside: which IP addresses are asked about; tests allow more.
-    network_changed: called when the addresses changed, ours or the router's, or the machine slept.
     wall: seconds since the Unix epoch. poll_s: between looks at the interfaces.
     """
 
@@ -54,13 +56,11 @@ class Probe:
         host: LibP2pHost,
         *,
         is_outside: Callable[[str], bool] = is_global,
-        network_changed: Callable[[], None] = lambda: None,
         wall: Callable[[], float] = time.time,
         poll_s: float = POLL_S,
     ) -> None:
         self._host, self._is_outside = host, is_outside
         self._wall, self._poll_s = wall, poll_s
-        self._network_changed = network_changed
         self.machine = Reachability(is_outside)
         self.changed = trio.lowlevel.ParkingLot()
         self.stun_port: int | None = None  # our second STUN port, to tell in offers["reach"]
@@ -180,7 +180,7 @@ class Probe:
             self._see_peers()  # those that we share the address with are not outside
             self._wake()
             if is_new:
-                self._network_changed()
+                self._host.network_changed()
 
         listener = self._listener(server.network)
         if listener is not None:
@@ -203,11 +203,11 @@ class Probe:
             if await self._look_at_interfaces():
                 log.info("reach.interfaces %s", self._interfaces.own)
                 self._begin_anew()
-                self._network_changed()
+                self._host.network_changed()
             elif slept_s > ASLEEP_S:
                 log.info("reach.slept s=%.0f", slept_s)
                 self.restart()
-                self._network_changed()
+                self._host.network_changed()
             self._see_peers()
 
     async def _look_at_interfaces(self) -> bool:
@@ -231,8 +231,9 @@ class Probe:
 
     def _see_peers(self) -> None:
         """Tell the machine who is outside, if that is not as before."""
-        found = [self._vantage(view) for view in self._host.peers() if self._is_vantage(view)]
-        found.sort(key=lambda one: (not one.stun, _mixed(self._host.peer, one.peer)))
+        views = [view for view in self._host.peers() if self._is_vantage(view)]
+        views.sort(key=lambda view: (view.direction == "in", _mixed(self._host.peer, view.peer)))
+        found = [self._vantage(view) for view in views[:VANTAGES_MAX]]
         if found != self._vantages:
             self._vantages = found
             self.machine.outside(found, trio.current_time())

@@ -50,10 +50,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Route:
-    """How a peer is connected directly: who dialled, and the round trip if it is known."""
+    """How a peer is connected: who dialled, and the round trip if it is known."""
 
     is_ours: bool
     rtt_s: float | None = None
+    is_dialable: bool = True  # not through a relay, or a hole that lets nothing else through
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Sockets(Protocol):
         ...
 
     def route(self, peer: PeerId) -> Route | None:
-        """How a peer is connected; None if not, or through a relay only."""
+        """How a peer is connected; None if it is not."""
         ...
 
     async def dial(
@@ -84,8 +85,8 @@ class Sockets(Protocol):
         """
         ...
 
-    def gone(self) -> AsyncIterator[PeerId]:
-        """Yield peers as their last connection ends."""
+    def changes(self) -> AsyncIterator[tuple[PeerId, bool]]:
+        """Yield peers as their connections come, end or move, and whether the last one is gone."""
         ...
 
 
@@ -143,7 +144,7 @@ class Pool:
         return len(self._peers[peer].lanes) if peer in self._peers else 0
 
     def route(self, peer: PeerId) -> Route | None:
-        """How a peer is connected directly."""
+        """How a peer is connected."""
         return self._sockets.route(peer)
 
     async def ensure(self, peer: PeerId, count: int) -> None:
@@ -154,8 +155,8 @@ class Pool:
             if missing <= 0:
                 return
             route = self._sockets.route(peer)
-            if route is None:
-                raise PeerUnreachable(f"no direct connection to {peer}")
+            if route is None or not route.is_dialable:
+                raise PeerUnreachable(f"no lane can be dialled to {peer}")
             if route.is_ours:
                 for _ in range(missing):
                     await self._make(peer)
@@ -234,7 +235,7 @@ class Pool:
 
     def _start(self, peer: PeerId, sock: socket.socket, sealer: Sealer, opener: Opener) -> None:
         is_full = self._counters.lanes >= LANES_MAX + LANES_PER_PEER_MAX  # many offers came true
-        if is_full or self._nursery is None or self._sockets.route(peer) is None:
+        if is_full or self._nursery is None or not self._is_dialable(peer):
             sock.close()  # or it ended while the lane was made
             return
         entry = self._peer(peer)
@@ -295,8 +296,14 @@ class Pool:
         is_used = entry.lanes or not entry.desk.is_idle or entry.making.locked()
         return not is_used and self._sockets.route(peer) is None
 
+    def _is_dialable(self, peer: PeerId) -> bool:
+        route = self._sockets.route(peer)
+        return route is not None and route.is_dialable
+
     async def _follow_peers(self) -> None:
         """A lane is worth what the connection is that it was agreed on through: it ends with it."""
-        async for peer in self._sockets.gone():
-            for lane in [*self._peers[peer].lanes] if peer in self._peers else ():
-                lane.close()
+        async for peer, is_gone in self._sockets.changes():
+            if is_gone or not self._is_dialable(peer):
+                for lane in [*self._peers[peer].lanes] if peer in self._peers else ():
+                    lane.close()
+            self.changed.unpark_all()  # perhaps lanes can be dialled now

@@ -270,7 +270,7 @@ class BulkService:
         while True:
             route = self.pool.route(peer)
             wanted = _lanes_for(size_bytes, route.rtt_s if route else None)
-            if self.pool.lanes(peer) >= wanted:
+            if self.pool.lanes(peer) >= wanted or (route is not None and not route.is_dialable):
                 await self.pool.changed.park()
                 continue
             try:
@@ -287,7 +287,9 @@ class BulkService:
     ) -> None:
         """Send pieces through the call while there is no lane."""
         pool, peer, has_carried = self.pool, call.peer, False
-        with trio.move_on_after(GRACE_S if offer.size_bytes > SMALL_BYTES else 0):
+        route = pool.route(peer)
+        is_for_lanes = offer.size_bytes > SMALL_BYTES and route is not None and route.is_dialable
+        with trio.move_on_after(GRACE_S if is_for_lanes else 0):
             while not pool.lanes(peer):
                 await pool.changed.park()
         while True:

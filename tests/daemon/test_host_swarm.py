@@ -207,7 +207,7 @@ async def test_a_kept_peer_is_dialled_again_until_it_is_forgotten() -> None:
 async def test_news_of_a_kept_peer_that_moved_ends_the_back_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("node.host.service.Backoff", lambda: Backoff(delay_s=30.0))
+    monkeypatch.setattr("node.host.keeping.Backoff", lambda: Backoff(delay_s=30.0))
     b, seed = make_host(), os.urandom(32)
     gone = make_host(seed=seed)
     async with running(gone):
@@ -293,7 +293,9 @@ async def test_asking_for_the_impossible_says_why() -> None:
             await b.connect("/ip4/127.0.0.1/tcp/1")
         await b.connect(a.addresses()[0])
         with pytest.raises(PeerUnreachable, match="does not speak /absent"):
-            await b.open(a.peer, "/absent", timeout_s=3)
+            await (await b.open(a.peer, "/absent", timeout_s=3)).read(1)
+        with pytest.raises(PeerUnreachable, match="does not speak /absent or /neither"):
+            await b.open(a.peer, ["/absent", "/neither"], timeout_s=3)
         # The right place, the wrong name: whoever answers there is not whom we asked for.
         b.learn(PeerId(b.peer[:-1] + "1"), [])
         somebody = make_host()
@@ -368,7 +370,7 @@ async def test_a_finding_on_the_lan_is_tried_once_and_kept_only_if_admitted() ->
 async def test_who_never_came_gives_its_kept_place_to_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("node.host.service.KEPT_MAX", 2)
+    monkeypatch.setattr("node.host.keeping.KEPT_MAX", 2)
     a, first, second, third = [make_host() for _ in range(4)]
     async with running(a, first, second, third):
         a.keep(first.peer, first.addresses())

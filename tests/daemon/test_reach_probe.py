@@ -4,7 +4,7 @@ networks stand for the Internet: all of 127/8 is this machine.
 
 import secrets
 import socket
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 
 import pytest
@@ -36,7 +36,7 @@ def make(at: int) -> LibP2pHost:
 
 
 @asynccontextmanager
-async def meeting(count: int) -> AsyncIterator[list[LibP2pHost]]:
+async def meeting(count: int) -> AsyncGenerator[list[LibP2pHost]]:
     """Hosts of which the first is connected to the others."""
     hosts = [make(at) for at in range(count)]
     async with running(*hosts):
@@ -138,7 +138,7 @@ async def test_looking_from_a_fresh_port_needs_no_router_to_see_that_there_is_no
 
 
 @asynccontextmanager
-async def asking() -> AsyncIterator[tuple[LibP2pHost, LibP2pHost, DialBackClient]]:
+async def asking() -> AsyncGenerator[tuple[LibP2pHost, LibP2pHost, DialBackClient]]:
     """Two hosts; the first asks, the second dials."""
     async with meeting(2) as (host, server):
         client = DialBackClient(host)
@@ -316,16 +316,18 @@ async def test_between_loopback_addresses_nothing_is_probed() -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_a_machine_that_slept_looks_at_everything_anew() -> None:
+async def test_a_machine_that_slept_looks_at_everything_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with meeting(2) as (host, a), trio.open_nursery() as nursery:
         slept, told = [0.0], list[float]()
         probe = Probe(
             host,
             is_outside=anybody,
-            network_changed=lambda: told.append(trio.current_time()),
             wall=lambda: trio.current_time() + slept[0],
             poll_s=0.05,
         )
+        monkeypatch.setattr(host, "network_changed", lambda: told.append(trio.current_time()))
         a.sorter.stun = StunServer(lambda: None).serve
         DialBackServer(a, list, anybody)
         await nursery.start(probe.run)
@@ -384,7 +386,7 @@ def _unused() -> Generator[Address]:
 
 
 @asynccontextmanager
-async def _somebody() -> AsyncIterator[Address]:
+async def _somebody() -> AsyncGenerator[Address]:
     """A listener of somebody else, that says nothing."""
     async with trio.open_nursery() as nursery:
         listener = (await trio.open_tcp_listeners(0, host=NETWORKS[2]))[0]

@@ -1,6 +1,7 @@
 """The reachability verdict with real routers: hosts with the probe at sites of each type."""
 
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from node.reach import stun
 from tests.net.lab.lab import Lab, Site, missing
 from tests.net.lab.rules import KINDS
 
@@ -134,3 +136,29 @@ def test_a_host_that_moves_is_judged_anew(lab: Lab, probers: Probers) -> None:
     print(f"verdict after moving: {took_s:.1f} s")
     lab.move_host("open1", "open")
     probers.until(lambda: probers.verdict("open1") == "public")
+
+
+def test_stun_serves_a_few_connections_of_one_address_and_goes_on(
+    lab: Lab, probers: Probers
+) -> None:
+    probers.until(lambda: probers.verdict("pub1") == "public")
+    place = (lab.hosts["pub1"].ip, 4001)
+    sockets = [
+        lab.hosts["udpblock1"].call(lambda: socket.create_connection(place, 5.0)) for _ in range(12)
+    ]
+    answered = [_asks(one) for one in sockets]
+    assert answered.count(True) in (7, 8)  # its own anchor may be one of eight
+    for one in sockets:
+        one.close()
+    with lab.hosts["restricted1"].call(lambda: socket.create_connection(place, 5.0)) as other:
+        assert _asks(other)
+
+
+def _asks(sock: socket.socket) -> bool:
+    """Ask for our address; False if the server hangs up."""
+    sock.settimeout(5.0)
+    sock.sendall(stun.encode_request(bytes(12)))
+    try:
+        return bool(sock.recv(100))
+    except ConnectionResetError:
+        return False

@@ -1,5 +1,7 @@
 """STUN's and AutoNAT's messages: what is written is read, and any bytes are read or refused."""
 
+from contextlib import suppress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,25 +51,20 @@ def test_an_answer_to_somebody_elses_question_is_none() -> None:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_as_stun(message: bytes) -> None:
-    for parse in (stun.decode_request, lambda data: stun.decode_answer(data, data[8:20])):
-        try:
-            parse(message)
-        except BadMessage:
-            continue
+    with suppress(BadMessage):
+        stun.decode_request(message)
+    with suppress(BadMessage):
+        stun.decode_answer(message, message[8:20])
 
 
 @given(st.binary(max_size=80), TRANSACTIONS)
 def test_any_attributes_as_stun(body: bytes, transaction: bytes) -> None:
     body = body[: len(body) // 4 * 4]
-    for kind in (b"\x00\x01", b"\x01\x01"):
-        message = kind + len(body).to_bytes(2, "big") + b"\x21\x12\xa4\x42" + transaction + body
-        try:
-            if kind == b"\x00\x01":
-                stun.decode_request(message)
-            else:
-                stun.decode_answer(message, transaction)
-        except BadMessage:
-            continue
+    rest = len(body).to_bytes(2, "big") + b"\x21\x12\xa4\x42" + transaction + body
+    with suppress(BadMessage):
+        assert stun.decode_request(b"\x00\x01" + rest).transaction == transaction
+    with suppress(BadMessage):
+        assert stun.decode_answer(b"\x01\x01" + rest, transaction).mapped.port
 
 
 @given(st.lists(PLACES, max_size=8), st.integers(0, 2**64 - 1))
