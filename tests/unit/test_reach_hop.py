@@ -101,7 +101,7 @@ def test_an_opening_over_the_limit_is_refused_by_its_length(data: bytes) -> None
 
 
 def test_addresses_that_cannot_be_dialled_are_passed_over() -> None:
-    made = pb.HopMessage(type=2, status=pb.OK)
+    made = pb.HopMessage(type=pb.HopMessage.STATUS, status=pb.OK)
     made.reservation.expire = 1
     made.reservation.addrs.extend([b"\xff" * 9, b"", Multiaddr(str(PLACE)).to_bytes()])
     answer = read_hop(made.SerializeToString())
