@@ -115,6 +115,7 @@ class DialBackServer:
     ) -> None:
         self._host, self._own_hosts, self._may_dial = host, own_hosts, may_dial
         self._quota = Quota()
+        self.served = 0  # dials, since the start
         host.serve(DIAL_REQUEST, self._serve)
 
     async def _serve(self, stream: Stream) -> None:
@@ -161,6 +162,7 @@ class DialBackServer:
 
     async def _dial(self, place: Address, peer: PeerId, nonce: int) -> int:
         """Dial and deliver; returns the dial's status."""
+        self.served += 1
         try:
             with trio.fail_after(DIAL_S):
                 tcp = await self._host.once.connect(place)
@@ -183,12 +185,14 @@ class DialBackClient:
     def __init__(self, host: LibP2pHost) -> None:
         self._host = host
         self._waiting: dict[int, trio.Event] = {}
+        self.asked = 0  # since the start
         host.serve(DIAL_BACK, self._take, before_admission=True)
 
     async def ask(self, peer: PeerId, address: Address) -> Outcome:
         """Ask a connected peer to dial one address of ours. Never raises for what a peer does."""
         nonce, came = secrets.randbits(64), trio.Event()
         self._waiting[nonce] = came
+        self.asked += 1
         try:
             with trio.fail_after(ASK_S):
                 return await self._ask(peer, address, nonce, came)

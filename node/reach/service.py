@@ -144,6 +144,8 @@ class Reach:
             held=self._holding.view(),
             relay=self._relay_view(),
             punches=self._punches(),
+            punched=dict(self._puncher.outcomes),
+            dial_backs=self._probe.dial_backs,
         )
 
     # --- inside --------------------------------------------------------------------------------

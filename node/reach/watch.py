@@ -67,7 +67,7 @@ class Probe:
         self._stun = StunServer(lambda: self.stun_port)
         host.sorter.stun = self._stun.serve
         self._asking = DialBackClient(host)
-        DialBackServer(host, self._own_hosts, is_outside)
+        self._dialling_back = DialBackServer(host, self._own_hosts, is_outside)
         self._news = trio.Event()
         self._looking = trio.CancelScope()  # what looks at the network as it is now
         self._anchors: dict[str, Anchor] = {}  # the last one of each family
@@ -86,6 +86,11 @@ class Probe:
                 async with trio.open_nursery() as looking:
                     self._looking = looking.cancel_scope
                     await self._drive(looking)
+
+    @property
+    def dial_backs(self) -> dict[str, int]:
+        """How often we asked for a dial, and dialled for others, since the start."""
+        return {"asked": self._asking.asked, "served": self._dialling_back.served}
 
     def set_mapped(self, mapped: dict[Address, str]) -> None:
         """Take the routers' port maps (node.reach.portmap), whenever they change."""
