@@ -47,10 +47,10 @@ class Wire:
 
     async def _serve(self, near: trio.SocketStream) -> None:
         address = parse_address(self._to.addresses()[0])
-        async with near, await trio.open_tcp_stream(address.host, address.port) as far:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._copy, near, far, nursery.cancel_scope)
-                nursery.start_soon(self._copy, far, near, nursery.cancel_scope)
+        far = await trio.open_tcp_stream(address.host, address.port)
+        async with near, far, trio.open_nursery() as nursery:
+            nursery.start_soon(self._copy, near, far, nursery.cancel_scope)
+            nursery.start_soon(self._copy, far, near, nursery.cancel_scope)
 
     async def _copy(
         self, one: trio.SocketStream, other: trio.SocketStream, scope: trio.CancelScope
