@@ -115,7 +115,7 @@ class DialBackServer:
     ) -> None:
         self._host, self._own_hosts, self._may_dial = host, own_hosts, may_dial
         self._quota = Quota()
-        self.served = 0  # dials, since the start
+        self.served = 0  # since the start
         host.serve(DIAL_REQUEST, self._serve)
 
     async def _serve(self, stream: Stream) -> None:
@@ -124,6 +124,7 @@ class DialBackServer:
         if stream.path != "direct" or not self._quota.begin(peer, trio.current_time()):
             await stream.write(wire.encode_response(wire.REJECTED))
             return
+        self.served += 1
         try:
             with trio.move_on_after(ASK_S):
                 await stream.write(await self._answer(_Messages(stream), stream))
@@ -162,7 +163,6 @@ class DialBackServer:
 
     async def _dial(self, place: Address, peer: PeerId, nonce: int) -> int:
         """Dial and deliver; returns the dial's status."""
-        self.served += 1
         try:
             with trio.fail_after(DIAL_S):
                 tcp = await self._host.once.connect(place)
@@ -190,9 +190,9 @@ class DialBackClient:
 
     async def ask(self, peer: PeerId, address: Address) -> Outcome:
         """Ask a connected peer to dial one address of ours. Never raises for what a peer does."""
+        self.asked += 1
         nonce, came = secrets.randbits(64), trio.Event()
         self._waiting[nonce] = came
-        self.asked += 1
         try:
             with trio.fail_after(ASK_S):
                 return await self._ask(peer, address, nonce, came)

@@ -5,7 +5,6 @@ Talks `/libp2p/dcutr`, drives `node.reach.punch`; docs/protocols/reach.md, "Hole
 
 import logging
 import math
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from typing import Protocol
 
@@ -84,7 +83,6 @@ class Puncher:
         self._machine = Punches(host.peer)
         self._talks: dict[PeerId, trio.CancelScope] = {}  # the one that counts, of each peer
         self._news = trio.lowlevel.ParkingLot()
-        self.outcomes = Counter[str](direct=0, failed=0)  # of the tries we began, since the start
         host.serve(DCUTR, self._answer)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -109,6 +107,10 @@ class Puncher:
         dues = [(record, machine.next_at(record.peer)) for record in machine.records.values()]
         return [(record, None if due is None else max(0.0, due - now)) for record, due in dues]
 
+    def outcomes(self) -> dict[str, int]:
+        """How many tries ended how, since the start."""
+        return {str(outcome): count for outcome, count in self._machine.outcomes.items()}
+
     async def _watch(self) -> None:
         async for _ in self._host.watch():
             views = self._host.peers()
@@ -130,7 +132,6 @@ class Puncher:
             log.exception("punch.broke peer=%s", peer)
         is_direct = self._is_direct(peer)
         self._machine.ended(peer, is_direct=is_direct, now=trio.current_time())
-        self.outcomes["direct" if is_direct else "failed"] += 1
         log.debug("punch.ended peer=%s direct=%s", peer, is_direct)
         self._news.unpark_all()
 
