@@ -299,7 +299,7 @@ class LibP2pHost:
 
     def addresses(self) -> list[str]:
         """Where others can dial us: real ports, interfaces' addresses for 0.0.0.0, our peer ID."""
-        dialable = [place for listener in self.listeners for place in expand(listener.address)]
+        dialable = expand(listener.address for listener in self.listeners)
         return [str(place.with_peer(self._peer)) for place in dialable]
 
     def peers(self) -> list[PeerView]:

@@ -107,6 +107,10 @@ class Puncher:
         dues = [(record, machine.next_at(record.peer)) for record in machine.records.values()]
         return [(record, None if due is None else max(0.0, due - now)) for record, due in dues]
 
+    def outcomes(self) -> dict[str, int]:
+        """How many tries ended how, since the start."""
+        return {str(outcome): count for outcome, count in self._machine.outcomes.items()}
+
     async def _watch(self) -> None:
         async for _ in self._host.watch():
             views = self._host.peers()
