@@ -15,13 +15,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import shoal
 from benchmarks.orders import Answer, Child, answer_orders, say
 
 LISTEN = "/ip4/127.0.0.1/tcp/0"
+ON_LOOPBACK = ("--listen", LISTEN)
+CLONE_NEWNET = 0x40000000  # linux/sched.h
 PR_SET_PDEATHSIG = 1  # linux/prctl.h: no daemon outlives its forge
-LAST_WORD = b"listen "  # of what a daemon prints once it is ready
+FIRST_WORD = b"peer "  # of what a daemon prints once it is ready
 READY_S = 120.0  # for thirty daemons on a machine that has other work
 PEERS_MIN = 3  # a member of a swarm need not be connected to all of it
 
@@ -76,29 +79,45 @@ def daemons(count: int, *args: str, first_peers: int = PEERS_MIN) -> Generator[l
             yield made
 
 
-def _up(homes: list[str], args: list[str], fresh: bool) -> Answer:
-    """Fork a daemon for each home and wait until all are ready; fresh: load the program anew."""
+def _up(
+    said: list[BinaryIO],
+    homes: list[str],
+    args: list[str],
+    fresh: bool,
+    inside: list[str] | None = None,
+) -> Answer:
+    """Fork a daemon for each home and wait until all are ready; fresh: load the program anew.
+
+    said: where their outputs are kept open, for what they say later.
+    inside: files of the network namespaces that they live in (tests/net/lab), if not in ours.
+    """
     if homes and not fresh:
         import node.cli.core
         import node.cli.daemon
         import node.daemon  # noqa: F401
     pipes = dict[int, int]()
-    for home in homes:
+    for at, home in enumerate(homes):
         reader, writer = os.pipe()
         pid = os.fork()
         if not pid:
             os.close(reader)
-            _become_daemon(home, args, writer, fresh)
+            if inside:
+                _enter(inside[at])
+            _become_daemon(home, args if inside else [*ON_LOOPBACK, *args], writer, fresh)
         os.close(writer)
         pipes[pid] = reader
     for pid, reader in pipes.items():
-        with os.fdopen(reader, "rb") as said:
-            lines = [said.readline()]
-            while lines[-1] and not lines[-1].startswith(LAST_WORD):  # or its next one fails
-                lines.append(said.readline())
-        if not lines[0].startswith(b"peer "):
-            raise RuntimeError(f"daemon {pid} did not start: {lines[0]!r}; see standard error")
+        said.append(os.fdopen(reader, "rb"))
+        line = said[-1].readline()
+        if not line.startswith(FIRST_WORD):
+            raise RuntimeError(f"daemon {pid} did not start: {line!r}; see standard error")
     return {"pids": list(pipes)}
+
+
+def _enter(namespace: str) -> None:
+    descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+    if ctypes.CDLL(None).setns(descriptor, CLONE_NEWNET):
+        os._exit(1)  # its parent sees that it says nothing
 
 
 def _become_daemon(home: str, args: list[str], output: int, fresh: bool) -> None:
@@ -111,7 +130,7 @@ def _become_daemon(home: str, args: list[str], output: int, fresh: bool) -> None
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (output, 1), (said, 2)):
         os.dup2(source, target)
-    words = ["up", "--listen", LISTEN, "--no-mdns", "--name", Path(home).name, *args]
+    words = ["up", "--no-mdns", "--name", Path(home).name, *args]
     if fresh:
         os.execv(sys.executable, [sys.executable, "-P", "-m", "node.cli.main", *words])
     sys.argv = ["shoal", *words]
@@ -126,7 +145,7 @@ def _become_daemon(home: str, args: list[str], output: int, fresh: bool) -> None
 def main() -> None:
     """Fork daemons off until the input ends."""
     say({})
-    answer_orders({"up": _up})
+    answer_orders({"up": partial(_up, [])})
 
 
 if __name__ == "__main__":

@@ -158,6 +158,9 @@ class Host(Protocol):
     ) -> Stream:
         """Open a stream for a protocol, or for the first of several that the peer speaks,
         connecting first if need be. Raises PeerUnreachable, DeadlineExceeded.
+
+        In a closed swarm the answer to a single one is not waited for: a peer that does not speak
+        it ends the stream (PeerUnreachable). Several are asked one after the other.
         """
         ...
 

@@ -5,6 +5,9 @@
     dialler  -> Proof(proof)
     listener -> Welcome()
 
+The dialler may use the connection once it has sent its proof: the listener has proved itself by
+then, and admits it before it looks at what comes behind.
+
 A proof is an HMAC-SHA256 with the swarm key over role, both peer IDs, both nonces and the Noise
 handshake hash, so that it is worth nothing on another connection, in the other direction, or later.
 Neither side learns anything of the key: it has 256 random bits.
@@ -17,6 +20,7 @@ welcome there. DESIGN, section 9.
 import hashlib
 import hmac
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol, TypeVar
 
@@ -100,8 +104,13 @@ class _Stream(Protocol):
     async def write(self, data: bytes) -> None: ...
 
 
-async def admit_as_dialler(stream: _Stream, key: bytes, binding: Binding) -> None:
-    """Run the dialler's side. Raises NotAdmitted, BadMessage, and what the stream raises."""
+async def admit_as_dialler(
+    stream: _Stream, key: bytes, binding: Binding, *, on_proved: Callable[[], None]
+) -> None:
+    """Run the dialler's side, to the listener's welcome; `on_proved` is called before.
+
+    Raises NotAdmitted, BadMessage, and what the stream raises.
+    """
     frames = FrameParser(FRAME_MAX)
     nonce = secrets.token_bytes(32)
     await stream.write(pack(encode(Hello(nonce))))
@@ -111,6 +120,7 @@ async def admit_as_dialler(stream: _Stream, key: bytes, binding: Binding) -> Non
         raise NotAdmitted("the peer is of another swarm")
     proof = prove(key, "dialler", binding, nonce, challenge.nonce)
     await stream.write(pack(encode(Proof(proof))))
+    on_proved()
     await _receive(stream, frames, Welcome)
 
 

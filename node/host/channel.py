@@ -21,6 +21,7 @@ from libp2p.security.secure_session import SecureSession
 from multiaddr import Multiaddr
 
 from node.host.carrier import Carrier
+from node.host.negotiate import Awaited, proposal
 from node.host.records import PLAIN_MAX, RECORDS_PER_TURN, after_handshake
 
 NOISE_AES = TProtocol("/shoal/noise-aes/1")
@@ -96,6 +97,7 @@ class SecureChannel(ISecureConn):
         self._has_more = False
         self._ready: list[bytes] = []  # plaintext that was received and not taken
         self._unsent: list[bytes | memoryview] = []
+        self._awaited: Awaited | None = None
         self.unsent_bytes = 0
         self._open(self._put_first(carrier.take_buffered()))
 
@@ -120,8 +122,23 @@ class SecureChannel(ISecureConn):
     def _open(self, size: int) -> None:
         records, used = self._opener.open(self._scratch[:size])
         self._has_more = len(records) == RECORDS_PER_TURN
+        if self._awaited is not None:
+            records = self._without_answer(self._awaited, records)
         self._ready += [plain for plain in records if plain]
         self._cut = bytes(self._scratch[used:size])
+
+    def _without_answer(self, awaited: Awaited, records: list[bytes]) -> list[bytes]:
+        rest = [bytes(awaited.cut_off(plain)) for plain in records]
+        if not awaited.left_bytes:
+            self._awaited = None
+        return rest
+
+    def propose(self, protocol: str) -> None:
+        """Choose what the channel carries: said with what is sent first, its answer cut off from
+        what is received.
+        """
+        self.seal([proposal(protocol)])
+        self._awaited = Awaited(protocol)
 
     def seal(self, parts: Sequence[bytes | memoryview]) -> None:
         """Encrypt the parts as the next record; `send` sends it."""

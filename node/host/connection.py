@@ -16,7 +16,7 @@ from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from node.host.addresses import Address
 from node.host.carrier import Carrier
 from node.host.gate import Place
-from node.host.liveness import HURRY_S
+from node.host.liveness import HURRY_S, patience_s
 from node.host.views import Direction, Path, Rates
 from node.host.yamux import MuxedConnection
 from node.host.yamux_stream import MuxedStream
@@ -56,27 +56,36 @@ class Connection(SwarmConn):
         self.is_retired = False  # a better one is there: see `peers`
         self.is_doubted = False  # its keep-alive is to ask at once
         self.waiting = 0  # streams on which somebody waits for the other end's word
-        self.next_look_at = math.inf  # of its keep-alive
+        self.next_look_at = -math.inf  # of its keep-alive
+        self.patience = trio.CancelScope()  # of its keep-alive, when it waits for an answer
         self.changed = trio.lowlevel.ParkingLot()  # its keep-alive has something to look at
         self.turned = trio.lowlevel.ParkingLot()  # it is retired, or not any more
         self.rates = Rates(trio.current_time())
         self.is_admitted = False
         self.refusal = "the connection ended"  # why not, if it is settled and not admitted
         self.settled = trio.Event()  # admitted, or never to be
+        self.agreed = trio.Event()  # and the other end has admitted us, as far as it says so
         self.over = self.event_closed
 
     def expect(self, *, waits: bool) -> None:
         """One more stream waits for the other end's word, or one less."""
         self.waiting += 1 if waits else -1
         if waits and self.waiting == 1:
-            soon = trio.current_time() + HURRY_S
-            if self.next_look_at > soon:  # so that it looks once a second at most
-                self.next_look_at = soon
-                self.changed.unpark_all()
+            self.hurry()
+
+    def hurry(self) -> None:
+        """Let the keep-alive look within HURRY_S, and wait for an answer no longer than it must."""
+        now = trio.current_time()
+        until, soon = now + patience_s(self.rtt_s, hurries=True), now + HURRY_S
+        self.patience.deadline = min(self.patience.deadline, until)
+        if self.next_look_at > soon:  # so that it is woken once a second at most
+            self.next_look_at = soon
+            self.changed.unpark_all()
 
     def doubt(self) -> None:
         """Ask at once whether somebody is there."""
         self.is_doubted = True
+        self.hurry()
         self.changed.unpark_all()
 
     def retire(self, *, is_retired: bool) -> None:

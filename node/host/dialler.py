@@ -6,6 +6,7 @@ In place of libp2p's dialler: facts, network, traps 4 and 5.
 import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -17,7 +18,7 @@ from node.host.backoff import STAGGER_S, AddressBook
 from node.host.carrier import Carrier
 from node.host.connection import Connection
 from node.host.peers import Peers
-from node.host.race import race
+from node.host.race import Lanes, race
 from node.host.swarm import FencedSwarm
 from node.host.tcp import CountedTcp
 from node.host.yamux import MuxedConnection
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 CONNECT_S = 5.0  # for one TCP connection: three SYNs
 DIAL_S = 10.0  # for all addresses together, Noise included
 FLIGHTS_MAX = 2  # that one caller waits for: the first may have been lost by bad luck
+FLIGHT_MAX = 32  # addresses in one dial: those of a peer that moved meanwhile, once
 NAME_ADDRESSES_MAX = 4  # that a DNS name may stand for
 PEERS_MAX = 4096  # whose addresses we remember; at 16 addresses of 100 bytes, 6 MB
 
@@ -51,6 +53,9 @@ class _Flight:
     def __init__(self) -> None:
         self.landed = trio.Event()
         self.error: ShoalError | None = None
+        self.lanes = Lanes[Address]([])
+        self.known = set[Address]()  # what it tries, or has tried
+        self.is_open = True  # it takes in what is learnt
 
 
 class Dialler:
@@ -63,7 +68,12 @@ class Dialler:
         self._books: dict[PeerId, AddressBook] = {}
         self._flights: dict[PeerId, _Flight] = {}
         self.nursery: trio.Nursery | None = None
-        self.circuits: Circuits | None = None  # without, relay addresses are of no use
+        self._circuits: Circuits | None = None  # without, relay addresses are of no use
+        self._as_relays = Counter[PeerId]()  # peers that we need as such just now
+
+    def use(self, circuits: Circuits) -> None:
+        """Dial relay addresses, too."""
+        self._circuits = circuits
 
     def learn(self, peer: PeerId, addresses: Iterable[str]) -> None:
         """Remember addresses. Malformed ones, and ones of other peers, are dropped."""
@@ -74,10 +84,14 @@ class Dialler:
             except BadMessage as error:
                 log.debug("address.dropped peer=%s %s", peer, error)
                 continue
-            if address.peer in (None, peer) and not address.is_unspecified and address.port:
+            if address.relay == peer or address.is_unspecified or not address.port:
+                continue
+            if address.peer in (None, peer):
                 good.append(str(address.with_peer(peer)))
         if good and peer != self._own:
             self._book(peer).learn(good)
+            if (flight := self._flights.get(peer)) and flight.is_open:
+                self._plan(peer, flight)  # what it tries may lead nowhere, and be slow to say so
 
     def addresses_of(self, peer: PeerId) -> list[str]:
         """Addresses known for a peer, best first."""
@@ -109,6 +123,8 @@ class Dialler:
                 self.nursery.start_soon(self._fly, peer, flight)
             await flight.landed.wait()
             if flight.error is not None:
+                if flights < FLIGHTS_MAX and self._new_for(peer, flight):
+                    continue  # they were learnt when this one was failing already
                 raise type(flight.error)(str(flight.error))
         await trio.lowlevel.checkpoint()
         return connection
@@ -117,7 +133,10 @@ class Dialler:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._until_connected, peer, nursery.cancel_scope)
-                await self._dial(peer)
+                try:
+                    await self._dial(peer, flight)
+                finally:
+                    flight.is_open = False
                 nursery.cancel_scope.cancel()
         except* ShoalError as errors:
             flight.error = _first(errors)
@@ -133,9 +152,9 @@ class Dialler:
             await self._peers.changed.park()
         dialling.cancel()  # it was faster than we
 
-    async def _dial(self, peer: PeerId) -> None:
-        plan = [parse_address(text) for text in self.addresses_of(peer)]
-        if not plan:
+    async def _dial(self, peer: PeerId, flight: _Flight) -> None:
+        self._plan(peer, flight)
+        if not flight.known:
             raise PeerUnreachable(f"no address known for {peer}")
         place = self._swarm.gate.enter(None)
         if place is None:
@@ -143,7 +162,7 @@ class Dialler:
         with OnFailure(place.leave):
             won: _Dialled | None = None
             with trio.move_on_after(DIAL_S):
-                won = await race(plan, self._attempt, _discard, stagger_s=STAGGER_S)
+                won = await race(flight.lanes, self._attempt, _discard, stagger_s=STAGGER_S)
             if won is None:
                 raise PeerUnreachable(f"no address of {peer} answered within {DIAL_S:.0f} s")
             address, muxed, carrier = won
@@ -166,9 +185,29 @@ class Dialler:
         assert address.peer is not None
         if address.relay is None:
             return CountedTcp(await _connect(address), self._swarm.traffic)
-        if self.circuits is None:
+        if self._circuits is None:
             raise PeerUnreachable("no circuits here")
-        return await self.circuits.dial(address, address.peer)
+        self._as_relays[address.relay] += 1
+        try:
+            return await self._circuits.dial(address, address.peer)
+        finally:
+            self._as_relays[address.relay] -= 1
+
+    def _plan(self, peer: PeerId, flight: _Flight) -> None:
+        """Dial what is new: direct addresses, and beside them those through relays; but a relay is
+        only of use to us directly.
+        """
+        new = self._new_for(peer, flight)
+        flight.known.update(new)
+        for is_relayed in (False, True):
+            flight.lanes.add([one for one in new if (one.relay is not None) == is_relayed])
+
+    def _new_for(self, peer: PeerId, flight: _Flight) -> list[Address]:
+        plan = [parse_address(text) for text in self.addresses_of(peer)]
+        new = [address for address in plan if address not in flight.known]
+        if self._as_relays[peer]:
+            new = [address for address in new if address.relay is None]
+        return new[: max(0, FLIGHT_MAX - len(flight.known))]
 
     def _book(self, peer: PeerId) -> AddressBook:
         book = self._books.pop(peer, None) or AddressBook()

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from node.host.connection import Connection
-from node.host.liveness import Liveness
+from node.host.liveness import Liveness, patience_s
 from node.host.ping import ping
 from node.host.stream import HostStream
 from wire.errors import ShoalError
@@ -37,16 +37,21 @@ class _Keeper:
         self._connection = connection
         self._open_ping, self._on_proven = open_ping, on_proven
         self._stream: HostStream | None = None
+        self._is_resting = False  # it is retired, and not asked about
 
     async def turn(self) -> None:
         """Wait until there is something to do, and do it."""
         connection, liveness = self._connection, self.liveness
-        connection.next_look_at = liveness.next_ping_at
-        with trio.move_on_at(liveness.next_ping_at):
-            await connection.changed.park()
+        if not connection.is_doubted and connection.is_retired == self._is_resting:
+            connection.next_look_at = liveness.next_ping_at
+            if connection.waiting:
+                connection.hurry()
+            with trio.move_on_at(connection.next_look_at):
+                await connection.changed.park()
         now = trio.current_time()
         connection.rates.note(now, connection.carrier.own)
-        if connection.is_retired:
+        self._is_resting = connection.is_retired
+        if self._is_resting:
             self._drop_stream()  # so that nothing is left on it
             liveness.next_ping_at = now + RETIRED_MAX_S
             return
@@ -55,12 +60,14 @@ class _Keeper:
             liveness.check(now)
         hurries = connection.waiting > 0
         if liveness.is_due(now, connection.carrier.heard_at, hurries=hurries):
-            await self._ask(liveness.patience_s(connection.rtt_s, hurries=hurries))
+            hurries = hurries or liveness.is_checking
+            await self._ask(patience_s(connection.rtt_s, hurries=hurries))
 
-    async def _ask(self, patience_s: float) -> None:
+    async def _ask(self, within_s: float) -> None:
         connection, liveness = self._connection, self.liveness
         liveness.pinged(connection.carrier.own.bytes_in)
-        with trio.move_on_after(patience_s) as patience:
+        with trio.move_on_after(within_s) as patience:
+            connection.patience = patience
             try:
                 if self._stream is None:
                     self._stream = await self._open_ping(connection)

@@ -20,6 +20,13 @@ HURRY_S = 1.0  # a tenth of that is a far peer's round trip; the rest is for a b
 HURRY_ROUND_TRIPS = 4.0  # and for a path that is slow just now, as far as PATIENCE_S
 
 
+def patience_s(rtt_s: float | None, *, hurries: bool) -> float:
+    """How long an answer may take. `rtt_s`: what it took lately, if it came at all."""
+    if rtt_s is None or not hurries:
+        return PATIENCE_S
+    return min(PATIENCE_S, max(HURRY_S, HURRY_ROUND_TRIPS * rtt_s))
+
+
 @dataclass
 class Liveness:
     """One connection: ping at `next_ping_at`, report what came of it, until `is_dead`.
@@ -49,12 +56,6 @@ class Liveness:
             return True
         self.misses = 0  # it was heard since
         return False
-
-    def patience_s(self, rtt_s: float | None, *, hurries: bool = False) -> float:
-        """How long the answer may take. `rtt_s`: what it took lately."""
-        if not (hurries or self.is_checking):
-            return PATIENCE_S
-        return min(PATIENCE_S, max(HURRY_S, HURRY_ROUND_TRIPS * (rtt_s or 0.0)))
 
     def pinged(self, bytes_in: int) -> None:
         """A ping went out."""

@@ -1,5 +1,8 @@
 """multistream-select 1.0 on one stream: which protocol it carries. Source: multiformats/multistream
 
+Where the choice is known (in a closed swarm, whose nodes are all ours) a dialler does not wait for
+the answer: it sends its `proposal` with what comes next, and checks the answer when it comes.
+
 Ours because libp2p 0.8.1's takes two round trips to open a stream and reads byte by byte through
 four locks (3 ms of CPU a stream); this one takes one round trip.
 """
@@ -7,7 +10,7 @@ four locks (3 ms of CPU a stream); this one takes one round trip.
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from wire.errors import BadMessage
+from wire.errors import BadMessage, PeerUnreachable
 
 HELLO = "/multistream/1.0.0"
 REFUSED = "na"
@@ -61,6 +64,39 @@ async def accept(stream: ByteStream, offers: Callable[[str], Awaitable[bool]]) -
             return protocol
         await stream.write(_pack(REFUSED))
     return None
+
+
+def proposal(protocol: str) -> bytes:
+    """Return what a dialler that proposes one protocol says, and a listener that takes it."""
+    return _pack(HELLO) + _pack(protocol)
+
+
+class Awaited:
+    """The answer to a proposal whose sender did not wait for it."""
+
+    def __init__(self, protocol: str) -> None:
+        self._protocol = protocol
+        self._left = proposal(protocol)
+        self._seen = b""
+
+    @property
+    def left_bytes(self) -> int:
+        """How much of it is still to come."""
+        return len(self._left)
+
+    def cut_off(self, data: bytes | memoryview) -> bytes | memoryview:
+        """Return what comes behind it. Raises BadMessage if it is another, PeerUnreachable if the
+        peer does not speak the protocol.
+        """
+        start, rest = bytes(data[: len(self._left)]), data[len(self._left) :]
+        if not self._left.startswith(start):
+            said = self._seen + start
+            if (_pack(HELLO) + _pack(REFUSED)).startswith(said):
+                raise PeerUnreachable(f"the peer does not speak {self._protocol}")
+            raise BadMessage(f"peer answers {said[:32]!r} to {self._protocol}")
+        self._seen += start
+        self._left = self._left[len(start) :]
+        return rest
 
 
 def _pack(text: str) -> bytes:

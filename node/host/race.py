@@ -4,8 +4,8 @@ libp2p 0.8.1 tries one address per transport and always waits 250 ms; a dead fir
 good second one there. Source of the idea: RFC 8305 (happy eyeballs).
 """
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Generic, TypeVar
 
 import trio
 
@@ -15,8 +15,21 @@ C = TypeVar("C")
 R = TypeVar("R")
 
 
+class Lanes(Generic[C]):
+    """Who runs in a race. More may come while it goes on."""
+
+    def __init__(self, lanes: Iterable[Sequence[C]]) -> None:
+        self.waiting = list(lanes)
+        self.news = trio.lowlevel.ParkingLot()
+
+    def add(self, lane: Sequence[C]) -> None:
+        """Let these run, too."""
+        self.waiting.append(lane)
+        self.news.unpark_all()
+
+
 async def race(
-    candidates: Sequence[C],
+    lanes: Lanes[C],
     attempt: Callable[[C], Awaitable[R]],
     discard: Callable[[R], None],
     *,
@@ -24,11 +37,13 @@ async def race(
 ) -> R:
     """Return the first result; later ones are discarded, attempts in progress cancelled.
 
+    The candidates of each lane start one after the other, the lanes at once.
     An attempt fails by raising PeerUnreachable, and then the next starts at once. Raises
     PeerUnreachable with every reason if all fail.
     """
     won: list[R] = []
     reasons: list[str] = []
+    runners = 0
 
     async def run(candidate: C, failed: trio.Event) -> None:
         try:
@@ -36,6 +51,7 @@ async def race(
         except PeerUnreachable as error:
             reasons.append(f"{candidate}: {error}")
             failed.set()
+            lanes.news.unpark_all()
             return
         if won:
             discard(result)
@@ -43,12 +59,21 @@ async def race(
             won.append(result)
             nursery.cancel_scope.cancel()
 
-    async with trio.open_nursery() as nursery:
+    async def start(candidates: Sequence[C]) -> None:
         for candidate in candidates:
             failed = trio.Event()
             nursery.start_soon(run, candidate, failed)
             with trio.move_on_after(stagger_s):
                 await failed.wait()
+
+    async with trio.open_nursery() as nursery:
+        while lanes.waiting or len(reasons) < runners:
+            while lanes.waiting:
+                candidates = lanes.waiting.pop(0)
+                runners += len(candidates)
+                nursery.start_soon(start, candidates)
+            if len(reasons) < runners:
+                await lanes.news.park()
     if won:
         return won[0]
     raise PeerUnreachable("; ".join(reasons) or "no address known")

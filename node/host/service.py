@@ -16,9 +16,8 @@ from libp2p.identity.identify.identify import identify_handler_for
 from libp2p.peer.id import ID
 
 from node.host.addresses import Address, parse_address
-from node.host.carrier import Carrier
 from node.host.connection import Connection
-from node.host.dialler import Circuits, Dialler
+from node.host.dialler import Dialler
 from node.host.gate import Gate, Limits
 from node.host.holes import Holes
 from node.host.interfaces import expand
@@ -86,14 +85,18 @@ class LibP2pHost:
         self._limits = limits or Limits()
         self.listeners: list[Listener] = []
         self._peers = Peers()
-        self._swarm = FencedSwarm(create_new_key_pair(signer_seed), Gate(self._limits))
+        self._swarm = FencedSwarm(
+            create_new_key_pair(signer_seed), Gate(self._limits), is_closed=swarm is not None
+        )
         self._libp2p = _FencedBasicHost(self._swarm, default_protocols=_no_protocols())
         public: dict[TProtocol, StreamHandlerFn] = {IDENTIFY: identify_handler_for(self._libp2p)}
         self._libp2p.multiselect.handlers.clear()
         self._libp2p.multiselect.handlers[IDENTIFY] = public[IDENTIFY]
         self._libp2p.multiselect.handlers[TProtocol(PING)] = _never  # only for identify to tell
         self._sessions = Sessions(self._peer, swarm, self._peers, self._limits, public)
+        self.take = self._swarm.serve_carrier  # for connections to us through a relay
         self._dialler = Dialler(self._peer, self._swarm, self._peers)
+        self.use_circuits = self._dialler.use  # for relay addresses
         self.once = DialOnce(self._swarm, self._sessions)
         self.lanes = HostLanes(self._peers)
         self.holes = Holes(self._swarm, self.listeners)
@@ -175,7 +178,8 @@ class LibP2pHost:
     ) -> HostStream:
         """Open a stream, connecting first if need be. Raises PeerUnreachable, DeadlineExceeded.
 
-        protocol: one, or several in order of preference: the first that the peer accepts.
+        protocol: one, whose refusal ends the stream later in a closed swarm; or several in order of
+        preference: the first that the peer accepts.
         path: over a connection of this kind that is there, or not at all.
         """
         protocols = [protocol] if isinstance(protocol, str) else list(protocol)
@@ -192,15 +196,7 @@ class LibP2pHost:
         except PeerError as error:
             raise PeerUnreachable(str(error)) from error
 
-    # circuits
-
-    async def take(self, carrier: Carrier) -> None:
-        """Run a connection that somebody made to us through a relay, to its end. Never raises."""
-        await self._swarm.serve_carrier(carrier)
-
-    def use_circuits(self, circuits: Circuits) -> None:
-        """Dial relay addresses, too."""
-        self._dialler.circuits = circuits
+    # peers
 
     def learn(self, peer: PeerId, addrs: list[str]) -> None:
         """Remember where a peer is (with or without /p2p); malformed addresses are dropped."""
@@ -211,7 +207,8 @@ class LibP2pHost:
         return self._dialler.addresses_of(peer)
 
     async def connect(self, target: PeerId | str, addrs: list[str] | None = None) -> PeerId:
-        """Connect to a peer ID or to a multiaddr that ends in /p2p/PEER; returns whom to.
+        """Connect to a peer ID or to a multiaddr that ends in /p2p/PEER; returns whom to, once both
+        ends have admitted each other.
 
         Nothing is dialled if it is connected. Raises PeerUnreachable, NotAdmitted (another swarm),
         or UsageError if the multiaddr names no peer.
@@ -227,7 +224,10 @@ class LibP2pHost:
             peer = address.peer
             self.learn(peer, [target])
         self.learn(peer, addrs or [])
-        await self._dialler.reach(peer)
+        connection = await self._dialler.reach(peer)
+        await connection.agreed.wait()
+        if connection.over.is_set():
+            raise PeerUnreachable(f"{peer}: {connection.refusal}")
         return peer
 
     def rtt_s(self, peer: PeerId) -> float | None:

@@ -73,13 +73,20 @@ class Sessions:
         finally:
             self._peers.remove(connection)
             connection.settled.set()
+            connection.agreed.set()
 
     async def open(self, connection: Connection, protocols: list[str]) -> tuple[HostStream, str]:
-        """Open a stream on one connection. Raises PeerUnreachable, also if all are refused."""
+        """Open a stream on one connection. Raises PeerUnreachable, also if all are refused.
+
+        In a closed swarm a single one is not waited for: if it is refused, the stream says so.
+        """
         try:
             muxed = await connection.muxed.open_stream()
         except Exception as error:
             raise PeerUnreachable(f"{connection.peer}: {error}") from error
+        if self._key is not None and len(protocols) == 1:
+            muxed.propose(protocols[0])
+            return HostStream(muxed, connection, protocols[0]), protocols[0]
         try:
             protocol = await select(muxed, protocols)
         except (trio.Cancelled, ShoalError):
@@ -153,6 +160,7 @@ class Sessions:
         except ShoalError as error:
             self._refuse(connection, str(error))
         else:
+            connection.agreed.set()
             await keep_alive(connection, self._open_ping, self._peers.proven)
 
     async def _seek_admission(self, connection: Connection) -> None:
@@ -168,7 +176,12 @@ class Sessions:
                 raise NotAdmitted("the peer is of a closed swarm, and this one is open")
         else:
             stream, _ = await self.open(connection, [ADMIT])
-            await admission.admit_as_dialler(stream, self._key, self._binding(connection))
+            await admission.admit_as_dialler(
+                stream,
+                self._key,
+                self._binding(connection),
+                on_proved=lambda: self._admit(connection),
+            )
             await stream.finish()
         return self._admit(connection)
 

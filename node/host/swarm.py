@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import cast
 
 import trio
-from libp2p.abc import IMuxedConn, INetConn
+from libp2p.abc import IMuxedConn, INetConn, ISecureConn
 from libp2p.crypto.keys import KeyPair
 from libp2p.crypto.x25519 import create_new_key_pair as create_new_x25519_key_pair
 from libp2p.io.abc import ReadWriteCloser
@@ -31,7 +31,7 @@ from node.host.carrier import Carrier
 from node.host.channel import NOISE_AES, SCRATCH_BYTES, AesNoiseTransport, SecureChannel
 from node.host.connection import Connection
 from node.host.gate import Gate, Place
-from node.host.negotiate import accept, select
+from node.host.negotiate import Awaited, accept, proposal, select
 from node.host.tcp import CountedTcp
 from node.host.views import Traffic
 from node.host.yamux import MuxedConnection
@@ -45,13 +45,43 @@ HANDSHAKE_S = 10.0  # Noise and Yamux, either side (facts: security 3.4, pre-aut
 CLOSE_ALL_S = 0.5  # for all connections to say goodbye when the host stops
 
 
-class _Handshakes:
-    """From a TCP connection to a muxed one: libp2p's Noise, then our record layer and Yamux.
+class _Ahead:
+    """A raw stream of a dialler who sends its proposal with its first message."""
 
-    In place of libp2p's TransportUpgrader, which takes two round trips for each choice.
+    def __init__(self, carrier: Carrier, protocol: str) -> None:
+        self._carrier = carrier
+        self._first = proposal(protocol)
+        self._awaited = Awaited(protocol)
+
+    async def write(self, data: bytes) -> None:
+        """Send all of `data`."""
+        first, self._first = self._first, b""
+        await self._carrier.write(first + data)
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Return between 1 and `n` bytes from behind the answer."""
+        while self._awaited.left_bytes:
+            self._awaited.cut_off(await self._carrier.read(self._awaited.left_bytes))
+        return await self._carrier.read(n)
+
+    async def close(self) -> None:
+        """Close the carrier."""
+        await self._carrier.close()
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        """Return the IP address and port of the other end."""
+        return self._carrier.get_remote_address()
+
+
+class _Handshakes:
+    """From a carrier to a muxed connection: libp2p's Noise, then our record layer and Yamux.
+
+    In place of libp2p's TransportUpgrader, which takes two round trips for each choice. Here it is
+    one, or none where the swarm is closed and the listener ours.
     """
 
-    def __init__(self, key_pair: KeyPair) -> None:
+    def __init__(self, key_pair: KeyPair, *, is_closed: bool) -> None:
+        self._is_closed = is_closed
         static = create_new_x25519_key_pair().private_key
         self._security: dict[str, NoiseTransport] = {
             NOISE_AES: AesNoiseTransport(key_pair, static),  # first choice
@@ -63,19 +93,31 @@ class _Handshakes:
         self, carrier: Carrier, peer: PeerId | None, *, initiator: bool
     ) -> MuxedConnection:
         """Secure a connection; `peer`: who must answer. Raises BadMessage, libp2p's errors."""
-        raw = RawConnection(cast(ReadWriteCloser, carrier), initiator=initiator)
-        transport = self._security[await _agree(raw, list(self._security))]
         if initiator:
             assert peer is not None
-            session = await transport.secure_outbound(raw, ID.from_base58(peer))
+            session = await self._dial(carrier, ID.from_base58(peer))
         else:
-            session = await transport.secure_inbound(raw)
+            raw = RawConnection(cast(ReadWriteCloser, carrier), initiator=False)
+            security = await _agree(raw, list(self._security))
+            session = await self._security[security].secure_inbound(raw)
         assert isinstance(session, SecureSession)
         if peer is not None and session.get_remote_peer().to_base58() != peer:
             raise BadMessage(f"{session.get_remote_peer()} answers for {peer}")
         channel = SecureChannel(session, carrier, self._scratch)
-        await _agree(channel, [YAMUX])
+        if initiator and self._is_closed:
+            channel.propose(YAMUX)
+        else:
+            await _agree(channel, [YAMUX])
         return MuxedConnection(channel, session.get_remote_peer())
+
+    async def _dial(self, carrier: Carrier, peer: ID) -> ISecureConn:
+        if self._is_closed:
+            ahead = RawConnection(cast(ReadWriteCloser, _Ahead(carrier, NOISE_AES)), initiator=True)
+            return await self._security[NOISE_AES].secure_outbound(ahead, peer)
+        raw = RawConnection(cast(ReadWriteCloser, carrier), initiator=True)
+        return await self._security[await _agree(raw, list(self._security))].secure_outbound(
+            raw, peer
+        )
 
 
 async def _agree(conn: RawConnection | SecureChannel, names: list[str]) -> str:
@@ -89,13 +131,16 @@ async def _agree(conn: RawConnection | SecureChannel, names: list[str]) -> str:
 
 
 class FencedSwarm(Swarm):
-    """Runs connections; `session` and `serve` are what the host does with one and its streams."""
+    """Runs connections; `session` and `serve` are what the host does with one and its streams.
 
-    def __init__(self, key_pair: KeyPair, gate: Gate) -> None:
+    is_closed: whom we dial is ours, so that nothing is negotiated back and forth.
+    """
+
+    def __init__(self, key_pair: KeyPair, gate: Gate, *, is_closed: bool) -> None:
         peer_id = ID.from_pubkey(key_pair.public_key)
         store = PeerStore()
         store.add_key_pair(peer_id, key_pair)
-        self._handshakes = _Handshakes(key_pair)
+        self._handshakes = _Handshakes(key_pair, is_closed=is_closed)
         upgrader = TransportUpgrader({}, {})  # unused
         # Watermarks of 0: nothing is dialled or pruned by itself (auto-connector, pruner, health
         # monitor), which `run` does not start either.

@@ -10,7 +10,8 @@ from libp2p.abc import IMuxedStream
 from libp2p.stream_muxer.exceptions import MuxedStreamClosed, MuxedStreamEOF, MuxedStreamReset
 
 from node.host import yamux_frames as frames
-from wire.errors import BadMessage, PeerUnreachable
+from node.host.negotiate import Awaited, proposal
+from wire.errors import BadMessage, PeerUnreachable, ShoalError
 from wire.ports import PUSH_MAX, Sink
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class MuxedStream(IMuxedStream):
         self._credit_in = FIRST_WINDOW_BYTES  # what the peer may still send
         self._credit_out = FIRST_WINDOW_BYTES  # what we may still send
         self._sink: Sink | None = None  # until its `on_end`
+        self._awaited: Awaited | None = None  # before anything that the reader gets
         self._is_paced = False  # the sink says itself when it can take more
         self._read_since_update = 0
         self._last_update_at = trio.current_time()
@@ -55,7 +57,7 @@ class MuxedStream(IMuxedStream):
         await trio.lowlevel.checkpoint_if_cancelled()
         while not self._buffer:
             if self._is_cut:
-                raise MuxedStreamReset("stream reset")
+                raise MuxedStreamReset(self._end_reason)
             if self._no_more_in:
                 raise MuxedStreamEOF("end of stream")
             await self._readable.park()
@@ -78,7 +80,7 @@ class MuxedStream(IMuxedStream):
     async def _write_in_parts(self, left: memoryview) -> None:
         while left:
             if self._is_reset:
-                raise MuxedStreamReset("stream reset")
+                raise MuxedStreamReset(self._end_reason)
             if self._no_more_out:
                 raise MuxedStreamClosed("stream finished")
             if not self._credit_out:
@@ -177,12 +179,35 @@ class MuxedStream(IMuxedStream):
         """What this stream's window has taken from its connection's budget."""
         return self._window - FIRST_WINDOW_BYTES
 
-    def on_data(self, data: memoryview) -> None:
+    def propose(self, protocol: str) -> None:
+        """Say what a new stream is for, with what is sent next, without waiting for the answer; a
+        refusal ends it.
+        """
+        data = proposal(protocol)
+        self._awaited = Awaited(protocol)
+        self._credit_out -= len(data)
+        self._connection.push_data(self.stream_id, data, now=False)
+
+    def _without_answer(self, awaited: Awaited, data: bytes | memoryview) -> bytes | memoryview:
+        try:
+            rest = awaited.cut_off(data)
+        except ShoalError as error:
+            self._fail(str(error))
+            return b""
+        if not awaited.left_bytes:
+            self._awaited = None
+        return rest
+
+    def on_data(self, data: bytes | memoryview) -> None:
         """Take bytes from the peer. Raises BadMessage if they are more than we allowed."""
         self._credit_in -= len(data)
         if self._credit_in < 0:
             raise BadMessage(f"{-self._credit_in} bytes over the window of stream {self.stream_id}")
         if self._no_more_in:
+            return
+        if self._awaited is not None:
+            data = self._without_answer(self._awaited, data)
+        if not data:
             return
         if self._sink is not None:
             self._tell(self._sink.on_data, data)
@@ -201,11 +226,14 @@ class MuxedStream(IMuxedStream):
 
     def on_finished(self) -> None:
         """The peer sends no more."""
+        if self._awaited is not None:
+            return self._fail("ended before its protocol was agreed")
         self._no_more_in = True
         self._readable.unpark_all()
         self._end_sink(None)
         if self._no_more_out:
             self._connection.forget(self)
+        return None
 
     def on_reset(self) -> None:
         """The stream is gone: wake everybody who waits for it. What came whole stays readable."""

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
-from node.host.addresses import Address
+from node.host.addresses import Address, is_loopback
 from node.host.interfaces import is_global
 from node.reach.views import Announced, Origin
 
@@ -36,14 +36,18 @@ def in_order(
 ) -> list[Announced]:
     """Put addresses in the order of use.
 
-    own: the interfaces'. others: that peers outside have reached. relayed: through relays.
+    own: the interfaces', of which those of this machine only (loopback) are told if there is no
+    other. others: that peers outside have reached. relayed: through relays.
     sources: this machine's addresses for the world outside.
     """
     towards = {host for host in sources if host}
 
-    def rank(address: Address) -> tuple[bool, bool, bool]:
-        return not is_global(address.host), address.host not in towards, _is_loopback(address)
+    def rank(address: Address) -> tuple[bool, bool]:
+        return not is_global(address.host), address.host not in towards
 
+    own = list(own)
+    if not all(is_loopback(one.host) for one in own):
+        own = [one for one in own if not is_loopback(one.host)]
     interfaces = [Announced(str(one), "interface") for one in sorted(own, key=rank)]
     found = [
         *(Announced(one, origin) for one, origin in others),
@@ -55,7 +59,3 @@ def in_order(
     for one in found:
         first.setdefault(one.address, one)
     return list(first.values())
-
-
-def _is_loopback(address: Address) -> bool:
-    return address.host == "::1" or address.host.startswith("127.")

@@ -26,12 +26,14 @@ DOUBT_S = 30.0  # between the two failures that make a verdict worse, and after 
 @dataclass(frozen=True)
 class Vantage:
     """A connected peer outside: it may be asked to dial us, and `stun` are its own addresses that
-    answer STUN (empty if we cannot dial it), at most one a family.
+    answer STUN (empty if we cannot dial it), at most one a family. dialled_us: at an address of
+    ours that it can tell.
     """
 
     peer: PeerId
     host: str
     stun: tuple[Address, ...] = ()
+    dialled_us: bool = False
 
 
 @dataclass(frozen=True)

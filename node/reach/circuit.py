@@ -31,7 +31,7 @@ from node.reach.messages import (
     read_stop,
     receive,
 )
-from wire.errors import BadMessage, PeerUnreachable
+from wire.errors import BadMessage, DeadlineExceeded, PeerUnreachable
 from wire.ids import PeerId
 from wire.ports import PUSH_MAX, Stream
 
@@ -189,7 +189,7 @@ class CircuitClient:
     async def reserve(self, relay: PeerId, *, timeout_s: float = ASK_S) -> Reservation:
         """Ask a relay to take circuits for us; again to renew.
 
-        Raises PeerUnreachable (also if it refuses), DeadlineExceeded, BadMessage.
+        Raises PeerUnreachable (also if it refuses), BadMessage.
         """
         stream = await self._open(relay, timeout_s)
         try:
@@ -249,7 +249,10 @@ class CircuitClient:
         return CircuitCarrier(stream)
 
     async def _open(self, relay: PeerId, timeout_s: float) -> HostStream:
-        stream = await self._host.open(relay, HOP, timeout_s=timeout_s)
+        try:
+            stream = await self._host.open(relay, HOP, timeout_s=timeout_s)
+        except DeadlineExceeded as error:
+            raise PeerUnreachable(str(error)) from error
         if stream.path != "direct":
             stream.drop()
             raise PeerUnreachable(f"relay {relay} is itself reached through a relay")

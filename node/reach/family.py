@@ -17,6 +17,7 @@ RANKS: dict[State, int] = {"unknown": 0, "relayed": 1, "punchable": 2, "mapped":
 
 CANDIDATES_MAX = 16  # a family; a host has a few addresses, and each costs peers a dial
 SERVERS_ASKED = 2  # that look at our mapping: what they see alike, a third would, too
+IDENTIFIED_MAX = 8  # peers asked until one tells: they may all have dialled the other family
 OPENED_S = 300.0  # for a router to forget whom an anchor let in, once it is closed
 PATIENCE_S = 1.0  # that we wait for somebody to reach us before we say what else we know: who is
 # not reached is told so by silence, and its relays should not wait for the end of that
@@ -47,7 +48,14 @@ class AskDialBack:
     address: Address
 
 
-Effect = HoldAnchor | ProbeMapping | AskDialBack
+@dataclass(frozen=True)
+class AskIdentify:
+    """Ask a peer that dialled us at which address; tell `identified`."""
+
+    peer: PeerId
+
+
+Effect = HoldAnchor | ProbeMapping | AskDialBack | AskIdentify
 
 
 @dataclass
@@ -65,6 +73,7 @@ class Family:
     state: State = "unknown"
     _opened: dict[PeerId | str, float] = field(default_factory=dict[PeerId | str, float])
     _barred: dict[PeerId, float] = field(default_factory=dict[PeerId, float])  # until when
+    _identified: set[PeerId] = field(default_factory=set[PeerId])  # or asked to, or in vain
     _is_probing: bool = False
     _servers_asked: int = 0  # in the last probe
     _is_fresh: bool = True  # nothing was seen since the network changed: believe what is seen first
@@ -89,6 +98,7 @@ class Family:
             self._add(one.address, "mapped", one.via)
         self.anchor = self.observed = self.behaviour = None
         self._is_probing = False
+        self._identified.clear()
         self._opened.clear()
         self._barred.clear()
         self._forget_behaviour()
@@ -126,6 +136,10 @@ class Family:
         if old is not None:
             self._opened.clear()  # what a router let in was for the mapping that is gone
             self._forget_behaviour()
+
+    def asked_to_identify(self, peer: PeerId) -> bool:
+        """Tell whether we asked a peer, and nothing better told us since."""
+        return peer in self._identified and self.observed is None
 
     def release(self, peer: PeerId, now: float) -> None:
         """Note that the anchor is gone. What it showed stays until another shows something else."""
@@ -175,6 +189,9 @@ class Family:
         if servers and not self._is_probing and now >= self._probe_at:
             self._is_probing, self._servers_asked = True, len(servers[:SERVERS_ASKED])
             effects.append(ProbeMapping(self.network, tuple(servers[:SERVERS_ASKED])))
+        elif peer := self._next_identified():
+            self._identified.add(peer)
+            effects.append(AskIdentify(peer))
         opened = self._opened_now(now)
         for one in self._askable():
             while (vantage := one.next_asked(self.vantages, opened, now)) is not None:
@@ -245,6 +262,17 @@ class Family:
                     if place.network == self.network:
                         return HoldAnchor(one.peer, place)
         return None
+
+    def _next_identified(self) -> PeerId | None:
+        """Choose who may tell our address, where nobody answers STUN: all others have dialled us,
+        as they do a server in a cloud whose interface has a private address.
+        """
+        if not self.own or self.observed is not None or self._askable() or self.servers():
+            return None
+        if len(self._identified) >= IDENTIFIED_MAX:
+            return None
+        found = (one.peer for one in self.vantages if one.dialled_us)
+        return next((peer for peer in found if peer not in self._identified), None)
 
     def _opened_now(self, now: float) -> set[PeerId | str]:
         self._opened = {key: until for key, until in self._opened.items() if until > now}

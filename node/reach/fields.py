@@ -10,7 +10,7 @@ import struct
 from node.host.addresses import Address
 from wire.errors import BadMessage
 
-FIELDS_MAX = 64  # of one message; a dial request has at most a few dozen addresses
+FIELDS_MAX = 256  # of one message; identify names each of a hundred protocols
 Fields = list[tuple[int, int | bytes]]
 
 _VARINT, _FIXED64, _BYTES = 0, 1, 2

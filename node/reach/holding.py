@@ -15,7 +15,7 @@ from node.reach.views import Held
 from wire.errors import BadMessage, ShoalError
 from wire.ids import PeerId
 
-LOOK_S = 2.0  # between two looks at who might relay, and whether we need it
+LOOK_S = 1.0  # between two looks at who might relay, and whether we need it
 ASK_S = 5.0  # for a relay to answer, a dial included
 ADDRESSES_MAX = 4  # of one relay: IPv4 and IPv6, two of each
 REASON = "relay"  # why the host keeps a relay connected
@@ -102,7 +102,7 @@ class Holding:
 
     @property
     def addresses(self) -> list[str]:
-        """Ours through the relays that we hold, the nearest relay's first."""
+        """Ours through the relays that we hold."""
         return self._machine.addresses
 
     def view(self) -> list[Held]:

@@ -58,6 +58,13 @@ class Reachability:
         self.families[address.network].set_observed(address)
         self._judge(now)
 
+    def identified(self, peer: PeerId, address: Address | None, now: float) -> None:
+        """Take at which address a peer says that it dialled us; None if it does not."""
+        family = self.families[address.network] if address is not None else None
+        if address is not None and family is not None and family.asked_to_identify(peer):
+            family.set_observed(address)
+            self._judge(now)
+
     def released(self, network: str, peer: PeerId, now: float) -> None:
         """Note that an anchor is gone, or could not be made."""
         self.families[network].release(peer, now)
@@ -89,6 +96,8 @@ class Reachability:
     @property
     def verdict(self) -> State:
         """The node's reachability."""
+        if not self._listens and any(family.vantages for family in self.families.values()):
+            return "relayed"
         return max((family.state for family in self.families.values()), key=RANKS.__getitem__)
 
     @property
@@ -96,7 +105,7 @@ class Reachability:
         """True if some peers cannot dial us: where we have IPv4, IPv6 alone does not do."""
         ip4, ip6 = (self.families[network] for network in NETWORKS)
         main = ip4 if ip4.own else ip6
-        return main.state in ("relayed", "punchable")
+        return (main.state if self._listens else self.verdict) in ("relayed", "punchable")
 
     @property
     def behaviour(self) -> Behaviour | None:
@@ -107,6 +116,9 @@ class Reachability:
     @property
     def evidence(self) -> list[Evidence]:
         """How we know, in words, IPv4 first."""
+        if not self._listens:
+            words = "We listen at no address: others reach us through relays only."
+            return [Evidence("address", False, words)]
         return [one for family in self.families.values() for one in about(family)]
 
     def addresses(self) -> list[Address]:
@@ -123,6 +135,10 @@ class Reachability:
         order = ("interface", "mapped", "observed")
         found = sorted(self._candidates(), key=lambda one: order.index(one.source))
         return [one.address for one in found]
+
+    @property
+    def _listens(self) -> bool:
+        return any(family.own for family in self.families.values())
 
     def _candidates(self) -> list[Candidate]:
         return [one for family in self.families.values() for one in family.candidates.values()]

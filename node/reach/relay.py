@@ -169,11 +169,7 @@ class Relay:
         return joint.status
 
     async def _called(self, circuit: Circuit, limits: Limits) -> HostStream:
-        called = await self._host.open(circuit.target, STOP, timeout_s=ANSWER_S)
-        if called.path != "direct":
-            called.drop()
-            self._hop.gone(circuit.target)
-            raise BadMessage("no circuit over a circuit")
+        called = await self._host.open(circuit.target, STOP, timeout_s=ANSWER_S, path="direct")
         with trio.fail_after(ANSWER_S):
             await called.write(pack_stop(Connect(circuit.source, limits)))
         return called

@@ -84,9 +84,8 @@ class Reservations:
 
     @property
     def addresses(self) -> list[str]:
-        """Our relay addresses, of the nearest relay first."""
-        nearest = sorted(self.held.values(), key=lambda hold: _cost(hold.relay))
-        return [address for hold in nearest for address in hold.addresses]
+        """Our relay addresses, in an order that stays: a change is told to the whole swarm."""
+        return [address for hold in self.held.values() for address in hold.addresses]
 
     @property
     def deadline(self) -> float:

@@ -36,7 +36,7 @@ from wire.ids import PeerId
 
 # A node with a global address may be public: it waits so long for a verdict before it asks for
 # relays, whose addresses it would have to take back from everybody.
-VERDICT_S = 2.0
+VERDICT_S = 1.0
 
 _log = structlog.get_logger("reach")
 
@@ -85,10 +85,11 @@ class Reach:
         )
         self._puncher = Puncher(host, self._probe.machine.candidates, self._probe.predicted)
         self._outside_since: float | None = None
-        self._told: tuple[list[str], ReachOffer] = ([], ReachOffer())
+        self._told: tuple[list[str], bool] = ([], False)  # our addresses; whether we relay
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run all parts until cancelled; then give back what routers and relays gave us."""
+        self._told = (self.addresses(), self._offers_relay())  # as our lease says already
         async with trio.open_nursery() as nursery:
             await nursery.start(self.relay.run)
             await nursery.start(self._probe.run)
@@ -193,9 +194,8 @@ class Reach:
         return any(self._is_outside(parse_address(text).host) for text in self._host.addresses())
 
     def _changed(self) -> None:
-        """Tell, if what we announce has changed. Free places come with the next renewal."""
-        offer = self.offer()
-        told = (self.addresses(), ReachOffer(offer.state, int(offer.relay > 0), offer.stun))
+        """Tell, if others can reach us otherwise now. The rest comes when the lease is renewed."""
+        told = (self.addresses(), self._offers_relay())
         if told != self._told:
             if told[0] != self._told[0]:
                 self._puncher.moved()

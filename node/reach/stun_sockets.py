@@ -5,6 +5,7 @@ Source: RFC 8489, section 6.2.2 (over TCP); the messages are in node/reach/stun.
 
 import ipaddress
 import logging
+import math
 import secrets
 import socket
 import struct
@@ -28,6 +29,7 @@ IDLE_S = 75.0  # three of an anchor's questions may get lost
 PACE_S = 0.1  # between answers on one connection: who asks faster waits
 STUN_S = 3.0  # for a connection, and for an answer: two SYNs
 ANCHOR_S = 25.0  # between an anchor's questions: routers forget idle TCP after a minute at worst
+CALM_S = 1.0  # between questions, whatever happens
 ROUNDS = 3  # of looking: a sequential router is told from a random one by several steps
 ROUNDS_ENOUGH = 2  # once all servers saw the same
 
@@ -74,10 +76,11 @@ class StunServer:
     async def _answer(self, stream: trio.SocketStream) -> None:
         remote, local = _remote(stream), _address(stream.socket.getsockname())
         while True:
-            with trio.move_on_after(IDLE_S) as idle:
+            message = None
+            with trio.move_on_after(IDLE_S):
                 message = await _read(stream)
-            if idle.cancelled_caught or message is None:
-                return
+            if message is None:
+                return  # it hung up, or sleeps
             port = self._other_port()
             other = None if port is None else replace(local, port=port)
             answer = stun.encode_answer(stun.decode_request(message), remote, other)
@@ -102,27 +105,44 @@ async def ask(stream: trio.SocketStream) -> stun.Answer:
     return stun.decode_answer(message, transaction)
 
 
-async def hold(listener: Listener, server: Address, told: Callable[[Address], None]) -> NoReturn:
-    """Keep an anchor: a connection from our listening port, asked every ANCHOR_S.
+class Anchor:
+    """A connection from our listening port to a server, asked every ANCHOR_S.
 
-    told: what the server sees, each time. Raises PeerUnreachable or BadMessage when it is over.
+    told: what the server sees, each time.
     """
-    try:
-        stream = await connect_from(listener, server, STUN_S)
-    except (OSError, trio.TooSlowError) as error:
-        raise PeerUnreachable(f"{server}: {error!r}") from error
-    try:
-        # Reset when closed: in TIME_WAIT, the next to the same server could not be made.
-        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        while True:
-            told((await ask(stream)).mapped)
-            with trio.move_on_after(ANCHOR_S):
-                await _read(stream)
-                raise PeerUnreachable(f"{server} hung up, or speaks unasked")
-    except trio.BrokenResourceError as error:
-        raise PeerUnreachable(f"{server}: {error!r}") from error
-    finally:
-        stream.socket.close()
+
+    def __init__(
+        self, listener: Listener, server: Address, told: Callable[[Address], None]
+    ) -> None:
+        self._listener, self._server, self._told = listener, server, told
+        self._rest = trio.CancelScope()
+        self._asked_at = -math.inf
+
+    def ask_now(self) -> None:
+        """Ask before the time: something hints that the network is not what it was."""
+        if trio.current_time() >= self._asked_at + CALM_S:
+            self._rest.cancel()
+
+    async def hold(self) -> NoReturn:
+        """Hold it. Raises PeerUnreachable or BadMessage when it is over."""
+        try:
+            stream = await connect_from(self._listener, self._server, STUN_S)
+        except (OSError, trio.TooSlowError) as error:
+            raise PeerUnreachable(f"{self._server}: {error!r}") from error
+        try:
+            # Reset when closed: in TIME_WAIT, the next to the same server could not be made.
+            linger = struct.pack("ii", 1, 0)
+            stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            while True:
+                self._asked_at = trio.current_time()
+                self._told((await ask(stream)).mapped)
+                with trio.move_on_after(ANCHOR_S) as self._rest:
+                    await _read(stream)
+                    raise PeerUnreachable(f"{self._server} hung up, or speaks unasked")
+        except trio.BrokenResourceError as error:
+            raise PeerUnreachable(f"{self._server}: {error!r}") from error
+        finally:
+            stream.socket.close()
 
 
 async def look(listener: Listener, servers: Sequence[Address]) -> Behaviour | None:

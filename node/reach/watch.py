@@ -1,5 +1,7 @@
 """Drives the reachability machine: watches this machine's network and its peers, and looks at what
 the machine wants looked at. docs/protocols/reach.md, "Reachability".
+
+The host is told when the addresses changed, ours or the router's, and when the machine slept.
 """
 
 import hashlib
@@ -15,17 +17,19 @@ from node.host.addresses import Address, is_loopback, parse_address
 from node.host.interfaces import expand, interface_networks, is_global
 from node.host.listeners import Listener, open_listener
 from node.host.service import LibP2pHost
-from node.host.views import PeerView
+from node.host.views import PeerDown, PeerView
 from node.reach.autonat import DialBackClient, DialBackServer
 from node.reach.behaviour import next_ports
 from node.reach.candidates import Vantage
-from node.reach.family import AskDialBack, Effect, HoldAnchor, ProbeMapping
+from node.reach.family import AskDialBack, AskIdentify, Effect, HoldAnchor, ProbeMapping
+from node.reach.identify import seen_by
 from node.reach.machine import Reachability
-from node.reach.stun_sockets import STUN_S, StunServer, hold, look, look_one
+from node.reach.stun_sockets import STUN_S, Anchor, StunServer, look, look_one
 from wire.errors import BadMessage, PeerUnreachable, UsageError
 
 POLL_S = 5.0  # between looks at the interfaces: a few milliseconds on a thread
 ASLEEP_S = 10.0  # more time than we know of passed between two looks: the machine slept
+VANTAGES_MAX = 16  # peers outside that we choose from; those that we dialled first
 LOOKED_S = 2.0  # for one look; a system that takes longer is looked at the next time
 
 log = logging.getLogger(__name__)
@@ -44,8 +48,7 @@ class Probe:
 
     It serves STUN at the host's listening ports and AutoNAT. `changed` wakes when anything that
     `machine` says may have. is_outside: which IP addresses are asked about; tests allow more.
-    network_changed: called when the addresses changed, ours or the router's, or the machine slept.
-    wall: seconds since the Unix epoch.
+    wall: seconds since the Unix epoch. poll_s: between looks at the interfaces.
     """
 
     def __init__(
@@ -53,11 +56,11 @@ class Probe:
         host: LibP2pHost,
         *,
         is_outside: Callable[[str], bool] = is_global,
-        network_changed: Callable[[], None] = lambda: None,
         wall: Callable[[], float] = time.time,
+        poll_s: float = POLL_S,
     ) -> None:
-        self._host, self._is_outside, self._wall = host, is_outside, wall
-        self._network_changed = network_changed
+        self._host, self._is_outside = host, is_outside
+        self._wall, self._poll_s = wall, poll_s
         self.machine = Reachability(is_outside)
         self.changed = trio.lowlevel.ParkingLot()
         self.stun_port: int | None = None  # our second STUN port, to tell in offers["reach"]
@@ -67,6 +70,7 @@ class Probe:
         DialBackServer(host, self._own_hosts, is_outside)
         self._news = trio.Event()
         self._looking = trio.CancelScope()  # what looks at the network as it is now
+        self._anchors: dict[str, Anchor] = {}  # the last one of each family
         self._interfaces = _Interfaces((), ())
         self._vantages = list[Vantage]()
 
@@ -142,6 +146,9 @@ class Probe:
                 listener = self._listener(network)
                 seen = None if listener is None else await look(listener, servers)
                 return lambda: machine.probed(network, seen, trio.current_time())
+            case AskIdentify(peer):
+                place = await seen_by(self._host, peer)
+                return lambda: machine.identified(peer, place, trio.current_time())
             case AskDialBack(peer, address):
                 outcome = await self._asking.ask(peer, address)
                 log.debug("reach.dial_back peer=%s address=%s %s", peer, address, outcome)
@@ -155,6 +162,8 @@ class Probe:
                 return lambda: machine.released(address.network, peer, trio.current_time())
             case ProbeMapping(network):
                 return lambda: machine.probed(network, None, trio.current_time())
+            case AskIdentify(peer):
+                return lambda: machine.identified(peer, None, trio.current_time())
             case AskDialBack(peer, address):
                 return lambda: machine.dialled_back(peer, address, "no answer", trio.current_time())
 
@@ -171,33 +180,34 @@ class Probe:
             self._see_peers()  # those that we share the address with are not outside
             self._wake()
             if is_new:
-                self._network_changed()
+                self._host.network_changed()
 
         listener = self._listener(server.network)
         if listener is not None:
+            anchor = self._anchors[server.network] = Anchor(listener, server, told)
             try:
-                await hold(listener, server, told)
+                await anchor.hold()
             except (PeerUnreachable, BadMessage) as error:
                 log.debug("reach.anchor_lost server=%s %r", server, error)
 
     # what is there
 
     async def _watch_interfaces(self) -> None:
-        if all(is_loopback(place.host) for place in self._interfaces.own):
+        if not any(self._is_outside(host) or not is_loopback(host) for host in self._own_hosts()):
             return  # nothing that could change
         wall = self._wall()
         while True:
-            await trio.sleep(POLL_S)
+            await trio.sleep(self._poll_s)
             before, wall = wall, self._wall()
-            slept_s = wall - before - POLL_S
+            slept_s = wall - before - self._poll_s
             if await self._look_at_interfaces():
                 log.info("reach.interfaces %s", self._interfaces.own)
                 self._begin_anew()
-                self._network_changed()
+                self._host.network_changed()
             elif slept_s > ASLEEP_S:
                 log.info("reach.slept s=%.0f", slept_s)
                 self.restart()
-                self._network_changed()
+                self._host.network_changed()
             self._see_peers()
 
     async def _look_at_interfaces(self) -> bool:
@@ -213,13 +223,17 @@ class Probe:
         return self.machine.interfaces(found.own, trio.current_time())
 
     async def _watch_peers(self) -> None:
-        async for _ in self._host.watch():
+        async for event in self._host.watch():
             self._see_peers()
+            if isinstance(event, PeerDown):
+                for anchor in self._anchors.values():
+                    anchor.ask_now()  # the router may be another, or have forgotten
 
     def _see_peers(self) -> None:
         """Tell the machine who is outside, if that is not as before."""
-        found = [self._vantage(view) for view in self._host.peers() if self._is_vantage(view)]
-        found.sort(key=lambda one: (not one.stun, _mixed(self._host.peer, one.peer)))
+        views = [view for view in self._host.peers() if self._is_vantage(view)]
+        views.sort(key=lambda view: (view.direction == "in", _mixed(self._host.peer, view.peer)))
+        found = [self._vantage(view) for view in views[:VANTAGES_MAX]]
         if found != self._vantages:
             self._vantages = found
             self.machine.outside(found, trio.current_time())
@@ -249,7 +263,7 @@ class Probe:
             places[seen.network] = seen
         elif not any(one.host == seen.host for one in known):
             places = {}
-        return Vantage(view.peer, seen.host, tuple(places.values()))
+        return Vantage(view.peer, seen.host, tuple(places.values()), view.direction == "in")
 
     def _own_hosts(self) -> set[str]:
         return {place.host for place in self._interfaces.own}

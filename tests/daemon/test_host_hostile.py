@@ -40,7 +40,8 @@ class Echo:
         self.is_over = trio.Event()
 
     def on_data(self, data: bytes | memoryview) -> None:
-        self.stream.push(bytes(data), now=True)
+        for at in range(0, len(data), PUSH_MAX):  # what came before it was attached comes at once
+            self.stream.push(bytes(data[at : at + PUSH_MAX]), now=True)
 
     def on_room(self) -> None:
         return

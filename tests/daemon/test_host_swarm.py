@@ -293,7 +293,9 @@ async def test_asking_for_the_impossible_says_why() -> None:
             await b.connect("/ip4/127.0.0.1/tcp/1")
         await b.connect(a.addresses()[0])
         with pytest.raises(PeerUnreachable, match="does not speak /absent"):
-            await b.open(a.peer, "/absent", timeout_s=3)
+            await (await b.open(a.peer, "/absent", timeout_s=3)).read(1)
+        with pytest.raises(PeerUnreachable, match="does not speak /absent or /neither"):
+            await b.open(a.peer, ["/absent", "/neither"], timeout_s=3)
         # The right place, the wrong name: whoever answers there is not whom we asked for.
         b.learn(PeerId(b.peer[:-1] + "1"), [])
         somebody = make_host()

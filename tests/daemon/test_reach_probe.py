@@ -4,19 +4,19 @@ networks stand for the Internet: all of 127/8 is this machine.
 
 import secrets
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 import trio
 
-from node.host.addresses import Address, parse_address
+from node.host.addresses import Address
 from node.host.service import LibP2pHost
 from node.reach import autonat_wire, stun
 from node.reach.autonat import DialBackClient, DialBackServer
 from node.reach.autonat_wire import DIAL_BACK, DIAL_REQUEST
-from node.reach.fields import encode_place
-from node.reach.stun_sockets import PER_NETWORK_MAX, StunServer, ask, look, look_one
+from node.reach.identify import seen_by
+from node.reach.stun_sockets import StunServer, ask, look, look_one
 from node.reach.watch import Probe
 from tests.daemon.hosts import KEY, eventually, running
 from wire.errors import PeerUnreachable
@@ -36,7 +36,7 @@ def make(at: int) -> LibP2pHost:
 
 
 @asynccontextmanager
-async def meeting(count: int) -> AsyncIterator[list[LibP2pHost]]:
+async def meeting(count: int) -> AsyncGenerator[list[LibP2pHost]]:
     """Hosts of which the first is connected to the others."""
     hosts = [make(at) for at in range(count)]
     async with running(*hosts):
@@ -111,7 +111,8 @@ async def test_an_attribute_that_must_be_understood_is_refused_by_name() -> None
         async with await tcp(own(host)) as stream:
             await stream.send_all(request[:2] + b"\x00\x08" + request[4:] + change)
             answer = await stream.receive_some(200)
-            assert answer[:2] == b"\x01\x11" and b"\x00\x00\x04\x14" in answer
+            assert answer[:2] == b"\x01\x11"
+            assert b"\x00\x00\x04\x14" in answer
             assert answer.endswith(b"\x00\x0a\x00\x02\x00\x03\x00\x00")
 
 
@@ -129,14 +130,15 @@ async def test_looking_from_a_fresh_port_needs_no_router_to_see_that_there_is_no
         assert found is not None
         assert (found.mapping, found.servers) == ("none", 2)
         mapped = await look_one(host.listeners[0], [Address("ip4", NETWORKS[1], 1), own(b)])
-        assert mapped is not None and mapped.host == NETWORKS[0]
+        assert mapped is not None
+        assert mapped.host == NETWORKS[0]
 
 
 # AutoNAT
 
 
 @asynccontextmanager
-async def asking() -> AsyncIterator[tuple[LibP2pHost, LibP2pHost, DialBackClient]]:
+async def asking() -> AsyncGenerator[tuple[LibP2pHost, LibP2pHost, DialBackClient]]:
     """Two hosts; the first asks, the second dials."""
     async with meeting(2) as (host, server):
         client = DialBackClient(host)
@@ -150,7 +152,7 @@ async def test_an_address_where_we_listen_is_reached_and_another_is_not() -> Non
     async with asking() as (host, server, client):
         before = server.peers()[0].connections
         assert await client.ask(server.peer, own(host)) == "reached"
-        with await _unused() as place:
+        with _unused() as place:
             assert await client.ask(server.peer, place) == "failed"
         assert server.peers()[0].connections == before
         await eventually(lambda: host.counters().connections == 1)
@@ -288,7 +290,8 @@ async def test_the_probe_finds_an_open_host_public_and_says_why() -> None:
         await eventually(lambda: probes[0].machine.verdict == "public", within_s=PATIENCE_S)
         machine = probes[0].machine
         await eventually(lambda: machine.behaviour is not None and machine.behaviour.servers == 2)
-        assert machine.behaviour is not None and machine.behaviour.mapping == "none"
+        assert machine.behaviour is not None
+        assert machine.behaviour.mapping == "none"
         assert machine.addresses() == [own(host)]
         assert probes[0].stun_port is not None
         second = Address("ip4", NETWORKS[0], probes[0].stun_port)
@@ -296,7 +299,7 @@ async def test_the_probe_finds_an_open_host_public_and_says_why() -> None:
             assert (await ask(stream)).other == second
         assert await probes[0].predicted(16) == []
         nursery.cancel_scope.cancel()
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="all attempts to connect"):
         await tcp(second)
 
 
@@ -311,6 +314,42 @@ async def test_between_loopback_addresses_nothing_is_probed() -> None:
         assert [probe.stun_port for probe in probes] == [None] * 2
         assert host.counters().connections == a.counters().connections == 1
         nursery.cancel_scope.cancel()
+
+
+async def test_a_machine_that_slept_looks_at_everything_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with meeting(2) as (host, a), trio.open_nursery() as nursery:
+        slept, told = [0.0], list[float]()
+        probe = Probe(
+            host,
+            is_outside=anybody,
+            wall=lambda: trio.current_time() + slept[0],
+            poll_s=0.05,
+        )
+        monkeypatch.setattr(host, "network_changed", lambda: told.append(trio.current_time()))
+        a.sorter.stun = StunServer(lambda: None).serve
+        DialBackServer(a, list, anybody)
+        await nursery.start(probe.run)
+        await connect(host, a)
+        await eventually(lambda: probe.machine.verdict == "public")
+        assert told == []
+        candidate = probe.machine.families["ip4"].candidates[own(host)]
+        slept[0] = 60.0
+        await eventually(lambda: len(told) == 1)
+        await eventually(lambda: probe.machine.verdict == "public")
+        assert probe.machine.families["ip4"].candidates[own(host)] is not candidate
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_was_dialled_learns_from_the_other_at_which_address() -> None:
+    async with meeting(2) as (host, a):
+        await connect(a, host)
+        await eventually(lambda: host.connected())
+        assert await seen_by(a, host.peer) is not None  # its own ephemeral port: of no use
+        seen = await seen_by(host, a.peer)
+        assert seen == own(host)
+        assert await seen_by(host, make(2).peer) is None
 
 
 async def test_an_anchor_that_hangs_up_is_replaced() -> None:
@@ -338,23 +377,16 @@ async def test_an_anchor_that_hangs_up_is_replaced() -> None:
         nursery.cancel_scope.cancel()
 
 
-async def _unused():  # type: ignore[no-untyped-def]
+@contextmanager
+def _unused() -> Generator[Address]:
     """A port of the first network where nobody listens, held so that it stays so."""
-    sock = socket.socket()
-    sock.bind((NETWORKS[0], 0))
-
-    class Held:
-        def __enter__(self) -> Address:
-            return Address("ip4", NETWORKS[0], sock.getsockname()[1])
-
-        def __exit__(self, *_: object) -> None:
-            sock.close()
-
-    return Held()
+    with socket.socket() as sock:
+        sock.bind((NETWORKS[0], 0))
+        yield Address("ip4", NETWORKS[0], sock.getsockname()[1])
 
 
 @asynccontextmanager
-async def _somebody() -> AsyncIterator[Address]:
+async def _somebody() -> AsyncGenerator[Address]:
     """A listener of somebody else, that says nothing."""
     async with trio.open_nursery() as nursery:
         listener = (await trio.open_tcp_listeners(0, host=NETWORKS[2]))[0]

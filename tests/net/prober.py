@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from typing import Any
 
 import trio
 
@@ -44,14 +45,12 @@ def main() -> None:
     sys.stdin.read()
 
 
-def _live(host: dict[str, object]) -> None:
+def _live(host: dict[str, Any]) -> None:
     """Be one host, until the program that forked us ends (its input ends for us, too)."""
-    descriptor = os.open(str(host["namespace"]), os.O_RDONLY)
+    descriptor = os.open(host["namespace"], os.O_RDONLY)
     if ctypes.CDLL(None, use_errno=True).setns(descriptor, CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), "setns")
-    public = host["public"]
-    assert isinstance(public, dict)
-    trio.run(_run, str(host["name"]), public)
+    trio.run(_run, host["name"], host["public"])
 
 
 async def _run(name: str, public: dict[str, list[str]]) -> None:
@@ -73,7 +72,7 @@ async def _report(name: str, probe: Probe) -> None:
     told, started = "", time.monotonic()
     while True:
         machine = probe.machine
-        belief = {
+        belief: dict[str, object] = {
             "name": name,
             "verdict": machine.verdict,
             "mapping": machine.behaviour.mapping if machine.behaviour else None,

@@ -1,6 +1,7 @@
 """The reachability verdict with real routers: hosts with the probe at sites of each type."""
 
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from node.reach import stun
 from tests.net.lab.lab import Lab, Site, missing
 from tests.net.lab.rules import KINDS
 
@@ -91,7 +93,8 @@ class Probers:
 @pytest.fixture(scope="module")
 def lab() -> Generator[Lab]:
     plan = [Site(kind, kind) for kind in KINDS]
-    plan += [Site("six-open", "symmetric", ipv6="open"), Site("six-fw", "symmetric", ipv6="fw")]
+    plan += [Site("six-open", "symmetric", ipv6="open")]
+    plan += [Site("six-fw", "symmetric", ipv6="firewalled")]
     with Lab(plan, public_ipv6=True) as made:
         yield made
 
@@ -113,9 +116,10 @@ def test_each_type_gets_its_verdict_and_its_mapping(probers: Probers) -> None:
         lambda: all(probers.verdict(name) == verdict for name, verdict in expected.items())
     )
     print(f"all verdicts after {took_s:.1f} s")
-    for kind in KINDS:
-        mapping = MAPPINGS.get(kind, "endpoint-independent")
-        probers.until(lambda: probers.beliefs[f"{kind}1"]["mapping"] == mapping)
+    mappings = {f"{kind}1": MAPPINGS.get(kind, "endpoint-independent") for kind in KINDS}
+    probers.until(
+        lambda: all(probers.beliefs[name]["mapping"] == said for name, said in mappings.items())
+    )
 
 
 def test_a_restart_of_the_router_or_a_new_address_is_noticed(lab: Lab, probers: Probers) -> None:
@@ -132,3 +136,29 @@ def test_a_host_that_moves_is_judged_anew(lab: Lab, probers: Probers) -> None:
     print(f"verdict after moving: {took_s:.1f} s")
     lab.move_host("open1", "open")
     probers.until(lambda: probers.verdict("open1") == "public")
+
+
+def test_stun_serves_a_few_connections_of_one_address_and_goes_on(
+    lab: Lab, probers: Probers
+) -> None:
+    probers.until(lambda: probers.verdict("pub1") == "public")
+    place = (lab.hosts["pub1"].ip, 4001)
+    sockets = [
+        lab.hosts["udpblock1"].call(lambda: socket.create_connection(place, 5.0)) for _ in range(12)
+    ]
+    answered = [_asks(one) for one in sockets]
+    assert answered.count(True) in (7, 8)  # its own anchor may be one of eight
+    for one in sockets:
+        one.close()
+    with lab.hosts["restricted1"].call(lambda: socket.create_connection(place, 5.0)) as other:
+        assert _asks(other)
+
+
+def _asks(sock: socket.socket) -> bool:
+    """Ask for our address; False if the server hangs up."""
+    sock.settimeout(5.0)
+    sock.sendall(stun.encode_request(bytes(12)))
+    try:
+        return bool(sock.recv(100))
+    except ConnectionResetError:
+        return False

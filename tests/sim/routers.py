@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from node.host.addresses import Address
 from node.reach.behaviour import Observation, classify
 from node.reach.candidates import Outcome, Vantage
-from node.reach.family import AskDialBack, Effect, HoldAnchor, ProbeMapping
+from node.reach.family import AskDialBack, AskIdentify, Effect, HoldAnchor, ProbeMapping
 from node.reach.machine import Reachability
 from wire.ids import PeerId
 
@@ -74,6 +74,10 @@ class Router:
         self._sent.add((port, remote))
         return local if self.kind.mapping == "none" else replace(local, host=self.wan, port=port)
 
+    def forward(self, port: int, to: Address) -> None:
+        """Forward a port for good, as a cloud does for each of its machines."""
+        self._behind[port] = to
+
     def lets_in(self, remote: Address, to: Address, listens: Address) -> bool:
         """Tell whether a connection from `remote` reaches our listener."""
         if self.kind.mapping == "none":
@@ -118,9 +122,12 @@ class Outside:
     host: str
     ip6: str | None = None
     lies: Callable[[Outcome], Outcome] = lambda outcome: outcome
+    dialled: Address | None = None  # it is behind a router itself, and has dialled us there
 
     @property
     def vantage(self) -> Vantage:
+        if self.dialled is not None:
+            return Vantage(self.peer, self.host, dialled_us=True)
         places = [Address("ip4", self.host, PORT)]
         if self.ip6:
             places.append(Address("ip6", self.ip6, PORT))
@@ -185,6 +192,9 @@ class World:
                 self.machine.observed(router.send(self.listens[address.network], address), self.now)
             case ProbeMapping(network, servers):
                 self.machine.probed(network, classify(self.look(network, servers)), self.now)
+            case AskIdentify(peer):
+                place = next(one.dialled for one in self.outside if one.peer == peer)
+                self.machine.identified(peer, place, self.now)
             case AskDialBack(peer, address):
                 outcome = self.dial_back(peer, address)
                 self.machine.dialled_back(peer, address, outcome, self.now)

@@ -80,7 +80,7 @@ async def meet(
     ends: dict[str, str] = {}
 
     async def dial() -> None:
-        await admit_as_dialler(a, dialler_key, dialler_sees)
+        await admit_as_dialler(a, dialler_key, dialler_sees, on_proved=lambda: None)
 
     async def listen() -> None:
         await admit_as_listener(b, listener_key, listener_sees)
@@ -181,10 +181,10 @@ async def test_a_dialler_trusts_no_listener_that_does_not_know_the_key(
     autojump_clock: MockClock,
 ) -> None:
     dialler, attacker = pipes()
-    result: list[str] = []
+    result, proved = list[str](), list[bool]()
 
     async def dial() -> None:
-        await admit_as_dialler(dialler, KEY, BINDING)
+        await admit_as_dialler(dialler, KEY, BINDING, on_proved=lambda: proved.append(True))
 
     async def note() -> None:
         result.append(await outcome(dial, dialler))
@@ -197,6 +197,7 @@ async def test_a_dialler_trusts_no_listener_that_does_not_know_the_key(
         await attacker.write(said)
         assert await attacker.read(FRAME_MAX) == b""  # and gets no proof of ours to use elsewhere
     assert result == ["NotAdmitted"]
+    assert not proved
 
 
 async def test_silence_is_not_waited_out_by_the_machine_itself(autojump_clock: MockClock) -> None:

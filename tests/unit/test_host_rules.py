@@ -10,8 +10,9 @@ from node.host.addresses import is_loopback, parse_address
 from node.host.backoff import ADDRESSES_MAX, DELAY_MAX_S, FIRST_DELAY_S, AddressBook, Backoff
 from node.host.gate import Gate, Limits
 from node.host.interfaces import expand
-from node.host.liveness import INTERVAL_S, PATIENCE_S, REFRESH_S, Liveness
-from node.host.race import race
+from node.host.liveness import HURRY_S, INTERVAL_S, PATIENCE_S, REFRESH_S, Liveness, patience_s
+from node.host.race import Lanes, race
+from node.host.views import Rates, Traffic
 from wire.errors import BadMessage, PeerUnreachable
 from wire.ids import Signer
 
@@ -271,7 +272,7 @@ async def test_a_dead_first_address_does_not_hide_a_good_second_one(
 ) -> None:
     runners, start = Runners(), trio.current_time()
     field = [("dead", 100.0, True), ("good", 0.01, True)]
-    assert await race(field, runners, runners.discard, stagger_s=0.05) == "good"
+    assert await race(Lanes([field]), runners, runners.discard, stagger_s=0.05) == "good"
     assert trio.current_time() - start == pytest.approx(0.06)
     assert runners.ended == {"dead": "cancelled", "good": "won"}
 
@@ -279,7 +280,7 @@ async def test_a_dead_first_address_does_not_hide_a_good_second_one(
 async def test_a_refusal_starts_the_next_at_once(autojump_clock: MockClock) -> None:
     runners, start = Runners(), trio.current_time()
     field = [(f"refused {n}", 0.0, False) for n in range(9)] + [("good", 0.0, True)]
-    assert await race(field, runners, runners.discard, stagger_s=5.0) == "good"
+    assert await race(Lanes([field]), runners, runners.discard, stagger_s=5.0) == "good"
     assert trio.current_time() - start < 0.01
 
 
@@ -288,14 +289,87 @@ async def test_two_that_arrive_together_give_one_winner_and_one_discarded(
 ) -> None:
     runners = Runners()
     field = [("a", 0.1, True), ("b", 0.05, True)]
-    winner = await race(field, runners, runners.discard, stagger_s=0.05)
+    winner = await race(Lanes([field]), runners, runners.discard, stagger_s=0.05)
     assert sorted(runners.ended.values()) in (["discarded", "won"], ["cancelled", "won"])
     assert runners.ended[winner] == "won"
 
 
+async def test_lanes_start_at_once_and_their_candidates_one_after_the_other(
+    autojump_clock: MockClock,
+) -> None:
+    runners, start = Runners(), trio.current_time()
+    direct, relayed = (
+        [("d1", 9.0, True), ("d2", 9.0, True)],
+        [("r1", 0.0, False), ("r2", 1.0, True)],
+    )
+    assert await race(Lanes([direct, relayed]), runners, runners.discard, stagger_s=0.05) == "r2"
+    begun = {name: round(at - start, 2) for name, at in runners.started_at.items()}
+    assert begun == {"d1": 0.0, "d2": 0.05, "r1": 0.0, "r2": 0.0}
+
+
+async def test_who_comes_during_a_race_runs_too_and_at_once(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    runners, lanes, start = Runners(), Lanes([[("dead", 100.0, False)]]), trio.current_time()
+
+    async def come_late() -> None:
+        await trio.sleep(3)
+        lanes.add([("late", 0.5, True)])
+
+    nursery.start_soon(come_late)
+    assert await race(lanes, runners, runners.discard, stagger_s=0.05) == "late"
+    assert runners.ended == {"dead": "cancelled", "late": "won"}
+    assert trio.current_time() - start == pytest.approx(3.5)
+
+
 async def test_when_all_fail_every_reason_is_told(autojump_clock: MockClock) -> None:
-    runners = Runners()
+    runners, both = Runners(), Lanes([[("a", 1.0, False), ("b", 2.0, False)]])
     with pytest.raises(PeerUnreachable, match=r"'a'.*refused.*'b'.*refused"):
-        await race([("a", 1.0, False), ("b", 2.0, False)], runners, runners.discard, stagger_s=0.05)
+        await race(both, runners, runners.discard, stagger_s=0.05)
     with pytest.raises(PeerUnreachable, match="no address"):
-        await race([], runners, runners.discard, stagger_s=0.05)
+        await race(both, runners, runners.discard, stagger_s=0.05)
+
+
+def test_silence_is_noticed_within_three_seconds_while_a_call_waits() -> None:
+    live = Liveness(next_ping_at=0.0)
+    live.answered(now=0.0)
+    assert not live.is_due(0.5, heard_at=0.0, hurries=True)
+    now = live.next_ping_at
+    assert now == HURRY_S
+    while not live.is_dead:
+        assert live.is_due(now, heard_at=0.0, hurries=True)
+        live.pinged(bytes_in=100)
+        now += patience_s(0.05, hurries=True)
+        live.missed(now, bytes_in=100)
+    assert now == 3.0
+
+
+def test_a_far_peer_has_time_to_answer_and_an_unmeasured_one_all_of_it() -> None:
+    assert patience_s(0.5, hurries=True) == 2.0
+    assert patience_s(5.0, hurries=True) == PATIENCE_S
+    assert patience_s(None, hurries=True) == patience_s(0.01, hurries=False) == PATIENCE_S
+
+
+def test_a_doubted_connection_is_asked_until_it_answers_whatever_else_it_says() -> None:
+    live = Liveness(next_ping_at=0.0)
+    live.answered(now=0.0)
+    live.check(now=1.0)
+    assert live.next_ping_at == 1.0
+    for now in (1.0, 2.0, 3.0):
+        assert live.is_due(now, heard_at=now)
+        live.pinged(bytes_in=int(now))
+        live.missed(now + 1.0, bytes_in=int(now) + 1)  # it talks, but this is not the answer
+        assert not live.is_dead
+    live.answered(now=4.5)
+    assert not live.is_due(4.6, heard_at=4.5)
+
+
+def test_rates_are_of_the_last_seconds() -> None:
+    total, rates = Traffic(), Rates(now=0.0)
+    assert rates.since(0.0, total) == (0.0, 0.0)
+    for second in range(100):
+        total.bytes_in += 1000 if second < 50 else 100
+        total.bytes_out += 10
+        rates.note(float(second), total)
+    assert rates.since(99.0, total) == (100.0, 10.0)
+    assert rates.since(999.0, total)[0] < 1.0

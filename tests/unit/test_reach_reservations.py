@@ -49,7 +49,10 @@ def test_the_two_nearest_relays_of_different_networks_are_asked() -> None:
     assert asked(machine.update(relays, is_wanted=True, now=0.0)) == {ANN, CAT}
     assert machine.granted(CAT, ["/cat"], HOUR_S, 0.1) == []
     assert machine.granted(ANN, ["/ann"], HOUR_S, 0.2) == []
-    assert machine.addresses == ["/ann", "/cat"]  # the nearer one first
+    assert machine.addresses == ["/cat", "/ann"]
+    farther = [relay(ANN, 1, rtt_s=0.3), relay(CAT, 2, rtt_s=0.2)]
+    machine.update(farther, is_wanted=True, now=1.0)
+    assert machine.addresses == ["/cat", "/ann"]  # each change would be told to everybody
 
 
 def test_two_of_one_network_are_better_than_one_until_another_comes() -> None:
