@@ -144,6 +144,7 @@ class Reach:
             held=self._holding.view(),
             relay=self._relay_view(),
             punches=self._punches(),
+            punched=self._puncher.counts(),
         )
 
     # --- inside --------------------------------------------------------------------------------
