@@ -139,8 +139,8 @@ def start_connecting(
 ) -> socket.socket:
     """Send the first packet of a connection from a listener's own port, at once; `connected` waits.
 
-    remote: an IP address of the listener's family. port: another one (0: any free one).
-    Raises OSError (EADDRNOTAVAIL: that connection stands already).
+    remote: an IP address of the listener's family. port: another one (0: any free one). Raises
+    OSError (EADDRNOTAVAIL: that connection stands already).
     """
     # Only now, with the port bound: SO_REUSEPORT then lets none in that has not set it at its own
     # bind, as `open_listener` does not (Linux: inet_csk_get_port; tried in test_host_ports.py).
