@@ -118,5 +118,42 @@ _NOTES = {
         "blocks, and the process with the whole model. SmolLM2 shares its token embedding with "
         "its head, so the first and the last third hold it besides."
     ),
+    "reach.": (
+        "Real daemons (`shoal up`) in the NAT lab of `tests/net`: network namespaces, nftables "
+        "routers of ten types, 10 ms one way at each private site, two public members. Whether a "
+        "path is direct is judged by the sockets of the host and their byte counters, never by "
+        "what a daemon says."
+    ),
+    "reach.talk": "A call of 100 kB from one to the other, by whatever path.",
+    "reach.direct": (
+        "Pairs whose calls go over a socket of their own. 42 is the limit of TCP with prediction "
+        "of sequential ports, 37 (`_unpredicted`) without, both measured with plain sockets."
+    ),
+    "reach.time_to_direct": (
+        "The direct sockets of a pair are reset; from the moment the relayed connection stands "
+        "until calls go directly. Pairs that dial each other directly at once are in no time, but "
+        "in `reach.success`."
+    ),
+    "reach.success": "Resets of each possible pair after which it was direct within 20 s.",
+    "reach.netcheck": "Reachability and mapping that `shoal netcheck` tells, against the lab's.",
+    "reach.first_byte": (
+        "A fresh host that is connected to the relay calls a peer behind it that it never saw: "
+        "handshake, admission and the answer. The goal is 4 round trips (of calls, median of the "
+        "run) and 50 ms."
+    ),
+    "reach.flood_": (
+        "One member asks a relay 1,000 times a second for a reservation, without awaiting answers; "
+        "another one calls the relay and reserves meanwhile. `reach.garbage_`: mutated messages."
+    ),
+    "reach.attacks_": "Resident memory of the relay after both attacks, less that before.",
+    "reach.relayed_share": (
+        "A blob of 100 MB begins to flow right after the direct sockets were reset, through the "
+        "relay: bytes that came to the relays' devices after the direct socket stood."
+    ),
+    "reach.repair_": (
+        "From the event to the first answer of calls that began after it and have 1 s each. "
+        "`_moves`: the machine joins another site's network; `_vanishes`: the relay's machine is "
+        "gone without a FIN. `_lost`: writes acknowledged before it that the other end lacks."
+    ),
 }
 NOTES = {start: f"- `{start}…`: {text}\n" for start, text in _NOTES.items()}

@@ -21,12 +21,13 @@ from node.host.negotiate import HELLO
 from node.host.service import LibP2pHost
 from node.host.yamux import MuxedConnection
 from node.reach.circuit import CircuitClient
-from node.reach.messages import HOP, Reserve, pack, pack_hop
-from node.tickets import parse_ticket
+from node.reach.messages import HOP, Reserve, pack_hop
+from node.tickets import SwarmKey, parse_ticket
 from protocols.rpc.service import RpcService
 from wire import codec
 from wire.clock import SystemClock
 from wire.errors import ShoalError
+from wire.frames import pack
 from wire.ids import PeerId, Signer
 
 CALL_S = 20.0
@@ -40,7 +41,7 @@ GARBAGE_MAX = 2_000  # bytes of one message
 class Member:
     """One host with what it asks of others."""
 
-    def __init__(self, key: bytes | None) -> None:
+    def __init__(self, key: SwarmKey | None) -> None:
         seed = os.urandom(32)
         self.host = LibP2pHost(seed, key, [])
         self.rpc = RpcService(self.host)

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,14 +70,10 @@ class Stage(Swarm):
         if not self.ticket:
             self.ticket = made[names[0]].client.ticket()
 
-    def await_direct_socket(self, one: str, other: str) -> bool:
-        """Whether calls between the two go over a socket of their own now."""
-        return self.has_socket(one, other) and self.judge(one, other) == "direct"
-
 
 @contextlib.contextmanager
 def stage(
-    sites: Iterable[Site], *, relays: Iterable[str] = RELAYS, public_ipv6: bool = False
+    sites: Iterable[Site], *, relays: Sequence[str] = RELAYS, public_ipv6: bool = False
 ) -> Generator[Stage]:
     """Build a lab, start its public members; nothing is left of it at the end.
 
@@ -88,7 +84,7 @@ def stage(
         raise Unavailable(reason)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        lab = stack.enter_context(Lab(list(sites), public_ipv6=public_ipv6))
+        lab = stack.enter_context(Lab(list(sites), publics=len(relays), public_ipv6=public_ipv6))
         forge = stack.enter_context(Child("forge", FORGE))
         made = Stage(lab, folder, forge=forge)
         stack.callback(made.close)

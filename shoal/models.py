@@ -191,7 +191,7 @@ def models(client: Client) -> list[Model]:
 
 def unserve(client: Client, name: str) -> None:
     """Take a model out of service on all nodes."""
-    client.call("DELETE", f"/v1/served/{name}")
+    client.call("DELETE", f"/v1/served/{quote(name, safe='')}")
 
 
 def model_map(client: Client, name: str) -> Map:

@@ -99,7 +99,7 @@ def unhost(context: Context, name: str, as_json: bool) -> None:
     """
     _show(hosting.unhost(context.client(), name), as_json=as_json)
     if not as_json:
-        click.echo(f"this node gives up what it has of {name}", err=True)
+        click.echo(f"nothing of {name} is hosted here, until `shoal host {name}`", err=True)
 
 
 def _show(model: Model, *, as_json: bool) -> None:

@@ -129,11 +129,12 @@ class Reachability:
     def candidates(self) -> list[Address]:
         """Those that a peer may try while we do the same: interfaces', mapped, observed.
 
-        Where a router takes a new port for each destination, the observed one is no use.
+        Observed ones also where a router takes a new port for each destination: a peer's router
+        that lets in whom it has sent something, from any port, must have sent something there.
         """
         order = ("interface", "mapped", "observed")
-        found = [one for one in self._candidates() if one.source != "observed" or self._lasts(one)]
-        return [one.address for one in sorted(found, key=lambda one: order.index(one.source))]
+        found = sorted(self._candidates(), key=lambda one: order.index(one.source))
+        return [one.address for one in found]
 
     @property
     def _listens(self) -> bool:
@@ -141,10 +142,6 @@ class Reachability:
 
     def _candidates(self) -> list[Candidate]:
         return [one for family in self.families.values() for one in family.candidates.values()]
-
-    def _lasts(self, one: Candidate) -> bool:
-        kind = self.families[one.address.network].behaviour
-        return bool(one.reached or kind is None or kind.mapping in ("none", "endpoint-independent"))
 
     def _judge(self, now: float) -> None:
         for family in self.families.values():

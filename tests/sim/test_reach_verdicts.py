@@ -87,13 +87,14 @@ def test_who_listens_nowhere_is_reached_through_relays() -> None:
     assert [one.kind for one in world.machine.evidence] == ["address"]
 
 
-def test_what_is_announced_was_reached_and_what_is_no_use_is_no_candidate() -> None:
+def test_what_is_announced_was_reached_and_what_opens_a_peers_router_is_a_candidate() -> None:
     cone = settled("fullcone").machine
     assert cone.addresses() == [LISTENS, Address("ip4", WAN, PORT)]
     punchable = settled("portrestricted").machine
     assert punchable.addresses() == [LISTENS]
     assert punchable.candidates() == [LISTENS, Address("ip4", WAN, PORT)]
-    assert settled("symseq").machine.candidates() == [LISTENS]  # the punch predicts instead
+    for kind in ("symseq", "symmetric"):  # a router that filters by address only lets it in then
+        assert {one.host for one in settled(kind).machine.candidates()} == {LISTENS.host, WAN}
 
 
 def test_a_mapped_address_makes_a_bad_router_mapped() -> None:

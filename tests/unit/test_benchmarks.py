@@ -115,3 +115,13 @@ def test_every_figure_of_serving_says_how_it_is_measured() -> None:
     names = set(re.findall(r'"(answer\.[a-z0-9_{}]+)', text))
     assert len(names) > 10
     assert {name for name in names if not name.startswith(tuple(NOTES))} == set()
+
+
+def test_every_figure_of_reaching_says_how_it_is_measured() -> None:
+    folder = Path(reporting.__file__).parent
+    text = "".join(path.read_text() for path in folder.glob("reach_*.py"))
+    names = set(re.findall(r'"(reach\.[a-z0-9_{}]+)', text))
+    assert len(names) > 15
+    starts = tuple(start for start in NOTES if start.startswith("reach.") and start != "reach.")
+    named = {name for name in names if not name.startswith("reach.{")}
+    assert {name for name in named if not name.startswith(starts)} == set()

@@ -151,6 +151,13 @@ def test_serve_takes_a_name_too_but_no_path_that_is_not_there(
     assert daemon.asked[0][2] == ServeRequest("smol")
 
 
+@pytest.mark.parametrize("command", ["unserve", "host", "unhost"])
+def test_a_name_that_cannot_be_one_reaches_the_daemon_as_a_name(command: str) -> None:
+    daemon = Daemon(Model("smol", "ab" * 32, 30, ready=True, created_ms=0, stages=[]))
+    assert ask(daemon, "../smol", command=HOSTING[command]).exit_code == 0
+    assert daemon.asked[0][1].startswith("/v1/served/..%2Fsmol")
+
+
 def test_pin_takes_all_or_some_blocks() -> None:
     for arguments, body in (
         ((), PinModel(0, None)),
