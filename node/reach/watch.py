@@ -314,10 +314,7 @@ class Probe:
 
 
 def _read(listening: list[Address]) -> _Interfaces:
-    own = [place for address in listening for place in expand(address)]
-    # Of a family that this machine has not, `expand` gives loopback.
-    own = [place for place in own if not is_loopback(place.host)] or own
-    return _Interfaces(tuple(own), tuple(interface_networks()))
+    return _Interfaces(tuple(expand(listening)), tuple(interface_networks()))
 
 
 def _is_neighbour(host: str, networks: tuple[str, ...]) -> bool:
