@@ -4,6 +4,7 @@ Not how: `node.reach.attempts` connects, `node.reach.puncher` talks and drives t
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -82,6 +83,7 @@ class Punches:
 
     own: PeerId
     records: dict[PeerId, Record] = field(default_factory=dict[PeerId, Record])
+    outcomes: Counter[Outcome] = field(default_factory=Counter[Outcome])  # since the start
     _wishes: dict[PeerId, _Wish] = field(default_factory=dict[PeerId, _Wish])
     _tries: set[PeerId] = field(default_factory=set[PeerId])  # that we began
     _answers: set[PeerId] = field(default_factory=set[PeerId])  # that they did
@@ -183,6 +185,8 @@ class Punches:
         return record
 
     def _conclude(self, peer: PeerId, *, is_direct: bool, now: float) -> None:
+        outcome: Outcome = "direct" if is_direct else "failed"
+        self.outcomes[outcome] += 1
         if record := self.records.get(peer):
-            record.outcome = "direct" if is_direct else "failed"
+            record.outcome = outcome
             record.took_s = now - record.began_at

@@ -67,7 +67,7 @@ class Probe:
         self._stun = StunServer(lambda: self.stun_port)
         host.sorter.stun = self._stun.serve
         self._asking = DialBackClient(host)
-        DialBackServer(host, self._own_hosts, is_outside)
+        self._serving = DialBackServer(host, self._own_hosts, is_outside)
         self._news = trio.Event()
         self._looking = trio.CancelScope()  # what looks at the network as it is now
         self._anchors: dict[str, Anchor] = {}  # the last one of each family
@@ -91,6 +91,10 @@ class Probe:
         """Take the routers' port maps (node.reach.portmap), whenever they change."""
         self.machine.mapped(mapped, trio.current_time())
         self._wake()
+
+    def dial_backs(self) -> dict[str, int]:
+        """How many we asked for, and did for others, since the start."""
+        return {"asked": self._asking.asked, "served": self._serving.served}
 
     async def predicted(self, count: int) -> list[Address]:
         """Where a sequential router will let our next connections come from: a STUN probe, now.

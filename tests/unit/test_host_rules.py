@@ -78,12 +78,12 @@ def test_loopback_is_told_from_the_rest() -> None:
 
 def test_listening_everywhere_becomes_addresses_that_can_be_dialled() -> None:
     for text in ("/ip4/0.0.0.0/tcp/4001", "/ip6/::/tcp/4001"):
-        places = expand(parse_address(text))
+        places = expand([parse_address(text)])
         assert places
         assert not any(place.is_unspecified for place in places)
         assert {place.port for place in places} == {4001}
     one = parse_address("/ip4/192.0.2.1/tcp/1")
-    assert expand(one) == [one]
+    assert expand([one]) == [one]
 
 
 # Places
