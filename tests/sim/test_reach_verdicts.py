@@ -319,3 +319,13 @@ def test_the_verdict_does_not_depend_on_the_order_of_answers(
     seed: int, kind: str, count: int
 ) -> None:
     assert settled(kind, count, seed=seed).machine.verdict == VERDICTS[kind]
+
+
+def test_neighbours_that_a_firewall_lets_in_do_not_make_us_public() -> None:
+    campus = [Outside(PeerId(f"near{at}"), f"11.4.7.{at}") for at in range(4)]
+    for one in campus:
+        one.lies = lambda _: "reached"  # the firewall is around all of them
+    world = World("fw", [*campus, *outside(3)])
+    world.start()
+    world.run(60.0)
+    assert verdict_of(world) == "punchable"
