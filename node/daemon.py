@@ -112,6 +112,7 @@ class Daemon:
         self.started_ms = now_ms()
         limits = Limits(connections=config.net.max_connections)
         self.host = LibP2pHost(start.seed, start.swarm.key, config.net.listen, limits=limits)
+        self.host.ports_file = home.ports
         peers = self.host.connected
         self.rpc = RpcService(self.host)
         self.apps = AppRpc(self.rpc)
