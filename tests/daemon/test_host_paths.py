@@ -49,6 +49,8 @@ async def test_all_moves_to_a_direct_connection_and_the_relayed_one_ends() -> No
             rpc.serve_stream(COUNT, echo)
             nursery.start_soon(watch, host, seen)
         await net.reserve(1)
+        await a.connect(b.peer)
+        await eventually(lambda: connections(b, a))
         async with (
             rpcs[0].stream(b.peer, COUNT, timeout_s=3) as one,
             rpcs[1].stream(a.peer, COUNT, timeout_s=3) as two,
