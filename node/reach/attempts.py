@@ -51,6 +51,7 @@ class Attempts:
         rtt_s = min(rtt_s, RTT_MAX_S)
         self._silence_s = max(SILENCE_MIN_S, 2 * rtt_s)
         self._begin_s = max(BEGIN_MIN_S, 2 * rtt_s)
+        self.refusals = 0  # and other errors, of all targets
 
     async def run(self) -> None:
         """Return when a socket of ours was admitted, or none was in time; that the peer came in at
@@ -78,7 +79,7 @@ class Attempts:
         self, target: Address, sock: socket.socket | None, end: float, all_of_them: trio.CancelScope
     ) -> None:
         handshakes, pause_s = 0, AGAIN_S
-        while handshakes < HANDSHAKES_MAX:
+        while True:
             began = trio.current_time()
             stream = await self._answered(sock, min(end, began + self._silence_s))
             if stream is not None:
@@ -87,7 +88,7 @@ class Attempts:
                     all_of_them.cancel()
                     return
             again = max(trio.current_time(), began + pause_s)
-            if again >= end:
+            if again >= end or handshakes >= HANDSHAKES_MAX:
                 return
             await trio.sleep_until(again)
             pause_s = min(1.5 * pause_s, AGAIN_MAX_S)
@@ -101,7 +102,7 @@ class Attempts:
                 try:
                     return await connected(sock)
                 except OSError:  # refused, by the peer or any router: not yet
-                    return None
+                    self.refusals += 1
         return None
 
     async def _adopted(self, stream: trio.SocketStream, target: Address) -> bool:

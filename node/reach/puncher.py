@@ -15,7 +15,7 @@ from node.host.holes import Holes
 from node.host.interfaces import IpInterface, interfaces
 from node.host.views import Path, PeerEvent, PeerView
 from node.reach.attempts import Attempts
-from node.reach.dcutr import CANDIDATES_MAX, DCUTR, Connect, Sync, encode, receive
+from node.reach.dcutr import CANDIDATES_MAX, DCUTR, Connect, Inbox, Sync, encode
 from node.reach.punch import Punches, Record
 from node.reach.targets import PREDICTED, choose, predicted_of
 from wire.errors import BadMessage, ShoalError
@@ -168,7 +168,7 @@ class Puncher:
                 own = await self._own()
                 asked_at = trio.current_time()
                 await stream.write(encode(Connect(own)))
-                answer = await receive(stream)
+                answer = await Inbox(stream).next()
                 # Without the peer's STUN probe: late by that, we would meet its packets' remains of
                 # an earlier try at our listener, whose answer a router takes for a stray one.
                 rtt_s = min(trio.current_time() - asked_at, self._host.rtt_s(peer) or math.inf)
@@ -181,14 +181,15 @@ class Puncher:
             stream.drop()
 
     async def _respond(self, stream: Stream) -> None:
+        inbox = Inbox(stream)
         with trio.fail_after(TALK_S):
-            asked = await receive(stream)
+            asked = await inbox.next()
             if not isinstance(asked, Connect):
                 raise BadMessage("SYNC before CONNECT")
             own = await self._own()
             asked_at = trio.current_time()
             await stream.write(encode(Connect(own)))
-            if not isinstance(await receive(stream), Sync):
+            if not isinstance(await inbox.next(), Sync):
                 raise BadMessage("CONNECT twice")
             rtt_s = trio.current_time() - asked_at
         await self._connect(stream.peer, asked, own, begins=False, rtt_s=rtt_s)

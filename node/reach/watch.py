@@ -250,6 +250,8 @@ class Probe:
         host = parse_address(view.address).host
         if view.path != "direct" or view.is_punched or not self._is_outside(host):
             return False
+        if host in self._host.holes.opened:
+            return False  # it may have dialled us, through the hole that we punched
         families = self.machine.families.values()
         if any(one.observed is not None and one.observed.host == host for one in families):
             return False
@@ -278,6 +280,7 @@ class Probe:
         return next(found, None)
 
     def _begin_anew(self) -> None:
+        self._host.holes.opened.clear()  # by another router, or one that has forgotten
         self._looking.cancel()
         self._wake()
 

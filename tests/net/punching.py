@@ -1,18 +1,21 @@
 """Two hosts in the NAT lab that know each other through a stream that needs no network, and punch.
 
 All in this process: a socket is made in the namespace of the host whose task makes it.
-`python -m tests.net.punching [TRIALS [KIND KIND]]` prints what comes of each pair of router types.
+`python -m tests.net.punching [--trials N] [--inbound reject] [KIND KIND]` prints how often each
+pair of router types becomes direct, and in how many seconds: the time of the punch alone. What
+daemons make of it is `tests.net.matrix`.
 """
 
+import argparse
 import contextlib
 import secrets
 import socket
 import statistics
-import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from itertools import combinations_with_replacement, count
+from functools import partial
+from itertools import combinations_with_replacement, count, pairwise
 from typing import cast
 
 import trio
@@ -22,7 +25,7 @@ from node.host.holes import Holes
 from node.host.interfaces import interfaces
 from node.host.listeners import connected
 from node.host.service import LibP2pHost
-from node.host.views import Path, PeerEvent, PeerUp, PeerView
+from node.host.views import Direction, Path, PeerEvent, PeerUp, PeerView
 from node.reach.puncher import Puncher
 from node.tickets import SwarmKey
 from tests.net.lab.lab import Lab, Site
@@ -33,14 +36,18 @@ from wire.ports import Stream, StreamServer
 
 PORT = 4001
 KEY = SwarmKey(b"k" * 32)
-SEEN_S = 1.0  # for a public host to tell what it sees
+DELAY_MS = 10.0  # one way, of each site's line
+ONE_WAY_S = 2 * DELAY_MS / 1000  # of the stream between the two
+WITHIN_S = 4.0
+
+_Letter = tuple[float, bytes]  # when it arrives, and what
 
 _inside: ContextVar[Host] = ContextVar("inside")
 _fresh_ports = count(7000)
 
 
 class _Factory(trio.abc.SocketFactory):
-    def socket(self, family: int = 2, type: int = 1, proto: int = 0) -> trio.socket.SocketType:  # noqa: A002
+    def socket(self, family: int = 2, type: int = 1, proto: int = 0) -> trio.socket.SocketType:
         made = _inside.get().call(lambda: socket.socket(family, type, proto))
         return trio.socket.from_stdlib_socket(made)
 
@@ -70,8 +77,8 @@ class _Pipe:
     def __init__(
         self,
         peer: PeerId,
-        send: trio.MemorySendChannel[tuple[float, bytes]],
-        receive: trio.MemoryReceiveChannel[tuple[float, bytes]],
+        send: trio.MemorySendChannel[_Letter],
+        receive: trio.MemoryReceiveChannel[_Letter],
         delay_s: float,
     ) -> None:
         self.peer, self._send, self._receive, self._delay_s = peer, send, receive, delay_s
@@ -97,7 +104,7 @@ class Node:
 
     lab: Lab
     name: str
-    delay_s: float
+    is_dialled: bool = False
 
     def __post_init__(self) -> None:
         self.machine = self.lab.hosts[self.name]
@@ -105,11 +112,12 @@ class Node:
         self.holes: Holes = _HolesInside(self.host.holes, self.machine)
         self.peer = self.host.peer
         self.other: Node | None = None
-        self.is_dialled = False
+        self.begin = trio.Event()
         self.server: StreamServer | None = None
         self.nursery: trio.Nursery | None = None
         self.steps: list[int] = []
         self.observed: list[Address] = []
+        self.mapped: list[Address] = []
 
     def serve(self, protocol: str, server: StreamServer) -> None:
         self.server = server
@@ -117,23 +125,25 @@ class Node:
     async def open(
         self, peer: PeerId, protocol: str, *, timeout_s: float, path: Path | None = None
     ) -> Stream:
-        assert self.other is not None and self.other.nursery is not None
-        there, here = trio.open_memory_channel[tuple[float, bytes]](9), trio.open_memory_channel[tuple[float, bytes]](9)
+        assert self.other is not None
+        assert self.other.nursery is not None
+        there = trio.open_memory_channel[_Letter](9)
+        here = trio.open_memory_channel[_Letter](9)
         server = self.other.server
         assert server is not None
-        pipe = cast(Stream, _Pipe(self.peer, here[0], there[1], self.delay_s))
+        pipe = cast(Stream, _Pipe(self.peer, here[0], there[1], ONE_WAY_S))
         self.other.nursery.start_soon(server, pipe)
-        return cast(Stream, _Pipe(peer, there[0], here[1], self.delay_s))
+        return cast(Stream, _Pipe(peer, there[0], here[1], ONE_WAY_S))
 
     def peers(self) -> list[PeerView]:
         views = self.host.peers()
         if not views and self.other is not None:
-            way = "in" if self.is_dialled else "out"
+            way: Direction = "in" if self.is_dialled else "out"
             views = [PeerView(self.other.peer, "", way, "relayed", None, 0, 0, 0.0, 1)]
         return views
 
     def rtt_s(self, peer: PeerId) -> float | None:
-        return 2 * self.delay_s
+        return 2 * ONE_WAY_S
 
     async def watch(self) -> AsyncIterator[PeerEvent]:
         assert self.other is not None
@@ -154,11 +164,11 @@ class Node:
     async def look(self) -> None:
         """Find out how the router maps, as the probe does."""
         found = [await self.seen() for _ in range(3)]
-        self.steps = [b.port - a.port for a, b in zip(found, found[1:], strict=False)]
+        self.steps = [b.port - a.port for a, b in pairwise(found)]
         self.observed = found[:1]  # a symmetric one, too: the peer must send there to let us in
 
     def candidates(self) -> list[Address]:
-        return [Address("ip4", self.machine.ip, PORT), *self.observed]
+        return [Address("ip4", self.machine.ip, PORT), *self.mapped, *self.observed]
 
     async def predicted(self, count: int) -> list[Address]:
         if not all(0 < step < 10 for step in self.steps):
@@ -166,78 +176,82 @@ class Node:
         now = await self.seen()
         return [Address("ip4", now.host, now.port + i) for i in range(1, count + 1)]
 
-    async def run(self, *, task_status: trio.TaskStatus[Puncher]) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:
             self.nursery = nursery
             with inside(self.machine):
                 await nursery.start(self.host.run)
                 await self.look()
-                puncher = Puncher(
-                    self,
-                    self.candidates,
-                    self.predicted,
-                    own_interfaces=lambda: self.machine.call(interfaces),
-                )
-                task_status.started(puncher)
-                await trio.sleep_forever()
+                own = partial(self.machine.call, interfaces)
+                puncher = Puncher(self, self.candidates, self.predicted, own_interfaces=own)
+                task_status.started()
+                await self.begin.wait()
+                await puncher.run()
 
 
 @contextlib.asynccontextmanager
-async def two(lab: Lab, dialler: str, dialled: str, delay_s: float) -> AsyncGenerator[tuple[Node, Node]]:  # noqa: E501
-    """Run two nodes; the one that was dialled is the DCUtR's initiator."""
+async def two(lab: Lab, dialler: str, dialled: str) -> AsyncGenerator[tuple[Node, Node]]:
+    """Run two nodes that do not punch yet; who was dialled is the DCUtR's initiator."""
     trio.socket.set_custom_socket_factory(_Factory())
-    a, b = Node(lab, dialler, delay_s), Node(lab, dialled, delay_s)
-    b.is_dialled = True
+    a, b = Node(lab, dialler), Node(lab, dialled, is_dialled=True)
+    a.other, b.other = b, a
     try:
         async with trio.open_nursery() as nursery:
-            punchers = [await nursery.start(node.run) for node in (a, b)]
-            a.other, b.other = b, a
-            for node, puncher in zip((a, b), punchers, strict=True):
-                with inside(node.machine):
-                    await nursery.start(puncher.run)
+            for node in (a, b):
+                await nursery.start(node.run)
             yield a, b
             nursery.cancel_scope.cancel()
     finally:
         trio.socket.set_custom_socket_factory(None)
 
 
-async def time_to_direct(lab: Lab, dialler: str, dialled: str, delay_s: float, within_s: float) -> float | None:  # noqa: E501
+async def punch(a: Node, b: Node, *, within_s: float = WITHIN_S) -> float | None:
     """Return the seconds until both sides hold a direct connection; None if they do not."""
-    async with two(lab, dialler, dialled, delay_s) as (a, b):
-        began = trio.current_time()
-        with trio.move_on_after(within_s):
-            for node in (a, b):
-                async for _ in node.host.watch():
-                    break
-            return trio.current_time() - began
+    began = trio.current_time()
+    for node in (a, b):
+        node.begin.set()
+    with trio.move_on_after(within_s):
+        for node in (a, b):
+            async for _ in node.host.watch():
+                break
+        return trio.current_time() - began
     return None
+
+
+async def time_to_direct(lab: Lab, dialler: str, dialled: str) -> float | None:
+    """Run two nodes for one punch."""
+    async with two(lab, dialler, dialled) as (a, b):
+        return await punch(a, b)
 
 
 def main() -> None:
     """Print a line for each pair."""
-    trials = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    kinds = sys.argv[2:4]
-    pairs = [cast("tuple[str, str]", tuple(kinds))] if kinds else list(combinations_with_replacement(KINDS, 2))  # noqa: E501
-    inbound = sys.argv[4] if len(sys.argv) > 4 else "drop"
+    parser = argparse.ArgumentParser(prog="python -m tests.net.punching")
+    parser.add_argument("kinds", nargs="*", choices=KINDS, metavar="KIND")
+    parser.add_argument("--trials", type=int, default=2)
+    parser.add_argument("--inbound", choices=("drop", "reject"), default="drop")
+    asked = parser.parse_args()
+    pairs = [tuple(asked.kinds)] if asked.kinds else list(combinations_with_replacement(KINDS, 2))
+    sites = [(kind, side) for kind in KINDS for side in "ab"]
+    plan = [Site(f"{k}-{s}", k, delay_ms=DELAY_MS, inbound=asked.inbound) for k, s in sites]
     every: list[float] = []
     direct = 0
-    plan = [Site(f"{kind}-{side}", kind, delay_ms=10, inbound=inbound) for kind in KINDS for side in "ab"]  # type: ignore[arg-type]  # noqa: E501
     with Lab(plan) as lab:
         for one, other in pairs:
             times: list[float] = []
-            for trial in range(trials):
+            for trial in range(asked.trials):
                 names = [f"{one}-a1", f"{other}-b1"]
                 names = names[::-1] if trial % 2 else names
-                took = trio.run(time_to_direct, lab, *names, 0.02, 4.0)
+                took = trio.run(partial(time_to_direct, lab, *names))
                 times += [] if took is None else [took]
             direct += bool(times)
             every += times
             shown = " ".join(f"{took:.2f}" for took in times)
-            print(f"{one:14} {other:14} {len(times)}/{trials}  {shown}", flush=True)
+            print(f"{one:14} {other:14} {len(times)}/{asked.trials}  {shown}", flush=True)
     print(f"direct: {direct} of {len(pairs)} pairs")
     if len(every) > 1:
-        cuts = statistics.quantiles(every, n=20)
-        print(f"median {statistics.median(every):.2f} s, p95 {cuts[-1]:.2f} s")
+        p95 = statistics.quantiles(every, n=20)[-1]
+        print(f"median {statistics.median(every):.2f} s, p95 {p95:.2f} s")
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ from node.reach.dcutr import (
     CANDIDATES_MAX,
     MESSAGE_MAX,
     Connect,
+    Inbox,
     Message,
     Sync,
     decode,
     encode,
-    receive,
 )
-from wire.errors import BadMessage
+from wire.errors import BadMessage, PeerUnreachable
 
 HERE = [
     parse_address(text)
@@ -41,13 +41,13 @@ async def test_addresses_are_told_as_libp2p_writes_them() -> None:
     data = encode(Connect(tuple(HERE)))
     found = HolePunch.FromString(data[1:])
     assert [str(Multiaddr(each)) for each in found.ObsAddrs] == [str(each) for each in HERE]
-    assert await receive(Bytes(data)) == Connect(tuple(HERE))
-    assert await receive(Bytes(encode(Sync()))) == Sync()
+    assert await Inbox(Bytes(data)).next() == Connect(tuple(HERE))
+    assert await Inbox(Bytes(encode(Sync()))).next() == Sync()
 
 
 async def test_a_long_message_is_read_whole() -> None:
     many = tuple(Address("ip4", "11.1.0.2", 5000 + i) for i in range(CANDIDATES_MAX))
-    assert await receive(Bytes(encode(Connect(many)))) == Connect(many)
+    assert await Inbox(Bytes(encode(Connect(many)))).next() == Connect(many)
 
 
 def test_too_many_candidates_are_cut_on_both_sides() -> None:
@@ -61,20 +61,23 @@ def test_too_many_candidates_are_cut_on_both_sides() -> None:
 def test_what_is_not_tcp_on_an_ip_address_is_left_out() -> None:
     peer = "12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo"
     others = [
+        f"/ip4/11.1.0.2/tcp/4001/p2p/{peer}/p2p-circuit",
         "/ip4/11.1.0.2/udp/4001/quic-v1",
         "/dns4/example.org/tcp/4001",
-        f"/ip4/11.1.0.2/tcp/4001/p2p/{peer}/p2p-circuit",
         "/ip4/11.1.0.2/tcp/4001/ws",
+        "/ip4/11.1.0.2/tcp/0",
     ]
     packed = [bytes(Multiaddr(each).to_bytes()) for each in others] + [b"", b"\x04", b"\xff" * 30]
     body = HolePunch(type=HolePunch.CONNECT, ObsAddrs=packed).SerializeToString()
     assert decode(body) == Connect(())
 
 
-@pytest.mark.parametrize("data", [b"\x00", b"\xff\x7f" + bytes(4096), b"\x80\x80\x01", b"\x02\x08"])
+@pytest.mark.parametrize(
+    "data", [b"", b"\x00", b"\xff\x7f" + bytes(4096), b"\x80\x80\x01", b"\x02\x08"]
+)
 async def test_lengths_out_of_bounds_end_it(data: bytes) -> None:
-    with pytest.raises(BadMessage):
-        await receive(Bytes(data))
+    with pytest.raises((BadMessage, PeerUnreachable)):
+        await Inbox(Bytes(data)).next()
 
 
 def test_a_large_message_is_not_parsed() -> None:
