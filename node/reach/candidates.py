@@ -67,8 +67,7 @@ class Candidate:
     ) -> Vantage | None:
         """Choose whom to ask now, and count as asked; None if nobody.
 
-        opened: peers and IP addresses that were anchors lately; they come last, and before them
-        those near us.
+        opened: peers and IP addresses that were anchors lately; they come last.
         """
         if now < self.round_at or len(self._asked) >= ASKED_MAX:
             return None
@@ -78,13 +77,7 @@ class Candidate:
         free = [one for one in vantages if one.peer not in self._asked]
         if not free:
             return None
-        near = network_of(self.address.host)  # perhaps behind the same firewall
-
-        def cost(one: Vantage) -> tuple[bool, bool, bool]:
-            network = network_of(one.host)
-            return _is_opened(one, opened), network == near, network in heard
-
-        best = min(free, key=cost)
+        best = min(free, key=lambda one: (_is_opened(one, opened), network_of(one.host) in heard))
         if _is_opened(best, opened) and self._asking:
             return None  # an anchor says little: only if the others leave it open
         if not self._asked:

@@ -250,6 +250,8 @@ class Probe:
         host = parse_address(view.address).host
         if view.path != "direct" or view.is_punched or not self._is_outside(host):
             return False
+        if host in self._host.holes.opened:
+            return False  # it may have dialled us, through the hole that we punched
         families = self.machine.families.values()
         if any(one.observed is not None and one.observed.host == host for one in families):
             return False
@@ -278,6 +280,7 @@ class Probe:
         return next(found, None)
 
     def _begin_anew(self) -> None:
+        self._host.holes.opened.clear()  # by another router, or one that has forgotten
         self._looking.cancel()
         self._wake()
 
@@ -314,10 +317,7 @@ class Probe:
 
 
 def _read(listening: list[Address]) -> _Interfaces:
-    own = [place for address in listening for place in expand(address)]
-    # Of a family that this machine has not, `expand` gives loopback.
-    own = [place for place in own if not is_loopback(place.host)] or own
-    return _Interfaces(tuple(own), tuple(interface_networks()))
+    return _Interfaces(tuple(expand(listening)), tuple(interface_networks()))
 
 
 def _is_neighbour(host: str, networks: tuple[str, ...]) -> bool:
