@@ -112,20 +112,12 @@ class Daemon:
         self.started_ms = now_ms()
         limits = Limits(connections=config.net.max_connections)
         self.host = LibP2pHost(start.seed, start.swarm.key, config.net.listen, limits=limits)
+        self.host.ports_file = home.ports
         peers = self.host.connected
         self.rpc = RpcService(self.host)
         self.apps = AppRpc(self.rpc)
         self.bulk = BulkService(self.rpc, self.host.lanes)
-        self.reach = Reach(
-            self.host,
-            lambda: self.membership.members(),
-            ReachOptions(
-                config.net.relay,
-                config.net.relay_mib_s * 2**20,
-                port_mapping=config.net.port_mapping,
-            ),
-            is_closed=start.swarm.key is not None,
-        )
+        self.reach = self._make_reach()
         self.dht = DhtService(
             self.rpc.network("dht"), self.reach, start.signer, self.clock, peers=peers
         )
@@ -169,6 +161,15 @@ class Daemon:
         self.control = ControlServer(self.api)
         self.dashboard = dashboard_routes.Dashboard(self.control, home.token)
         dashboard_routes.routes(self.api, self.dashboard)
+
+    def _make_reach(self) -> Reach:
+        net = self.start.loaded.config.net
+        return Reach(
+            self.host,
+            lambda: self.membership.members(),
+            ReachOptions(net.relay, net.relay_mib_s * 2**20, net.port_mapping),
+            is_closed=self.start.swarm.key is not None,
+        )
 
     def _make_blobs(self) -> BlobService:
         options = self.start.loaded.config.blobs

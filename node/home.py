@@ -89,6 +89,11 @@ class Home:
         """Addresses of peers met before, for a start without a ticket."""
         return self.path / "peers.json"
 
+    @property
+    def ports(self) -> Path:
+        """The ports that we listened on at the last start."""
+        return self.path / "ports.json"
+
     def make(self) -> None:
         """Create the directory, mode 0700. Raises UsageError if that cannot be."""
         try:

@@ -16,7 +16,7 @@ from node.broadcast import Broadcast
 from node.config import Loaded
 from node.control.api import Event
 from node.home import Home
-from node.host.views import Counters, PeerView
+from node.host.views import Counters, PeerView, Pong
 from node.logs import LogBook
 from node.membership import Member
 from node.reach.views import ReachView
@@ -53,8 +53,8 @@ class HostView(Protocol):
         """Totals since the start."""
         ...
 
-    async def ping(self, peer: PeerId, *, timeout_s: float) -> float:
-        """Measure a round trip, in seconds."""
+    async def probe(self, peer: PeerId, *, timeout_s: float) -> Pong:
+        """Ping it; the answer says which way both went."""
         ...
 
 

@@ -42,7 +42,11 @@ class Identity(_Reply, frozen=True):
 
 
 class Peer(_Reply, frozen=True):
-    """One connected peer. `rtt_ms` is null until it was measured; `since_s` is the age."""
+    """One connected peer. `rtt_ms` is null until it was measured; `since_s` is the age.
+
+    `path` is "direct", "punched" (direct, through a hole in two routers) or "relayed", through
+    `relay` (its name, or its ID). `in_s` and `out_s` are bytes a second, over the last seconds.
+    """
 
     peer: str
     name: str
@@ -53,25 +57,34 @@ class Peer(_Reply, frozen=True):
     bytes_in: int
     bytes_out: int
     since_s: float
+    relay: str = ""
+    in_s: float = 0.0
+    out_s: float = 0.0
 
 
 class PingRequest(_Reply, frozen=True):
-    """Ping a peer `count` times, a second apart."""
+    """Ping a peer `count` times, a second apart; `until_direct`: no more once one went directly."""
 
     peer: str
     count: int = 4
     interval_s: float = 1.0
     timeout_s: float = 5.0
+    until_direct: bool = False
 
 
 class Pong(_Reply, frozen=True):
-    """One answer to a ping; `rtt_ms` is null when it was lost, with the reason in `error`."""
+    """One answer to a ping; `rtt_ms` is null when it was lost, with the reason in `error`.
+
+    `path`: how it went, as in `Peer`; `relay` and `address`: through whom, and where to.
+    """
 
     peer: str
     sequence: int
     rtt_ms: float | None
     path: str
     error: str = ""
+    relay: str = ""
+    address: str = ""
 
 
 class Ticket(_Reply, frozen=True):

@@ -138,10 +138,19 @@ class AsyncClient:
         return await self.call("GET", "/v1/members", reply=list[api.Member])
 
     async def ping(
-        self, peer: str, *, count: int = 4, interval_s: float = 1.0, timeout_s: float = 5.0
+        self,
+        peer: str,
+        *,
+        count: int = 4,
+        interval_s: float = 1.0,
+        timeout_s: float = 5.0,
+        until_direct: bool = False,
     ) -> AsyncGenerator[api.Pong]:
-        """Ping a peer (its ID, a prefix of it, or its name); yield one answer each."""
-        request = api.PingRequest(peer, count, interval_s, timeout_s)
+        """Ping a peer (its ID, a prefix of it, or its name); yield one answer each.
+
+        until_direct: end with the first answer that came directly.
+        """
+        request = api.PingRequest(peer, count, interval_s, timeout_s, until_direct)
         events = self.events("POST", "/v1/ping", request, timeout_s=CALL_TIMEOUT_S)
         async with aclosing(events):
             async for event in events:

@@ -173,10 +173,19 @@ class Client:
         return self.call("GET", "/v1/members", reply=list[api.Member])
 
     def ping(
-        self, peer: str, *, count: int = 4, interval_s: float = 1.0, timeout_s: float = 5.0
+        self,
+        peer: str,
+        *,
+        count: int = 4,
+        interval_s: float = 1.0,
+        timeout_s: float = 5.0,
+        until_direct: bool = False,
     ) -> Iterator[api.Pong]:
-        """Ping a peer (its ID, a prefix of it, or its name); yield one answer each."""
-        request = api.PingRequest(peer, count, interval_s, timeout_s)
+        """Ping a peer (its ID, a prefix of it, or its name); yield one answer each.
+
+        until_direct: end with the first answer that came directly.
+        """
+        request = api.PingRequest(peer, count, interval_s, timeout_s, until_direct)
         for event in self.events("POST", "/v1/ping", request, timeout_s=CALL_TIMEOUT_S):
             yield decode_reply(event.data, api.Pong)
 

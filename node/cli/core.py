@@ -9,6 +9,8 @@ from node.cli.daemon import config, down, init, up
 from shoal.api import LogLine, Peer, Status
 from shoal.errors import ClientError
 
+PEER_ID_BEGIN = "12D3KooW"  # of all Ed25519 IDs
+COUNT_MAX = 10  # pings until one goes directly: a hole is punched within 4 s, or not soon
 SKEW_SHOWN_MS = 1000  # of this clock against the peers': less says nothing, as links differ
 _LEVELS = click.Choice(["debug", "info", "warning", "error"])
 
@@ -65,7 +67,7 @@ def peers(context: Context, as_json: bool) -> None:
     if as_json:
         echo_json(found)
         return
-    heads = ("PEER", "NAME", "ADDRESS", "PATH", "RTT", "IN", "OUT", "SINCE")
+    heads = ("PEER", "NAME", "PATH", "ADDRESS", "RTT", "IN", "OUT", "IN/S", "OUT/S", "SINCE")
     echo_table(heads, [_peer_row(peer) for peer in found])
     if not found:
         click.echo("no peers yet; `shoal members` lists who should be there", err=True)
@@ -74,9 +76,23 @@ def peers(context: Context, as_json: bool) -> None:
 def _peer_row(peer: Peer) -> tuple[str, ...]:
     rtt = "-" if peer.rtt_ms is None else f"{peer.rtt_ms:.1f} ms"
     way = "from" if peer.direction == "in" else "to"
-    traffic = (_size(peer.bytes_in), _size(peer.bytes_out))
-    age = _age(peer.since_s)
-    return (short(peer.peer), peer.name, f"{way} {peer.address}", peer.path, rtt, *traffic, age)
+    traffic = [_size(size) for size in (peer.bytes_in, peer.bytes_out)]
+    traffic += [_size(round(rate)) for rate in (peer.in_s, peer.out_s)]
+    place = f"{way} {_place(peer.address)}"
+    path = _path(peer.path, peer.relay)
+    return (short(peer.peer), peer.name, path, place, rtt, *traffic, _age(peer.since_s))
+
+
+def _path(path: str, relay: str) -> str:
+    """How a peer is reached, in words."""
+    if not relay:
+        return path
+    return f"relay via {short(relay) if relay.startswith(PEER_ID_BEGIN) else relay}"
+
+
+def _place(address: str) -> str:
+    """Of an address through a relay, where the relay is: which one it is, the path tells."""
+    return address.partition("/p2p/")[0]
 
 
 @click.command()
@@ -98,19 +114,33 @@ def members(context: Context, as_json: bool) -> None:
 
 @click.command()
 @click.argument("peer")
-@click.option("-c", "--count", default=4, show_default=True, type=click.IntRange(1, 100_000))
+@click.option(
+    "-c",
+    "--count",
+    type=click.IntRange(1, 100_000),
+    help=f"So many, also when one went directly.  [default: until then, {COUNT_MAX} at most]",
+)
 @click.option("--interval", default="1s", show_default=True, type=seconds, metavar="TIME")
 @click.option("--timeout", default="5s", show_default=True, type=seconds, metavar="TIME")
 @json_option
 @click.pass_obj
 def ping(
-    context: Context, peer: str, count: int, interval: float, timeout: float, as_json: bool
+    context: Context, peer: str, count: int | None, interval: float, timeout: float, as_json: bool
 ) -> None:
-    """Ping PEER (its name, peer ID, or a unique part of the ID); fails if no answer came."""
+    """Ping PEER (its name, peer ID, or a unique part of the ID) until an answer came directly.
+
+    Each line says which way it went. Fails if no answer came at all.
+    """
     rtts: list[float] = []
-    sent = 0
-    for pong in context.client().ping(peer, count=count, interval_s=interval, timeout_s=timeout):
-        sent += 1
+    sent, path = 0, ""
+    for pong in context.client().ping(
+        peer,
+        count=count or COUNT_MAX,
+        interval_s=interval,
+        timeout_s=timeout,
+        until_direct=count is None,
+    ):
+        sent, path = sent + 1, pong.path or path
         if pong.rtt_ms is not None:
             rtts.append(pong.rtt_ms)
         if as_json:
@@ -119,7 +149,8 @@ def ping(
             click.echo(f"{short(pong.peer)}  seq {pong.sequence}  lost: {pong.error}")
         else:
             click.echo(
-                f"{short(pong.peer)}  seq {pong.sequence}  {pong.rtt_ms:.2f} ms  {pong.path}"
+                f"{short(pong.peer)}  seq {pong.sequence}  {pong.rtt_ms:.2f} ms  "
+                f"{_path(pong.path, pong.relay)}  {_place(pong.address)}"
             )
     if not rtts:
         raise ClientError(f"no answer from {peer} to {sent} pings")
@@ -130,6 +161,8 @@ def ping(
             f"min/avg/max {least:.2f}/{mean:.2f}/{most:.2f} ms",
             err=True,
         )
+        if path == "relayed" and count is None:
+            click.echo("still through a relay; `shoal netcheck` says why", err=True)
 
 
 @click.command()

@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from node.control import openapi
 from node.control.api import Api, Event, Events, Raw, Request
+from node.host.views import PeerView, Pong
 from node.logs import level_number
 from node.membership import SHORT_ID_MIN
 from node.metrics import CONTENT_TYPE, Metrics
@@ -36,6 +37,7 @@ class _PingBody(msgspec.Struct):
     count: Annotated[int, Meta(ge=1, le=100_000)] = 4
     interval_s: Annotated[float, Meta(ge=0.01, le=3600)] = 1.0
     timeout_s: Annotated[float, Meta(ge=0.01, le=60)] = 5.0
+    until_direct: bool = False
 
 
 class Core:
@@ -71,7 +73,7 @@ class Core:
 
     async def peers(self, _: Request) -> list[shapes.Peer]:
         """List connected peers, nearest first."""
-        names = {member.peer: member.name for member in self._node.membership.members()}
+        names = self._names()
         views = self._node.host.peers()
         views.sort(key=lambda view: (math.inf if view.rtt_ms is None else view.rtt_ms, view.peer))
         return [
@@ -80,11 +82,14 @@ class Core:
                 name=names.get(view.peer, ""),
                 address=view.address,
                 direction=view.direction,
-                path=view.path,
+                path=_path(view),
                 rtt_ms=view.rtt_ms,
                 bytes_in=view.bytes_in,
                 bytes_out=view.bytes_out,
                 since_s=max(0.0, round(now_ms() / 1000 - view.since, 3)),
+                relay=_relay(view, names),
+                in_s=round(view.bytes_in_s, 1),
+                out_s=round(view.bytes_out_s, 1),
             )
             for view in views
         ]
@@ -115,13 +120,20 @@ class Core:
         for sequence in range(1, body.count + 1):
             if sequence > 1:
                 await trio.sleep(body.interval_s)
-            path = next((v.path for v in self._node.host.peers() if v.peer == peer), "")
             try:
-                rtt_s = await self._node.host.ping(peer, timeout_s=body.timeout_s)
-                pong = shapes.Pong(peer, sequence, round(rtt_s * 1000, 3), path or "direct")
+                pong = await self._node.host.probe(peer, timeout_s=body.timeout_s)
             except ShoalError as error:
-                pong = shapes.Pong(peer, sequence, None, path, str(error))
-            yield Event(pong)
+                yield Event(shapes.Pong(peer, sequence, None, "", str(error)))
+                continue
+            rtt_ms, relay = round(pong.rtt_s * 1000, 3), _relay(pong, self._names())
+            yield Event(
+                shapes.Pong(peer, sequence, rtt_ms, _path(pong), relay=relay, address=pong.address)
+            )
+            if body.until_direct and pong.path == "direct":
+                return
+
+    def _names(self) -> dict[PeerId, str]:
+        return {member.peer: member.name for member in self._node.membership.members()}
 
     def resolve(self, name: str) -> PeerId:
         """Find a peer by name, peer ID or a unique part of it.
@@ -245,6 +257,14 @@ def routes(api: Api, node: Node, metrics: Metrics) -> Core:
     add("GET", "/metrics", metrics_page, summary="Figures for Prometheus", reply=Raw)
     add("GET", "/v1/openapi.json", document, summary="This document", reply=Raw)
     return core
+
+
+def _path(way: PeerView | Pong) -> str:
+    return "punched" if way.is_punched else way.path
+
+
+def _relay(way: PeerView | Pong, names: dict[PeerId, str]) -> str:
+    return "" if way.relay is None else names.get(way.relay) or way.relay
 
 
 def _is_local(address: str) -> bool:

@@ -177,6 +177,8 @@ class Dialler:
         carrier = await self._carrier(address)
         try:
             muxed = await self._swarm.secure(carrier, address.peer)
+        except ShoalError as error:
+            raise PeerUnreachable(f"no handshake: {error}") from error
         except Exception as error:  # libp2p's many: not our peer, not libp2p, not in time
             raise PeerUnreachable(f"no handshake: {error.__cause__ or error!r}") from error
         return address, muxed, carrier

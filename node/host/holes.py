@@ -17,6 +17,7 @@ from wire.errors import PeerUnreachable
 from wire.faults import OnFailure
 from wire.ids import PeerId
 
+OPENED_MAX = 1024  # addresses; a node punches with 8 peers at a time, 16 addresses each
 ADOPT_S = 1.0  # to begin a connection's tasks: nothing in it waits for the peer
 
 
@@ -26,6 +27,7 @@ class Holes:
     def __init__(self, swarm: FencedSwarm, listeners: list[Listener]) -> None:
         self._swarm = swarm
         self._listeners = listeners  # the host's own list, filled when it starts
+        self.opened = dict[str, None]()  # IP addresses that our router may let in at our port now
 
     def connect(self, remote: Address, *, port: int | None = None) -> socket.socket:
         """Begin to connect from the listening port: the first packet is sent when this returns.
@@ -35,8 +37,17 @@ class Holes:
         """
         for listener in self._listeners:
             if listener.sock.family == remote.family:
+                if port is None:
+                    self._note(remote.host)
                 return start_connecting(listener, remote, port=port)
         raise OSError(f"no listener for {remote}")
+
+    def _note(self, host: str) -> None:
+        """Remember whom a hole was made for: that they get in says nothing about others."""
+        self.opened.pop(host, None)
+        self.opened[host] = None  # last: the oldest falls out first
+        if len(self.opened) > OPENED_MAX:
+            del self.opened[next(iter(self.opened))]
 
     async def adopt(
         self, stream: trio.SocketStream, peer: PeerId, *, initiator: bool, is_ours: bool

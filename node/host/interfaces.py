@@ -2,10 +2,11 @@
 
 import ipaddress
 import socket
+from collections.abc import Iterable
 
 import ifaddr
 
-from node.host.addresses import Address
+from node.host.addresses import Address, is_loopback
 
 IpInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -47,12 +48,19 @@ def interface_networks() -> list[str]:
     return [str(one.network) for one in interfaces() if one.network.num_addresses > 1]
 
 
-def expand(address: Address) -> list[Address]:
-    """Turn a listening address into dialable ones: 0.0.0.0 and :: become the interfaces' own."""
-    if not address.is_unspecified:
-        return [address]
-    hosts = interface_hosts(address.family)
-    return [Address(address.network, host, address.port, address.peer) for host in hosts]
+def expand(addresses: Iterable[Address]) -> list[Address]:
+    """Turn listening addresses into dialable ones: 0.0.0.0 and :: become the interfaces' own.
+
+    Loopback stands for them only if this machine has no other address of either family.
+    """
+    found, own = list[Address](), list[Address]()
+    for address in addresses:
+        if address.is_unspecified:
+            hosts = interface_hosts(address.family)
+            own += [Address(address.network, host, address.port, address.peer) for host in hosts]
+        else:
+            found.append(address)
+    return found + ([one for one in own if not is_loopback(one.host)] or own)
 
 
 def is_global(host: str) -> bool:

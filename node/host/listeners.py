@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import trio
 from libp2p.abc import IListener
@@ -103,8 +104,16 @@ class Listener(IListener):
         self.sock.close()
 
 
-async def open_listener(address: Address) -> Listener:
-    """Bind and listen. Raises UsageError that says what is wrong with the address."""
+async def open_listener(address: Address, *, wanted_port: int = 0) -> Listener:
+    """Bind and listen. wanted_port: to be taken, if it is free, where any would do.
+
+    Raises UsageError that says what is wrong with the address.
+    """
+    if wanted_port and not address.port:
+        try:
+            return await open_listener(replace(address, port=wanted_port))
+        except UsageError as error:
+            log.debug("listener.another_port %s", error)
     if not address.network.startswith("ip"):
         raise UsageError(f"cannot listen on a name: {address}", hint="use /ip4/0.0.0.0/tcp/PORT")
     sock = trio.socket.socket(address.family, socket.SOCK_STREAM)

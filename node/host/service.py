@@ -4,6 +4,7 @@
 """
 
 import logging
+import pathlib
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -23,6 +24,7 @@ from node.host.holes import Holes
 from node.host.interfaces import expand
 from node.host.keeping import YIELD_S, Keeping
 from node.host.lanes import HostLanes
+from node.host.last_ports import read_ports, write_ports
 from node.host.listeners import Listener, Sorter, open_listener
 from node.host.mdns import Found, Mdns
 from node.host.nearby import Nearby
@@ -82,6 +84,9 @@ class LibP2pHost:
         self._peer = Signer(signer_seed).peer
         self._is_open = swarm is None
         self._listen = list(listen)
+        self.ports_file: pathlib.Path | None = (
+            None  # where the ports are kept that the system chose
+        )
         self._limits = limits or Limits()
         self.listeners: list[Listener] = []
         self._peers = Peers()
@@ -125,9 +130,7 @@ class LibP2pHost:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen, dial and serve until cancelled. Raises UsageError if it cannot listen."""
         try:
-            for text in self._listen:
-                self.listeners.append(await open_listener(_listen_address(text)))
-                self._swarm.listeners[text] = self.listeners[-1]
+            await self._open_listeners()
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._swarm.run)
                 assert self._swarm.background_nursery is not None
@@ -145,6 +148,18 @@ class LibP2pHost:
             self._dialler.nursery = None
             for listener in self.listeners:
                 listener.sock.close()
+
+    async def _open_listeners(self) -> None:
+        last = read_ports(self.ports_file) if self.ports_file else {}
+        for text in self._listen:
+            listener = await open_listener(_listen_address(text), wanted_port=last.get(text, 0))
+            self.listeners.append(listener)
+            self._swarm.listeners[text] = listener
+        ports = {
+            text: each.address.port for text, each in zip(self._listen, self.listeners, strict=True)
+        }
+        if self.ports_file and ports != last:
+            write_ports(self.ports_file, ports)
 
     # wire.ports.Host
 
@@ -284,7 +299,7 @@ class LibP2pHost:
 
     def addresses(self) -> list[str]:
         """Where others can dial us: real ports, interfaces' addresses for 0.0.0.0, our peer ID."""
-        dialable = [place for listener in self.listeners for place in expand(listener.address)]
+        dialable = expand(listener.address for listener in self.listeners)
         return [str(place.with_peer(self._peer)) for place in dialable]
 
     def peers(self) -> list[PeerView]:

@@ -326,37 +326,30 @@ class MuxedConnection(IMuxedConn):
                         raise BadMessage(f"over {BYTES_UNTRUSTED_MAX} bytes before admission")
                 if stream := self._streams.get(stream_id):
                     stream.on_data(data)
-            case frames.Credit(stream_id, size_bytes):
-                if stream := self._streams.get(stream_id):
-                    stream.on_credit(size_bytes)
-            case frames.Finished(stream_id):
-                if stream := self._streams.get(stream_id):
-                    stream.on_finished()
-            case frames.Reset(stream_id):
-                if stream := self._streams.get(stream_id):
-                    stream.on_reset()
+            case frames.Credit(stream_id, size_bytes) if stream := self._streams.get(stream_id):
+                stream.on_credit(size_bytes)
+            case frames.Finished(stream_id) if stream := self._streams.get(stream_id):
+                stream.on_finished()
+            case frames.Reset(stream_id) if stream := self._streams.get(stream_id):
+                stream.on_reset()
             case frames.GoneAway(code):
                 raise ConnectionClosedError(f"peer went away, code {code}", transport="yamux")
             case frames.Pinged(value):
                 self.send_control(frames.pack(frames.PING, frames.ACK, 0, value))
-            case frames.Nothing():
+            case _:  # nothing, or of a stream that is over
                 return
 
     def _accept(self, stream_id: int) -> None:
         if self._is_ours(stream_id) or stream_id in self._streams:
             raise BadMessage(f"peer opens stream {stream_id}, which is not its to open")
-        if self._inbound >= self.streams_in_max:
-            self.send_control(frames.pack(frames.WINDOW_UPDATE, frames.RST, stream_id, 0))
-            return
-        stream = MuxedStream(stream_id, self)
-        try:
-            self._accepted_send.send_nowait(stream)
-        except trio.WouldBlock:  # opened and reset faster than they are served
-            self.send_control(frames.pack(frames.WINDOW_UPDATE, frames.RST, stream_id, 0))
-            return
-        self._inbound += 1
-        self._streams[stream_id] = stream
-        self.send_control(frames.pack(frames.WINDOW_UPDATE, frames.ACK, stream_id, 0))
+        if self._inbound < self.streams_in_max:
+            stream = MuxedStream(stream_id, self)
+            with contextlib.suppress(trio.WouldBlock):  # opened and reset faster than served
+                self._accepted_send.send_nowait(stream)
+                self._inbound += 1
+                self._streams[stream_id] = stream
+        flag = frames.ACK if stream_id in self._streams else frames.RST
+        self.send_control(frames.pack(frames.WINDOW_UPDATE, flag, stream_id, 0))
 
     def _is_ours(self, stream_id: int) -> bool:
         return stream_id % 2 == (1 if self.secured_conn.is_initiator else 0)

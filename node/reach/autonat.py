@@ -115,6 +115,7 @@ class DialBackServer:
     ) -> None:
         self._host, self._own_hosts, self._may_dial = host, own_hosts, may_dial
         self._quota = Quota()
+        self.served = 0  # since the start
         host.serve(DIAL_REQUEST, self._serve)
 
     async def _serve(self, stream: Stream) -> None:
@@ -123,6 +124,7 @@ class DialBackServer:
         if stream.path != "direct" or not self._quota.begin(peer, trio.current_time()):
             await stream.write(wire.encode_response(wire.REJECTED))
             return
+        self.served += 1
         try:
             with trio.move_on_after(ASK_S):
                 await stream.write(await self._answer(_Messages(stream), stream))
@@ -183,10 +185,12 @@ class DialBackClient:
     def __init__(self, host: LibP2pHost) -> None:
         self._host = host
         self._waiting: dict[int, trio.Event] = {}
+        self.asked = 0  # since the start
         host.serve(DIAL_BACK, self._take, before_admission=True)
 
     async def ask(self, peer: PeerId, address: Address) -> Outcome:
         """Ask a connected peer to dial one address of ours. Never raises for what a peer does."""
+        self.asked += 1
         nonce, came = secrets.randbits(64), trio.Event()
         self._waiting[nonce] = came
         try:

@@ -82,8 +82,8 @@ class Punches:
     """
 
     own: PeerId
-    counts: Counter[str] = field(default_factory=Counter[str])  # of tries, by outcome
     records: dict[PeerId, Record] = field(default_factory=dict[PeerId, Record])
+    outcomes: Counter[Outcome] = field(default_factory=Counter[Outcome])  # since the start
     _wishes: dict[PeerId, _Wish] = field(default_factory=dict[PeerId, _Wish])
     _tries: set[PeerId] = field(default_factory=set[PeerId])  # that we began
     _answers: set[PeerId] = field(default_factory=set[PeerId])  # that they did
@@ -186,7 +186,7 @@ class Punches:
 
     def _conclude(self, peer: PeerId, *, is_direct: bool, now: float) -> None:
         outcome: Outcome = "direct" if is_direct else "failed"
-        self.counts[outcome] += 1
+        self.outcomes[outcome] += 1
         if record := self.records.get(peer):
             record.outcome = outcome
             record.took_s = now - record.began_at

@@ -107,9 +107,9 @@ class Puncher:
         dues = [(record, machine.next_at(record.peer)) for record in machine.records.values()]
         return [(record, None if due is None else max(0.0, due - now)) for record, due in dues]
 
-    def counts(self) -> dict[str, int]:
-        """How many tries came to which outcome since the start."""
-        return dict(self._machine.counts)
+    def outcomes(self) -> dict[str, int]:
+        """How many tries ended how, since the start."""
+        return {str(outcome): count for outcome, count in self._machine.outcomes.items()}
 
     async def _watch(self) -> None:
         async for _ in self._host.watch():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import structlog
 import trio
 
-from node.host.addresses import parse_address
+from node.host.addresses import Address, parse_address
 from node.host.interfaces import is_global
 from node.host.service import LibP2pHost
 from node.reach.announce import in_order, source_host
@@ -85,11 +85,13 @@ class Reach:
         )
         self._puncher = Puncher(host, self._probe.machine.candidates, self._probe.predicted)
         self._outside_since: float | None = None
+        self._announced = list[Announced]()  # kept: it is asked for with every message of the DHT
         self._told: tuple[list[str], bool] = ([], False)  # our addresses; whether we relay
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run all parts until cancelled; then give back what routers and relays gave us."""
         self._told = (self.addresses(), self._offers_relay())  # as our lease says already
+        self._announced = self._compose()
         async with trio.open_nursery() as nursery:
             await nursery.start(self.relay.run)
             await nursery.start(self._probe.run)
@@ -110,7 +112,7 @@ class Reach:
 
     def addresses(self) -> list[str]:
         """Multiaddrs to announce, the most useful first, each with our peer ID."""
-        return [one.address for one in self._announced()]
+        return [one.address for one in self._announced or self._compose()]
 
     def addresses_of(self, peer: PeerId) -> list[str]:
         """What we know of a peer's addresses."""
@@ -133,7 +135,7 @@ class Reach:
         return ReachView(
             machine.verdict,
             [one.told(now) for one in machine.evidence],
-            self._announced(),
+            self._announced,
             mapping=kind.words if kind else "",
             behaviour=kind.mapping if kind else "",
             ip4=machine.families["ip4"].state,
@@ -144,15 +146,16 @@ class Reach:
             held=self._holding.view(),
             relay=self._relay_view(),
             punches=self._punches(),
-            punched=self._puncher.counts(),
+            punched=self._puncher.outcomes(),
+            dial_backs=self._probe.dial_backs(),
         )
 
     # --- inside --------------------------------------------------------------------------------
 
-    def _announced(self) -> list[Announced]:
-        own = [parse_address(text) for text in self._host.addresses()]
+    def _compose(self) -> list[Announced]:
+        own = self._own()
         mapped = self._ports.current.address if self._ports.current else None
-        known = {one.with_peer(self._host.peer) for one in own}
+        known = set(own)
         others: list[tuple[str, Origin]] = [
             (str(named), "mapped" if one == mapped else "observed")
             for one in self._probe.machine.addresses()
@@ -160,6 +163,12 @@ class Reach:
         ]
         sources = [source_host(family) for family in (socket.AF_INET, socket.AF_INET6)]
         return in_order(own, others, self._holding.addresses, sources)
+
+    def _own(self) -> list[Address]:
+        """Where we listen, as the probe saw it last: to look costs milliseconds."""
+        families = self._probe.machine.families.values()
+        seen = [one.with_peer(self._host.peer) for family in families for one in family.own]
+        return seen or [parse_address(text) for text in self._host.addresses()]
 
     def _offers_relay(self) -> bool:
         mode = self._options.relay
@@ -192,10 +201,11 @@ class Reach:
         ]
 
     def _has_global_address(self) -> bool:
-        return any(self._is_outside(parse_address(text).host) for text in self._host.addresses())
+        return any(self._is_outside(one.host) for one in self._own())
 
     def _changed(self) -> None:
         """Tell, if others can reach us otherwise now. The rest comes when the lease is renewed."""
+        self._announced = self._compose()
         told = (self.addresses(), self._offers_relay())
         if told != self._told:
             if told[0] != self._told[0]:
@@ -204,14 +214,23 @@ class Reach:
             self.on_change()
 
     async def _follow_probe(self) -> None:
-        verdict = self._probe.machine.verdict
+        machine = self._probe.machine
+        verdict, place = machine.verdict, self._place()
         while True:
             await self._probe.changed.park()
-            if verdict != self._probe.machine.verdict:
-                verdict = self._probe.machine.verdict
+            if verdict != machine.verdict:
+                verdict = machine.verdict
                 _log.info("reachability", verdict=verdict)
+            if place != (now_at := self._place()):
+                if place[1]:
+                    self._ports.refresh()  # another network, or another router
+                place = now_at
             self._holding.look()
             self._changed()
+
+    def _place(self) -> tuple[list[Address], Address | None]:
+        """Where we are: our addresses, and that by which others see us on IPv4."""
+        return self._own(), self._probe.machine.families["ip4"].observed
 
     async def _map_ports(self) -> None:
         with self._mapping:
@@ -220,13 +239,15 @@ class Reach:
                 while True:
                     current = self._ports.current
                     self._probe.set_mapped({current.address: current.via} if current else {})
+                    self._changed()
                     await self._ports.changed.park()
 
     def _listening_port(self) -> int:
         """Our port on IPv4 that the LAN can reach; 0 if there is none."""
-        own = [parse_address(text) for text in self._host.addresses()]
         source = source_host(socket.AF_INET)
-        return next((one.port for one in own if one.network == "ip4" and one.host == source), 0)
+        return next(
+            (one.port for one in self._own() if one.network == "ip4" and one.host == source), 0
+        )
 
     def _relay_view(self) -> RelayServing:
         view = self.relay.view()

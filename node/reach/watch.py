@@ -67,7 +67,7 @@ class Probe:
         self._stun = StunServer(lambda: self.stun_port)
         host.sorter.stun = self._stun.serve
         self._asking = DialBackClient(host)
-        DialBackServer(host, self._own_hosts, is_outside)
+        self._serving = DialBackServer(host, self._own_hosts, is_outside)
         self._news = trio.Event()
         self._looking = trio.CancelScope()  # what looks at the network as it is now
         self._anchors: dict[str, Anchor] = {}  # the last one of each family
@@ -91,6 +91,10 @@ class Probe:
         """Take the routers' port maps (node.reach.portmap), whenever they change."""
         self.machine.mapped(mapped, trio.current_time())
         self._wake()
+
+    def dial_backs(self) -> dict[str, int]:
+        """How many we asked for, and did for others, since the start."""
+        return {"asked": self._asking.asked, "served": self._serving.served}
 
     async def predicted(self, count: int) -> list[Address]:
         """Where a sequential router will let our next connections come from: a STUN probe, now.
@@ -246,6 +250,8 @@ class Probe:
         host = parse_address(view.address).host
         if view.path != "direct" or view.is_punched or not self._is_outside(host):
             return False
+        if host in self._host.holes.opened:
+            return False  # it may have dialled us, through the hole that we punched
         families = self.machine.families.values()
         if any(one.observed is not None and one.observed.host == host for one in families):
             return False
@@ -274,6 +280,7 @@ class Probe:
         return next(found, None)
 
     def _begin_anew(self) -> None:
+        self._host.holes.opened.clear()  # by another router, or one that has forgotten
         self._looking.cancel()
         self._wake()
 
@@ -310,10 +317,7 @@ class Probe:
 
 
 def _read(listening: list[Address]) -> _Interfaces:
-    own = [place for address in listening for place in expand(address)]
-    # Of a family that this machine has not, `expand` gives loopback.
-    own = [place for place in own if not is_loopback(place.host)] or own
-    return _Interfaces(tuple(own), tuple(interface_networks()))
+    return _Interfaces(tuple(expand(listening)), tuple(interface_networks()))
 
 
 def _is_neighbour(host: str, networks: tuple[str, ...]) -> bool:

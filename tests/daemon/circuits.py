@@ -1,6 +1,6 @@
 """A relay and nodes that reach each other through it only, for the tests of this folder."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -41,7 +41,7 @@ class Ring:
 @asynccontextmanager
 async def ring(
     count: int = 2, *, budget: RelayBudget | None = None, key: SwarmKey | None = KEY
-) -> AsyncIterator[Ring]:
+) -> AsyncGenerator[Ring]:
     """Run a relay and `count` others, connected to it, for the length of a block."""
     centre, hosts = make_host(key=key), [make_host(key=key) for _ in range(count)]
     async with trio.open_nursery() as nursery:

@@ -2,7 +2,7 @@
 say, and then lets all of it through, both ways at once.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import trio
@@ -62,7 +62,7 @@ class SlowLink:
 
 
 @asynccontextmanager
-async def slow_link(address: str) -> AsyncIterator[SlowLink]:
+async def slow_link(address: str) -> AsyncGenerator[SlowLink]:
     """Run a proxy to `address` for the length of a block."""
     link = SlowLink(address)
     async with trio.open_nursery() as nursery:

@@ -237,6 +237,13 @@ def test_two_daemons_join_by_ticket_and_again_without_it(tmp_path: Path) -> None
         assert b.wait() == 0
         b.start()  # no ticket: it remembers
         assert b.client.wait(peers=1, timeout_s=10).peers == 1
+        a.client.down()
+        assert a.wait() == 0
+        b.client.down()
+        assert b.wait() == 0
+        b.start()
+        a.start()  # all were away: each is where it was
+        assert b.client.wait(peers=1, timeout_s=10).peers == 1
         a.kill()
         b.client.down()
 

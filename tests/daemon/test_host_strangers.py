@@ -13,7 +13,7 @@ from node.host.negotiate import select
 from node.host.service import LibP2pHost
 from node.host.tcp import CountedTcp
 from node.host.yamux import MuxedConnection
-from tests.daemon.hosts import eventually, make_host, running
+from tests.daemon.hosts import PATIENCE_S, eventually, make_host, running
 from wire.codec import encode
 from wire.frames import pack
 from wire.ports import Stream
@@ -116,3 +116,24 @@ async def test_a_stranger_that_sends_garbage_for_its_admission_is_gone_at_once(
             with trio.fail_after(2):
                 await muxed.event_closed.wait()
             await eventually(lambda a=a: a.counters().failed_admissions == 1)
+
+
+async def test_what_follows_the_proof_at_once_is_a_members() -> None:
+    a, data = make_host(), bytes(300_000)  # more than a stranger may send
+    for _ in range(4):
+        b = make_host()
+        async with running(a, b):
+            b.learn(a.peer, a.addresses())
+            async with trio.open_nursery() as nursery:
+                for _ in range(12):  # and more streams than a stranger may open
+                    nursery.start_soon(send_and_count, b, a, data)
+            assert b.peers()[0].connections == 1
+            assert a.counters().failed_admissions == 0
+        a = make_host()
+
+
+async def send_and_count(host: LibP2pHost, other: LibP2pHost, data: bytes) -> None:
+    stream = await host.open(other.peer, "/count", timeout_s=PATIENCE_S)
+    await stream.write(data)
+    await stream.finish()
+    assert int.from_bytes(await stream.read_exactly(8), "big") == len(data)

@@ -15,7 +15,6 @@ from tests.daemon.hosts import PATIENCE_S, call, eventually, make_host, running
 from tests.daemon.slow_links import QUIET_S, slow_link
 from wire.errors import PeerUnreachable
 
-
 STALLS = 1  # of a busy machine, which look like a trip; negotiating one by one takes 12 and more
 
 

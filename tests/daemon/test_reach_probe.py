@@ -316,6 +316,21 @@ async def test_between_loopback_addresses_nothing_is_probed() -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_for_whom_a_hole_was_made_tells_nothing_of_who_else_gets_in() -> None:
+    async with meeting(3) as (host, a, b), trio.open_nursery() as nursery:
+        probe = Probe(host, is_outside=anybody, poll_s=0.05)
+        await nursery.start(probe.run)
+        await connect(host, a)
+        await connect(host, b)
+        family = probe.machine.families["ip4"]
+        await eventually(lambda: len(family.vantages) == 2)
+        host.holes.connect(own(b)).close()
+        await eventually(lambda: [one.peer for one in family.vantages] == [a.peer])
+        probe.restart()
+        await eventually(lambda: len(family.vantages) == 2)
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_machine_that_slept_looks_at_everything_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -110,9 +110,12 @@ class JsPeer:
 
 
 @asynccontextmanager
-async def js_peer(*, gossip: tuple[str, ...] = ()) -> AsyncIterator[JsPeer]:
-    """Run a js node for the length of a block. `gossip`: only these versions of GossipSub."""
-    options = json.dumps({"gossip": gossip} if gossip else {})
+async def js_peer(*, gossip: tuple[str, ...] = (), relay: bool = False) -> AsyncIterator[JsPeer]:
+    """Run a js node for the length of a block. `gossip`: only these versions of GossipSub.
+
+    relay: it serves as a relay.
+    """
+    options = json.dumps({"relay": relay} | ({"gossip": gossip} if gossip else {}))
     command = ["node", "--import", str(JS / "node20.mjs"), str(JS / "peer.mjs"), options]
     async with trio.open_nursery() as nursery:
 

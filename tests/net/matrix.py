@@ -8,21 +8,19 @@ Exits with 1 if a pair can't talk, or isn't direct though plain sockets could be
 import argparse
 import json
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
+from benchmarks.reach_stage import DELAY_MS, Unavailable, stage
+from benchmarks.report import progress
 from tests.net import truth
-from tests.net.lab.lab import Lab, Site, missing
+from tests.net.lab.lab import Site
 from tests.net.lab.rules import KINDS, Kind
-from tests.net.swarm import Swarm, swarm
+from tests.net.swarm import Swarm
 from tests.net.truth import Pair
 
-DELAY_MS = 10.0
-RELAYS = ("pub1", "pub2")
 TALK_S = 40.0
 DIRECT_S = 40.0  # from the first call; goes with all pairs punching at once
 AT_ONCE = 6  # pairs that are waited for at a time
@@ -70,23 +68,17 @@ def measure(made: Swarm, pair: Pair, ready: float) -> Result:
     return Result(*pair, round(talk_s, 2), direct_s and round(direct_s, 2), possible)
 
 
-def run(
-    pairs: Iterable[Pair], *, delay_ms: float, note: Callable[[str], None], folder: Path
-) -> list[Result]:
-    """Build the lab, start the daemons, measure all pairs."""
+def run(pairs: Iterable[Pair], *, delay_ms: float) -> list[Result]:
+    """Build the lab, start the daemons, measure all pairs. Raises Unavailable where none can be."""
     pairs = list(pairs)
-    begun = time.monotonic()
     plan = plan_of(pairs, delay_ms=delay_ms)
-    with Lab(plan) as lab, swarm(lab, folder, *RELAYS) as made:
-        for relay in RELAYS:
-            lab.set_line(relay, delay_ms=0.0)
-        note(f"{len(lab.sites)} sites; starting {len(plan) + len(RELAYS)} daemons")
-        made.start(f"{site.name}1" for site in plan)
+    with stage(plan) as made:
+        made.up(f"{site.name}1" for site in plan)
         ready = time.monotonic()
-        note(f"ready after {ready - begun:.1f} s")
+        progress(f"{len(plan)} private members are ready")
         with ThreadPoolExecutor(AT_ONCE) as pool:
             results = list(pool.map(lambda pair: measure(made, pair, ready), pairs))
-        note(f"measured after {time.monotonic() - begun:.1f} s")
+        progress(f"{len(pairs)} pairs in {time.monotonic() - ready:.1f} s")
     return results
 
 
@@ -131,17 +123,11 @@ def main() -> int:
     parser.add_argument("--delay-ms", type=float, default=DELAY_MS)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
-    reason = missing()
-    if reason is not None:
+    try:
+        results = run(dict.fromkeys(asked.pairs or truth.PAIRS), delay_ms=asked.delay_ms)
+    except Unavailable as reason:
         print(reason, file=sys.stderr)
         return 1
-    with tempfile.TemporaryDirectory(prefix="shoal-lab-") as folder:
-        results = run(
-            dict.fromkeys(asked.pairs or truth.PAIRS),
-            delay_ms=asked.delay_ms,
-            note=lambda line: print(line, file=sys.stderr),
-            folder=Path(folder),
-        )
     if asked.json:
         print(json.dumps([asdict(each) for each in results]))
     else:

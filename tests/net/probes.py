@@ -51,7 +51,7 @@ def seen_tcp(lab: Lab, host: str, server: str, *, server_port: int, port: int = 
         accepted, seen = listener.accept()
         with accepted:
             _reset(client)
-        return seen
+        return str(seen[0]), int(seen[1])
 
 
 def seen_udp(lab: Lab, host: str, server: str, *, server_port: int, port: int = PORT) -> Address:
@@ -61,7 +61,8 @@ def seen_udp(lab: Lab, host: str, server: str, *, server_port: int, port: int = 
         open_socket(lab, host, port, udp=True) as client,
     ):
         client.sendto(b"x", (lab.hosts[server].ip, server_port))
-        return taker.recvfrom(10)[1]
+        seen = taker.recvfrom(10)[1]
+        return str(seen[0]), int(seen[1])
 
 
 def _reset(connection: socket.socket) -> None:

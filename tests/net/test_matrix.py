@@ -3,10 +3,9 @@
 All 55: `make test-net`.
 """
 
-from pathlib import Path
-
 import pytest
 
+from benchmarks.reach_stage import DELAY_MS
 from tests.net import matrix
 from tests.net.lab.lab import missing
 from tests.net.truth import Pair
@@ -26,8 +25,8 @@ PAIRS: tuple[Pair, ...] = (
 
 
 @pytest.mark.slow
-def test_pairs_talk_and_are_direct_where_sockets_can_be(tmp_path: Path) -> None:
-    results = matrix.run(PAIRS, delay_ms=matrix.DELAY_MS, note=print, folder=tmp_path)
+def test_pairs_talk_and_are_direct_where_sockets_can_be() -> None:
+    results = matrix.run(PAIRS, delay_ms=DELAY_MS)
     wrong = [each for each in results if not each.is_right]
     assert wrong == []
     assert [(each.one, each.other) for each in results if each.direct_s is None] == [

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.host.addresses import Address
+from node.reach.behaviour import Behaviour
 from node.reach.candidates import DOUBT_S, RECHECK_S, Outcome
-from node.reach.family import RANKS, AskDialBack, Effect, HoldAnchor, ProbeMapping
+from node.reach.family import PATIENCE_S, RANKS, AskDialBack, Effect, HoldAnchor, ProbeMapping
 from tests.sim.routers import KINDS, LISTENS, LISTENS_6, PORT, VERDICTS, WAN, Outside, World
 from wire.ids import PeerId
 
@@ -319,3 +320,66 @@ def test_the_verdict_does_not_depend_on_the_order_of_answers(
     seed: int, kind: str, count: int
 ) -> None:
     assert settled(kind, count, seed=seed).machine.verdict == VERDICTS[kind]
+
+
+def test_neighbours_that_a_firewall_lets_in_do_not_make_us_public() -> None:
+    campus = [Outside(PeerId(f"near{at}"), f"11.4.7.{at}") for at in range(6)]
+    for one in campus:
+        one.lies = lambda _: "reached"  # the firewall is around all of them
+    world = World("fw", [*campus, *outside(3)])
+    world.start()
+    world.run(60.0)
+    assert verdict_of(world) == "punchable"
+
+
+def test_a_new_mapping_is_dialled_by_those_that_the_old_one_had_let_in() -> None:
+    world = settled("fullcone", 2)
+    hold = next(one for one in world.done if isinstance(one, HoldAnchor))
+    world.routers["ip4"].wan = "11.6.0.2"
+    world.machine.released("ip4", hold.peer, world.now)  # the other one is asked from now on
+    world.run(10.0)
+    assert verdict_of(world) == "public"
+    assert world.machine.addresses() == [LISTENS, Address("ip4", "11.6.0.2", PORT)]
+
+
+def test_whom_an_anchor_had_let_in_is_no_witness_after_it() -> None:
+    world = settled("restricted", 2)
+    hold = next(one for one in world.done if isinstance(one, HoldAnchor))
+    world.run(RECHECK_S - 70.0)
+    world.machine.released("ip4", hold.peer, world.now)
+    asked = len(world.done)
+    world.run(60.0)
+    assert [one for one in world.done[asked:] if isinstance(one, AskDialBack)]
+    assert verdict_of(world) == "punchable"
+
+
+def test_a_second_server_that_came_during_a_probe_is_asked_after_it() -> None:
+    world = World("portrestricted", outside(2))
+    machine = world.machine
+    machine.interfaces([LISTENS], 0.0)
+    machine.outside([world.outside[0].vantage], 0.0)
+    first = [one for one in machine.due(0.0) if isinstance(one, ProbeMapping)]
+    machine.outside([one.vantage for one in world.outside], 0.1)
+    assert [one for one in machine.due(0.1) if isinstance(one, ProbeMapping)] == []
+    machine.probed("ip4", Behaviour("endpoint-independent", True, 1), 0.2)
+    second = [one for one in machine.due(0.2) if isinstance(one, ProbeMapping)]
+    assert [len(one.servers) for one in first + second] == [1, 2]
+
+
+def test_the_mapping_decides_meanwhile_if_nobody_reaches_us_at_once() -> None:
+    world = World("open", outside(2))
+    machine = world.machine
+    machine.interfaces([world.listens["ip4"]], 0.0)
+    machine.outside([one.vantage for one in world.outside], 0.0)
+    asked = [one for one in machine.due(0.0) if isinstance(one, AskDialBack)]
+    machine.probed("ip4", Behaviour("none", True, 2), 0.1)
+    assert verdict_of(world) == "unknown"
+    at = machine.deadline(0.1)
+    assert at == PATIENCE_S
+    machine.due(at)
+    assert verdict_of(world) == "punchable"
+    while asked:
+        one = asked.pop()
+        machine.dialled_back(one.peer, one.address, "reached", 2.0)
+        asked += [each for each in machine.due(2.0) if isinstance(each, AskDialBack)]
+    assert verdict_of(world) == "public"

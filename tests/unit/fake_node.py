@@ -17,7 +17,7 @@ from node.control.api import Api
 from node.control.core import routes
 from node.control.server import ControlServer
 from node.home import Home
-from node.host.views import Counters, PeerView
+from node.host.views import Counters, PeerView, Pong
 from node.logs import LogBook
 from node.membership import Member
 from node.metrics import Metrics, core_figures, reach_figures
@@ -35,6 +35,7 @@ class FakeHost:
 
     def __init__(self) -> None:
         self.views = [view(BOB, 0.4)]
+        self.pongs = list[Pong]()  # the next answers
 
     @property
     def peer(self) -> PeerId:
@@ -52,10 +53,10 @@ class FakeHost:
     def counters(self) -> Counters:
         return Counters(10, 20, 1, 2, 3, 4, 5, 6)
 
-    async def ping(self, peer: PeerId, *, timeout_s: float) -> float:
+    async def probe(self, peer: PeerId, *, timeout_s: float) -> Pong:
         if peer == EVE:
             raise DeadlineExceeded(f"no answer within {timeout_s:g} s")
-        return 0.00123
+        return self.pongs.pop(0) if self.pongs else Pong(0.00123, "direct", "/ip4/10.0.0.2/tcp/9")
 
 
 class FakeMembers:

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -10,6 +11,7 @@ import pytest
 import trio
 
 import shoal as library
+from node.host.views import Pong
 from node.tickets import parse_ticket
 from shoal import api as shapes
 from shoal.messages import decode_reply
@@ -51,7 +53,7 @@ async def test_read_commands_print_their_struct(
 async def test_tables_are_for_people(tmp_path: Path) -> None:
     async with running(tmp_path) as it:
         lines = (await it.shoal("peers")).stdout.decode().splitlines()
-        assert lines[0].split()[:3] == ["PEER", "NAME", "ADDRESS"]
+        assert lines[0].split()[:3] == ["PEER", "NAME", "PATH"]
         assert "bob" in lines[1]
         assert "2.0 KiB" in lines[1]
         it.host.views = []
@@ -76,7 +78,7 @@ async def test_ping_by_name_and_a_silent_peer_fails(tmp_path: Path) -> None:
         pongs = [msgspec.json.decode(line, type=shapes.Pong) for line in done.stdout.splitlines()]
         assert [(pong.sequence, pong.rtt_ms) for pong in pongs] == [(1, 1.23), (2, 1.23)]
         told = await it.shoal("ping", "bob", "-c", "2", "--interval", "10ms")
-        assert told.stdout.endswith(b"seq 2  1.23 ms  direct\n")
+        assert told.stdout.endswith(b"seq 2  1.23 ms  direct  /ip4/10.0.0.2/tcp/9\n")
         assert told.stderr == b"2/2 answered, 0 % lost, min/avg/max 1.23/1.23/1.23 ms\n"
         it.host.views.append(view(EVE, None))  # connected, its name not heard yet
         silent = await it.shoal("ping", EVE[-8:], "-c", "1")
@@ -85,6 +87,47 @@ async def test_ping_by_name_and_a_silent_peer_fails(tmp_path: Path) -> None:
         unknown = await it.shoal("ping", "nobody")
         assert (unknown.returncode, unknown.stdout) == (1, b"")
         assert unknown.stderr == b"error: no member 'nobody'\n  try: `shoal members` lists them\n"
+
+
+async def test_ping_ends_when_the_path_is_direct(tmp_path: Path) -> None:
+    async with running(tmp_path) as it:
+        relay = "/ip4/10.0.0.9/tcp/1/p2p/12D3KooWRelay/p2p-circuit"
+        slow = [Pong(0.2, "relayed", relay, ME), Pong(0.1, "relayed", relay, EVE)]
+        it.host.pongs = [*slow, Pong(0.01, "direct", "/ip4/1.2.3.4/tcp/9", None, True)]
+        told = await it.shoal("ping", "bob", "--interval", "10ms")
+        lines = [line.split("  ", 1)[1] for line in told.stdout.decode().splitlines()]
+        assert lines == [
+            "seq 1  200.00 ms  relay via me  /ip4/10.0.0.9/tcp/1",
+            f"seq 2  100.00 ms  relay via …{EVE[-8:]}  /ip4/10.0.0.9/tcp/1",
+            "seq 3  10.00 ms  punched  /ip4/1.2.3.4/tcp/9",
+        ]
+        assert b"netcheck" not in told.stderr
+        it.host.pongs = slow * 5
+        told = await it.shoal("ping", "bob", "--interval", "10ms")
+        assert told.stdout.count(b"relay via") == 10
+        assert told.stderr.endswith(b"still through a relay; `shoal netcheck` says why\n")
+        shown = await it.json("ping", "bob")
+        assert isinstance(shown, dict)
+        assert (shown["path"], shown["relay"]) == ("direct", "")
+
+
+async def test_peers_shows_how_each_is_reached(tmp_path: Path) -> None:
+    async with running(tmp_path) as it:
+        relay = f"/ip4/10.0.0.9/tcp/1/p2p/{ME}/p2p-circuit"
+        bob = replace(view(BOB, 0.4), path="relayed", address=relay, relay=ME, bytes_in_s=3072.0)
+        it.host.views = [bob, replace(view(EVE, 9.0), is_punched=True)]
+        told = (await it.shoal("peers")).stdout.decode()
+        first, second = told.splitlines()[1:]
+        assert "relay via me  to /ip4/10.0.0.9/tcp/1  0.4 ms  2.0 KiB" in first
+        assert "3.0 KiB" in first
+        assert "punched" in second
+        found = await it.json("peers")
+        assert isinstance(found, list)
+        assert [(row["path"], row["relay"]) for row in found] == [
+            ("relayed", "me"),
+            ("punched", ""),
+        ]
+        assert found[0]["in_s"] == 3072.0
 
 
 async def test_wait_returns_when_a_peer_comes(tmp_path: Path) -> None:

@@ -185,6 +185,13 @@ def test_known_peers_survive_a_restart_and_join_the_tickets(tmp_path: Path) -> N
     }
 
 
+def test_known_peers_may_be_behind_relays(tmp_path: Path) -> None:
+    path = tmp_path / "peers.json"
+    circuit = f"/ip4/10.0.0.1/tcp/1/p2p/{peer(2)}/p2p-circuit"
+    write_known(path, {peer(1): [circuit, f"{circuit}/p2p/{peer(1)}"]})
+    assert read_known(path, ()) == {peer(1): [f"{circuit}/p2p/{peer(1)}"]}
+
+
 def test_known_peers_are_bounded(tmp_path: Path) -> None:
     path = tmp_path / "peers.json"
     write_known(path, {peer(n): ["/ip4/10.0.0.1/tcp/1"] for n in range(PEERS_MAX * 2)})

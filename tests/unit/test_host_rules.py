@@ -17,6 +17,7 @@ from wire.errors import BadMessage, PeerUnreachable
 from wire.ids import Signer
 
 PEER = Signer(bytes(32)).peer
+RELAY = Signer(b"r" * 32).peer
 
 # Addresses
 
@@ -30,6 +31,8 @@ PEER = Signer(bytes(32)).peer
         "/dns4/localhost/tcp/80",
         "/dns6/a/tcp/1",
         f"/ip4/127.0.0.1/tcp/4001/p2p/{PEER}",
+        f"/ip4/192.0.2.1/tcp/4001/p2p/{RELAY}/p2p-circuit",
+        f"/dns/node-1.example.org/tcp/4001/p2p/{RELAY}/p2p-circuit/p2p/{PEER}",
     ],
 )
 def test_an_address_is_written_as_it_was_read(text: str) -> None:
@@ -55,11 +58,25 @@ def test_an_address_is_written_as_it_was_read(text: str) -> None:
         "/dns/" + "a" * 300 + "/tcp/1",
         "/unix/tmp/tcp/1",
         "/ip4/192.0.2.1/tcp/1/",
+        "/ip4/192.0.2.1/tcp/1/p2p-circuit",
+        f"/ip4/192.0.2.1/tcp/1/p2p-circuit/p2p/{PEER}",
+        f"/ip4/192.0.2.1/tcp/1/p2p/{RELAY}/p2p-circuit/p2p",
+        f"/ip4/192.0.2.1/tcp/1/p2p/{RELAY}/p2p-circuit/p2p/{PEER}/p2p-circuit",
     ],
 )
 def test_what_cannot_be_dialled_is_refused(text: str) -> None:
     with pytest.raises(BadMessage):
         parse_address(text)
+
+
+def test_a_relay_address_names_both_and_is_the_relays_place() -> None:
+    through = parse_address(f"/ip4/192.0.2.1/tcp/4001/p2p/{RELAY}/p2p-circuit/p2p/{PEER}")
+    assert (through.host, through.port, through.relay, through.peer) == (
+        "192.0.2.1",
+        4001,
+        RELAY,
+        PEER,
+    )
 
 
 @given(st.text(max_size=300))
@@ -78,12 +95,12 @@ def test_loopback_is_told_from_the_rest() -> None:
 
 def test_listening_everywhere_becomes_addresses_that_can_be_dialled() -> None:
     for text in ("/ip4/0.0.0.0/tcp/4001", "/ip6/::/tcp/4001"):
-        places = expand(parse_address(text))
+        places = expand([parse_address(text)])
         assert places
         assert not any(place.is_unspecified for place in places)
         assert {place.port for place in places} == {4001}
     one = parse_address("/ip4/192.0.2.1/tcp/1")
-    assert expand(one) == [one]
+    assert expand([one]) == [one]
 
 
 # Places

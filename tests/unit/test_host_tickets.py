@@ -55,6 +55,14 @@ def test_an_open_swarm_has_a_ticket_without_key() -> None:
     assert parse_ticket(ticket.text()) == ticket
 
 
+def test_a_ticket_may_lead_through_a_relay() -> None:
+    relay = Signer(b"r" * 32).peer
+    through = f"/ip4/192.0.2.1/tcp/4001/p2p/{relay}/p2p-circuit/p2p/{PEER}"
+    assert parse_ticket(Ticket("pond", None, (through,)).text()).bootstrap == (through,)
+    nobody = Ticket("pond", None, (f"/ip4/192.0.2.1/tcp/4001/p2p/{relay}/p2p-circuit",))
+    assert complaint(nobody.text())
+
+
 def test_line_breaks_and_blanks_of_a_terminal_are_dropped() -> None:
     assert parse_ticket(f"  {TEXT[:40]}\n {TEXT[40:]}\r\n") == TICKET
 

@@ -8,7 +8,7 @@ import pytest
 import trio
 from libp2p.stream_muxer.exceptions import MuxedStreamClosed, MuxedStreamEOF, MuxedStreamReset
 from libp2p.stream_muxer.yamux.yamux import Yamux
-from trio.testing import MemorySendStream, MockClock, memory_stream_pair
+from trio.testing import MemorySendStream, MockClock, memory_stream_pair, wait_all_tasks_blocked
 
 from node.host import yamux, yamux_stream
 from node.host.yamux import MuxedConnection
@@ -317,3 +317,40 @@ async def test_it_speaks_with_libp2ps_own_muxer(we_dial: bool, nursery: trio.Nur
     await mux.close()
     with trio.fail_after(2):
         await reference.event_closed.wait()
+
+
+class Burst(MemoryLink):
+    """A link on which several records come with one receive."""
+
+    def __init__(self, stream: Link, bursts: list[list[bytes]]) -> None:
+        super().__init__(stream, is_initiator=False)
+        self._bursts = bursts
+
+    async def receive(self) -> list[bytes]:
+        await trio.lowlevel.checkpoint()
+        if self._bursts:
+            return self._bursts.pop(0)
+        return await super().receive()
+
+
+@pytest.mark.parametrize("proves", [True, False])
+async def test_a_proof_counts_for_the_records_that_come_with_it(*, proves: bool) -> None:
+    """trio runs the tasks of a turn in any order: each of 20 times it must come out right."""
+    for _ in range(20):
+        near, far = memory_stream_pair()
+        opened, flood = frame(WINDOW_UPDATE, SYN, 1, 0), frame(DATA, 0, 1, 65_507, bytes(65_507))
+        proof = frame(DATA, 0, 1, 50, b"proof" * 10)
+        mux = MuxedConnection(Burst(near, [[opened], [proof, flood, flood]]), PEER)
+
+        async def judge(mux: MuxedConnection = mux) -> None:
+            stream = await mux.accept_stream()
+            if await stream.read(50) == b"proof" * 10 and proves:
+                mux.trust()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mux.start)
+            await judge()
+            await wait_all_tasks_blocked()
+            assert mux.is_closed is not proves
+            nursery.cancel_scope.cancel()
+        await far.aclose()

@@ -1,4 +1,4 @@
-"""Asking a router for a port: what goes over the wire, and what of a router's answers is believed."""
+"""Asking a router for a port: what goes over the wire, and what of its answers is believed."""
 
 import struct
 from pathlib import Path

@@ -68,7 +68,7 @@ def test_who_is_direct_or_gone_is_not_tried_again() -> None:
     machine.ended(ALICE, is_direct=True, now=0.5)
     assert machine.start(1e6) == []
     assert (machine.records[ALICE].outcome, machine.records[ALICE].took_s) == ("direct", 0.5)
-    assert machine.counts == {"direct": 1}
+    assert machine.outcomes == {"direct": 1}
 
 
 def test_few_at_a_time_the_others_follow() -> None:

@@ -9,6 +9,7 @@ import { createHash } from 'node:crypto'
 import { createInterface } from 'node:readline'
 import { createLibp2p } from 'libp2p'
 import { gossipsub } from '@libp2p/gossipsub'
+import { circuitRelayServer, circuitRelayTransport } from '@libp2p/circuit-relay-v2'
 import { identify } from '@libp2p/identify'
 import { noise } from '@libp2p/noise'
 import { ping } from '@libp2p/ping'
@@ -65,10 +66,15 @@ function tamper (rpc) {
 
 const node = await createLibp2p({
   addresses: { listen: ['/ip4/127.0.0.1/tcp/0'] },
-  transports: [tcp()],
+  transports: [tcp(), circuitRelayTransport()],
   connectionEncrypters: [noise()],
   streamMuxers: [yamux()],
-  services: { identify: identify(), ping: ping(), pubsub: makeGossip }
+  services: {
+    identify: identify(),
+    ping: ping(),
+    pubsub: makeGossip,
+    ...(options.relay ? { relay: circuitRelayServer() } : {})
+  }
 })
 const pubsub = node.services.pubsub
 
@@ -78,7 +84,7 @@ await node.handle('/echo', async (stream) => {
     if (!stream.send(part)) await stream.onDrain()
   }
   await stream.close()
-}, { maxInboundStreams: 1024 })
+}, { maxInboundStreams: 1024, runOnLimitedConnection: true })
 
 node.addEventListener('peer:identify', ({ detail }) => {
   say({
@@ -119,7 +125,8 @@ const sha = (data) => createHash('sha256').update(data).digest('hex')
 // Sends `size` bytes to /echo of a peer, and compares what comes back.
 async function echo ({ peer, size, protocol = '/echo' }) {
   const stream = await node.dialProtocol(peerIdFromString(peer), protocol, {
-    maxOutboundStreams: 1024
+    maxOutboundStreams: 1024,
+    runOnLimitedConnection: true // through a relay
   })
   const data = fill(size)
   const back = createHash('sha256')
@@ -141,6 +148,9 @@ async function echo ({ peer, size, protocol = '/echo' }) {
 
 const commands = {
   dial: async ({ address }) => (await node.dial(multiaddr(address))).remotePeer.toString(),
+  listen: ({ address }) => node.components.transportManager.listen([multiaddr(address)]),
+  addresses: () => node.getMultiaddrs().map(String),
+  remotes: () => node.getConnections().map((each) => each.remoteAddr.toString()),
   hang_up: ({ peer }) => node.hangUp(peerIdFromString(peer)),
   ping: ({ peer }) => node.services.ping.ping(peerIdFromString(peer)),
   connections: () => node.getConnections().map((each) => each.remotePeer.toString()),
