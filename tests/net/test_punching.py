@@ -20,6 +20,8 @@ def lab() -> Generator[Lab]:
         Site("next", "symseq", delay_ms=DELAY_MS),
         Site("after", "symseq", delay_ms=DELAY_MS, inbound="reject"),
         Site("any", "symmetric", delay_ms=DELAY_MS),
+        Site("six", "symmetric", delay_ms=DELAY_MS, ipv6="firewalled"),
+        Site("six-too", "symmetric", delay_ms=DELAY_MS, ipv6="firewalled"),
         Site("by-address", "restricted", delay_ms=DELAY_MS),
         Site("carried", "cgnat", carrier="x", delay_ms=DELAY_MS),
         Site("carried-too", "cgnat", carrier="x", delay_ms=DELAY_MS),
@@ -33,6 +35,7 @@ PAIRS = [
     ("cone1", "next1"),
     ("after1", "next1"),
     ("any1", "by-address1"),
+    ("six1", "six-too1"),
 ]
 
 
