@@ -106,11 +106,12 @@ def _up(
             _become_daemon(home, args if inside else [*ON_LOOPBACK, *args], writer, fresh)
         os.close(writer)
         pipes[pid] = reader
-    for pid, reader in pipes.items():
+    for at, (pid, reader) in enumerate(pipes.items()):
         said.append(os.fdopen(reader, "rb"))
         line = said[-1].readline()
         if not line.startswith(FIRST_WORD):
-            raise RuntimeError(f"daemon {pid} did not start: {line!r}; see standard error")
+            words = Path(f"{homes[at]}.said").read_text()[-500:]
+            raise RuntimeError(f"daemon {pid} did not start: {line!r}: {words}")
     return {"pids": list(pipes)}
 
 

@@ -102,5 +102,5 @@ async def see_off(connection: Connection) -> None:
             for_s = trio.current_time() - since
             is_still = traffic.bytes_in + traffic.bytes_out == before
             is_over = for_s >= RETIRED_MAX_S or (for_s >= RETIRED_S and is_still)
-            if connection.is_retired and (is_over or not connection.muxed.stream_count):
+            if connection.is_retired and (is_over or not connection.muxed.streams):
                 return await connection.close()

@@ -68,7 +68,7 @@ class MuxedConnection(IMuxedConn):
         self.rtt_s = 0.001  # what the keep-alive measures; decides how windows grow
         self.ended_by = ""  # why the connection is over, for the log
         self.room = trio.lowlevel.ParkingLot()  # writers wait here for the queue to drain
-        self._streams: dict[int, MuxedStream] = {}
+        self.streams: dict[int, MuxedStream] = {}  # not over yet, of both ends
         self._inbound = 0
         self._next_stream = 1 if conn.is_initiator else 2
         self._outbound = trio.Semaphore(STREAMS_OUT_MAX)
@@ -123,7 +123,7 @@ class MuxedConnection(IMuxedConn):
             raise MuxedConnUnavailable("connection closed")
         stream = MuxedStream(self._next_stream, self)
         self._next_stream += 2
-        self._streams[stream.stream_id] = stream
+        self.streams[stream.stream_id] = stream
         self.send_control(frames.pack(frames.WINDOW_UPDATE, frames.SYN, stream.stream_id, 0))
         return stream
 
@@ -136,7 +136,7 @@ class MuxedConnection(IMuxedConn):
 
     def forget(self, stream: MuxedStream) -> None:
         """Both directions of a stream are over: give its place free."""
-        if self._streams.pop(stream.stream_id, None) is not None:
+        if self.streams.pop(stream.stream_id, None) is not None:
             self._without_room.pop(stream, None)
             self.growth_left_bytes += stream.grown_bytes
             if self._is_ours(stream.stream_id):
@@ -159,9 +159,7 @@ class MuxedConnection(IMuxedConn):
         self._without_room[stream] = None
 
     def send_data(self, stream_id: int, body: Body) -> None:
-        """Queue a writer's data frame, and write it if the socket takes it; only while there is
-        room.
-        """
+        """Queue a writer's data frame, written if the socket takes it; only while there is room."""
         self._queue_data(_WRITTEN, stream_id, body, now=True)
 
     def push_data(self, stream_id: int, body: Body, *, now: bool) -> None:
@@ -324,13 +322,13 @@ class MuxedConnection(IMuxedConn):
                     self._untrusted_bytes_left -= len(data)
                     if self._untrusted_bytes_left < 0:
                         raise BadMessage(f"over {BYTES_UNTRUSTED_MAX} bytes before admission")
-                if stream := self._streams.get(stream_id):
+                if stream := self.streams.get(stream_id):
                     stream.on_data(data)
-            case frames.Credit(stream_id, size_bytes) if stream := self._streams.get(stream_id):
+            case frames.Credit(stream_id, size_bytes) if stream := self.streams.get(stream_id):
                 stream.on_credit(size_bytes)
-            case frames.Finished(stream_id) if stream := self._streams.get(stream_id):
+            case frames.Finished(stream_id) if stream := self.streams.get(stream_id):
                 stream.on_finished()
-            case frames.Reset(stream_id) if stream := self._streams.get(stream_id):
+            case frames.Reset(stream_id) if stream := self.streams.get(stream_id):
                 stream.on_reset()
             case frames.GoneAway(code):
                 raise ConnectionClosedError(f"peer went away, code {code}", transport="yamux")
@@ -340,15 +338,15 @@ class MuxedConnection(IMuxedConn):
                 return
 
     def _accept(self, stream_id: int) -> None:
-        if self._is_ours(stream_id) or stream_id in self._streams:
+        if self._is_ours(stream_id) or stream_id in self.streams:
             raise BadMessage(f"peer opens stream {stream_id}, which is not its to open")
         if self._inbound < self.streams_in_max:
             stream = MuxedStream(stream_id, self)
             with contextlib.suppress(trio.WouldBlock):  # opened and reset faster than served
                 self._accepted_send.send_nowait(stream)
                 self._inbound += 1
-                self._streams[stream_id] = stream
-        flag = frames.ACK if stream_id in self._streams else frames.RST
+                self.streams[stream_id] = stream
+        flag = frames.ACK if stream_id in self.streams else frames.RST
         self.send_control(frames.pack(frames.WINDOW_UPDATE, flag, stream_id, 0))
 
     def _is_ours(self, stream_id: int) -> bool:
@@ -359,18 +357,13 @@ class MuxedConnection(IMuxedConn):
             self.event_closed.set()
             self._frames.clear()
             self._without_room.clear()
-            for stream in list(self._streams.values()):
+            for stream in list(self.streams.values()):
                 stream.on_connection_lost()
             self._accepted_send.close()
             self.room.unpark_all()
             self._drained.unpark_all()
         with trio.CancelScope(shield=True), contextlib.suppress(Exception):
             await self.secured_conn.close()
-
-    @property
-    def stream_count(self) -> int:
-        """Streams that are not over, of both ends."""
-        return len(self._streams)
 
     @property
     def is_closed(self) -> bool:

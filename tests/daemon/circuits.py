@@ -1,6 +1,6 @@
 """A relay and nodes that reach each other through it only, for the tests of this folder."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -40,10 +40,17 @@ class Ring:
 
 @asynccontextmanager
 async def ring(
-    count: int = 2, *, budget: RelayBudget | None = None, key: SwarmKey | None = KEY
+    count: int = 2,
+    *,
+    budget: RelayBudget | None = None,
+    key: SwarmKey | None = KEY,
+    seeds: Sequence[bytes] = (),
 ) -> AsyncGenerator[Ring]:
-    """Run a relay and `count` others, connected to it, for the length of a block."""
-    centre, hosts = make_host(key=key), [make_host(key=key) for _ in range(count)]
+    """Run a relay and `count` others, connected to it, for the length of a block. `seeds`: of the
+    others' identities, where they matter.
+    """
+    own: list[bytes | None] = [*seeds] or [None] * count
+    centre, hosts = make_host(key=key), [make_host(key=key, seed=seed) for seed in own]
     async with trio.open_nursery() as nursery:
         relay = Relay(centre, budget or RelayBudget(rate_bytes_s=UNPACED), lambda: True)
         clients = [CircuitClient(host, is_closed=key is not None) for host in hosts]

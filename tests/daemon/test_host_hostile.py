@@ -234,7 +234,7 @@ async def test_ten_thousand_half_open_streams_hold_no_more_than_the_cap() -> Non
         finally:
             tracemalloc.stop()
         theirs = a._sessions._peers.of(b.peer)[0].muxed  # pyright: ignore[reportPrivateUsage]
-        held = len(theirs._streams)  # pyright: ignore[reportPrivateUsage]
+        held = len(theirs.streams)
         assert yamux.STREAMS_UNTRUSTED_MAX < held <= yamux.STREAMS_IN_MAX + 1  # and our ping's
         assert grown < 4_000_000  # of 256 tasks, usual 1.6 MB; the refused 9,744 leave nothing
         await call(c, a)

@@ -7,13 +7,15 @@ from node.host.addresses import parse_address
 from node.host.service import LibP2pHost
 from node.host.stream import HostStream
 from node.host.views import PeerEvent, PeerMoved, PeerUp
+from protocols.channels.service import ChannelService
 from protocols.rpc.service import RpcService
 from tests.daemon.circuits import ring
 from tests.daemon.hosts import call, eventually
 from tests.daemon.paths import join_directly, wire
 from tests.sim.rpc_methods import COUNT, Ask, Reply
+from wire.clock import SystemClock
 from wire.errors import PeerUnreachable
-from wire.ids import PeerId
+from wire.ids import PeerId, Signer
 from wire.ports import Call, Stream
 
 QUICK_S = 0.2  # for HURRY_S, so that these tests take less of the real clock
@@ -49,6 +51,8 @@ async def test_all_moves_to_a_direct_connection_and_the_relayed_one_ends() -> No
             rpc.serve_stream(COUNT, echo)
             nursery.start_soon(watch, host, seen)
         await net.reserve(1)
+        await a.connect(b.peer)
+        await eventually(lambda: connections(b, a))
         async with (
             rpcs[0].stream(b.peer, COUNT, timeout_s=3) as one,
             rpcs[1].stream(a.peer, COUNT, timeout_s=3) as two,
@@ -215,3 +219,40 @@ async def test_a_kept_peer_that_is_away_is_dialled_when_the_network_changes() ->
         assert not connections(a, b)
         a.network_changed()
         await eventually(lambda: connections(a, b) == ["direct"])
+
+
+async def test_channels_say_everything_once_while_their_streams_move() -> None:
+    seeds = [bytes([number]) * 32 for number in (1, 2)]
+    async with ring(seeds=seeds) as net, trio.open_nursery() as nursery:
+        a, b = net.hosts
+        heard = list[bytes](), list[bytes]()
+        both = list[ChannelService]()
+
+        async def listen(channels: ChannelService, into: list[bytes]) -> None:
+            async with channels.listen("news") as messages:
+                async for message in messages:
+                    into.append(message.data)  # noqa: PERF401 - it is looked at meanwhile
+
+        for host, seed, into in zip(net.hosts, seeds, heard, strict=True):
+            rpc = RpcService(host)
+            both.append(ChannelService(host, rpc, Signer(seed), SystemClock()))
+            await nursery.start(rpc.run)
+            await nursery.start(both[-1].run)
+            nursery.start_soon(listen, both[-1], into)
+        await net.reserve(1)
+        await a.connect(b.peer)
+        await eventually(lambda: all(each.views()[0].peers for each in both))
+        machines = [dict(each._machine._peers) for each in both]
+        words = [b"%d" % number + bytes(10_000) for number in range(400)]
+        for number, word in enumerate(words):
+            if number == 100:
+                nursery.start_soon(join_directly, a, b)
+            await both[number % 2].publish("news", word)
+            await trio.lowlevel.checkpoint()
+        await eventually(lambda: not net.relay.view().circuits)
+        await both[0].publish("news", b"the last")
+        await eventually(lambda: b"the last" in heard[1])
+        assert sorted(heard[0]) == sorted(heard[1]) == sorted([*words, b"the last"])
+        assert [dict(each._machine._peers) for each in both] == machines  # nobody came anew
+        assert [each._links.moved for each in both] == [1, 1]
+        nursery.cancel_scope.cancel()

@@ -8,7 +8,8 @@ from trio.testing import MockClock
 
 from protocols.rpc import wire
 from protocols.rpc.wire import MOVE, PROTOCOL, TOKEN_BYTES
-from tests.sim.net import RETIRED_S, Net, SimStream
+from tests.sim.net import RETIRED_S, Net
+from tests.sim.net_stream import SimStream
 from tests.sim.rpc_methods import BULK, COUNT, DOUBLE, LATENCY_S, A, Ask, B, Blob, Reply
 from wire import codec, frames
 from wire.errors import BadMessage, PeerUnreachable
