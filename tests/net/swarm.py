@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import shoal
+from shoal.errors import ClientError
 from shoal.rpc import Serving
 from tests.daemon.processes import Daemon
 from tests.net.lab.lab import Lab
@@ -53,14 +53,14 @@ class Swarm:
     ticket: str = ""
 
     def call(self, one: str, other: str, *, timeout_s: float = CALL_S) -> None:
-        """Carry `PAYLOAD` bytes from one to the other. Raises shoal.ShoalError."""
+        """Carry `PAYLOAD` bytes from one to the other. Raises ClientError."""
         body = bytes(PAYLOAD)
         peer = self.nodes[other].peer
         answer = self.nodes[one].client.rpc(peer, METHOD, body, timeout_s=timeout_s)
         assert answer == PAYLOAD
 
     def judge(self, one: str, other: str) -> PathKind:
-        """Call, and return by which path the bytes went. Raises shoal.ShoalError."""
+        """Call, and return by which path the bytes went. Raises ClientError."""
         before = self._direct_bytes(one, other)
         self.call(one, other)
         after = self._direct_bytes(one, other)
@@ -75,7 +75,7 @@ class Swarm:
         """Call until it succeeds; return the seconds that took, None if it never did."""
         begun = time.monotonic()
         while (spent := time.monotonic() - begun) < timeout_s:
-            with contextlib.suppress(shoal.ShoalError):
+            with contextlib.suppress(ClientError):
                 self.call(one, other, timeout_s=timeout_s - spent)
                 return time.monotonic() - begun
             time.sleep(POLL_S)
@@ -87,7 +87,7 @@ class Swarm:
         while time.monotonic() - begun < timeout_s:
             seen = time.monotonic() - begun
             if self.has_socket(one, other):
-                with contextlib.suppress(shoal.ShoalError):
+                with contextlib.suppress(ClientError):
                     if self.judge(one, other) == "direct":
                         return seen
             time.sleep(POLL_S)
