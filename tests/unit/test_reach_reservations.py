@@ -1,6 +1,6 @@
 """Which relays a node holds reservations on: scripts on a clock that is passed in."""
 
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from node.reach.reservations import (
@@ -184,14 +184,14 @@ candidates = st.builds(
     st.sampled_from([None, 0.001, 0.1]),
 )
 steps = st.one_of(
-    st.tuples(st.just("update"), st.lists(candidates, max_size=6), st.booleans()),
+    st.tuples(st.just("update"), st.lists(candidates, max_size=4), st.booleans()),
     st.tuples(st.sampled_from(["granted", "refused", "lost"]), peers, st.none()),
     st.tuples(st.just("wait"), st.floats(0.0, 4000.0), st.none()),
 )
 
 
-@settings(max_examples=200)
-@given(st.lists(steps, max_size=40))
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(steps, max_size=25))
 def test_whatever_happens_few_are_held_and_asked(script: list[tuple[str, object, object]]) -> None:
     machine, now = Reservations(PeerId("me")), 0.0
     open_: set[PeerId] = set()  # asked, not answered
