@@ -16,8 +16,15 @@ from wire.faults import OnFailure
 from wire.ids import PeerId
 
 CONNECTING_S = 3.0  # the other side begins within a round trip of us; three SYNs of the kernel's
-AGAIN_S = 0.1  # after a refusal, and half as long again after each further one:
-AGAIN_MAX_S = 0.5  # it may be a machine that has nothing to do with this
+PREDICTED_S = (
+    1.5  # the same where ports were predicted: a refusal ends a router's mapping, the next
+)
+# one has another number, and only the next try knows that
+# After a refusal we try again: these many times at once, for it closed what our router held open;
+# then after a while that grows, for it may be a machine that has nothing to do with this.
+AT_ONCE = 3
+AGAIN_S = 0.1
+AGAIN_MAX_S = 0.5
 SILENCE_MIN_S = 0.25  # for an answer to one SYN, or 2 round trips: a new one has another sequence
 # number, with which an answer that is on its way is void
 BEGIN_MIN_S = 0.3  # for the initiator's first byte, or 2 round trips; docs/protocols/reach.md, 4
@@ -45,8 +52,10 @@ class Attempts:
         begins: bool,
         rtt_s: float,
         is_predicted: bool = False,
+        within_s: float = CONNECTING_S,
     ) -> None:
         self._holes, self._peer, self._targets, self._begins = holes, peer, targets, begins
+        self._within_s = within_s
         self._ports: dict[Address, int] = dict.fromkeys(targets, 0) if is_predicted else {}
         rtt_s = min(rtt_s, RTT_MAX_S)
         self._silence_s = max(SILENCE_MIN_S, 2 * rtt_s)
@@ -57,7 +66,7 @@ class Attempts:
         """Return when a socket of ours was admitted, or none was in time; that the peer came in at
         our listener meanwhile is for the caller to see, and to cancel this.
         """
-        end = trio.current_time() + CONNECTING_S
+        end = trio.current_time() + self._within_s
         # At once, in their order, with nothing in between: a sequential router counts them.
         begun = [(target, self._connect(target)) for target in self._targets]
         async with trio.open_nursery() as nursery:
@@ -78,8 +87,9 @@ class Attempts:
     async def _persist(
         self, target: Address, sock: socket.socket | None, end: float, all_of_them: trio.CancelScope
     ) -> None:
-        handshakes, pause_s = 0, AGAIN_S
+        handshakes, connects, pause_s = 0, 0, AGAIN_S
         while True:
+            connects += 1
             began = trio.current_time()
             stream = await self._answered(sock, min(end, began + self._silence_s))
             if stream is not None:
@@ -87,11 +97,13 @@ class Attempts:
                 if await self._adopted(stream, target):
                     all_of_them.cancel()
                     return
-            again = max(trio.current_time(), began + pause_s)
+            again = trio.current_time()
+            if connects > AT_ONCE or stream is not None:
+                again = max(again, began + pause_s)
+                pause_s = min(1.5 * pause_s, AGAIN_MAX_S)
             if again >= end or handshakes >= HANDSHAKES_MAX:
                 return
             await trio.sleep_until(again)
-            pause_s = min(1.5 * pause_s, AGAIN_MAX_S)
             sock = self._connect(target)
 
     async def _answered(
@@ -107,9 +119,9 @@ class Attempts:
 
     async def _adopted(self, stream: trio.SocketStream, target: Address) -> bool:
         try:
-            with OnFailure(stream.socket.close), trio.fail_after(ADOPTION_S):
-                # Who waits at our socket is the initiator's, or our own kind's listener.
-                initiator = self._begins or not await self._was_greeted(stream)
+            with trio.fail_after(ADOPTION_S):
+                with OnFailure(stream.socket.close):  # from then on, it is for `adopt` to close it
+                    initiator = self._begins or not await self._was_greeted(stream)
                 await self._holes.adopt(
                     stream, self._peer, initiator=initiator, is_ours=self._begins
                 )

@@ -15,12 +15,14 @@ AT_ONCE_MAX = 8  # peers that we punch with: 8 x 32 sockets that wait for an ans
 PAUSES_S = (1.0, 3.0)  # between the three tries of a round
 REST_S = 60.0  # after a round; it doubles
 REST_MAX_S = 1800.0
-# What a peer may ask of us that comes to nothing. Two rounds in a row are needed when its addresses
-# change; then one a minute is more than the pauses above.
+# Tries with one peer that come to nothing, whoever begins: it may connect anew for each, to make us
+# send packets to others. Two rounds in a row are needed when its addresses change; then one round a
+# minute is more than the pauses above.
 ASKS_PER_PEER, ASKS_PER_PEER_S = 6.0, 1 / 20
 # And all peers together, of whom one may have made many names: a scan of 32 addresses a second
 # that answers nobody, at most.
 ASKS, ASKS_PER_S = 24.0, 1.0
+WAIT_MIN_S = 0.001  # less is a rounding error
 RECORDS_MAX = 64  # peers whose last punch is told to people
 
 Outcome = Literal["direct", "failed", "trying"]
@@ -62,7 +64,7 @@ class _Wish:
 
 @dataclass
 class _Bucket:
-    """Of asks that may fail."""
+    """Of tries that may fail."""
 
     full: float
     per_s: float
@@ -72,6 +74,10 @@ class _Bucket:
     def refill(self, now: float) -> None:
         self.left = min(self.full, self.left + (now - self.at) * self.per_s)
         self.at = now
+
+    @property
+    def wait_s(self) -> float:
+        return max(0.0, (1 - self.left) / self.per_s)
 
 
 @dataclass
@@ -109,13 +115,21 @@ class Punches:
 
     def start(self, now: float) -> list[PeerId]:
         """Return with whom to try now; tell `ended` of each."""
-        due = [(wish.due, peer) for peer, wish in self._wishes.items() if wish.due <= now]
-        free = AT_ONCE_MAX - len(self._tries | self._answers)
-        idle = [peer for _, peer in sorted(due) if peer not in self._tries | self._answers]
-        for peer in idle[: max(free, 0)]:
+        due = sorted((wish.due, peer) for peer, wish in self._wishes.items() if wish.due <= now)
+        begun: list[PeerId] = []
+        for _, peer in due:
+            busy = self._tries | self._answers
+            if len(busy) >= AT_ONCE_MAX:
+                break
+            if peer in busy:
+                continue
+            if wait_s := self._take(peer, now):
+                self._wishes[peer].due = now + wait_s
+                continue
             self._tries.add(peer)
             self._note(peer, now).tries += 1
-        return idle[: max(free, 0)]
+            begun.append(peer)
+        return begun
 
     @property
     def deadline(self) -> float:
@@ -144,35 +158,35 @@ class Punches:
             return False
         if len(self._tries | self._answers | {peer}) > AT_ONCE_MAX:
             return False
-        self._all_asks.refill(now)
-        bucket = self._bucket(peer, now)
-        if min(bucket.left, self._all_asks.left) < 1:
+        if self._take(peer, now):
             return False
-        bucket.left -= 1
-        self._all_asks.left -= 1
         self._answers.add(peer)
         self._note(peer, now).tries += 1
         return True
 
     def answered(self, peer: PeerId, *, is_direct: bool, now: float) -> None:
-        """What `asked` allowed is over. Of what led to the peer itself there may be any number."""
+        """What `asked` allowed is over."""
         self._answers.discard(peer)
         self._conclude(peer, is_direct=is_direct, now=now)
-        if is_direct:
-            for bucket in (self._bucket(peer, now), self._all_asks):
-                bucket.left = min(bucket.full, bucket.left + 1)
 
     def next_at(self, peer: PeerId) -> float | None:
         """When we try again with a peer; None if we do not."""
         wish = self._wishes.get(peer)
         return None if wish is None or peer in self._tries else wish.due
 
-    def _bucket(self, peer: PeerId, now: float) -> _Bucket:
-        for bucket in self._asks.values():
+    def _take(self, peer: PeerId, now: float) -> float:
+        """Allow one more try: return 0, or the seconds until there may be one."""
+        for bucket in (self._all_asks, *self._asks.values()):
             bucket.refill(now)
         self._asks = {one: each for one, each in self._asks.items() if each.left < each.full}
         new = _Bucket(ASKS_PER_PEER, ASKS_PER_PEER_S, now, ASKS_PER_PEER)
-        return self._asks.setdefault(peer, new)
+        both = (self._all_asks, self._asks.setdefault(peer, new))
+        wait_s = max(bucket.wait_s for bucket in both)
+        if wait_s > WAIT_MIN_S:
+            return wait_s
+        for bucket in both:
+            bucket.left -= 1
+        return 0.0
 
     def _note(self, peer: PeerId, now: float) -> Record:
         record = self.records.pop(peer, None)
@@ -187,6 +201,10 @@ class Punches:
     def _conclude(self, peer: PeerId, *, is_direct: bool, now: float) -> None:
         outcome: Outcome = "direct" if is_direct else "failed"
         self.outcomes[outcome] += 1
+        if is_direct:  # of what led to the peer itself there may be any number
+            for bucket in (self._all_asks, self._asks.get(peer)):
+                if bucket is not None:
+                    bucket.left = min(bucket.full, bucket.left + 1)
         if record := self.records.get(peer):
             record.outcome = outcome
             record.took_s = now - record.began_at

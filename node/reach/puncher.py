@@ -14,7 +14,7 @@ from node.host.addresses import Address
 from node.host.holes import Holes
 from node.host.interfaces import IpInterface, interfaces
 from node.host.views import Path, PeerEvent, PeerView
-from node.reach.attempts import Attempts
+from node.reach.attempts import CONNECTING_S, PREDICTED_S, Attempts
 from node.reach.dcutr import CANDIDATES_MAX, DCUTR, Connect, Inbox, Sync, encode
 from node.reach.punch import Punches, Record
 from node.reach.targets import PREDICTED, choose, predicted_of
@@ -210,11 +210,14 @@ class Puncher:
         rtt_s: float,
     ) -> None:
         targets = choose(told.candidates, own, self._interfaces())
+        is_predicted = bool(predicted_of(own))
+        is_brief = is_predicted or bool(predicted_of(told.candidates))
         await Attempts(
             self._host.holes,
             peer,
             targets,
             begins=begins,
             rtt_s=rtt_s,
-            is_predicted=bool(predicted_of(own)),
+            is_predicted=is_predicted,
+            within_s=PREDICTED_S if is_brief else CONNECTING_S,
         ).run()

@@ -121,6 +121,7 @@ class Probe:
     async def _drive(self, nursery: trio.Nursery) -> None:
         """Begin what is due, until cancelled."""
         while True:
+            await trio.lowlevel.checkpoint()  # cancelled, it must not begin what would be lost
             self._news = trio.Event()
             for effect in self.machine.due(trio.current_time()):
                 nursery.start_soon(self._perform, effect, nursery.cancel_scope)

@@ -15,6 +15,8 @@ from node.tickets import SwarmKey
 from tests.daemon.hosts import call, eventually, make_host, running
 from wire.errors import PeerUnreachable
 
+SHORT_S = 0.6  # for a try of which one side sees by itself that it is over
+
 
 def place_of(host: LibP2pHost) -> Address:
     return host.listeners[0].address
@@ -25,17 +27,12 @@ async def punch(a: LibP2pHost, b: LibP2pHost) -> None:
     async with trio.open_nursery() as nursery:
         for one, other in ((a, b), (b, a)):
             targets = [place_of(other)]
-            attempts = Attempts(one.holes, other.peer, targets, begins=one is a, rtt_s=0.001)
+            attempts = Attempts(
+                one.holes, other.peer, targets, begins=one is a, rtt_s=0.001, within_s=SHORT_S
+            )
             nursery.start_soon(attempts.run)
 
 
-@pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A try that comes to nothing ends sooner."""
-    monkeypatch.setattr("node.reach.attempts.CONNECTING_S", 0.6)
-
-
-@pytest.mark.usefixtures("short")
 async def test_both_connect_and_one_connection_of_both_is_kept() -> None:
     a, b = make_host(), make_host()
     async with running(a, b):
@@ -58,11 +55,11 @@ async def test_the_one_that_does_not_begin_does_so_where_nobody_else_begins() ->
         await call(b, a)
 
 
-@pytest.mark.usefixtures("short")
 async def test_somebody_else_at_an_address_is_left_alone_after_two_handshakes() -> None:
     a, b, stranger = make_host(), make_host(), make_host()
     async with running(a, b, stranger):
-        await Attempts(a.holes, b.peer, [place_of(stranger)], begins=True, rtt_s=0.001).run()
+        target = [place_of(stranger)]
+        await Attempts(a.holes, b.peer, target, begins=True, rtt_s=0.001, within_s=SHORT_S).run()
         assert not a.peers()
         assert stranger.counters().accepted == 2
         assert not a.counters().connections

@@ -357,6 +357,19 @@ async def test_a_machine_that_slept_looks_at_everything_anew(
         nursery.cancel_scope.cancel()
 
 
+async def test_news_at_the_moment_of_a_change_are_not_lost_with_the_old_network() -> None:
+    async with meeting(2) as (host, a), trio.open_nursery() as nursery:
+        probe = Probe(host, is_outside=anybody)
+        DialBackServer(a, list, anybody)
+        await nursery.start(probe.run)
+        await connect(host, a)
+        await eventually(lambda: probe.machine.verdict == "public")
+        probe.set_mapped({})  # the driver is to look what is due, and then
+        probe.restart()  # its looks are cancelled
+        await eventually(lambda: probe.machine.verdict == "public")
+        nursery.cancel_scope.cancel()
+
+
 async def test_who_was_dialled_learns_from_the_other_at_which_address() -> None:
     async with meeting(2) as (host, a):
         await connect(a, host)

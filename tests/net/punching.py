@@ -35,10 +35,11 @@ from wire.ids import PeerId
 from wire.ports import Stream, StreamServer
 
 PORT = 4001
+LISTEN = [f"/ip4/0.0.0.0/tcp/{PORT}", f"/ip6/::/tcp/{PORT}"]
 KEY = SwarmKey(b"k" * 32)
 DELAY_MS = 10.0  # one way, of each site's line
 ONE_WAY_S = 2 * DELAY_MS / 1000  # of the stream between the two
-WITHIN_S = 4.0
+WITHIN_S = 12.0  # three tries and the pauses between
 
 _Letter = tuple[float, bytes]  # when it arrives, and what
 
@@ -104,11 +105,12 @@ class Node:
 
     lab: Lab
     name: str
+    one_way_s: float
     is_dialled: bool = False
 
     def __post_init__(self) -> None:
         self.machine = self.lab.hosts[self.name]
-        self.host = LibP2pHost(secrets.token_bytes(32), KEY, [f"/ip4/0.0.0.0/tcp/{PORT}"])
+        self.host = LibP2pHost(secrets.token_bytes(32), KEY, LISTEN)
         self.holes: Holes = _HolesInside(self.host.holes, self.machine)
         self.peer = self.host.peer
         self.other: Node | None = None
@@ -131,9 +133,9 @@ class Node:
         here = trio.open_memory_channel[_Letter](9)
         server = self.other.server
         assert server is not None
-        pipe = cast(Stream, _Pipe(self.peer, here[0], there[1], ONE_WAY_S))
+        pipe = cast(Stream, _Pipe(self.peer, here[0], there[1], self.one_way_s))
         self.other.nursery.start_soon(server, pipe)
-        return cast(Stream, _Pipe(peer, there[0], here[1], ONE_WAY_S))
+        return cast(Stream, _Pipe(peer, there[0], here[1], self.one_way_s))
 
     def peers(self) -> list[PeerView]:
         views = self.host.peers()
@@ -143,7 +145,7 @@ class Node:
         return views
 
     def rtt_s(self, peer: PeerId) -> float | None:
-        return 2 * ONE_WAY_S
+        return 2 * self.one_way_s
 
     async def watch(self) -> AsyncIterator[PeerEvent]:
         assert self.other is not None
@@ -168,7 +170,9 @@ class Node:
         self.observed = found[:1]  # a symmetric one, too: the peer must send there to let us in
 
     def candidates(self) -> list[Address]:
-        return [Address("ip4", self.machine.ip, PORT), *self.mapped, *self.observed]
+        hosts = [("ip4", self.machine.ip), ("ip6", self.machine.ipv6)]
+        own = [Address(network, host, PORT) for network, host in hosts if host]
+        return [*own, *self.mapped, *self.observed]
 
     async def predicted(self, count: int) -> list[Address]:
         if not all(0 < step < 10 for step in self.steps):
@@ -190,10 +194,12 @@ class Node:
 
 
 @contextlib.asynccontextmanager
-async def two(lab: Lab, dialler: str, dialled: str) -> AsyncGenerator[tuple[Node, Node]]:
+async def two(
+    lab: Lab, dialler: str, dialled: str, one_way_s: float = ONE_WAY_S
+) -> AsyncGenerator[tuple[Node, Node]]:
     """Run two nodes that do not punch yet; who was dialled is the DCUtR's initiator."""
     trio.socket.set_custom_socket_factory(_Factory())
-    a, b = Node(lab, dialler), Node(lab, dialled, is_dialled=True)
+    a, b = Node(lab, dialler, one_way_s), Node(lab, dialled, one_way_s, is_dialled=True)
     a.other, b.other = b, a
     try:
         async with trio.open_nursery() as nursery:
@@ -218,31 +224,36 @@ async def punch(a: Node, b: Node, *, within_s: float = WITHIN_S) -> float | None
     return None
 
 
-async def time_to_direct(lab: Lab, dialler: str, dialled: str) -> float | None:
+async def time_to_direct(
+    lab: Lab, dialler: str, dialled: str, one_way_s: float = ONE_WAY_S
+) -> float | None:
     """Run two nodes for one punch."""
-    async with two(lab, dialler, dialled) as (a, b):
+    async with two(lab, dialler, dialled, one_way_s) as (a, b):
         return await punch(a, b)
 
 
 def main() -> None:
     """Print a line for each pair."""
     parser = argparse.ArgumentParser(prog="python -m tests.net.punching")
-    parser.add_argument("kinds", nargs="*", choices=KINDS, metavar="KIND")
+    parser.add_argument("kinds", nargs="*", metavar="KIND")
     parser.add_argument("--trials", type=int, default=2)
     parser.add_argument("--inbound", choices=("drop", "reject"), default="drop")
+    parser.add_argument("--delay-ms", type=float, default=DELAY_MS, help="one way, of each site")
+    parser.add_argument("--loss", type=float, default=0.0, help="share of packets, of each site")
     asked = parser.parse_args()
     pairs = [tuple(asked.kinds)] if asked.kinds else list(combinations_with_replacement(KINDS, 2))
     sites = [(kind, side) for kind in KINDS for side in "ab"]
-    plan = [Site(f"{k}-{s}", k, delay_ms=DELAY_MS, inbound=asked.inbound) for k, s in sites]
+    line = {"delay_ms": asked.delay_ms, "loss": asked.loss, "inbound": asked.inbound}
+    plan = [Site(f"{kind}-{side}", kind, **line) for kind, side in sites]
     every: list[float] = []
     direct = 0
     with Lab(plan) as lab:
         for one, other in pairs:
             times: list[float] = []
             for trial in range(asked.trials):
-                names = [f"{one}-a1", f"{other}-b1"]
-                names = names[::-1] if trial % 2 else names
-                took = trio.run(partial(time_to_direct, lab, *names))
+                a, b = f"{one}-a1", f"{other}-b1"
+                a, b = (b, a) if trial % 2 else (a, b)
+                took = trio.run(partial(time_to_direct, lab, a, b, asked.delay_ms / 500))
                 times += [] if took is None else [took]
             direct += bool(times)
             every += times

@@ -53,14 +53,14 @@ class Swarm:
     ticket: str = ""
 
     def call(self, one: str, other: str, *, timeout_s: float = CALL_S) -> None:
-        """Carry `PAYLOAD` bytes from one to the other. Raises shoal.ApiError or another ClientError."""
+        """Carry `PAYLOAD` bytes from one to the other. Raises ClientError."""
         body = bytes(PAYLOAD)
         peer = self.nodes[other].peer
         answer = self.nodes[one].client.rpc(peer, METHOD, body, timeout_s=timeout_s)
         assert answer == PAYLOAD
 
     def judge(self, one: str, other: str) -> PathKind:
-        """Call, and return by which path the bytes went. Raises shoal.ApiError or another ClientError."""
+        """Call, and return by which path the bytes went. Raises ClientError."""
         before = self._direct_bytes(one, other)
         self.call(one, other)
         after = self._direct_bytes(one, other)

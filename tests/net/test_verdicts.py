@@ -120,6 +120,9 @@ def test_each_type_gets_its_verdict_and_its_mapping(probers: Probers) -> None:
     probers.until(
         lambda: all(probers.beliefs[name]["mapping"] == said for name, said in mappings.items())
     )
+    probers.until(lambda: bool(probers.beliefs["symseq1"]["predicted"]))
+    ports = probers.beliefs["symseq1"]["predicted"]
+    assert ports == list(range(ports[0], ports[0] + 4))
 
 
 def test_a_restart_of_the_router_or_a_new_address_is_noticed(lab: Lab, probers: Probers) -> None:

@@ -10,7 +10,7 @@ from protocols.rpc.line import WAITING_BYTES
 from protocols.rpc.server import Endpoint, Load
 from protocols.rpc.service import RpcService
 from protocols.rpc.wire import PROTOCOL, WINDOW_BYTES
-from tests.sim import net as net_module
+from tests.sim import net_stream
 from tests.sim.net import Net
 from tests.sim.rpc_methods import (
     BULK,
@@ -45,7 +45,7 @@ def pack(message: object) -> bytes:
 async def test_errors_that_nobody_reads_fill_no_memory(
     autojump_clock: MockClock, net: Net, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(net_module, "ATTACHED_BYTES", 10_000)
+    monkeypatch.setattr(net_stream, "ATTACHED_BYTES", 10_000)
     monkeypatch.setattr(line, "URGENT_ABUSE_BYTES", 100_000)
     net.rpc(B)
     stream = await net.host(A).open(B, PROTOCOL, timeout_s=1)
@@ -89,7 +89,7 @@ async def test_who_waits_for_room_learns_that_the_line_is_lost(
     nursery: trio.Nursery,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(net_module, "ATTACHED_BYTES", 0)
+    monkeypatch.setattr(net_stream, "ATTACHED_BYTES", 0)
     monkeypatch.setattr(line, "URGENT_MAX_BYTES", 1000)
 
     async def read_nothing(stream: Stream) -> None:

@@ -127,3 +127,31 @@ def test_one_ask_at_a_time() -> None:
     assert machine.start(0.0) == []
     machine.answered(ALICE, is_direct=False, now=1.0)
     assert machine.start(1.0) == [ALICE]
+
+
+def test_a_peer_that_connects_anew_all_the_time_gets_no_more_tries() -> None:
+    machine = Punches(BOB)
+    tries = 0
+    for second in range(600):
+        now = float(second)
+        machine.set_wanted([ALICE], now)
+        for peer in machine.start(now):
+            tries += 1
+            machine.ended(peer, is_direct=False, now=now)
+        machine.set_wanted([], now)
+    assert 6 <= tries <= ASKS_PER_PEER + 600 / 20
+
+
+def test_many_that_fail_do_not_keep_us_busy_for_ever() -> None:
+    machine = Punches(BOB)
+    machine.set_wanted(MANY, 0.0)
+    now, tries = 0.0, 0
+    while now < 60.0:
+        while begun := machine.start(now):
+            tries += len(begun)
+            for peer in begun:
+                machine.ended(peer, is_direct=False, now=now)
+        assert machine.deadline > now
+        now = machine.deadline
+    assert tries <= ASKS + 60 + 1
+    assert tries > ASKS
