@@ -17,7 +17,7 @@ from node.host.views import Path, PeerEvent, PeerView
 from node.reach.attempts import CONNECTING_S, PREDICTED_S, Attempts
 from node.reach.dcutr import CANDIDATES_MAX, DCUTR, Connect, Inbox, Sync, encode
 from node.reach.punch import Punches, Record
-from node.reach.targets import PREDICTED, choose, predicted_of
+from node.reach.targets import PREDICTED, aim, choose, predicted_of
 from wire.errors import BadMessage, ShoalError
 from wire.ids import PeerId
 from wire.ports import Stream, StreamServer
@@ -211,6 +211,8 @@ class Puncher:
     ) -> None:
         targets = choose(told.candidates, own, self._interfaces())
         is_predicted = bool(predicted_of(own))
+        if is_predicted and not begins:
+            targets = aim(targets, told.candidates)
         is_brief = is_predicted or bool(predicted_of(told.candidates))
         await Attempts(
             self._host.holes,
@@ -219,5 +221,5 @@ class Puncher:
             begins=begins,
             rtt_s=rtt_s,
             is_predicted=is_predicted,
-            within_s=PREDICTED_S if is_brief else CONNECTING_S,
+            within_s=min(CONNECTING_S, PREDICTED_S + 4 * rtt_s) if is_brief else CONNECTING_S,
         ).run()
