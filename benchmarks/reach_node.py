@@ -8,6 +8,7 @@ import os
 import random
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 import trio
@@ -121,8 +122,9 @@ class Node:
 
         return await self._throw(relay, seconds, per_s, load)
 
-    async def _throw(self, relay: str, seconds: float, per_s: int, load: object) -> Answer:
-        assert callable(load)
+    async def _throw(
+        self, relay: str, seconds: float, per_s: int, load: Callable[[], bytes]
+    ) -> Answer:
         began, sent, stream = trio.current_time(), 0, FIRST_STREAM
         muxed = await self._muxed(relay)
         connections = 1
