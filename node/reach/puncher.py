@@ -232,5 +232,5 @@ class Puncher:
             begins=begins,
             rtt_s=rtt_s,
             is_predicted=is_predicted,
-            within_s=PREDICTED_S if is_brief else CONNECTING_S,
+            within_s=min(CONNECTING_S, PREDICTED_S + 4 * rtt_s) if is_brief else CONNECTING_S,
         ).run()
