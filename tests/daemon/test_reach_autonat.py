@@ -1,5 +1,6 @@
 """AutoNAT over real hosts and sockets, both sides, and what each may be abused for."""
 
+import contextlib
 import secrets
 import socket
 from collections.abc import AsyncGenerator, Generator
@@ -89,6 +90,43 @@ async def test_a_server_that_says_yes_without_dialling_is_not_believed() -> None
         server.serve(DIAL_REQUEST, lie)
         await connect(host, server)
         assert await client.ask(server.peer, own(host)) == "no answer"
+
+
+@pytest.mark.parametrize("dials_us", [False, True])
+async def test_a_server_that_tells_the_nonce_without_dialling_is_not_believed(
+    *, dials_us: bool
+) -> None:
+    async with meeting(2) as (host, server):
+        client = DialBackClient(host)
+
+        async def lie(stream: Stream) -> None:
+            asked = autonat_wire.decode((await stream.read(1000))[1:])
+            assert isinstance(asked, autonat_wire.DialRequest)
+            back = await server.open(host.peer, DIAL_BACK, timeout_s=5.0)
+            await back.write(autonat_wire.encode_back(asked.nonce))
+            with contextlib.suppress(PeerUnreachable):
+                await back.read(1)
+            await stream.write(autonat_wire.encode_response(200, 0, 200))
+
+        server.serve(DIAL_REQUEST, lie)
+        if dials_us:
+            await connect(server, host)
+            await eventually(lambda: host.connected())
+        else:
+            await connect(host, server)
+        assert await client.ask(server.peer, own(host)) == "no answer"
+
+
+async def test_several_addresses_are_asked_about_one_after_the_other() -> None:
+    async with asking() as (host, server, client), trio.open_nursery() as nursery:
+        outcomes = list[str]()
+
+        async def ask() -> None:
+            outcomes.append(await client.ask(server.peer, own(host)))
+
+        for _ in range(4):
+            nursery.start_soon(ask)
+        await eventually(lambda: outcomes == ["reached"] * 4)
 
 
 async def test_a_server_that_wants_too_many_bytes_does_not_get_them() -> None:

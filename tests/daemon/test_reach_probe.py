@@ -1,18 +1,19 @@
 """STUN and the probe's driver over real hosts and sockets."""
 
 import contextlib
+import secrets
 
 import pytest
 import trio
 
 from node.host.addresses import Address
 from node.host.service import LibP2pHost
-from node.reach import stun
+from node.reach import stun, watch
 from node.reach.autonat import DialBackServer
 from node.reach.identify import seen_by
 from node.reach.stun_sockets import StunServer, ask, look, look_one
 from node.reach.watch import Probe
-from tests.daemon.hosts import PATIENCE_S, eventually, running
+from tests.daemon.hosts import KEY, PATIENCE_S, eventually, running
 from tests.daemon.outside import NETWORKS, anybody, connect, make, meeting, own
 
 
@@ -226,4 +227,18 @@ async def test_an_anchor_that_hangs_up_is_replaced() -> None:
         for stream in held[first]:
             stream.socket.close()
         await eventually(lambda: family.anchor is not None and family.anchor.peer != first)
+        nursery.cancel_scope.cancel()
+
+
+async def test_nobodys_question_gets_at_our_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of our networks, and our router, who lets in more from here than from outside."""
+    networks = ["11.7.0.0/24"]
+    monkeypatch.setattr(watch, "interface_networks", lambda: networks)
+    host = LibP2pHost(secrets.token_bytes(32), KEY, ["/ip4/0.0.0.0/tcp/0"])
+    async with running(host), trio.open_nursery() as nursery:
+        probe = Probe(host)
+        await nursery.start(probe.run)
+        probe.machine.observed(Address("ip4", "11.8.0.1", 4001), trio.current_time())
+        near = [probe._is_near(one) for one in ("11.7.0.9", "11.8.0.1", "11.9.0.1")]  # pyright: ignore[reportPrivateUsage]
+        assert near == [True, True, False]
         nursery.cancel_scope.cancel()
