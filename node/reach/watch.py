@@ -68,7 +68,7 @@ class Probe:
         self._stun = StunServer(lambda: self.stun_port)
         host.sorter.stun = self._stun.serve
         self._asking = DialBackClient(host)
-        self._serving = DialBackServer(host, self._own_hosts, is_outside)
+        self._serving = DialBackServer(host, self._own_hosts, is_outside, self._is_near)
         self._news = trio.Event()
         self._looking = trio.CancelScope()  # what looks at the network as it is now
         self._anchors: dict[str, Anchor] = {}  # the last one of each family
@@ -260,10 +260,14 @@ class Probe:
             return False
         if host in self._host.holes.opened:
             return False  # it may have dialled us, through the hole that we punched
+        return not self._is_near(host)
+
+    def _is_near(self, host: str) -> bool:
+        """Tell whether an address is in a network of ours, or the one that our own router shows."""
         families = self.machine.families.values()
         if any(one.observed is not None and one.observed.host == host for one in families):
-            return False
-        return not is_global(host) or not _is_neighbour(host, self._interfaces.networks)
+            return True
+        return is_global(host) and _is_neighbour(host, self._interfaces.networks)
 
     def _vantage(self, view: PeerView) -> Vantage:
         """Where a peer answers STUN: at the address that we dialled; else where it says it listens,
