@@ -30,6 +30,7 @@ from wire.errors import BadMessage, PeerUnreachable, UsageError
 POLL_S = 5.0  # between looks at the interfaces: a few milliseconds on a thread
 ASLEEP_S = 10.0  # more time than we know of passed between two looks: the machine slept
 VANTAGES_MAX = 16  # peers outside that we choose from; those that we dialled first
+BEHAVIOUR_S = 1.0  # that a punch waits for how our router maps; it takes a few round trips
 LOOKED_S = 2.0  # for one look; a system that takes longer is looked at the next time
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class Probe:
         self._stun = StunServer(lambda: self.stun_port)
         host.sorter.stun = self._stun.serve
         self._asking = DialBackClient(host)
-        self._serving = DialBackServer(host, self._own_hosts, is_outside)
+        self._serving = DialBackServer(host, self._own_hosts, is_outside, self._is_near)
         self._news = trio.Event()
         self._looking = trio.CancelScope()  # what looks at the network as it is now
         self._anchors: dict[str, Anchor] = {}  # the last one of each family
@@ -99,8 +100,14 @@ class Probe:
     async def predicted(self, count: int) -> list[Address]:
         """Where a sequential router will let our next connections come from: a STUN probe, now.
 
-        Empty if the router is not sequential, or no server answers within STUN_S.
+        Empty if the router is not sequential, or no server answers within STUN_S. While that it is
+        so is being found out, after a start or a move, this waits: a try without would be in vain.
         """
+        with trio.move_on_after(BEHAVIOUR_S):
+            while any(
+                one.behaviour is None and one.servers() for one in self.machine.families.values()
+            ):
+                await self.changed.park()
         for network, family in self.machine.families.items():
             kind, listener = family.behaviour, self._listener(network)
             if listener is None or kind is None or kind.mapping != "sequential":
@@ -253,10 +260,14 @@ class Probe:
             return False
         if host in self._host.holes.opened:
             return False  # it may have dialled us, through the hole that we punched
+        return not self._is_near(host)
+
+    def _is_near(self, host: str) -> bool:
+        """Tell whether an address is in a network of ours, or the one that our own router shows."""
         families = self.machine.families.values()
         if any(one.observed is not None and one.observed.host == host for one in families):
-            return False
-        return not is_global(host) or not _is_neighbour(host, self._interfaces.networks)
+            return True
+        return is_global(host) and _is_neighbour(host, self._interfaces.networks)
 
     def _vantage(self, view: PeerView) -> Vantage:
         """Where a peer answers STUN: at the address that we dialled; else where it says it listens,

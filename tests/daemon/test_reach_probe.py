@@ -1,54 +1,20 @@
-"""STUN, AutoNAT and the probe's driver over real hosts and sockets. Loopback addresses of different
-networks stand for the Internet: all of 127/8 is this machine.
-"""
+"""STUN and the probe's driver over real hosts and sockets."""
 
 import secrets
-import socket
-from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 
 import pytest
 import trio
 
 from node.host.addresses import Address
 from node.host.service import LibP2pHost
-from node.reach import autonat_wire, stun
-from node.reach.autonat import DialBackClient, DialBackServer
-from node.reach.autonat_wire import DIAL_BACK, DIAL_REQUEST
+from node.reach import stun, watch
+from node.reach.autonat import DialBackServer
 from node.reach.identify import seen_by
 from node.reach.stun_sockets import StunServer, ask, look, look_one
 from node.reach.watch import Probe
-from tests.daemon.hosts import KEY, eventually, running
-from wire.errors import PeerUnreachable
-from wire.frames import pack
-from wire.ports import Stream
-
-NETWORKS = ("127.1.0.1", "127.2.0.1", "127.3.0.1")
-PATIENCE_S = 10.0
-
-
-def anybody(_host: str) -> bool:
-    return True
-
-
-def make(at: int) -> LibP2pHost:
-    return LibP2pHost(secrets.token_bytes(32), KEY, [f"/ip4/{NETWORKS[at]}/tcp/0"])
-
-
-@asynccontextmanager
-async def meeting(count: int) -> AsyncGenerator[list[LibP2pHost]]:
-    """Hosts of which the first is connected to the others."""
-    hosts = [make(at) for at in range(count)]
-    async with running(*hosts):
-        yield hosts
-
-
-async def connect(host: LibP2pHost, other: LibP2pHost) -> None:
-    await host.connect(other.peer, other.addresses())
-
-
-def own(host: LibP2pHost) -> Address:
-    return host.listeners[0].address
+from tests.daemon.hosts import KEY, PATIENCE_S, eventually, running
+from tests.daemon.outside import NETWORKS, anybody, connect, make, meeting, own
 
 
 async def tcp(address: Address) -> trio.SocketStream:
@@ -134,148 +100,6 @@ async def test_looking_from_a_fresh_port_needs_no_router_to_see_that_there_is_no
         assert mapped.host == NETWORKS[0]
 
 
-# AutoNAT
-
-
-@asynccontextmanager
-async def asking() -> AsyncGenerator[tuple[LibP2pHost, LibP2pHost, DialBackClient]]:
-    """Two hosts; the first asks, the second dials."""
-    async with meeting(2) as (host, server):
-        client = DialBackClient(host)
-        DialBackServer(server, lambda: [NETWORKS[1]], anybody)
-        await connect(host, server)
-        with trio.fail_after(PATIENCE_S):
-            yield host, server, client
-
-
-async def test_an_address_where_we_listen_is_reached_and_another_is_not() -> None:
-    async with asking() as (host, server, client):
-        before = server.peers()[0].connections
-        assert await client.ask(server.peer, own(host)) == "reached"
-        with _unused() as place:
-            assert await client.ask(server.peer, place) == "failed"
-        assert server.peers()[0].connections == before
-        await eventually(lambda: host.counters().connections == 1)
-        assert host.counters().failed_admissions == 0
-
-
-async def test_a_foreign_address_is_dialled_for_a_price_and_tells_nothing_of_who_is_there() -> None:
-    async with asking() as (host, server, client), _somebody() as somebody:
-        paid = host.counters().bytes_out
-        assert await client.ask(server.peer, somebody) == "failed"
-        assert host.counters().bytes_out - paid > 30_000
-        stream = await host.open(server.peer, DIAL_REQUEST, timeout_s=5.0)
-        await stream.write(autonat_wire.encode_request([somebody], 1))
-        await stream.read(100)
-        await stream.write(autonat_wire.encode_data(4096) * 25)
-        answer = autonat_wire.decode((await stream.read(100))[1:])
-        assert answer == autonat_wire.DialResponse(200, 0, autonat_wire.DIAL_ERROR)
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        Address("ip4", NETWORKS[1], 5000),  # the server itself
-        Address("ip4", NETWORKS[2], 22),  # other people's services
-    ],
-)
-async def test_what_a_server_does_not_dial_is_no_answer(address: Address) -> None:
-    async with asking() as (_, server, client):
-        assert await client.ask(server.peer, address) == "no answer"
-
-
-async def test_who_asks_too_often_gets_no_answer_and_others_do() -> None:
-    async with asking() as (host, server, client):
-        outcomes = [await client.ask(server.peer, own(host)) for _ in range(14)]
-        assert outcomes == ["reached"] * 12 + ["no answer"] * 2
-        other = make(2)
-        second = DialBackClient(other)
-        async with running(other):
-            await connect(other, server)
-            assert await second.ask(server.peer, own(other)) == "reached"
-
-
-async def test_a_server_that_says_yes_without_dialling_is_not_believed() -> None:
-    async with meeting(2) as (host, server):
-        client = DialBackClient(host)
-
-        async def lie(stream: Stream) -> None:
-            await stream.read(1000)
-            await stream.write(autonat_wire.encode_response(200, 0, 200))
-
-        server.serve(DIAL_REQUEST, lie)
-        await connect(host, server)
-        assert await client.ask(server.peer, own(host)) == "no answer"
-
-
-async def test_a_server_that_wants_too_many_bytes_does_not_get_them() -> None:
-    async with meeting(2) as (host, server):
-        client = DialBackClient(host)
-
-        async def want(stream: Stream) -> None:
-            await stream.read(1000)
-            await stream.write(autonat_wire.encode_data_request(0, 1 << 30))
-            await stream.read(1000)
-
-        server.serve(DIAL_REQUEST, want)
-        await connect(host, server)
-        before = host.counters().bytes_out
-        assert await client.ask(server.peer, own(host)) == "no answer"
-        assert host.counters().bytes_out - before < 10_000
-
-
-@pytest.mark.parametrize("sent", [b"", b"\x09" + bytes(9), b"\xff\xff\xff\xff", pack(b"\x08\x01")])
-async def test_a_stranger_may_deliver_a_nonce_and_nothing_else(sent: bytes) -> None:
-    host, stranger = make(0), LibP2pHost(secrets.token_bytes(32), None, [])
-    DialBackClient(host)
-    async with running(host, stranger):
-        tcp_stream = await stranger.once.connect(own(host))
-        async with stranger.once.stream(tcp_stream, host.peer, DIAL_BACK) as stream:
-            await stream.write(sent)
-            await stream.finish()
-            with pytest.raises(PeerUnreachable):
-                await stream.read_exactly(1)
-        assert host.counters().server_errors == 0
-
-
-async def test_a_stranger_may_not_ask_to_be_dialled() -> None:
-    host, stranger = make(0), LibP2pHost(secrets.token_bytes(32), None, [])
-    DialBackServer(host, list, anybody)
-    async with running(host, stranger):
-        tcp_stream = await stranger.once.connect(own(host))
-        with trio.move_on_after(0.5) as waiting:  # the host waits for its admission
-            async with stranger.once.stream(tcp_stream, host.peer, DIAL_REQUEST):
-                raise AssertionError("it was let in")
-        assert waiting.cancelled_caught
-
-
-@pytest.mark.parametrize(
-    "sent",
-    [
-        b"",
-        b"\x80\x80\x80\x80",
-        pack(b""),
-        pack(b"\x08\x01"),
-        pack(bytes(4000)),
-        autonat_wire.encode_response(200),
-        autonat_wire.encode_data(5),
-        pack(b"\x0a\x04\x0a\xff\xff\x7f"),
-        b"\x00" * 100_000,
-    ],
-)
-async def test_garbage_to_a_server_ends_its_stream_only(sent: bytes) -> None:
-    async with asking() as (host, server, client):
-        stream = await host.open(server.peer, DIAL_REQUEST, timeout_s=5.0)
-        with trio.move_on_after(1.0):
-            await stream.write(sent)
-            await stream.finish()
-            with pytest.raises(PeerUnreachable):
-                await stream.read_exactly(1000)
-        stream.drop()
-        assert await client.ask(server.peer, own(host)) == "reached"
-        assert server.counters().server_errors == 0
-
-
 # the driver
 
 
@@ -324,7 +148,7 @@ async def test_for_whom_a_hole_was_made_tells_nothing_of_who_else_gets_in() -> N
         await connect(host, b)
         family = probe.machine.families["ip4"]
         await eventually(lambda: len(family.vantages) == 2)
-        host.holes.connect(own(b)).close()
+        host.holes.connect(replace(own(b), port=9)).close()  # the anchor may have its port
         await eventually(lambda: [one.peer for one in family.vantages] == [a.peer])
         probe.restart()
         await eventually(lambda: len(family.vantages) == 2)
@@ -405,23 +229,15 @@ async def test_an_anchor_that_hangs_up_is_replaced() -> None:
         nursery.cancel_scope.cancel()
 
 
-@contextmanager
-def _unused() -> Generator[Address]:
-    """A port of the first network where nobody listens, held so that it stays so."""
-    with socket.socket() as sock:
-        sock.bind((NETWORKS[0], 0))
-        yield Address("ip4", NETWORKS[0], sock.getsockname()[1])
-
-
-@asynccontextmanager
-async def _somebody() -> AsyncGenerator[Address]:
-    """A listener of somebody else, that says nothing."""
-    async with trio.open_nursery() as nursery:
-        listener = (await trio.open_tcp_listeners(0, host=NETWORKS[2]))[0]
-
-        async def serve(stream: trio.SocketStream) -> None:
-            await stream.aclose()
-
-        nursery.start_soon(trio.serve_listeners, serve, [listener])
-        yield Address("ip4", NETWORKS[2], listener.socket.getsockname()[1])
+async def test_nobodys_question_gets_at_our_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of our networks, and our router, who lets in more from here than from outside."""
+    networks = ["11.7.0.0/24"]
+    monkeypatch.setattr(watch, "interface_networks", lambda: networks)
+    host = LibP2pHost(secrets.token_bytes(32), KEY, ["/ip4/0.0.0.0/tcp/0"])
+    async with running(host), trio.open_nursery() as nursery:
+        probe = Probe(host)
+        await nursery.start(probe.run)
+        probe.machine.observed(Address("ip4", "11.8.0.1", 4001), trio.current_time())
+        near = [probe._is_near(one) for one in ("11.7.0.9", "11.8.0.1", "11.9.0.1")]  # pyright: ignore[reportPrivateUsage]
+        assert near == [True, True, False]
         nursery.cancel_scope.cancel()
