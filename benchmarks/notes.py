@@ -151,7 +151,7 @@ _NOTES = {
         "relay: bytes that came to the relays' devices after the direct socket stood."
     ),
     "reach.repair_": (
-        "From the event to the first answer of calls that began after it and have 1 s each. "
+        "From the event to the first answer of calls that began after it and have 10 s each. "
         "`_moves`: the machine joins another site's network; `_vanishes`: the relay's machine is "
         "gone without a FIN. `_lost`: writes acknowledged before it that the other end lacks."
     ),

@@ -37,7 +37,6 @@ from node.control.server import ControlServer
 from node.control.web import keys_of
 from node.home import Home
 from node.host.gate import Limits
-from node.host.mdns import Mdns
 from node.host.service import LibP2pHost
 from node.host.views import PeerUp
 from node.known_peers import read_known, write_known
@@ -111,7 +110,9 @@ class Daemon:
         self.version = version("shoal")
         self.started_ms = now_ms()
         limits = Limits(connections=config.net.max_connections)
-        self.host = LibP2pHost(start.seed, start.swarm.key, config.net.listen, limits=limits)
+        self.host = LibP2pHost(
+            start.seed, start.swarm.key, config.net.listen, limits=limits, mdns=config.net.mdns
+        )
         self.host.ports_file = home.ports
         peers = self.host.connected
         self.rpc = RpcService(self.host)
@@ -281,7 +282,6 @@ class Daemon:
                 await nursery.start(part.run)
             await nursery.start(self.control.serve_unix, self.start.home.socket)
             await self._start_http(nursery)
-            await self._start_mdns(nursery)
             await self._join(nursery)
             self.life.enter("ready")
             notify("READY=1")
@@ -299,13 +299,6 @@ class Daemon:
         port = await nursery.start(self.control.serve_tcp, *address, keys)
         self.dashboard.is_at(address[0], port)
         _log.info("http", listen=f"{address[0]}:{port}", token=self.start.home.token)
-
-    async def _start_mdns(self, nursery: trio.Nursery) -> None:
-        if not self.start.loaded.config.net.mdns:
-            return
-        tag = swarm_tag(self.start.swarm.key)
-        mdns = Mdns(self.host.peer, tag, self.host.addresses, self.host.found)
-        await nursery.start(mdns.run)
 
     async def _join(self, nursery: trio.Nursery) -> None:
         """Dial everybody we know of, and wait a moment for the first to answer."""

@@ -281,6 +281,8 @@ class LibP2pHost:
             for connection in self._peers.of(peer):
                 connection.doubt()
         self._keeping.hurry()
+        if self._mdns is not None:
+            self._mdns.refresh()
 
     async def ping(self, peer: PeerId, *, timeout_s: float = 5.0) -> float:
         """Return one round trip in seconds. Raises PeerUnreachable, DeadlineExceeded."""

@@ -162,6 +162,16 @@ class Sessions:
         else:
             connection.agreed.set()
             await keep_alive(connection, self._open_ping, self._peers.proven)
+            self._doubt_others(connection)
+
+    def _doubt_others(self, silent: Connection) -> None:
+        """Ask all others who else is gone: if our own router restarted, it is everybody, and the
+        relays that lead back to the silent one should not be waited for.
+        """
+        for peer in self._peers.connected():
+            for connection in self._peers.of(peer):
+                if connection is not silent:
+                    connection.doubt()
 
     async def _seek_admission(self, connection: Connection) -> None:
         if self._key is None:

@@ -56,7 +56,7 @@ class Attempts:
     ) -> None:
         self._holes, self._peer, self._targets, self._begins = holes, peer, targets, begins
         self._within_s = within_s
-        self._ports: dict[Address, int] = dict.fromkeys(targets, 0) if is_predicted else {}
+        self._ports: list[int | None] = [0 if is_predicted else None] * len(targets)
         rtt_s = min(rtt_s, RTT_MAX_S)
         self._silence_s = max(SILENCE_MIN_S, 2 * rtt_s)
         self._begin_s = max(BEGIN_MIN_S, 2 * rtt_s)
@@ -68,24 +68,25 @@ class Attempts:
         """
         end = trio.current_time() + self._within_s
         # At once, in their order, with nothing in between: a sequential router counts them.
-        begun = [(target, self._connect(target)) for target in self._targets]
+        begun = [self._connect(at) for at in range(len(self._targets))]
         async with trio.open_nursery() as nursery:
-            for target, sock in begun:
-                nursery.start_soon(self._persist, target, sock, end, nursery.cancel_scope)
+            for at, sock in enumerate(begun):
+                nursery.start_soon(self._persist, at, sock, end, nursery.cancel_scope)
             await trio.sleep_until(end)
 
-    def _connect(self, target: Address) -> socket.socket | None:
+    def _connect(self, at: int) -> socket.socket | None:
+        target = self._targets[at]
         try:
-            sock = self._holes.connect(target, port=self._ports.get(target))
+            sock = self._holes.connect(target, port=self._ports[at])
         except OSError as error:  # no route, or the last one is not gone yet
             log.debug("punch.no_socket to=%s error=%r", target, error)
             return None
-        if target in self._ports:
-            self._ports[target] = int(sock.getsockname()[1])  # the next try's, too
+        if self._ports[at] is not None:
+            self._ports[at] = int(sock.getsockname()[1])  # the next try's, too
         return sock
 
     async def _persist(
-        self, target: Address, sock: socket.socket | None, end: float, all_of_them: trio.CancelScope
+        self, at: int, sock: socket.socket | None, end: float, all_of_them: trio.CancelScope
     ) -> None:
         handshakes, connects, pause_s = 0, 0, AGAIN_S
         while True:
@@ -94,7 +95,7 @@ class Attempts:
             stream = await self._answered(sock, min(end, began + self._silence_s))
             if stream is not None:
                 handshakes += 1
-                if await self._adopted(stream, target):
+                if await self._adopted(stream, self._targets[at]):
                     all_of_them.cancel()
                     return
             again = trio.current_time()
@@ -104,7 +105,7 @@ class Attempts:
             if again >= end or handshakes >= HANDSHAKES_MAX:
                 return
             await trio.sleep_until(again)
-            sock = self._connect(target)
+            sock = self._connect(at)
 
     async def _answered(
         self, sock: socket.socket | None, deadline: float

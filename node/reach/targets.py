@@ -59,6 +59,18 @@ def predicted_of(told: Sequence[Address]) -> Sequence[Address]:
     return last if len(last) == PREDICTED and len(hosts) == 1 and len(steps) == 1 else ()
 
 
+def aim(targets: Sequence[Address], told: Sequence[Address]) -> list[Address]:
+    """Return where the side that answers connects to if both routers are sequential: of the guesses
+    only to the last, as many times.
+
+    The other sweeps ours from a port of its own each. If both swept, and either router had given
+    ports to other connections since it was asked, no two of them would meet; this way one pair does
+    for up to PREDICTED - 1 such connections, together.
+    """
+    guesses = predicted_of(told)
+    return [guesses[-1] if target in guesses else target for target in targets]
+
+
 def _is_possible(
     address: Address, own: Sequence[Address], interfaces: Collection[IpInterface]
 ) -> bool:

@@ -30,6 +30,7 @@ from wire.errors import BadMessage, PeerUnreachable, UsageError
 POLL_S = 5.0  # between looks at the interfaces: a few milliseconds on a thread
 ASLEEP_S = 10.0  # that passed unnoticed between two looks: the machine slept
 VANTAGES_MAX = 16  # peers outside that we choose from; those that we dialled first
+BEHAVIOUR_S = 1.0  # that a punch waits for how our router maps; it takes a few round trips
 LOOKED_S = 2.0  # for one look; a system that takes longer is looked at the next time
 
 _HAS_BOOT_TIME = hasattr(time, "CLOCK_BOOTTIME")  # Linux
@@ -106,8 +107,14 @@ class Probe:
     async def predicted(self, count: int) -> list[Address]:
         """Where a sequential router will let our next connections come from: a STUN probe, now.
 
-        Empty if the router is not sequential, or no server answers within STUN_S.
+        Empty if the router is not sequential, or no server answers within STUN_S. While that it is
+        so is being found out, after a start or a move, this waits: a try without would be in vain.
         """
+        with trio.move_on_after(BEHAVIOUR_S):
+            while any(
+                one.behaviour is None and one.servers() for one in self.machine.families.values()
+            ):
+                await self.changed.park()
         for network, family in self.machine.families.items():
             kind, listener = family.behaviour, self._listener(network)
             if listener is None or kind is None or kind.mapping != "sequential":

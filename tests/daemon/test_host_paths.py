@@ -4,6 +4,7 @@ import pytest
 import trio
 
 from node.host.addresses import parse_address
+from node.host.connection import Connection
 from node.host.service import LibP2pHost
 from node.host.stream import HostStream
 from node.host.views import PeerEvent, PeerMoved, PeerUp
@@ -205,6 +206,25 @@ async def test_a_change_of_network_finds_what_is_dead_and_dials_who_is_kept(quic
             while connections(a, b) != ["relayed"]:  # noqa: ASYNC110 - as tests' `eventually`
                 await trio.sleep(0.01)
         assert a._peers.of(net.centre.peer) == alive
+
+
+async def test_when_one_falls_silent_all_others_are_asked_at_once(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ring() as net, wire(net.hosts[1]) as cable:
+        a, b = net.hosts
+        await a.connect(cable.address)
+        await eventually(lambda: a.rtt_s(b.peer))
+        (alive,) = a._peers.of(net.centre.peer)
+        asked = list[Connection]()
+        monkeypatch.setattr(Connection, "doubt", lambda each: asked.append(each))
+        cable.freeze()
+        a._peers.of(b.peer)[0].is_doubted = True
+        a._peers.of(b.peer)[0].changed.unpark_all()
+        with trio.fail_after(2 * QUICK_S + 2):
+            while connections(a, b):  # noqa: ASYNC110 - as tests' `eventually`
+                await trio.sleep(0.01)
+        assert asked == [alive]
 
 
 async def test_a_kept_peer_that_is_away_is_dialled_when_the_network_changes() -> None:

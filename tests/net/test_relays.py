@@ -1,7 +1,8 @@
-"""Nodes that need relays, as real daemons behind routers: how they join, and who dies on the way."""
+"""Nodes that need relays, as real daemons behind routers: how they join, and who dies meanwhile."""
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,20 @@ from pathlib import Path
 import pytest
 
 from benchmarks.reach_stage import DELAY_MS, RELAYS, Forged, Stage, stage
+from node.host.addresses import parse_address
 from node.tickets import parse_ticket
+from tests.net.lab import portmap
 from tests.net.lab.lab import Site, missing
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+
+DIAL = """
+import socket, sys
+try:
+    socket.create_connection((sys.argv[1], int(sys.argv[2])), 1)
+except OSError as error:
+    print(type(error).__name__)
+"""
 
 STOP_S = 5.0
 PATIENCE_S = 30.0  # a loaded machine takes its time; without a load all takes a few seconds
@@ -43,7 +54,14 @@ def has_ended(pid: int) -> bool:
         return True
 
 
-@pytest.mark.slow
+def stop(made: Stage, host: str) -> None:
+    """Ask a daemon to stop, as a service manager does."""
+    node = made.nodes[host]
+    assert isinstance(node, Forged)
+    os.kill(node.forged_pid, signal.SIGTERM)
+    eventually(lambda: has_ended(node.forged_pid), within_s=STOP_S)
+
+
 def test_a_node_behind_a_router_is_joined_by_its_ticket_and_outlives_its_relay() -> None:
     with stage(SITES) as made:
         made.up(["a1"])
@@ -63,8 +81,26 @@ def test_a_node_behind_a_router_is_joined_by_its_ticket_and_outlives_its_relay()
         made.up(["pub1"])  # the same node comes back: it is needed, and found
         eventually(lambda: relays_of(made, "a1") == set(RELAYS))
 
-        node = made.nodes["a1"]
-        assert isinstance(node, Forged)
-        pid = node.forged_pid
-        os.kill(pid, signal.SIGTERM)
-        eventually(lambda: has_ended(pid), within_s=STOP_S)
+        stop(made, "a1")
+
+
+@pytest.mark.skipif(portmap.missing() is not None, reason=str(portmap.missing()))
+def test_a_node_whose_router_forwards_a_port_is_dialled_there_and_relays_for_others() -> None:
+    sites = [Site("a", "symmetric", portmap=True), Site("b", "symmetric")]
+    with stage(sites, relays=["pub1"]) as made:
+        made.up(["a1", "b1"], "--no-mdns")
+        client = made.nodes["a1"].client
+        eventually(lambda: client.netcheck().reachability == "mapped")
+        (mapped,) = client.netcheck().port_mappings
+        assert mapped.address in [
+            one.address.rpartition("/p2p/")[0]
+            for one in client.netcheck().announced
+            if one.origin == "mapped"
+        ]
+        assert made.await_direct("b1", "a1", timeout_s=PATIENCE_S) is not None
+        eventually(lambda: relays_of(made, "a1") == set())
+        eventually(lambda: relays_of(made, "b1") == {"pub1", "a1"})
+        stop(made, "a1")
+        place = parse_address(mapped.address)
+        done = made.lab.run("b1", [sys.executable, "-c", DIAL, place.host, str(place.port)])
+        assert done.stdout == "TimeoutError\n"  # were it forwarded still, it would be refused
