@@ -1,17 +1,21 @@
 """STUN and the probe's driver over real hosts and sockets."""
 
+import contextlib
+import itertools
 import secrets
+import time
 from dataclasses import replace
 
 import pytest
 import trio
 
+from node.host import interfaces
 from node.host.addresses import Address
 from node.host.service import LibP2pHost
 from node.reach import stun, watch
 from node.reach.autonat import DialBackServer
 from node.reach.identify import seen_by
-from node.reach.stun_sockets import StunServer, ask, look, look_one
+from node.reach.stun_sockets import CALM_S, StunServer, ask, look, look_one
 from node.reach.watch import Probe
 from tests.daemon.hosts import KEY, PATIENCE_S, eventually, running
 from tests.daemon.outside import NETWORKS, anybody, connect, make, meeting, own
@@ -148,7 +152,8 @@ async def test_for_whom_a_hole_was_made_tells_nothing_of_who_else_gets_in() -> N
         await connect(host, b)
         family = probe.machine.families["ip4"]
         await eventually(lambda: len(family.vantages) == 2)
-        host.holes.connect(replace(own(b), port=9)).close()  # the anchor may have its port
+        with contextlib.suppress(OSError):  # our anchor may hold that very connection
+            host.holes.connect(own(b)).close()
         await eventually(lambda: [one.peer for one in family.vantages] == [a.peer])
         probe.restart()
         await eventually(lambda: len(family.vantages) == 2)
@@ -163,7 +168,7 @@ async def test_a_machine_that_slept_looks_at_everything_anew(
         probe = Probe(
             host,
             is_outside=anybody,
-            wall=lambda: trio.current_time() + slept[0],
+            boot_s=lambda: trio.current_time() + slept[0],
             poll_s=0.05,
         )
         monkeypatch.setattr(host, "network_changed", lambda: told.append(trio.current_time()))
@@ -229,6 +234,37 @@ async def test_an_anchor_that_hangs_up_is_replaced() -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_an_anchor_that_changes_its_mind_is_replaced_and_moves_nothing() -> None:
+    """A connection that stands is mapped as before, so that the server lies."""
+    async with meeting(3) as (host, a, b), trio.open_nursery() as nursery:
+        probe = Probe(host, is_outside=anybody)
+        port = itertools.count(1)
+
+        async def lie(stream: trio.SocketStream) -> None:
+            with contextlib.suppress(trio.BrokenResourceError):
+                while data := await stream.receive_some(stun.HEADER_BYTES):
+                    told = Address("ip4", "11.1.1.1", next(port))
+                    await stream.send_all(
+                        stun.encode_answer(stun.decode_request(bytes(data)), told, None)
+                    )
+            stream.socket.close()
+
+        for one in (a, b):
+            one.sorter.stun = lie
+        await nursery.start(probe.run)
+        await connect(host, a)
+        family = probe.machine.families["ip4"]
+        await eventually(lambda: family.observed is not None and family.anchor is not None)
+        first = family.anchor
+        assert first is not None
+        await connect(host, b)
+        await trio.sleep(CALM_S)
+        anchor = probe._anchors["ip4"]  # pyright: ignore[reportPrivateUsage]
+        anchor.ask_now()
+        await eventually(lambda: family.anchor is not None and family.anchor.peer != first.peer)
+        nursery.cancel_scope.cancel()
+
+
 async def test_nobodys_question_gets_at_our_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of our networks, and our router, who lets in more from here than from outside."""
     networks = ["11.7.0.0/24"]
@@ -240,4 +276,47 @@ async def test_nobodys_question_gets_at_our_neighbours(monkeypatch: pytest.Monke
         probe.machine.observed(Address("ip4", "11.8.0.1", 4001), trio.current_time())
         near = [probe._is_near(one) for one in ("11.7.0.9", "11.8.0.1", "11.9.0.1")]  # pyright: ignore[reportPrivateUsage]
         assert near == [True, True, False]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_machine_without_a_network_notices_when_it_gets_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hosts = ["127.0.0.1"]
+    monkeypatch.setattr(interfaces, "interface_hosts", lambda _: hosts)
+    host = LibP2pHost(secrets.token_bytes(32), KEY, ["/ip4/0.0.0.0/tcp/0"])
+    async with running(host), trio.open_nursery() as nursery:
+        probe, told = Probe(host, poll_s=0.02), list[bool]()
+        monkeypatch.setattr(host, "network_changed", lambda: told.append(True))
+        await nursery.start(probe.run)
+        hosts[:] = ["192.168.1.2"]
+        await eventually(lambda: told == [True])
+        assert [one.host for one in probe.machine.addresses()] == hosts
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="there sleep looks the same")
+async def test_a_clock_that_is_set_is_no_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with meeting(1) as (host,), trio.open_nursery() as nursery:
+        probe, told = Probe(host, is_outside=anybody, poll_s=0.02), list[bool]()
+        monkeypatch.setattr(host, "network_changed", lambda: told.append(True))
+        await nursery.start(probe.run)
+        await trio.sleep(0.1)
+        monkeypatch.setattr(time, "time", lambda: 4e9)
+        await trio.sleep(0.1)
+        assert told == []
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_peer_cannot_send_us_to_somebody_else_for_stun() -> None:
+    async with meeting(2) as (host, a), trio.open_nursery() as nursery:
+        probe = Probe(host, is_outside=anybody)
+        await nursery.start(probe.run)
+        host.learn(a.peer, [f"/ip4/127.9.0.9/tcp/25/p2p/{a.peer}", *a.addresses()])
+        await connect(a, host)
+        await eventually(lambda: host.connected())
+        seen = host.peers()[0]
+        assert seen.direction == "in"
+        found = probe._vantage(replace(seen, address=str(own(a))))  # pyright: ignore[reportPrivateUsage]
+        assert found.stun == (own(a),)
         nursery.cancel_scope.cancel()
