@@ -51,6 +51,7 @@ class Connection(SwarmConn):
         public_key_of(self.peer)  # raises BadMessage for RSA and other keys that we cannot check by
         self.way: Direction = direction
         self.since = time.time()
+        self.began_at = trio.current_time()
         self.rtts_s = deque[float](maxlen=RTTS_KEPT)  # of keep-alive pings, the last one last
         self.admitted_at = self.proven_at = -math.inf  # trio's clock; when the other end was there
         self.is_retired = False  # a better one is there: see `peers`

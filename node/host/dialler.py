@@ -75,8 +75,13 @@ class Dialler:
         """Dial relay addresses, too."""
         self._circuits = circuits
 
-    def learn(self, peer: PeerId, addresses: Iterable[str]) -> None:
-        """Remember addresses. Malformed ones, and ones of other peers, are dropped."""
+    def learn(
+        self, peer: PeerId, addresses: Iterable[str], *, is_hearsay: bool = False
+    ) -> None:
+        """Remember addresses. Malformed ones, and ones of other peers, are dropped.
+
+        is_hearsay: another peer says so. They come last, and where nothing else is known.
+        """
         good: list[str] = []
         for text in addresses:
             try:
@@ -89,7 +94,8 @@ class Dialler:
             if address.peer in (None, peer):
                 good.append(str(address.with_peer(peer)))
         if good and peer != self._own:
-            self._book(peer).learn(good)
+            book = self._book(peer)
+            (book.hear if is_hearsay else book.learn)(good)
             if (flight := self._flights.get(peer)) and flight.is_open:
                 self._plan(peer, flight)  # what it tries may lead nowhere, and be slow to say so
 

@@ -213,9 +213,12 @@ class LibP2pHost:
 
     # peers
 
-    def learn(self, peer: PeerId, addrs: list[str]) -> None:
-        """Remember where a peer is (with or without /p2p); malformed addresses are dropped."""
-        self._dialler.learn(peer, addrs)
+    def learn(self, peer: PeerId, addrs: list[str], *, is_hearsay: bool = False) -> None:
+        """Remember where a peer is (with or without /p2p); malformed addresses are dropped.
+
+        is_hearsay: another peer says so, which pushes out nothing that is known.
+        """
+        self._dialler.learn(peer, addrs, is_hearsay=is_hearsay)
 
     def addresses_of(self, peer: PeerId) -> list[str]:
         """Multiaddrs known for a peer, the one that worked last first."""

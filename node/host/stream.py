@@ -41,6 +41,11 @@ class HostStream:
         return self._connection.address
 
     @property
+    def came_in_at(self) -> float | None:
+        """When the other end connected to us, trio's clock; None if we connected to it."""
+        return self._connection.began_at if self._connection.way == "in" else None
+
+    @property
     def is_retired(self) -> bool:
         """True once a better connection to the peer is there."""
         return self._connection.is_retired

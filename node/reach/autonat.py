@@ -4,7 +4,8 @@ What a server may be abused for, and what it does against it:
 - to attack or scan a third machine: an address that is not the asker's own costs the asker more
   bytes (30 kB) than a handshake costs the victim, no port under 1024 is dialled there, and the
   answer does not tell a closed port from one where somebody else listens;
-- to reach what is behind us: only global addresses are dialled, and none of our own;
+- to reach what is behind us: only global addresses are dialled, none of our own, of our networks or
+  of our router, who lets in more from here than from outside;
 - to keep us busy: a few requests a minute, one at a time for each peer, all with a deadline.
 A server that lies is found out if it says yes (the nonce did not come), and outvoted if it says no.
 
@@ -88,32 +89,38 @@ def choose(
     seen_at: str,
     own_hosts: Iterable[str],
     may_dial: Callable[[str], bool] = is_global,
+    is_near: Callable[[str], bool] = lambda _: False,
 ) -> int | None:
     """Return the index of the first place that we dial for somebody whom we see at an IP address.
 
-    None if there is none: also if it is of IPv6, and we have none. Pure.
+    None if there is none: also if it is of IPv6, and we have none. is_near: in our networks, where
+    only the asker itself is dialled. Pure.
     """
     own = set(own_hosts)
     has_ip6 = any(":" in host and may_dial(host) for host in own)
     for index, place in enumerate(places[:PLACES_MAX]):
         if place is None or not may_dial(place.host) or (place.network == "ip6" and not has_ip6):
             continue
-        is_theirs = place.host == seen_at
-        if is_theirs or (place.port >= LOW_PORT and place.host not in own):
+        is_foreign = place.port >= LOW_PORT and place.host not in own and not is_near(place.host)
+        if place.host == seen_at or is_foreign:
             return index
     return None
 
 
 class DialBackServer:
-    """Dials peers that ask for it. own_hosts: this machine's IP addresses, never dialled."""
+    """Dials peers that ask for it. own_hosts: this machine's IP addresses, never dialled; nor is
+    what `is_near`, unless the asker is there.
+    """
 
     def __init__(
         self,
         host: LibP2pHost,
         own_hosts: Callable[[], Iterable[str]],
         may_dial: Callable[[str], bool] = is_global,
+        is_near: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        self._host, self._own_hosts, self._may_dial = host, own_hosts, may_dial
+        self._host, self._own_hosts = host, own_hosts
+        self._may_dial, self._is_near = may_dial, is_near
         self._quota = Quota()
         self.served = 0  # since the start
         host.serve(DIAL_REQUEST, self._serve)
@@ -136,7 +143,8 @@ class DialBackServer:
         if not isinstance(request, wire.DialRequest):
             raise BadMessage(f"AutoNAT: a {type(request).__name__} before any request")
         seen_at = parse_address(stream.remote).host
-        index = choose(request.places, seen_at, self._own_hosts(), self._may_dial)
+        own = self._own_hosts()
+        index = choose(request.places, seen_at, own, self._may_dial, self._is_near)
         place = None if index is None else request.places[index]
         if index is None or place is None:
             return wire.encode_response(wire.REFUSED)
@@ -179,20 +187,38 @@ class DialBackServer:
         return wire.OK
 
 
+@dataclass(frozen=True)
+class _Question:
+    """What we asked a server. `came`: its nonce, by a dial after `at` (trio's clock)."""
+
+    came: trio.Event
+    at: float
+
+
 class DialBackClient:
     """Asks peers to dial us, and takes the nonces that come."""
 
     def __init__(self, host: LibP2pHost) -> None:
         self._host = host
-        self._waiting: dict[int, trio.Event] = {}
+        self._waiting: dict[int, _Question] = {}
+        self._turns: dict[PeerId, trio.Lock] = {}  # a server serves each peer one request at a time
         self.asked = 0  # since the start
         host.serve(DIAL_BACK, self._take, before_admission=True)
 
     async def ask(self, peer: PeerId, address: Address) -> Outcome:
         """Ask a connected peer to dial one address of ours. Never raises for what a peer does."""
+        turn = self._turns.setdefault(peer, trio.Lock())
+        try:
+            async with turn:
+                return await self._ask_in_turn(peer, address)
+        finally:
+            if not (turn.locked() or turn.statistics().tasks_waiting):
+                self._turns.pop(peer, None)
+
+    async def _ask_in_turn(self, peer: PeerId, address: Address) -> Outcome:
         self.asked += 1
         nonce, came = secrets.randbits(64), trio.Event()
-        self._waiting[nonce] = came
+        self._waiting[nonce] = _Question(came, trio.current_time())
         try:
             with trio.fail_after(ASK_S):
                 return await self._ask(peer, address, nonce, came)
@@ -225,14 +251,18 @@ class DialBackClient:
         return "failed" if said.dial_status != wire.OK else "no answer"
 
     async def _take(self, stream: Stream) -> None:
-        """Take a nonce. Its sender may be anybody: it says nothing but that it knows it."""
+        """Take a nonce. Its sender may be anybody: it says nothing but that it knows it. It must have
+        dialled us for it: over a connection that was there before, it says nothing.
+        """
         assert isinstance(stream, HostStream)
         with trio.move_on_after(BACK_S):
             nonce = wire.decode_back(await _Messages(stream, wire.BACK_MAX).next())
-            came = self._waiting.get(nonce)
-            if came is None or stream.path != "direct":
+            asked = self._waiting.get(nonce)
+            if asked is None or stream.path != "direct":
                 raise BadMessage("AutoNAT: a nonce that nobody waits for")
-            came.set()
+            if stream.came_in_at is None or stream.came_in_at < asked.at:
+                raise BadMessage("AutoNAT: a nonce without a dial")
+            asked.came.set()
             await stream.write(b"\0")
 
 

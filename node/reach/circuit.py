@@ -230,7 +230,8 @@ class CircuitClient:
         assert relay.relay is not None
         if relay.relay == self._host.peer:
             raise PeerUnreachable("that relay is this node")
-        self._host.learn(relay.relay, [str(replace(relay, relay=None, peer=relay.relay))])
+        place = str(replace(relay, relay=None, peer=relay.relay))
+        self._host.learn(relay.relay, [place], is_hearsay=True)  # the peer that we call says so
         stream = await self._open(relay.relay, ASK_S)
         try:
             with trio.fail_after(ASK_S):

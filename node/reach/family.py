@@ -16,6 +16,7 @@ State = Literal["unknown", "relayed", "punchable", "mapped", "public"]
 RANKS: dict[State, int] = {"unknown": 0, "relayed": 1, "punchable": 2, "mapped": 3, "public": 4}
 
 CANDIDATES_MAX = 16  # a family; a host has a few addresses, and each costs peers a dial
+INTERFACES_MAX = 12  # of them: many containers must leave room for what is seen from outside
 SERVERS_ASKED = 2  # that look at our mapping: what they see alike, a third would, too
 IDENTIFIED_MAX = 8  # peers asked until one tells: they may all have dialled the other family
 OPENED_S = 300.0  # for a router to forget whom an anchor let in, once it is closed
@@ -74,6 +75,7 @@ class Family:
     _opened: dict[PeerId | str, float] = field(default_factory=dict[PeerId | str, float])
     _barred: dict[PeerId, float] = field(default_factory=dict[PeerId, float])  # until when
     _identified: set[PeerId] = field(default_factory=set[PeerId])  # or asked to, or in vain
+    _identified_as: Address | None = None  # what such a peer said
     _is_probing: bool = False
     _servers_asked: int = 0  # in the last probe
     _is_fresh: bool = True  # nothing was seen since the network changed: believe what is seen first
@@ -92,11 +94,12 @@ class Family:
         """Begin anew: the network may be another. An address that is gone does not count at all."""
         mapped = [one for one in self.candidates.values() if one.source == "mapped"]
         self.candidates.clear()
-        for address in self.own:
+        outer = sorted(self.own, key=lambda one: not self.is_outside(one.host))
+        for address in outer[:INTERFACES_MAX]:
             self._add(address, "interface")
         for one in mapped:
             self._add(one.address, "mapped", one.via)
-        self.anchor = self.observed = self.behaviour = None
+        self.anchor = self.observed = self.behaviour = self._identified_as = None
         self._is_probing = False
         self._identified.clear()
         self._opened.clear()
@@ -127,7 +130,7 @@ class Family:
 
     def set_observed(self, address: Address) -> None:
         """Take what the anchor's server sees. Another address than before: all is to be asked."""
-        if address == self.observed:
+        if address == self.observed or not self.own:  # without a listener, nothing is there
             return
         old, self.observed = self.observed, address
         if old is not None and (one := self.candidates.get(old)) and one.source == "observed":
@@ -137,9 +140,11 @@ class Family:
             self._opened.clear()  # what a router let in was for the mapping that is gone
             self._forget_behaviour()
 
-    def asked_to_identify(self, peer: PeerId) -> bool:
-        """Tell whether we asked a peer, and nothing better told us since."""
-        return peer in self._identified and self.observed is None
+    def set_identified(self, peer: PeerId, address: Address) -> None:
+        """Take what a peer that we asked says, if nothing better told us since."""
+        if peer in self._identified and self.is_outside(address.host) and self._is_unidentified():
+            self.set_observed(address)
+            self._identified_as = address
 
     def release(self, peer: PeerId, now: float) -> None:
         """Note that the anchor is gone. What it showed stays until another shows something else."""
@@ -267,12 +272,20 @@ class Family:
         """Choose who may tell our address, where nobody answers STUN: all others have dialled us,
         as they do a server in a cloud whose interface has a private address.
         """
-        if not self.own or self.observed is not None or self._askable() or self.servers():
+        if not self.own or self.servers() or not self._is_unidentified():
             return None
         if len(self._identified) >= IDENTIFIED_MAX:
             return None
         found = (one.peer for one in self.vantages if one.dialled_us)
         return next((peer for peer in found if peer not in self._identified), None)
+
+    def _is_unidentified(self) -> bool:
+        """True if there is no address to ask about, or only one that a peer told and none reached:
+        it may have lied.
+        """
+        if self.observed not in (None, self._identified_as):
+            return False
+        return all(one.source == "observed" and one.reached is False for one in self._askable())
 
     def _opened_now(self, now: float) -> set[PeerId | str]:
         self._opened = {key: until for key, until in self._opened.items() if until > now}

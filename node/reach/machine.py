@@ -60,9 +60,8 @@ class Reachability:
 
     def identified(self, peer: PeerId, address: Address | None, now: float) -> None:
         """Take at which address a peer says that it dialled us; None if it does not."""
-        family = self.families[address.network] if address is not None else None
-        if address is not None and family is not None and family.asked_to_identify(peer):
-            family.set_observed(address)
+        if address is not None:
+            self.families[address.network].set_identified(peer, address)
             self._judge(now)
 
     def released(self, network: str, peer: PeerId, now: float) -> None:

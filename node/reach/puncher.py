@@ -23,6 +23,7 @@ from wire.ids import PeerId
 from wire.ports import Stream, StreamServer
 
 TALK_S = 10.0  # for DCUtR's messages: four round trips, and a STUN probe on each side
+LOOK_S = 1.0  # between looks at how peers are connected, while one is relayed
 TRY_S = 20.0  # for everything; the connecting ends by itself before
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class Puncher:
         self._machine = Punches(host.peer)
         self._talks: dict[PeerId, trio.CancelScope] = {}  # the one that counts, of each peer
         self._news = trio.lowlevel.ParkingLot()
+        self._is_any_relayed = False
         host.serve(DCUTR, self._answer)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -93,8 +95,10 @@ class Puncher:
             while True:
                 for peer in self._machine.start(trio.current_time()):
                     nursery.start_soon(self._try, peer)
-                with trio.move_on_at(self._machine.deadline):
+                look_at = trio.current_time() + LOOK_S if self._is_any_relayed else math.inf
+                with trio.move_on_at(min(self._machine.deadline, look_at)):
                     await self._news.park()
+                self._look()
 
     def moved(self, peer: PeerId | None = None) -> None:
         """Begin anew with a peer whose addresses changed; with all (None) if ours did."""
@@ -113,14 +117,21 @@ class Puncher:
 
     async def _watch(self) -> None:
         async for _ in self._host.watch():
-            views = self._host.peers()
-            relayed = {view.peer for view in views if view.path == "relayed"}
-            dialled_us = {view.peer for view in views if view.direction == "in"}
-            self._machine.set_wanted(relayed & dialled_us, trio.current_time())
-            for peer, talk in self._talks.items():
-                if peer not in relayed:
-                    talk.cancel()  # it came in at our listener, or is gone
+            self._look()
             self._news.unpark_all()
+
+    def _look(self) -> None:
+        """See with whom to punch. A second connection to a peer is no event; then two who dialled
+        each other at once may both see their own as the best, and both begin.
+        """
+        views = self._host.peers()
+        relayed = {view.peer for view in views if view.path == "relayed"}
+        dialled_us = {view.peer for view in views if view.direction == "in" or view.connections > 1}
+        self._is_any_relayed = bool(relayed)
+        self._machine.set_wanted(relayed & dialled_us, trio.current_time())
+        for peer, talk in self._talks.items():
+            if peer not in relayed:
+                talk.cancel()  # it came in at our listener, or is gone
 
     def _is_direct(self, peer: PeerId) -> bool:
         return any(view.peer == peer and view.path == "direct" for view in self._host.peers())

@@ -108,7 +108,7 @@ async def ask(stream: trio.SocketStream) -> stun.Answer:
 class Anchor:
     """A connection from our listening port to a server, asked every ANCHOR_S.
 
-    told: what the server sees, each time.
+    told: what the server sees, each time the same: a connection that routers map anew is over.
     """
 
     def __init__(
@@ -133,9 +133,13 @@ class Anchor:
             # Reset when closed: in TIME_WAIT, the next to the same server could not be made.
             linger = struct.pack("ii", 1, 0)
             stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            seen = None
             while True:
                 self._asked_at = trio.current_time()
-                self._told((await ask(stream)).mapped)
+                before, seen = seen, (await ask(stream)).mapped
+                if before not in (None, seen):
+                    raise BadMessage(f"{self._server} saw {before}, and now {seen}")
+                self._told(seen)
                 with trio.move_on_after(ANCHOR_S) as self._rest:
                     await _read(stream)
                     raise PeerUnreachable(f"{self._server} hung up, or speaks unasked")

@@ -28,12 +28,19 @@ from node.reach.stun_sockets import STUN_S, Anchor, StunServer, look, look_one
 from wire.errors import BadMessage, PeerUnreachable, UsageError
 
 POLL_S = 5.0  # between looks at the interfaces: a few milliseconds on a thread
-ASLEEP_S = 10.0  # more time than we know of passed between two looks: the machine slept
+ASLEEP_S = 10.0  # that passed unnoticed between two looks: the machine slept
 VANTAGES_MAX = 16  # peers outside that we choose from; those that we dialled first
 BEHAVIOUR_S = 1.0  # that a punch waits for how our router maps; it takes a few round trips
 LOOKED_S = 2.0  # for one look; a system that takes longer is looked at the next time
 
+_HAS_BOOT_TIME = hasattr(time, "CLOCK_BOOTTIME")  # Linux
+
 log = logging.getLogger(__name__)
+
+
+def _boot_s() -> float:
+    """Return time that no one sets, and that goes on in sleep; the wall clock where there is none."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if _HAS_BOOT_TIME else time.time()
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class Probe:
 
     It serves STUN at the host's listening ports and AutoNAT. `changed` wakes when anything that
     `machine` says may have. is_outside: which IP addresses are asked about; tests allow more.
-    wall: seconds since the Unix epoch. poll_s: between looks at the interfaces.
+    boot_s: time that also passes while the machine sleeps. poll_s: between looks at the interfaces.
     """
 
     def __init__(
@@ -57,18 +64,18 @@ class Probe:
         host: LibP2pHost,
         *,
         is_outside: Callable[[str], bool] = is_global,
-        wall: Callable[[], float] = time.time,
+        boot_s: Callable[[], float] = _boot_s,
         poll_s: float = POLL_S,
     ) -> None:
         self._host, self._is_outside = host, is_outside
-        self._wall, self._poll_s = wall, poll_s
+        self._boot_s, self._poll_s = boot_s, poll_s
         self.machine = Reachability(is_outside)
         self.changed = trio.lowlevel.ParkingLot()
         self.stun_port: int | None = None  # our second STUN port, to tell in offers["reach"]
         self._stun = StunServer(lambda: self.stun_port)
         host.sorter.stun = self._stun.serve
         self._asking = DialBackClient(host)
-        self._serving = DialBackServer(host, self._own_hosts, is_outside)
+        self._serving = DialBackServer(host, self._own_hosts, is_outside, self._is_near)
         self._news = trio.Event()
         self._looking = trio.CancelScope()  # what looks at the network as it is now
         self._anchors: dict[str, Anchor] = {}  # the last one of each family
@@ -205,13 +212,14 @@ class Probe:
     # what is there
 
     async def _watch_interfaces(self) -> None:
-        if not any(self._is_outside(host) or not is_loopback(host) for host in self._own_hosts()):
-            return  # nothing that could change
-        wall = self._wall()
+        bound = [one.address for one in self._host.listeners]
+        if bound and all(is_loopback(one.host) and not self._is_outside(one.host) for one in bound):
+            return  # nothing that could change; of a machine without a network all may
+        asleep_s = self._asleep_s()
         while True:
             await trio.sleep(self._poll_s)
-            before, wall = wall, self._wall()
-            slept_s = wall - before - self._poll_s
+            before, asleep_s = asleep_s, self._asleep_s()
+            slept_s = asleep_s - before
             if await self._look_at_interfaces():
                 log.info("reach.interfaces %s", self._interfaces.own)
                 self._begin_anew()
@@ -221,6 +229,10 @@ class Probe:
                 self.restart()
                 self._host.network_changed()
             self._see_peers()
+
+    def _asleep_s(self) -> float:
+        """What trio's clock has not counted; a difference means sleep."""
+        return self._boot_s() - trio.current_time()
 
     async def _look_at_interfaces(self) -> bool:
         """Read the addresses; True if they changed."""
@@ -260,10 +272,14 @@ class Probe:
             return False
         if host in self._host.holes.opened:
             return False  # it may have dialled us, through the hole that we punched
+        return not self._is_near(host)
+
+    def _is_near(self, host: str) -> bool:
+        """Tell whether an address is in a network of ours, or the one that our own router shows."""
         families = self.machine.families.values()
         if any(one.observed is not None and one.observed.host == host for one in families):
-            return False
-        return not is_global(host) or not _is_neighbour(host, self._interfaces.networks)
+            return True
+        return is_global(host) and _is_neighbour(host, self._interfaces.networks)
 
     def _vantage(self, view: PeerView) -> Vantage:
         """Where a peer answers STUN: at the address that we dialled; else where it says it listens,
@@ -272,11 +288,12 @@ class Probe:
         seen = parse_address(view.address)
         known = [parse_address(text) for text in self._host.addresses_of(view.peer)]
         known = [one for one in known if one.relay is None and self._is_outside(one.host)]
-        places = {one.network: replace(one, peer=None) for one in reversed(known)}
+        is_there = view.direction == "out" or any(one.host == seen.host for one in known)
+        # Of the family that we see, only where it is: others may be anybody's.
+        known = [one for one in known if one.network != seen.network or one.host == seen.host]
+        places = {one.network: replace(one, peer=None) for one in reversed(known) if is_there}
         if view.direction == "out":
             places[seen.network] = seen
-        elif not any(one.host == seen.host for one in known):
-            places = {}
         return Vantage(view.peer, seen.host, tuple(places.values()), view.direction == "in")
 
     def _own_hosts(self) -> set[str]:

@@ -5,6 +5,7 @@ import secrets
 import pytest
 import trio
 
+from node.host.backoff import ADDRESSES_MAX
 from node.host.stream import HostStream
 from node.host.yamux_stream import FIRST_WINDOW_BYTES
 from node.reach import joint, messages, relay
@@ -258,3 +259,17 @@ async def test_circuits_are_counted_at_both_ends() -> None:
         await others[0].disconnect(target.peer)
         await eventually(lambda: len(net.relay.view().circuits) == 1)
         await call(others[2], target)
+
+
+async def test_what_a_member_tells_of_its_relay_pushes_out_nothing_that_the_relay_told() -> None:
+    async with ring() as net:
+        a, b = net.hosts
+        await net.reserve(1)
+        before = a.addresses_of(net.centre.peer)
+        told = [
+            f"/ip4/127.0.0.1/tcp/{port}/p2p/{net.centre.peer}/p2p-circuit/p2p/{b.peer}"
+            for port in range(1, ADDRESSES_MAX + 1)
+        ]
+        a.learn(b.peer, told)
+        await call(a, b)
+        assert a.addresses_of(net.centre.peer)[: len(before)] == before

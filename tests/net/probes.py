@@ -14,7 +14,7 @@ from tests.net.lab.lab import Lab
 
 Address = tuple[str, int]
 PORT = 4001
-WAIT_S = 0.25  # for a packet that may never come; the lab's own round trip is below 1 ms
+WAIT_S = 0.4  # for a packet that may never come; the lab's own round trip is below 1 ms
 AGAIN_S = 0.05  # between two attempts to connect
 LISTENERS_MAX = 8
 PREDICTED = 16  # ports of a sequential router that are tried

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 ROOT = Path(__file__).parents[2]
 MENDED_S = 5.0  # takes 1 s
+PATIENCE_S = 10.0  # for what a busy machine delays
 HOLD = "import socket, time; s = socket.create_connection(({!r}, 5001)); time.sleep(60)"
 PARENT = """
 import time
@@ -134,8 +135,8 @@ def test_a_line_has_delay_and_loss_that_can_change() -> None:
         lab.set_line("pub1", delay_ms=10)
         assert 0.080 <= _round_trip_s(lab) < 0.150
         lab.set_line("a", loss=1.0)
-        with pytest.raises(TimeoutError):
-            _round_trip_s(lab)
+        with probes.listening(lab, "pub1", 5001), pytest.raises(TimeoutError):
+            _connect(lab, "a1", (lab.hosts["pub1"].ip, 5001))
         lab.set_line("a", rate_mbit=1.0)
         lab.set_line("pub1")
         assert _round_trip_s(lab) < 0.020
@@ -258,10 +259,16 @@ def _connect6(lab: Lab, host: str, other: str) -> None:
 
 
 def _round_trip_s(lab: Lab) -> float:
+    """The shortest of some: a busy machine adds to the others."""
+    found: list[float] = []
     with probes.listening(lab, "pub1", 5001):
-        begun = time.monotonic()
-        _connect(lab, "a1", (lab.hosts["pub1"].ip, 5001)).close()
-        return time.monotonic() - begun
+        for _ in range(5):
+            with probes.open_socket(lab, "a1") as client:
+                client.settimeout(PATIENCE_S)
+                begun = time.monotonic()
+                client.connect((lab.hosts["pub1"].ip, 5001))
+                found.append(time.monotonic() - begun)
+    return min(found)
 
 
 @contextlib.contextmanager

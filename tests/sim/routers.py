@@ -134,6 +134,14 @@ class Outside:
         return Vantage(self.peer, self.host, tuple(places))
 
 
+def outside(count: int, *, ip6: bool = True) -> list[Outside]:
+    """Make so many, each in a network of its own."""
+    return [
+        Outside(PeerId(f"pub{at}"), f"11.{20 + at}.0.9", f"2a0{at}:10::9" if ip6 else None)
+        for at in range(1, count + 1)
+    ]
+
+
 class World:
     """One host, its router for each family, and the machine; time is passed by `run`."""
 

@@ -11,18 +11,21 @@ from node.host.addresses import Address
 from node.reach.behaviour import Behaviour
 from node.reach.candidates import DOUBT_S, RECHECK_S, Outcome
 from node.reach.family import PATIENCE_S, RANKS, AskDialBack, Effect, HoldAnchor, ProbeMapping
-from tests.sim.routers import KINDS, LISTENS, LISTENS_6, PORT, VERDICTS, WAN, Outside, World
+from tests.sim.routers import (
+    KINDS,
+    LISTENS,
+    LISTENS_6,
+    PORT,
+    VERDICTS,
+    WAN,
+    Outside,
+    World,
+    outside,
+)
 from wire.ids import PeerId
 
 TYPES = sorted(KINDS)
 SEEDS = st.integers(0, 10_000)
-
-
-def outside(count: int, *, ip6: bool = True) -> list[Outside]:
-    return [
-        Outside(PeerId(f"pub{at}"), f"11.{20 + at}.0.9", f"2a0{at}:10::9" if ip6 else None)
-        for at in range(1, count + 1)
-    ]
 
 
 def verdict_of(world: World) -> str:

@@ -62,6 +62,7 @@ def test_an_address_is_written_as_it_was_read(text: str) -> None:
         f"/ip4/192.0.2.1/tcp/1/p2p-circuit/p2p/{PEER}",
         f"/ip4/192.0.2.1/tcp/1/p2p/{RELAY}/p2p-circuit/p2p",
         f"/ip4/192.0.2.1/tcp/1/p2p/{RELAY}/p2p-circuit/p2p/{PEER}/p2p-circuit",
+        "/ip4/192.0.2.1/tcp/00000070000",
     ],
 )
 def test_what_cannot_be_dialled_is_refused(text: str) -> None:

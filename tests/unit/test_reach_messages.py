@@ -155,6 +155,15 @@ def test_who_has_no_ipv6_dials_none() -> None:
     assert choose(_places("2a01:4f8::1 4001"), "9.9.9.9", ["11.1.1.1", "fd00::2"]) is None
 
 
+def test_a_neighbour_behind_our_firewall_is_dialled_for_nobody_else() -> None:
+    def is_near(host: str) -> bool:
+        return host.startswith("2a01:4f8:")
+
+    own, place = ["2a01:4f8::9"], _places("2a01:4f8::5 4001")
+    assert choose(place, "9.9.9.9", own, is_near=is_near) is None
+    assert choose(place, "2a01:4f8::5", own, is_near=is_near) == 0
+
+
 def test_one_peer_asks_a_few_times_a_minute_and_one_at_a_time() -> None:
     quota, peer = Quota(), PeerId("a")
     assert quota.begin(peer, 0.0)
