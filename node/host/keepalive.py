@@ -52,6 +52,7 @@ class _Keeper:
         connection.rates.note(now, connection.carrier.own)
         self._is_resting = connection.is_retired
         if self._is_resting:
+            connection.is_doubted = False  # it is not asked about
             self._drop_stream()  # so that nothing is left on it
             liveness.next_ping_at = now + RETIRED_MAX_S
             return

@@ -4,7 +4,7 @@ Source: UPnP Forum, InternetGatewayDevice:1 and :2, WANIPConnection.
 """
 
 import contextlib
-from typing import Any
+from typing import Any, cast
 
 import miniupnpc  # pyright: ignore[reportMissingImports]
 
@@ -53,8 +53,7 @@ class Igd:
 
 def find_igd(host: str) -> Igd:
     """Look for a router on the network of our address `host`. Raises PeerUnreachable."""
-    make: Any = miniupnpc.UPnP  # pyright: ignore[reportUnknownMemberType]
-    upnp: Any = make(multicastif=host, discoverdelay=DISCOVER_MS)
+    upnp = cast(Any, miniupnpc).UPnP(multicastif=host, discoverdelay=DISCOVER_MS)
     try:
         if not upnp.discover():
             raise PeerUnreachable("UPnP: no router answers")

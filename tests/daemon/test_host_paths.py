@@ -208,6 +208,7 @@ async def test_a_change_of_network_finds_what_is_dead_and_dials_who_is_kept(quic
         assert a._peers.of(net.centre.peer) == alive
 
 
+<<<<<<< HEAD
 async def test_when_one_falls_silent_all_others_are_asked_at_once(
     quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +226,19 @@ async def test_when_one_falls_silent_all_others_are_asked_at_once(
             while connections(a, b):  # noqa: ASYNC110 - as tests' `eventually`
                 await trio.sleep(0.01)
         assert asked == [alive]
+=======
+async def test_a_change_of_network_while_a_connection_is_retired_passes() -> None:
+    async with ring() as net:
+        a, b = net.hosts
+        await net.reserve(1)
+        held = await a.open(b.peer, "/never", timeout_s=3)
+        await join_directly(a, b)
+        await eventually(lambda: held.is_retired)
+        (old,) = [each for each in a._peers.of(b.peer) if each.is_retired]
+        a.network_changed()  # a keep-alive that neither waits nor asks would turn for ever
+        await eventually(lambda: not old.is_doubted)
+        await call(a, b)
+>>>>>>> rev1
 
 
 async def test_a_kept_peer_that_is_away_is_dialled_when_the_network_changes() -> None:
