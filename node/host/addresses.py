@@ -63,7 +63,12 @@ def parse_address(text: str) -> Address:
     if len(parts) < 5 or parts[0] or parts[3] != "tcp":
         raise BadMessage(f"not an address like /ip4/192.0.2.1/tcp/4001[/p2p/PEER]: {shown!r}")
     host = _checked_host(parts[1], parts[2])
-    if not (parts[4].isascii() and parts[4].isdigit() and len(parts[4]) < 6 and int(parts[4]) <= _PORT_MAX):
+    if not (
+        parts[4].isascii()
+        and parts[4].isdigit()
+        and len(parts[4]) < 6
+        and int(parts[4]) <= _PORT_MAX
+    ):
         raise BadMessage(f"not a TCP port: {parts[4][:8]!r} in {shown!r}")
     peer, rest = _named_peer(parts[5:], shown)
     relay = None

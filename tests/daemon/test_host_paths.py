@@ -208,7 +208,6 @@ async def test_a_change_of_network_finds_what_is_dead_and_dials_who_is_kept(quic
         assert a._peers.of(net.centre.peer) == alive
 
 
-<<<<<<< HEAD
 async def test_when_one_falls_silent_all_others_are_asked_at_once(
     quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,7 +225,8 @@ async def test_when_one_falls_silent_all_others_are_asked_at_once(
             while connections(a, b):  # noqa: ASYNC110 - as tests' `eventually`
                 await trio.sleep(0.01)
         assert asked == [alive]
-=======
+
+
 async def test_a_change_of_network_while_a_connection_is_retired_passes() -> None:
     async with ring() as net:
         a, b = net.hosts
@@ -238,7 +238,6 @@ async def test_a_change_of_network_while_a_connection_is_retired_passes() -> Non
         a.network_changed()  # a keep-alive that neither waits nor asks would turn for ever
         await eventually(lambda: not old.is_doubted)
         await call(a, b)
->>>>>>> rev1
 
 
 async def test_a_kept_peer_that_is_away_is_dialled_when_the_network_changes() -> None:
