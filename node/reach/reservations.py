@@ -100,7 +100,8 @@ class Reservations:
         ends = [hold.until for hold in self.held.values()]
         retries = [self._retry_at(peer) for peer in self._free_candidates()]
         is_short = len(self.held) + len(self._asking - self.held.keys()) < HELD
-        return min([*renewals, *ends, *(retries if is_short else [])], default=math.inf)
+        times = [*renewals, *ends, *(retries if is_short else [])]
+        return min(times, default=math.inf)
 
     def update(
         self, candidates: Iterable[Candidate], *, is_wanted: bool, now: float

@@ -3,13 +3,12 @@
 """
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import msgspec
 import trio
-import trio.lowlevel
 
 from node.host.service import LibP2pHost
 from node.reach.service import Reach, ReachOptions
@@ -91,7 +90,7 @@ class Node:
 
 
 @asynccontextmanager
-async def swarm(*, is_outside: bool = True) -> AsyncIterator[Swarm]:
+async def swarm(*, is_outside: bool = True) -> AsyncGenerator[Swarm]:
     async with trio.open_nursery() as nursery:
         yield Swarm(nursery, is_outside)
         nursery.cancel_scope.cancel()

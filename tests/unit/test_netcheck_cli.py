@@ -1,6 +1,7 @@
 """`shoal netcheck` and `shoal doctor`, as real processes: over a node of fakes, and without one."""
 
 import json
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -103,7 +104,7 @@ def test_a_full_disk_fails_before_it_is_full(
 ) -> None:
     home = Home(tmp_path / "not" / "yet")
     assert doctor.check_disk(home).text.endswith(str(tmp_path))
-    free = doctor.shutil.disk_usage(tmp_path).free
+    free = shutil.disk_usage(tmp_path).free
     monkeypatch.setattr(doctor, "DISK_WARN_BYTES", free * 2)
     assert doctor.check_disk(home).level == "warn"
     monkeypatch.setattr(doctor, "DISK_FAIL_BYTES", free * 2)

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from node.host.addresses import Address, parse_address
-from node.host.views import PeerView
+from node.host.views import Path, PeerView
 from node.reach.checks import Facts, checks
 from node.reach.family import State
 from node.reach.views import Held, PortMapView, Punch, ReachView, RelayServing
@@ -30,7 +30,7 @@ def view(verdict: State, behaviour: str, *, held: list[Held] = HELD, **more: Any
 
 def peer(path: str = "direct", *, is_punched: bool = False) -> PeerView:
     relay = RELAY if path == "relayed" else None
-    where = "relayed" if path == "relayed" else "direct"
+    where: Path = "relayed" if path == "relayed" else "direct"
     return PeerView(BOB, "/ip4/11.2.0.2/tcp/9", "in", where, 12.0, 0, 0, 0.0, 1, relay, is_punched)
 
 

@@ -1,5 +1,7 @@
 """Which relays a node holds reservations on: scripts on a clock that is passed in."""
 
+import typing
+
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -203,7 +205,9 @@ def test_whatever_happens_few_are_held_and_asked(script: list[tuple[str, object,
                 now += value
                 effects = machine.tick(now)
             case "update", list():
-                effects = machine.update(value, is_wanted=bool(wanted), now=now)
+                effects = machine.update(
+                    typing.cast("list[Candidate]", value), is_wanted=bool(wanted), now=now
+                )
             case "granted", str():
                 peer = PeerId(value)
                 effects = machine.granted(peer, [f"/{peer}"], HOUR_S, now)
