@@ -39,7 +39,9 @@ log = logging.getLogger(__name__)
 
 ASK_S = 10.0  # for a relay to answer: it may ask whom we call, which has 5 s
 TAKE_S = 5.0  # for a relay to say what it brings
-RESERVATION_MIN_S = 30.0  # a relay that promises less is of no use: it would be asked all the time
+# A relay tells a wall-clock time, and its clock or ours may be wrong, by years: so much is believed.
+# Renewed at half of it; that its connection stands says more than any clock.
+RESERVATION_MIN_S, RESERVATION_MAX_S = 120.0, 3600.0
 
 
 @dataclass(frozen=True)
@@ -203,8 +205,7 @@ class CircuitClient:
         if answer.status is not Status.OK:
             raise PeerUnreachable(f"relay {relay}: {answer.status.in_words()}")
         left_s = answer.until - time.time()
-        if left_s < RESERVATION_MIN_S:
-            raise PeerUnreachable(f"relay {relay} promises {left_s:.0f} s only")
+        left_s = min(max(left_s, RESERVATION_MIN_S), RESERVATION_MAX_S)
         return Reservation(
             relay,
             trio.current_time() + left_s,

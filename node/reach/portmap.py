@@ -57,6 +57,8 @@ class PortMaps:
         self._port, self._host = port, host
         self._nonce = secrets.token_bytes(12)  # names our mapping to the router (RFC 6887, 11.2)
         self._igd: Igd | None = None
+        # A thread whose router answers drop by drop never ends: it must not be joined by others.
+        self._one_thread = trio.CapacityLimiter(1)
         self._again = trio.Event()
         self.current: PortMap | None = None
         self.tried: dict[Via, str] = {}  # what each way said, for people
@@ -108,7 +110,12 @@ class PortMaps:
         try:
             with trio.fail_after(UPNP_S):
                 granted = await trio.to_thread.run_sync(
-                    self._ask_igd, host, port, wanted, abandon_on_cancel=True
+                    self._ask_igd,
+                    host,
+                    port,
+                    wanted,
+                    abandon_on_cancel=True,
+                    limiter=self._one_thread,
                 )
         except (PeerUnreachable, trio.TooSlowError) as error:
             self.tried["upnp"] = str(error) or f"no answer within {UPNP_S:.0f} s"
@@ -169,7 +176,9 @@ class PortMaps:
         host = self._host()
         if found.via == "upnp" and self._igd is not None:
             port = found.address.port
-            await trio.to_thread.run_sync(self._igd.unmap, port, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(
+                self._igd.unmap, port, abandon_on_cancel=True, limiter=self._one_thread
+            )
         elif found.via == "pcp" and host is not None:
             request = gateway.pcp_map(self._nonce, host, found.port, 0, 0)
             await _exchange(found.gateway, request, bytes)

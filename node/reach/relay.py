@@ -130,7 +130,11 @@ class Relay:
         until = int(time.time() + self._hop.reserved_until(stream.peer) - now)
         own = tuple(parse_address(text) for text in self._host.addresses()[:ADDRESSES_MAX])
         answer = Answer(status, self._hop.budget.limits, until, own)
-        await stream.write(pack_hop(answer))
+        try:
+            await stream.write(pack_hop(answer))
+        finally:
+            if stream.peer not in self._host.connected():
+                self._hop.gone(stream.peer)  # it left meanwhile, and nobody would say so again
         log.debug("relay.reserved peer=%s", stream.peer)
         return None
 
@@ -142,11 +146,11 @@ class Relay:
             return await self._answer(stream, circuit)
         status = None
         try:
-            with trio.move_on_at(circuit.until):
+            with trio.move_on_at(circuit.until) as time_is_up:
                 status = await self._carry(stream, circuit)
         finally:
             self._hop.ended(circuit)
-        if status is not Status.OK:
+        if status is not Status.OK and not time_is_up.cancelled_caught:
             await self._answer(stream, Status.CONNECTION_FAILED)
         return None
 

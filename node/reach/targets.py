@@ -67,7 +67,7 @@ def aim(targets: Sequence[Address], told: Sequence[Address]) -> list[Address]:
     ports to other connections since it was asked, no two of them would meet; this way one pair does
     for up to PREDICTED - 1 such connections, together.
     """
-    guesses = predicted_of(told)
+    guesses = [target for target in targets if target in predicted_of(told)]
     return [guesses[-1] if target in guesses else target for target in targets]
 
 

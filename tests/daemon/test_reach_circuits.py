@@ -1,11 +1,15 @@
 """Circuits through a real relay, on loopback: they carry everything, and hold to their limits."""
 
+import time
+from types import SimpleNamespace
+
 import pytest
 import trio
 
 from node.host.addresses import parse_address
 from node.host.service import LibP2pHost
 from node.host.stream import HostStream
+from node.reach import circuit
 from node.reach.circuit import CircuitClient
 from node.reach.hop import RelayBudget
 from node.reach.messages import HOP
@@ -136,6 +140,20 @@ async def test_circuits_end_with_their_bytes_and_their_time() -> None:
                 while net.relay.view().circuits or b.peer in a.connected():  # noqa: ASYNC110
                     await trio.sleep(0.01)
             await call(a, b)  # and the next one is made
+            assert net.relay.view().refused == 0  # an answer would be bytes in the middle of it
+
+
+@pytest.mark.parametrize("is_off_by_s", [-1e10, -4000.0, 3590.0, 1e9])
+async def test_a_clock_that_is_wrong_keeps_nobody_from_a_relay(
+    monkeypatch: pytest.MonkeyPatch, is_off_by_s: float
+) -> None:
+    async with ring() as net:
+        monkeypatch.setattr(
+            circuit, "time", SimpleNamespace(time=lambda: time.time() + is_off_by_s)
+        )
+        found = await net.reserve(1)
+        assert 60.0 < found.until - trio.current_time() <= 3600.0
+        await call(*net.hosts)
 
 
 async def test_a_relay_paces_all_circuits_together() -> None:

@@ -273,3 +273,23 @@ async def test_what_a_member_tells_of_its_relay_pushes_out_nothing_that_the_rela
         a.learn(b.peer, told)
         await call(a, b)
         assert a.addresses_of(net.centre.peer)[: len(before)] == before
+
+
+async def test_who_asks_and_leaves_at_once_keeps_no_reservation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    receive = relay.receive
+
+    async def late(stream: HostStream) -> bytes:
+        body = await receive(stream)
+        await net.centre.disconnect(stream.peer)
+        with trio.CancelScope(shield=True):
+            await trio.sleep(0.1)  # until all have heard that it left
+        return body
+
+    monkeypatch.setattr(relay, "receive", late)
+    async with ring(1) as net:
+        with pytest.raises(PeerUnreachable):
+            await net.clients[0].reserve(net.centre.peer)
+        await trio.sleep(0.2)
+        assert net.relay.view().reservations == ()

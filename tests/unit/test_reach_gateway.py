@@ -1,15 +1,19 @@
 """Asking a router for a port: what goes over the wire, and what of its answers is believed."""
 
 import struct
+import threading
 from pathlib import Path
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.reach import gateway
+from node.reach import gateway, portmap
 from node.reach.gateway import Granted, Refused
-from wire.errors import BadMessage
+from node.reach.portmap import PortMaps
+from node.reach.upnp import Igd
+from wire.errors import BadMessage, PeerUnreachable
 
 NONCE = bytes(range(12))
 V4 = bytes(10) + b"\xff\xff"
@@ -93,3 +97,30 @@ def test_the_default_gateway_is_that_of_the_best_default_route(tmp_path: Path) -
     table.write_text(head)
     assert gateway.default_gateway(table) is None
     assert gateway.default_gateway(tmp_path / "none") is None
+
+
+async def test_a_router_that_never_ends_its_answer_costs_one_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked, over = list[str](), threading.Event()
+
+    def drip(host: str) -> Igd:
+        asked.append(host)
+        over.wait()
+        raise PeerUnreachable("UPnP: it hung up")
+
+    monkeypatch.setattr(gateway, "default_gateway", lambda: None)
+    monkeypatch.setattr(portmap, "find_igd", drip)
+    monkeypatch.setattr(portmap, "UPNP_S", 0.05)
+    maps = PortMaps(lambda: 4001, lambda: "192.168.1.7")
+    with trio.fail_after(5.0):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(maps.run)
+            for _ in range(4):
+                maps.tried.clear()
+                maps.refresh()
+                while "upnp" not in maps.tried:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+    over.set()
+    assert asked == ["192.168.1.7"]

@@ -1,11 +1,20 @@
 """Whom a hole punch sends packets to: what a peer may make us do, and the order that works."""
 
 import ipaddress
+from dataclasses import replace
 
 import pytest
 
 from node.host.addresses import Address, parse_address
-from node.reach.targets import MACHINES_MAX, NEAR_MAX, PREDICTED, choose, predicted_of
+from node.reach.targets import (
+    MACHINES_MAX,
+    NEAR_MAX,
+    PORT_MIN,
+    PREDICTED,
+    aim,
+    choose,
+    predicted_of,
+)
 
 HOME = [ipaddress.ip_interface("192.168.1.7/24"), ipaddress.ip_interface("127.0.0.1/8")]
 OWN = [
@@ -93,3 +102,13 @@ def test_what_is_predicted_is_told_from_what_was_observed() -> None:
     assert not predicted_of(places("11.2.0.2:4001", "11.2.0.2:4002"))
     assert not predicted_of(guesses()[:-1] + places("11.4.0.2:4001"))
     assert not predicted_of(guesses()[:-1] + places("11.2.0.2:9"))
+
+
+def test_aiming_stays_with_what_may_be_connected_to() -> None:
+    backwards = guesses(first=22 + 2**16, step=-4000)
+    wrapped = [replace(one, port=one.port % 2**16) for one in reversed(backwards)]
+    assert wrapped[-1].port < PORT_MIN
+    assert predicted_of(wrapped) == wrapped
+    targets = choose(wrapped, OWN, HOME)
+    assert min(one.port for one in aim(targets, wrapped)) >= PORT_MIN
+    assert len(set(aim(guesses(), guesses()))) == 1
