@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def _boot_s() -> float:
-    """Return time that no one sets, and that goes on in sleep; the wall clock where there is none."""
+    """Return time that no one sets, and that goes on in sleep; the wall clock without one."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if _HAS_BOOT_TIME else time.time()
 
 
