@@ -75,9 +75,7 @@ class Dialler:
         """Dial relay addresses, too."""
         self._circuits = circuits
 
-    def learn(
-        self, peer: PeerId, addresses: Iterable[str], *, is_hearsay: bool = False
-    ) -> None:
+    def learn(self, peer: PeerId, addresses: Iterable[str], *, is_hearsay: bool = False) -> None:
         """Remember addresses. Malformed ones, and ones of other peers, are dropped.
 
         is_hearsay: another peer says so. They come last, and where nothing else is known.
