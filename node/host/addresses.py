@@ -15,6 +15,7 @@ from wire.ids import PeerId, public_key_of
 
 ADDRESS_MAX = 256  # characters; the longest DNS name (253) would still be refused with its parts
 _PORT_MAX = 65535
+_PORT = re.compile(r"[0-9]{1,5}")
 _DNS_NAME = re.compile(r"(?=.{1,190}$)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_-]+)*")
 
 
@@ -63,12 +64,7 @@ def parse_address(text: str) -> Address:
     if len(parts) < 5 or parts[0] or parts[3] != "tcp":
         raise BadMessage(f"not an address like /ip4/192.0.2.1/tcp/4001[/p2p/PEER]: {shown!r}")
     host = _checked_host(parts[1], parts[2])
-    if not (
-        parts[4].isascii()
-        and parts[4].isdigit()
-        and len(parts[4]) < 6
-        and int(parts[4]) <= _PORT_MAX
-    ):
+    if not _PORT.fullmatch(parts[4]) or int(parts[4]) > _PORT_MAX:
         raise BadMessage(f"not a TCP port: {parts[4][:8]!r} in {shown!r}")
     peer, rest = _named_peer(parts[5:], shown)
     relay = None

@@ -251,8 +251,8 @@ class DialBackClient:
         return "failed" if said.dial_status != wire.OK else "no answer"
 
     async def _take(self, stream: Stream) -> None:
-        """Take a nonce. Its sender may be anybody: it only shows that it knows it. It must have
-        dialled us for it: over a connection that was there before, it says nothing.
+        """Take a nonce. Its sender may be anybody: it says nothing but that it knows it. It must
+        have dialled us for it: over a connection that was there before, it says nothing.
         """
         assert isinstance(stream, HostStream)
         with trio.move_on_after(BACK_S):

@@ -39,8 +39,8 @@ log = logging.getLogger(__name__)
 
 ASK_S = 10.0  # for a relay to answer: it may ask whom we call, which has 5 s
 TAKE_S = 5.0  # for a relay to say what it brings
-# A relay tells a wall-clock time, and its clock or ours may be years off: so much is believed.
-# Renewed at half of it; that its connection stands says more than any clock.
+# A relay tells a wall-clock time; its clock or ours may be wrong, by years. So much is believed,
+# and renewed at half of it; that its connection stands says more than any clock.
 RESERVATION_MIN_S, RESERVATION_MAX_S = 120.0, 3600.0
 
 

@@ -19,7 +19,6 @@ class ReachOffer(msgspec.Struct, frozen=True):
 
     state: State = "unknown"
     relay: Annotated[int, Meta(ge=0, le=PLACES_MAX)] = 0  # free reservations
-    stun: Annotated[int, Meta(ge=0, le=65_535)] = 0  # its second port that answers STUN; 0: none
 
 
 def read_offer(offers: Mapping[str, object]) -> ReachOffer | None:

@@ -126,7 +126,7 @@ class Reach:
         """What goes into `offers["reach"]` of our member lease."""
         state = self._probe.machine.verdict
         free = self.relay.free if self._offers_relay() else 0
-        return ReachOffer(state, free, self._probe.stun_port or 0)
+        return ReachOffer(state, free)
 
     def view(self) -> ReachView:
         """How we can be reached, for people."""

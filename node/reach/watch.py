@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def _boot_s() -> float:
-    """Return time that no one sets, and that goes on in sleep; the wall clock without one."""
+    """Return time that no one sets and that goes on in sleep; where there is none, the wall's."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if _HAS_BOOT_TIME else time.time()
 
 
@@ -71,7 +71,7 @@ class Probe:
         self._boot_s, self._poll_s = boot_s, poll_s
         self.machine = Reachability(is_outside)
         self.changed = trio.lowlevel.ParkingLot()
-        self.stun_port: int | None = None  # our second STUN port, to tell in offers["reach"]
+        self.stun_port: int | None = None  # our second STUN port, that OTHER-ADDRESS tells
         self._stun = StunServer(lambda: self.stun_port)
         host.sorter.stun = self._stun.serve
         self._asking = DialBackClient(host)

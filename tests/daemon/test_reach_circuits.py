@@ -153,7 +153,7 @@ async def test_a_clock_that_is_wrong_keeps_nobody_from_a_relay(
         )
         found = await net.reserve(1)
         assert 60.0 < found.until - trio.current_time() <= 3600.0
-        await call(*net.hosts)
+        await call(net.hosts[0], net.hosts[1])
 
 
 async def test_a_relay_paces_all_circuits_together() -> None:

@@ -278,7 +278,7 @@ async def test_what_a_member_tells_of_its_relay_pushes_out_nothing_that_the_rela
 async def test_who_asks_and_leaves_at_once_keeps_no_reservation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    receive = relay.receive
+    receive = messages.receive
 
     async def late(stream: HostStream) -> bytes:
         body = await receive(stream)
