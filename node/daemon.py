@@ -304,7 +304,7 @@ class Daemon:
         if not self.start.loaded.config.net.mdns:
             return
         tag = swarm_tag(self.start.swarm.key)
-        mdns = Mdns(self.host.peer, tag, self.host.addresses, self.host.found)
+        mdns = self.host.mdns = Mdns(self.host.peer, tag, self.host.addresses, self.host.found)
         await nursery.start(mdns.run)
 
     async def _join(self, nursery: trio.Nursery) -> None:
