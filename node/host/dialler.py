@@ -198,6 +198,8 @@ class Dialler:
             return await self._circuits.dial(address, address.peer)
         finally:
             self._as_relays[address.relay] -= 1
+            if not self._as_relays[address.relay]:
+                del self._as_relays[address.relay]  # or every relay ever named stays
 
     def _plan(self, peer: PeerId, flight: _Flight) -> None:
         """Dial what is new: direct addresses, and beside them those through relays; but a relay is

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 import trio
 
 from wire.errors import PeerUnreachable
+from wire.faults import OnFailure
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -66,14 +67,19 @@ async def race(
             with trio.move_on_after(stagger_s):
                 await failed.wait()
 
-    async with trio.open_nursery() as nursery:
-        while lanes.waiting or len(reasons) < runners:
-            while lanes.waiting:
-                candidates = lanes.waiting.pop(0)
-                runners += len(candidates)
-                nursery.start_soon(start, candidates)
-            if len(reasons) < runners:
-                await lanes.news.park()
+    def give_up() -> None:
+        for result in won:
+            discard(result)
+
+    with OnFailure(give_up):  # the caller is cancelled as one has won
+        async with trio.open_nursery() as nursery:
+            while lanes.waiting or len(reasons) < runners:
+                while lanes.waiting:
+                    candidates = lanes.waiting.pop(0)
+                    runners += len(candidates)
+                    nursery.start_soon(start, candidates)
+                if len(reasons) < runners:
+                    await lanes.news.park()
     if won:
         return won[0]
     raise PeerUnreachable("; ".join(reasons) or "no address known")

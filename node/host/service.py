@@ -112,9 +112,9 @@ class LibP2pHost:
         self._keeping = Keeping(self._peer, self._dialler, self._peers)
         self._nearby = Nearby(self._try)
         self.found = self._nearby.found
-        self._mdns: Mdns | None = None
+        self.mdns: Mdns | None = None
         if mdns:
-            self._mdns = Mdns(
+            self.mdns = Mdns(
                 self._peer,
                 swarm_tag(swarm),
                 self.addresses,
@@ -139,8 +139,8 @@ class LibP2pHost:
                 self._dialler.nursery = nursery
                 nursery.start_soon(self._nearby.run)
                 self._keeping.begin()
-                if self._mdns is not None:
-                    await nursery.start(self._mdns.run)
+                if self.mdns is not None:
+                    await nursery.start(self.mdns.run)
                 log.info("host.listening peer=%s addresses=%s", self._peer, self.addresses())
                 task_status.started()
                 await trio.sleep_forever()
@@ -281,8 +281,8 @@ class LibP2pHost:
             for connection in self._peers.of(peer):
                 connection.doubt()
         self._keeping.hurry()
-        if self._mdns is not None:
-            self._mdns.refresh()
+        if self.mdns is not None:
+            self.mdns.refresh()
 
     async def ping(self, peer: PeerId, *, timeout_s: float = 5.0) -> float:
         """Return one round trip in seconds. Raises PeerUnreachable, DeadlineExceeded."""

@@ -7,15 +7,13 @@ import trio
 
 from protocols.rpc.caller import CallerLine
 from protocols.rpc.server import ServerLine
-from protocols.rpc.wire import MOVE, TOKEN_BYTES
+from protocols.rpc.wire import MOVE, READY, TOKEN_BYTES
 from wire.errors import PeerUnreachable, ShoalError
 from wire.ids import PeerId
 from wire.ports import Host, Stream
 
 OPEN_S = 10.0  # to open a stream over a connection that is there
-MOVE_S = (
-    30.0  # for both sides to hear the last word on a stream: behind some MiB, over a slow relay
-)
+MOVE_S = 30.0  # for both sides to hear the last word on a stream: behind MiB, over a slow relay
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +29,8 @@ async def move(host: Host, line: CallerLine) -> bool:
     try:
         with trio.move_on_after(MOVE_S):
             await stream.write(token)
+            if await stream.read(1) != READY:  # it may not know how to move
+                raise PeerUnreachable(f"{line.peer} takes no second stream")
             return await line.move(stream, token)
     except PeerUnreachable as error:
         log.debug("rpc.not_moved peer=%s %s", line.peer, error)

@@ -21,7 +21,7 @@ from protocols.rpc.caller import CallerLine
 from protocols.rpc.line import RpcCounters, new_budget
 from protocols.rpc.machine import Budget, check_size
 from protocols.rpc.server import Endpoint, Load, ServerLine
-from protocols.rpc.wire import MOVE, PROTOCOL
+from protocols.rpc.wire import MOVE, PROTOCOL, READY
 from wire.codec import CONTROL_FRAME_MAX
 from wire.errors import (
     BadMessage,
@@ -41,9 +41,6 @@ LINES_OF_PEER_MAX = 8  # that it opened to us; it needs one for each connection,
 TRIES_MAX = 3  # of a call that is repeatable or has a key
 RETRY_S = 0.05  # before the second try, doubled before the third
 STALL_S = 10.0  # for some of what was sent to go out, when a stream is left
-MOVE_S = (
-    30.0  # for both sides to hear the last word on a stream: behind some MiB, over a slow relay
-)
 
 log = logging.getLogger(__name__)
 
@@ -288,7 +285,7 @@ class RpcService:
         self._moving.add(line)
         try:
             while line.stream.is_retired and line.lost is None:
-                if not await moves.move(self._host, line):
+                if not await moves.move(self._host, line) and line.stream.is_retired:
                     self._line_over(line)  # its calls may end there; others get a new line
                     return
         finally:
@@ -322,6 +319,7 @@ class RpcService:
         if not self._enter(stream):
             return
         try:
+            await stream.write(READY)
             found = await self._departures.meet(stream)
         finally:
             self._leave(stream.peer)

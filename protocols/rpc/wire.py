@@ -15,9 +15,9 @@ Each direction of a call has a window of its own: its sender begins with `WINDOW
 pays the length and `PIECE_COST` for each piece, and is given more by `Credit`.
 
 A line *moves* to a better connection, with all its calls: the caller opens a stream of `MOVE`
-there and writes a random token of `TOKEN_BYTES`. Then it ends what it says on the old stream with
-`Move` of this token; the server, which by then has everything, ends its own with the same. What
-either side says next, it says on the new stream.
+there and writes a random token of `TOKEN_BYTES`. When the server has said `READY`, it ends what it
+says on the old stream with `Move` of this token; the server, which by then has everything, ends its
+own with the same. What either side says next, it says on the new stream.
 """
 
 from typing import Annotated
@@ -31,6 +31,7 @@ from wire.ports import PUSH_MAX
 
 PROTOCOL = "/shoal/rpc/1"
 MOVE = "/shoal/rpc/move/1"
+READY = b"\x01"  # of who takes such a stream; who does not know it says nothing, or refuses it
 TOKEN_BYTES = 16  # of a move: nobody guesses it, and two moves never meet
 METHOD_MAX = 64  # characters; ours are below 30
 DEADLINE_MAX_MS = 24 * 3600 * 1000  # a day; calls that take longer are streaming ones

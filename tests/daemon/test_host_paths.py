@@ -10,6 +10,7 @@ from node.host.stream import HostStream
 from node.host.views import PeerEvent, PeerMoved, PeerUp
 from protocols.channels.service import ChannelService
 from protocols.rpc.service import RpcService
+from protocols.rpc.wire import MOVE
 from tests.daemon.circuits import ring
 from tests.daemon.hosts import call, eventually
 from tests.daemon.paths import join_directly, wire
@@ -232,12 +233,31 @@ async def test_a_change_of_network_while_a_connection_is_retired_passes() -> Non
         a, b = net.hosts
         await net.reserve(1)
         held = await a.open(b.peer, "/never", timeout_s=3)
+        assert not a._dialler._as_relays  # what was needed is not remembered for ever
         await join_directly(a, b)
         await eventually(lambda: held.is_retired)
         (old,) = [each for each in a._peers.of(b.peer) if each.is_retired]
         a.network_changed()  # a keep-alive that neither waits nor asks would turn for ever
         await eventually(lambda: not old.is_doubted)
         await call(a, b)
+
+
+async def test_a_line_to_a_peer_that_does_not_move_keeps_its_calls() -> None:
+    async with ring() as net, trio.open_nursery() as nursery:
+        a, b = net.hosts
+        rpc_a, rpc_b = RpcService(a), RpcService(b)
+        await nursery.start(rpc_a.run)
+        rpc_b.serve_stream(COUNT, echo)
+        del b._sessions.servers[MOVE]  # an older program; its refusal is not waited for
+        await net.reserve(1)
+        async with rpc_a.stream(b.peer, COUNT, timeout_s=3) as call_:
+            await join_directly(a, b)
+            for number in range(20):
+                await call_.send(Ask(number))
+                assert await call_.receive() == Reply(number)
+                await trio.sleep(0.01)
+        assert rpc_a.counters.moved == 0
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_kept_peer_that_is_away_is_dialled_when_the_network_changes() -> None:

@@ -68,6 +68,13 @@ def multicast_works() -> bool:
             return False
 
 
+def test_a_change_of_network_opens_mdns_anew() -> None:
+    host = LibP2pHost(b"a" * 32, KEY, [], mdns=True)
+    assert host.mdns is not None
+    host.network_changed()
+    assert host.mdns._again.is_set()
+
+
 async def test_two_hosts_of_one_swarm_meet_and_a_third_of_another_does_not() -> None:
     if not multicast_works():
         pytest.skip("no multicast on loopback here: mDNS has nothing to speak over")
