@@ -13,7 +13,7 @@ from wire.ids import PeerId
 
 AT_ONCE_MAX = 8  # peers that we punch with: 8 x 32 sockets that wait for an answer
 PAUSES_S = (1.0, 3.0)  # between the three tries of a round
-REST_S = 60.0  # after a round; it doubles
+REST_S = 30.0  # after a round; it doubles: both ends may just have been busy
 REST_MAX_S = 1800.0
 # Tries with one peer that come to nothing, whoever begins: it may connect anew for each, to make us
 # send packets to others. Two rounds in a row are needed when its addresses change; then one round a
