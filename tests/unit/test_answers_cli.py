@@ -3,6 +3,8 @@
 import json
 import os
 import pty
+import re
+import select
 import signal
 import subprocess
 import sys
@@ -131,10 +133,13 @@ def terminal(served: Endpoint) -> Iterator[tuple[int, "subprocess.Popen[bytes]"]
         os.close(ours)
 
 
-def read_until(terminal: int, wanted: str) -> str:
+def read_until(terminal: int, *wanted: str) -> str:
+    """Read until all that is wanted has come, one after the other."""
     said, end = b"", time.monotonic() + PATIENCE_S
-    while wanted.encode() not in said:
-        assert time.monotonic() < end, said
+    pattern = re.compile(b".*".join(re.escape(one.encode()) for one in wanted), re.DOTALL)
+    while not pattern.search(said):
+        is_there, _, _ = select.select([terminal], [], [], max(0.0, end - time.monotonic()))
+        assert is_there, said
         said += os.read(terminal, 4096)
     return said.decode()
 
@@ -151,7 +156,7 @@ def test_a_person_stops_an_answer_and_goes_on(served: Endpoint, folder: Path) ->
         served.play.hold = None
         served.play.error = HopLost("they are lost")
         os.write(link, b"two\nlines\n")  # pasted
-        read_until(link, "they are lost")
+        read_until(link, "they are lost", "> ")  # only there Ctrl-C asks for a word
         process.send_signal(signal.SIGINT)
         read_until(link, "/quit ends)\r\n> ")
         os.write(link, b"\x04")
