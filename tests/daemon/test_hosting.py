@@ -86,7 +86,7 @@ def test_what_people_wish_is_kept_also_over_a_crash(swarm: list[Daemon]) -> None
     one.start()
     wait_until(lambda: held(two, swarm) == {whole})
     too_much = run(two.home, "host", "tiny", "--memory", "1kB")
-    assert (too_much.returncode, "there is room for 0 MiB" in too_much.stderr) == (1, True)
+    assert (too_much.returncode, "there is room for 0.0 MiB" in too_much.stderr) == (1, True)
     nothing = run(two.home, "host", "tiny", "--blocks", f"2:{LAYERS + 1}")
     assert (nothing.returncode, f"of {LAYERS}" in nothing.stderr) == (2, True)
 
