@@ -222,7 +222,7 @@ async def test_when_one_falls_silent_all_others_are_asked_at_once(
         cable.freeze()
         a._peers.of(b.peer)[0].is_doubted = True
         a._peers.of(b.peer)[0].changed.unpark_all()
-        with trio.fail_after(2 * QUICK_S + 2):
+        with trio.fail_after(20):  # a busy machine is slow to see it, too
             while connections(a, b):  # noqa: ASYNC110 - as tests' `eventually`
                 await trio.sleep(0.01)
         assert alive in asked
