@@ -179,13 +179,7 @@ class Dialler:
     async def _attempt(self, address: Address) -> _Dialled:
         assert address.peer is not None
         carrier = await self._carrier(address)
-        try:
-            muxed = await self._swarm.secure(carrier, address.peer)
-        except ShoalError as error:
-            raise PeerUnreachable(f"no handshake: {error}") from error
-        except Exception as error:  # libp2p's many: not our peer, not libp2p, not in time
-            raise PeerUnreachable(f"no handshake: {error.__cause__ or error!r}") from error
-        return address, muxed, carrier
+        return address, await self._swarm.secure(carrier, address.peer), carrier
 
     async def _carrier(self, address: Address) -> Carrier:
         assert address.peer is not None

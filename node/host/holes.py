@@ -8,11 +8,10 @@ import trio
 
 from node.host.addresses import Address
 from node.host.admission import NotAdmitted
-from node.host.carrier import Carrier
+from node.host.connection import Connection
 from node.host.listeners import Listener, start_connecting
 from node.host.swarm import FencedSwarm
 from node.host.tcp import CountedTcp
-from node.host.yamux import MuxedConnection
 from wire.errors import PeerUnreachable
 from wire.faults import OnFailure
 from wire.ids import PeerId
@@ -65,16 +64,13 @@ class Holes:
             if place is None:
                 raise PeerUnreachable("too many connections here")
             with OnFailure(place.leave):
-                muxed = await self._secured(carrier, peer, initiator=initiator)
-                with trio.fail_after(ADOPT_S, shield=True):
+                muxed = await self._swarm.secure(carrier, peer, initiator=initiator)
+                connection: Connection | None = None
+                with trio.move_on_after(ADOPT_S, shield=True):
                     connection = await self._swarm.adopt(muxed, carrier, place)
+                if connection is None:
+                    raise PeerUnreachable(f"{peer}: no connection within {ADOPT_S:.0f} s")
         with OnFailure(lambda: connection.abort("another was first") if is_ours else None):
             await connection.settled.wait()
         if not connection.is_admitted:
             raise NotAdmitted(f"{peer}: {connection.refusal}")
-
-    async def _secured(self, carrier: Carrier, peer: PeerId, *, initiator: bool) -> MuxedConnection:
-        try:
-            return await self._swarm.secure(carrier, peer, initiator=initiator)
-        except Exception as error:  # libp2p's many: not our peer, not libp2p, not in time
-            raise PeerUnreachable(f"no handshake: {error.__cause__ or error!r}") from error

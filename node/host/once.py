@@ -10,7 +10,6 @@ import trio
 
 from node.host.addresses import Address
 from node.host.connection import Connection
-from node.host.gate import Place
 from node.host.sessions import Sessions
 from node.host.stream import HostStream
 from node.host.swarm import FencedSwarm
@@ -54,7 +53,8 @@ class DialOnce:
             raise PeerUnreachable("too many connections here")
         carrier = CountedTcp(tcp, self._swarm.traffic)
         try:
-            connection = await self._secure(carrier, peer, place)
+            muxed = await self._swarm.secure(carrier, peer)
+            connection = Connection(muxed, self._swarm, carrier, place)
             async with open_helpers() as nursery:
                 await nursery.start(connection.run, _no_session, _refuse)
                 stream, _ = await self._sessions.open(connection, [protocol])
@@ -63,13 +63,6 @@ class DialOnce:
         finally:
             place.leave()
             carrier.abort()
-
-    async def _secure(self, carrier: CountedTcp, peer: PeerId, place: Place) -> Connection:
-        try:
-            muxed = await self._swarm.secure(carrier, peer)
-            return Connection(muxed, self._swarm, carrier, place)
-        except Exception as error:  # libp2p's many: not our peer, not libp2p, not in time
-            raise PeerUnreachable(f"no handshake: {error!r}") from error
 
 
 async def _no_session(_connection: Connection) -> None:

@@ -36,7 +36,7 @@ from node.host.tcp import CountedTcp
 from node.host.views import Traffic
 from node.host.yamux import MuxedConnection
 from node.host.yamux_stream import MuxedStream
-from wire.errors import BadMessage
+from wire.errors import BadMessage, PeerUnreachable, ShoalError
 from wire.ids import PeerId
 
 log = logging.getLogger(__name__)
@@ -216,13 +216,17 @@ class FencedSwarm(Swarm):
         """Do the handshake with a certain peer; closes the carrier if that fails.
 
         initiator: whether we are the dialler for Noise, admission and Yamux; of a punched socket's
-        two ends one is not. `adopt` comes next. Raises libp2p's errors, BadMessage, TooSlowError.
+        two ends one is not. `adopt` comes next. Raises PeerUnreachable.
         """
         try:
             return await self._upgrade(carrier, peer, initiator=initiator)
-        except BaseException:
+        except trio.Cancelled:
             await _close(carrier)
             raise
+        except Exception as error:  # libp2p's many: not our peer, not libp2p, not in time
+            await _close(carrier)
+            reason = error if isinstance(error, ShoalError) else error.__cause__ or repr(error)
+            raise PeerUnreachable(f"no handshake: {reason}") from error
 
     async def adopt(self, muxed: MuxedConnection, carrier: Carrier, place: Place) -> Connection:
         """Run a secured connection in the background: admission, streams, keep-alive, its end.
