@@ -4,6 +4,7 @@ Source: UPnP Forum, InternetGatewayDevice:1 and :2, WANIPConnection.
 """
 
 import contextlib
+from collections.abc import Callable
 from typing import Any, cast
 
 import miniupnpc  # pyright: ignore[reportMissingImports]
@@ -25,41 +26,38 @@ class Igd:
 
     def map(self, port: int, wanted_port: int, lifetime_s: int) -> Granted:
         """Map a TCP port, or renew it. Raises PeerUnreachable with the router's reason."""
-        reason = ""
-        external = str(self._call(self._upnp.externalipaddress))
+        external = str(_asked(self._upnp.externalipaddress))
+        refusal = PeerUnreachable("UPnP: no port")
         for number in range(1 + TRIES):
             outside = (wanted_port - 1024 + 7 * number) % 64512 + 1024
             # A lease first; old routers know permanent mappings only, which `unmap` ends.
             for lease_s in (lifetime_s, 0):
                 ask = (outside, "TCP", self.lan_host, port, _DESCRIPTION, "", lease_s)
                 try:
-                    if self._upnp.addportmapping(*ask):
+                    if _asked(self._upnp.addportmapping, *ask):
                         return Granted(external, outside, lifetime_s)
-                except Exception as error:  # miniupnpc raises bare Exception only
-                    reason = str(error)
-        raise PeerUnreachable(f"UPnP: no port: {reason}")
+                except PeerUnreachable as error:
+                    refusal = error
+        raise refusal
 
     def unmap(self, external_port: int) -> None:
         """Give a mapping back; a router that is gone is no error."""
-        with contextlib.suppress(Exception):  # miniupnpc raises bare Exception only
-            self._upnp.deleteportmapping(external_port, "TCP")
-
-    def _call(self, ask: Any) -> Any:
-        try:
-            return ask()
-        except Exception as error:  # miniupnpc raises bare Exception only
-            raise PeerUnreachable(f"UPnP: {error}") from error
+        with contextlib.suppress(PeerUnreachable):
+            _asked(self._upnp.deleteportmapping, external_port, "TCP")
 
 
 def find_igd(host: str) -> Igd:
     """Look for a router on the network of our address `host`. Raises PeerUnreachable."""
     upnp = cast(Any, miniupnpc).UPnP(multicastif=host, discoverdelay=DISCOVER_MS)
-    try:
-        if not upnp.discover():
-            raise PeerUnreachable("UPnP: no router answers")
-        upnp.selectigd()
-    except PeerUnreachable:
-        raise
-    except Exception as error:  # miniupnpc raises bare Exception only
-        raise PeerUnreachable(f"UPnP: {error}") from error
+    if not _asked(upnp.discover):
+        raise PeerUnreachable("UPnP: no router answers")
+    _asked(upnp.selectigd)
     return Igd(upnp)
+
+
+def _asked(ask: Callable[..., Any], *what: object) -> Any:
+    """Call miniupnpc, which raises bare Exception only. Raises PeerUnreachable."""
+    try:
+        return ask(*what)
+    except Exception as error:
+        raise PeerUnreachable(f"UPnP: {error}") from error
