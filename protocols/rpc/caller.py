@@ -25,6 +25,7 @@ from wire.errors import BadMessage, Busy, PeerUnreachable, RemoteError, typed_er
 from wire.ids import PeerId
 from wire.ports import Method, Stream
 
+LOOK_S = 0.5  # between two looks whether the stream that we move to still stands
 CALLS_MAX = 192  # on one line at a time; more wait here. The other side answers 256 of a peer
 
 Outcall = CallSide[Any, Any]
@@ -143,7 +144,10 @@ class CallerLine(Line[Outcall, wire.ToCaller]):
         if self.lost is None:
             self.begin_move(stream, token)
         while self.stream is not stream and self.lost is None:
-            await self.turned.park()
+            with trio.move_on_after(LOOK_S):
+                await self.turned.park()
+            if self.stream is not stream and not stream.has_room:
+                return False  # nothing was pushed to it yet: it broke before it was used
         return self.lost is None
 
     def go_on(self) -> None:

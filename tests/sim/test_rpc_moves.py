@@ -153,6 +153,40 @@ async def test_a_line_whose_old_connection_breaks_in_the_move_is_lost_and_calls_
     assert net.rpc(A).counters.lines == net.rpc(B).counters.lines == 1
 
 
+async def test_a_new_connection_that_breaks_in_the_move_costs_the_line_a_second(
+    autojump_clock: MockClock, net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def meet(*_: object) -> None:
+        await trio.sleep_forever()  # its server's task has ended with the connection
+
+    monkeypatch.setattr("protocols.rpc.moves.Departures.meet", meet)
+    calls = 0
+
+    async def answer(_: PeerId, message: bytes) -> bytes:
+        nonlocal calls
+        calls += 1
+        await trio.sleep(1)
+        return message
+
+    net.rpc(B).answer("test.net", answer)
+
+    async def cut() -> None:
+        await trio.sleep(0.5)
+        old = net.streams(A, B)
+        net.move(A, B)
+        await trio.sleep(10 * LATENCY_S)  # the last word is said
+        for stream in net.streams(A, B):
+            if stream not in old:
+                stream.break_at(trio.current_time())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(cut)
+        with trio.fail_after(4):  # not the half minute that both sides may take to move
+            network = net.network(A, "test.net")
+            assert await network.request(B, b"hello", timeout_s=10) == b"hello"
+    assert calls == 2
+
+
 async def test_a_peer_that_does_not_move_gets_a_new_line_for_new_calls(
     autojump_clock: MockClock, net: Net
 ) -> None:
