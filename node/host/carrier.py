@@ -54,6 +54,10 @@ class Carrier(Protocol):
         """Close it at once."""
         ...
 
+    def reset(self) -> None:
+        """Close it at once, and let its addresses and ports be used again at once, too."""
+        ...
+
     def get_remote_address(self) -> tuple[str, int] | None:
         """Return the IP address and port of the other end: of the relay, if there is one."""
         ...

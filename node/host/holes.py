@@ -59,7 +59,7 @@ class Holes:
         Raises PeerUnreachable, NotAdmitted.
         """
         carrier = CountedTcp(stream, self._swarm.traffic, is_punched=True)
-        with OnFailure(carrier.abort):
+        with OnFailure(carrier.reset):
             place = self._swarm.gate.enter(None)
             if place is None:
                 raise PeerUnreachable("too many connections here")

@@ -27,6 +27,7 @@ async def keep_alive(
     while not keeper.liveness.is_dead:
         await keeper.turn()
     connection.abort("no answer to pings")
+    connection.carrier.reset()
 
 
 class _Keeper:

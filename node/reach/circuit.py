@@ -169,6 +169,10 @@ class CircuitCarrier:
         self._end("closed here")
         self._stream.drop()
 
+    def reset(self) -> None:
+        """End it at once."""
+        self.abort()
+
     def get_remote_address(self) -> tuple[str, int] | None:
         """Return the IP address and port of the relay."""
         place = parse_address(self._stream.remote)

@@ -164,7 +164,7 @@ class PortMaps:
             granted = self._igd.map(port, wanted, LIFETIME_S)
             if ipaddress.ip_address(granted.external_host).version == 4:
                 return granted
-            raise PeerUnreachable(f"UPnP: its external address is {granted.external_host}")
+            raise PeerUnreachable(f"its external address is {granted.external_host}")
         except (PeerUnreachable, ValueError) as error:
             self._igd = None  # look for it anew the next time
             raise PeerUnreachable(str(error)) from error

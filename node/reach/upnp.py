@@ -27,7 +27,7 @@ class Igd:
     def map(self, port: int, wanted_port: int, lifetime_s: int) -> Granted:
         """Map a TCP port, or renew it. Raises PeerUnreachable with the router's reason."""
         external = str(_asked(self._upnp.externalipaddress))
-        refusal = PeerUnreachable("UPnP: no port")
+        refusal = PeerUnreachable("no port")
         for number in range(1 + TRIES):
             outside = (wanted_port - 1024 + 7 * number) % 64512 + 1024
             # A lease first; old routers know permanent mappings only, which `unmap` ends.
@@ -49,8 +49,12 @@ class Igd:
 def find_igd(host: str) -> Igd:
     """Look for a router on the network of our address `host`. Raises PeerUnreachable."""
     upnp = cast(Any, miniupnpc).UPnP(multicastif=host, discoverdelay=DISCOVER_MS)
-    if not _asked(upnp.discover):
-        raise PeerUnreachable("UPnP: no router answers")
+    try:
+        found = _asked(upnp.discover)
+    except PeerUnreachable:  # "Success", says miniupnpc, if nobody is there
+        found = 0
+    if not found:
+        raise PeerUnreachable("no router answers")
     _asked(upnp.selectigd)
     return Igd(upnp)
 
@@ -60,4 +64,4 @@ def _asked(ask: Callable[..., Any], *what: object) -> Any:
     try:
         return ask(*what)
     except Exception as error:
-        raise PeerUnreachable(f"UPnP: {error}") from error
+        raise PeerUnreachable(str(error)) from error

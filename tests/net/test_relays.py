@@ -104,3 +104,17 @@ def test_a_node_whose_router_forwards_a_port_is_dialled_there_and_relays_for_oth
         place = parse_address(mapped.address)
         done = made.lab.run("b1", [sys.executable, "-c", DIAL, place.host, str(place.port)])
         assert done.stdout == "TimeoutError\n"  # were it forwarded still, it would be refused
+
+
+def test_a_hole_is_punched_again_after_the_router_has_forgotten_it() -> None:
+    sites = [
+        Site("a", "portrestricted", delay_ms=DELAY_MS),
+        Site("b", "fw", delay_ms=DELAY_MS),
+    ]
+    with stage(sites) as made:
+        made.up(["a1", "b1"])
+        assert made.await_talk("a1", "b1", timeout_s=PATIENCE_S) is not None
+        assert made.await_direct("a1", "b1", timeout_s=PATIENCE_S) is not None
+        made.lab.nat_reboot("a")  # the other router, and both kernels, still know the connection
+        assert made.await_talk("a1", "b1", timeout_s=PATIENCE_S) is not None
+        assert made.await_direct("a1", "b1", timeout_s=PATIENCE_S) is not None
