@@ -128,7 +128,7 @@ class Reservations:
             return []
         self._asking.remove(peer)
         relay = self._candidates.get(peer) or (self.held[peer].relay if peer in self.held else None)
-        if relay is None or not self.is_wanted:
+        if relay is None:
             return [Release(peer), *self.tick(now)]
         if peer not in self.held:
             self._moved_at = now

@@ -226,3 +226,12 @@ def test_a_bucket_lets_its_rate_through_and_a_burst(sizes: list[int]) -> None:
         bucket.take(size)
     most = rate * (now - 10.0 + BURST_S) + 65_000
     assert sum(sizes) <= most
+
+
+def test_who_asked_too_often_is_answered_again_a_second_later() -> None:
+    asking = Asking()
+    for _ in range(100):
+        asking.ask(ALICE, now=0.0)
+    verdicts = [asking.ask(ALICE, now=1.0) for _ in range(100)]
+    assert verdicts.count("serve") == ASKS_PER_S
+    assert verdicts.count("refuse") == ASKS_SHED_PER_S - ASKS_PER_S

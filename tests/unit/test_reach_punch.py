@@ -155,3 +155,24 @@ def test_many_that_fail_do_not_keep_us_busy_for_ever() -> None:
         now = machine.deadline
     assert tries <= ASKS + 60 + 1
     assert tries > ASKS
+
+
+def test_a_success_gives_back_its_own_try_and_no_other() -> None:
+    machine = Punches(BOB)
+    for number in range(int(ASKS_PER_PEER)):
+        assert machine.asked(ALICE, 0.0)
+        machine.answered(ALICE, is_direct=number == ASKS_PER_PEER - 1, now=0.0)
+    assert machine.asked(ALICE, 0.0)
+    machine.answered(ALICE, is_direct=False, now=0.0)
+    assert not machine.asked(ALICE, 0.0)
+
+
+def test_while_a_try_goes_on_there_is_no_next_one() -> None:
+    machine = Punches(BOB)
+    assert machine.next_at(ALICE) is None
+    machine.set_wanted([ALICE], 0.0)
+    assert machine.next_at(ALICE) == 0.0
+    assert machine.start(0.0) == [ALICE]
+    assert machine.next_at(ALICE) is None
+    machine.ended(ALICE, is_direct=False, now=0.5)
+    assert machine.next_at(ALICE) == 1.5

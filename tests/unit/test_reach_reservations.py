@@ -82,6 +82,18 @@ def test_members_that_offer_come_before_peers_that_say_nothing() -> None:
     assert asked(alone.update([silent], is_wanted=True, now=0.0)) == {ANN}
 
 
+def test_what_is_granted_when_nothing_is_wanted_any_more_is_given_back() -> None:
+    machine = Reservations(PeerId("me"))
+    assert asked(machine.update([relay(ANN, 1)], is_wanted=True, now=0.0)) == {ANN}
+    assert released(machine.update([relay(ANN, 1)], is_wanted=False, now=1.0)) == {ANN}
+    assert machine.granted(ANN, ["/ann"], HOUR_S, 2.0) == []
+    assert machine.held == {}
+    gone = Reservations(PeerId("me"))
+    assert asked(gone.update([relay(ANN, 1)], is_wanted=True, now=0.0)) == {ANN}
+    gone.update([], is_wanted=True, now=1.0)
+    assert released(gone.granted(ANN, ["/ann"], HOUR_S, 2.0)) == {ANN}
+
+
 def test_nobody_is_asked_while_no_relay_is_needed() -> None:
     machine = Reservations(PeerId("me"))
     assert machine.update([relay(ANN, 1)], is_wanted=False, now=0.0) == []

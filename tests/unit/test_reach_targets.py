@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from node.host.addresses import Address, parse_address
+from node.reach.behaviour import PORT_MAX, Behaviour, next_ports
 from node.reach.targets import (
     MACHINES_MAX,
     NEAR_MAX,
@@ -112,3 +113,11 @@ def test_aiming_stays_with_what_may_be_connected_to() -> None:
     targets = choose(wrapped, OWN, HOME)
     assert min(one.port for one in aim(targets, wrapped)) >= PORT_MIN
     assert len(set(aim(guesses(), guesses()))) == 1
+
+
+def test_the_next_ports_of_a_sequential_router_count_up_and_end() -> None:
+    seen = Address("ip4", "11.1.0.2", 4000)
+    counting = Behaviour("sequential", False, 2, step=3)
+    assert [one.port for one in next_ports(seen, counting, 3)] == [4003, 4006, 4009]
+    last = Address("ip4", "11.1.0.2", PORT_MAX - 4)
+    assert [one.port for one in next_ports(last, counting, 3)] == [PORT_MAX - 1]
