@@ -14,21 +14,10 @@ import pytest
 from node.reach import stun
 from tests.net.lab.lab import Lab, Site, missing
 from tests.net.lab.rules import KINDS
+from tests.sim.routers import VERDICTS
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
-VERDICTS = {
-    "open": "public",
-    "fw": "punchable",
-    "fullcone": "public",
-    "restricted": "punchable",
-    "portrestricted": "punchable",
-    "cgnat": "punchable",
-    "udpblock": "punchable",
-    "symseq": "punchable",
-    "symmetric": "relayed",
-    "cgnat-sym": "relayed",
-}
 MAPPINGS = {
     "open": "none",
     "fw": "none",
