@@ -1,39 +1,32 @@
 """Where things are: 256-bit keys, the same space for peers and content, distance by XOR.
 
-Source: Maymounkov and Mazières, "Kademlia", 2002.
+As libp2p's kad-dht has it: the key of a peer is the SHA-256 of the bytes of its ID, that of a
+record the SHA-256 of its name. Source: Maymounkov and Mazières, "Kademlia", 2002; libp2p's
+kad-dht specification.
 """
 
 import functools
 import hashlib
 from typing import NewType
 
+import base58
+
 from wire.ids import PeerId
 
-Key = NewType("Key", int)  # an integer, since distance is arithmetic; 32 bytes on the wire
+Key = NewType("Key", int)  # an integer, since distance is arithmetic
 KEY_BITS = 256
 KEY_BYTES = KEY_BITS // 8
 
 
 @functools.lru_cache(maxsize=16384)
 def key_of_peer(peer: PeerId) -> Key:
-    """Return where a peer is."""
-    return key_of(peer.encode())
+    """Return where a peer is. Cost: 10 µs, base58; contacts remember theirs."""
+    return key_of(base58.b58decode(peer))
 
 
-def key_of(content: bytes) -> Key:
-    """Return where content with this name is."""
-    return Key(int.from_bytes(hashlib.sha256(content).digest()))
-
-
-def to_bytes(key: Key) -> bytes:
-    """Return a key as it travels."""
-    return key.to_bytes(KEY_BYTES)
-
-
-def from_bytes(raw: bytes) -> Key:
-    """Read a key of 32 bytes."""
-    assert len(raw) == KEY_BYTES
-    return Key(int.from_bytes(raw))
+def key_of(name: bytes) -> Key:
+    """Return where a record of this name is, or the peer whose ID has these bytes."""
+    return Key(int.from_bytes(hashlib.sha256(name).digest()))
 
 
 def distance(a: Key, b: Key) -> int:
