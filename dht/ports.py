@@ -15,8 +15,8 @@ class Reply:
     """An answer, and what came with it.
 
     sender: the peer's own signed record, checked to be its own; None from clients.
-    address: a multiaddr that the peer claims and at which it answered: we dialled it there, or it is
-    private or loopback and the peer made the connection. None: not known to be reachable there.
+    address: a multiaddr that the peer claims and at which it answered: we dialled it there, or it
+    is private or loopback and the peer made the connection. None: not known to be reachable there.
     """
 
     answer: Answer

@@ -1,20 +1,42 @@
-"""The DHT as a service: drives `dht.node.Node` over a `Transport`, on trio.
+"""The DHT as a service: looking and storing for whoever asks, our own records, the snapshot.
 
-One machine, no lock: everything that touches it is synchronous. Requests fly as tasks of one
-nursery; whoever waits for an operation and is cancelled ends it.
+The machine is `dht.node.Node`, driven by `dht.driver.Driver`; whoever waits for an operation and is
+cancelled ends it.
 """
 
+import logging
+import math
 import random
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import trio
 
-from dht.messages import Answer, Contact, Request, Stored, Trace, Value
+from dht import snapshot
+from dht.driver import Driver
+from dht.key import common_bits, key_of_peer
+from dht.messages import Answer, Contact, Provision, Request, Stored, Trace, Value, hearsay
+from dht.node import Node
+from dht.own import Own
 from dht.ports import Book, Transport
+from dht.snapshot import Snapshot
+from dht.table import K
+from wire.errors import Busy, UsageError
 from wire.ids import PeerId, Signer
 from wire.ports import Clock, OffLoop
+from wire.threads import Threads
+
+PROVIDED_MAX = 20_000  # names that we provide: their records take 8 MB while they are sent
+SEALED_AT_ONCE = 500  # provider records that a thread signs before others have their turn: 20 ms
+SAVE_S = 60.0  # between two snapshots
+LEAVE_S = 1.0  # for handing over what we hold
+PUBLISH_LOOK_S = 30.0  # between two looks for values of ours that are due
+RETRY_MS = 60_000  # until a value that nobody took is stored again
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,10 +60,9 @@ class TableView:
     is_server: bool
     size: float  # of the network, estimated
     rows: tuple[TableRow, ...]
-    provisions: int  # records that we hold for others, and our own
-    values: int
+    held: int  # records that we hold for others
     provided: int  # names that we provide
-    published: int  # values of our own that we republish
+    published: int  # values of our own that we store again
 
 
 class DhtService:
@@ -57,103 +78,231 @@ class DhtService:
         peers: Callable[[], list[PeerId]],
         rng: random.Random | None = None,
         is_public: bool = False,
-        snapshot: Path | None = None,
+        file: Path | None = None,
         off_loop: OffLoop | None = None,
     ) -> None:
         """`peers` lists who is connected now: where lookups start while the table is empty.
 
         is_public: other implementations take part, so unsigned records are taken as they mean them.
-        snapshot: where table and own values are kept; None: nowhere. off_loop: for simulators.
+        file: where table and own values are kept; None: nowhere. off_loop: for simulators.
         """
-        raise NotImplementedError
+        self._book, self._clock, self._peers = book, clock, peers
+        self._own = Own(signer, book.addresses)
+        self.node = Node(self._own, rng or random.Random(), is_public=is_public)
+        self._driver = Driver(self.node, transport, clock)
+        self._off_loop: OffLoop = off_loop or Threads()
+        self._file, self._kept, self._saved = file, Snapshot(), b""
+        self._provided: set[bytes] = set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Read the snapshot, then drive the machine until cancelled."""
+        self._kept = await self._read()
+        self._own.adopt(self._kept.values)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._driver.run)
+            nursery.start_soon(self._publish)
+            nursery.start_soon(self._save_often)
+            if self._kept.contacts:
+                nursery.start_soon(self._rejoin)
+            task_status.started()
 
     # --- what the transport and the host tell ----------------------------------------------------
 
     def answer(self, peer: PeerId, sender: Contact | None, request: Request) -> Answer:
         """Answer a peer's request. Never raises."""
-        raise NotImplementedError
+        answer = self.node.received(peer, sender, request, self._driver.moment())
+        self._driver.pump()
+        return answer
 
     def peer_up(self, peer: PeerId) -> None:
         """A connection to a peer is there: it is asked in, if the table wants it."""
+        self.node.peer_up(self._hearsay(peer), self._driver.moment())
+        self._driver.pump()
 
     @property
     def is_server(self) -> bool:
         """Whether we answer others, and are in their tables."""
-        raise NotImplementedError
+        return self.node.is_server
 
     def set_mode(self, *, is_server: bool) -> None:
         """Become a server, or a client, which hands over what it holds."""
+        if is_server != self.node.is_server:
+            self.node.set_mode(is_server=is_server, moment=self._driver.moment())
+            self._driver.pump()
 
-    # --- looking -----------------------------------------------------------------------------------
+    # --- looking ---------------------------------------------------------------------------------
 
     async def bootstrap(self) -> int:
         """Look for ourselves, from who is connected and in the table; how many contacts we know."""
-        raise NotImplementedError
+        seeds = [self._hearsay(peer) for peer in self._peers()[:K]]
+        await self._driver.do(partial(self.node.bootstrap, seeds))
+        return len(self.node.table)
 
     async def closest(
         self, name: bytes, *, paths: int = 1, trace: Trace | None = None
     ) -> list[Contact]:
         """Return the live servers nearest to a name (any bytes), nearest first."""
-        raise NotImplementedError
+        return await self._driver.do(
+            partial(self.node.find_closest, name, paths=paths, trace=trace)
+        )
 
     async def find_peer(self, peer: PeerId, *, trace: Trace | None = None) -> list[str]:
         """Return a peer's addresses, its newest word; [] if nobody knows it."""
-        raise NotImplementedError
+        found: Contact | None = await self._driver.do(
+            partial(self.node.find_peer, peer, trace=trace)
+        )
+        return [] if found is None else list(found.addrs)
 
     async def providers(
         self, name: bytes, *, paths: int = 1, trace: Trace | None = None
     ) -> list[PeerId]:
         """Return who says to have what this names, as far as the servers nearest to it know."""
-        raise NotImplementedError
+        found: Iterable[Provision] = await self._driver.do(
+            partial(self.node.providers, name, paths=paths, trace=trace)
+        )
+        return list(dict.fromkeys(one.peer for one in found))
 
     async def get(
         self, name: bytes, *, paths: int = 1, trace: Trace | None = None
     ) -> tuple[Value, ...]:
         """Return the newest value of a name, or of each author under `/shoal/multi`; () if none."""
-        raise NotImplementedError
+        return await self._driver.do(partial(self.node.get, name, paths=paths, trace=trace))
 
-    # --- storing -----------------------------------------------------------------------------------
+    # --- storing ---------------------------------------------------------------------------------
 
     async def provide(self, name: bytes, *, trace: Trace | None = None) -> int:
         """Say that we have `name`, now and again until `withdraw`; how many servers keep it.
 
         Raises UsageError if we provide too many already.
         """
-        raise NotImplementedError
+        self._promise([name])
+        stored: Stored = await self._driver.do(partial(self.node.provide, name, trace=trace))
+        return stored.kept
 
     async def provide_many(self, names: Iterable[bytes]) -> int:
         """Say that we have these, by regions of keys; how many records servers keep of it.
 
         Raises UsageError if we would provide too many.
         """
-        raise NotImplementedError
+        wanted = list(dict.fromkeys(names))
+        self._promise(wanted)
+        try:
+            for first in range(0, len(wanted), SEALED_AT_ONCE):
+                part = wanted[first : first + SEALED_AT_ONCE]
+                wall_ms = self._clock.wall_ms()
+                await self._off_loop(partial(self._own.prepare, part, wall_ms))
+            stored: Stored = await self._driver.do(partial(self.node.provide_many, wanted))
+        finally:
+            self._own.drop_prepared(wanted)
+        return stored.kept
 
     def withdraw(self, name: bytes) -> None:
         """Stop saying that we have `name`; what is out there dies within a day."""
+        self._provided.discard(name)
+        self.node.withdraw(name)
 
     async def put(self, value: Value, *, trace: Trace | None = None) -> Stored:
         """Store a value once; how many servers keep it, and why one did not."""
-        raise NotImplementedError
+        return await self._driver.do(partial(self.node.put, value, trace=trace))
 
     async def put_head(self, name: str, data: bytes, *, trace: Trace | None = None) -> Stored:
         """Sign and store `/shoal/head/US/NAME`, and store it again at half-life until `forget`."""
-        raise NotImplementedError
+        return await self._put_own(self._own.head(name, data, self._clock.wall_ms()), trace)
 
     async def put_multi(self, name: str, data: bytes, *, trace: Trace | None = None) -> Stored:
         """Sign and store our value of `/shoal/multi/NAME`, and again until `forget`."""
-        raise NotImplementedError
+        return await self._put_own(self._own.multi(name, data, self._clock.wall_ms()), trace)
 
     def forget(self, name: bytes) -> None:
         """Stop republishing our value of this (whole) name."""
+        self._own.forget(name)
 
     async def leave(self) -> None:
         """Hand over what we hold (1 s at most), and save the snapshot."""
+        await self._save()
+        with trio.move_on_after(LEAVE_S):
+            await self._driver.do(self.node.leave)
 
-    # --- for people ----------------------------------------------------------------------------------
+    # --- for people ------------------------------------------------------------------------------
 
     def view(self) -> TableView:
         """What we know of the network."""
-        raise NotImplementedError
+        node, now, own = self.node, self._clock.now(), key_of_peer(self._own.peer)
+        entries = sorted(node.table.entries(), key=lambda one: one.contact.key ^ own)
+        rows = [
+            TableRow(
+                peer=one.contact.peer,
+                bucket=common_bits(one.contact.key, own),
+                addrs=one.contact.addrs,
+                address=one.address or "",
+                seen_s=now - one.seen_s,
+                useful_s=None if math.isinf(one.useful_s) else now - one.useful_s,
+                failures=one.failures,
+            )
+            for one in entries
+        ]
+        return TableView(
+            peer=self._own.peer,
+            is_server=self.is_server,
+            size=node.size.size(),
+            rows=tuple(rows),
+            held=len(node.holding),
+            provided=len(self._provided),
+            published=len(self._own.values()),
+        )
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _promise(self, names: Iterable[bytes]) -> None:
+        fresh = self._provided.union(names)
+        if len(fresh) > PROVIDED_MAX:
+            raise UsageError(f"a node provides {PROVIDED_MAX} names at most")
+        self._provided = fresh
+
+    async def _put_own(self, value: Value, trace: Trace | None) -> Stored:
+        stored: Stored = await self._driver.do(partial(self.node.put, value, trace=trace))
+        if not stored.kept:
+            self._own.not_stored(value.name, self._clock.wall_ms(), retry_ms=RETRY_MS)
+        return stored
+
+    def _hearsay(self, peer: PeerId) -> Contact:
+        return hearsay(peer, tuple(self._book.addresses_of(peer)))
+
+    async def _rejoin(self) -> None:
+        """Ask those that were in the table when we stopped."""
+        await self._driver.do(partial(self.node.bootstrap, self._kept.contacts))
+        log.info("dht.rejoined contacts=%d of=%d", len(self.node.table), len(self._kept.contacts))
+
+    async def _publish(self) -> None:
+        """Store our values again at half-life, and after a restart."""
+        while True:
+            if len(self.node.table):
+                for name in self._own.due(self._clock.wall_ms()):
+                    with suppress(Busy):  # the next look may find a place
+                        await self._put_again(name)
+            await trio.sleep(PUBLISH_LOOK_S)
+
+    async def _put_again(self, name: bytes) -> None:
+        value = self._own.again(name, self._clock.wall_ms())
+        if value is not None:
+            await self._put_own(value, None)
+
+    async def _read(self) -> Snapshot:
+        if self._file is None:
+            return Snapshot()
+        return await self._off_loop(partial(snapshot.read, self._file))
+
+    async def _save_often(self) -> None:
+        while True:
+            await trio.sleep(SAVE_S)
+            await self._save()
+
+    async def _save(self) -> None:
+        """Write the snapshot, if there is something new in it. An empty table forgets nothing."""
+        contacts, values = self.node.snapshot() or self._kept.contacts, self._own.values()
+        if self._file is None:
+            return
+        data = snapshot.pack(contacts, values)
+        if data != self._saved:
+            await self._off_loop(partial(snapshot.write, self._file, data))
+            self._saved = data
