@@ -120,6 +120,11 @@ class DhtService:
         self._driver.pump()
 
     @property
+    def contacts(self) -> int:
+        """How many servers are in our table."""
+        return len(self.node.table)
+
+    @property
     def is_server(self) -> bool:
         """Whether we answer others, and are in their tables."""
         return self.node.is_server
@@ -136,7 +141,7 @@ class DhtService:
         """Look for ourselves, from who is connected and in the table; how many contacts we know."""
         seeds = [self._hearsay(peer) for peer in self._peers()[:K]]
         await self._driver.do(partial(self.node.bootstrap, seeds))
-        return len(self.node.table)
+        return self.contacts
 
     async def closest(
         self, name: bytes, *, paths: int = 1, trace: Trace | None = None
@@ -222,6 +227,10 @@ class DhtService:
         await self._save()
         with trio.move_on_after(LEAVE_S):
             await self._driver.do(self.node.leave)
+
+    def published(self) -> list[Value]:
+        """Return our own values, which are stored again and again."""
+        return self._own.values()
 
     # --- for people ------------------------------------------------------------------------------
 
