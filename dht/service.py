@@ -129,6 +129,10 @@ class DhtService:
         """Whether we answer others, and are in their tables."""
         return self.node.is_server
 
+    def sender(self) -> Contact | None:
+        """Our own record, which goes with every message; None as a client."""
+        return self.node.sender(self._driver.moment())
+
     def set_mode(self, *, is_server: bool) -> None:
         """Become a server, or a client, which hands over what it holds."""
         if is_server != self.node.is_server:
