@@ -1,6 +1,7 @@
 """What we answer to others. Pure; every refusal has a reason, and nothing here raises."""
 
-from dht.key import Key, distance, key_of
+from dht.holding import why_not_ours
+from dht.key import Key, key_of
 from dht.limits import Limits
 from dht.messages import (
     AddProviders,
@@ -25,11 +26,8 @@ from dht.state import State
 from dht.table import K
 from wire.ids import PeerId
 
-REGION_SLACK = 4  # times our view of the region: views differ, and records of the edge are welcome
-
 NO_SERVER = "not a server"
 TOO_MANY = "too many requests"
-NOT_HERE = "not in our region"
 
 
 class Serving:
@@ -89,17 +87,14 @@ class Serving:
     def _why_not(self, record: Provision | Value, peer: PeerId, moment: Moment) -> str:
         """Keep a record: "", or say why not."""
         state = self._state
-        if not self._is_near(key_of(record.name)):
-            return NOT_HERE
+        reason = why_not_ours(
+            key_of(record.name), state.key, state.size.region(), len(state.table)
+        )
+        if reason:
+            return reason
         if isinstance(record, Value):
             return state.holding.add_value(record, peer, moment)
         return state.holding.add_provision(record, peer, moment, is_public=state.is_public)
-
-    def _is_near(self, key: Key) -> bool:
-        """Whether we may belong to the key's close set, as far as we see."""
-        if len(self._state.table) < K:
-            return True
-        return distance(self._state.key, key) <= REGION_SLACK * self._state.size.region()
 
     def _refused(self, reason: str) -> Stored:
         self._state.stats.refused(reason)
