@@ -13,6 +13,7 @@ from wire.ids import Signer
 
 HALF_LIFE_MS = LIFE_MAX_MS // 2  # our values are stored again after this: one republishing may fail
 RECORD_AGE_MS = 3_600_000  # our own peer record is signed anew after this
+RETRY_MS = 60_000  # until a value that nobody took is due again; a store takes 30 s at most
 PUBLISHED_MAX = 1000  # values: others keep no more of one author
 
 
@@ -27,7 +28,7 @@ class Own:
         self._said = list[str]()  # the addresses as they were when we signed
         self._sealed: dict[bytes, Provision] = {}
         self._values: dict[bytes, Value] = {}
-        self._stored_ms: dict[bytes, int] = {}  # when each value was stored last
+        self._due_ms: dict[bytes, int] = {}  # when each value has to be stored (again)
         self._last_seq = 0
 
     def contact(self, wall_ms: int) -> Contact:
@@ -80,13 +81,13 @@ class Own:
         for value in values:
             if value.author == self.peer and value.name not in self._values:
                 self._values[value.name] = value
-                self._stored_ms[value.name] = 0
+                self._due_ms[value.name] = 0
             self._last_seq = max(self._last_seq, value.seq if value.author == self.peer else 0)
 
     def forget(self, name: bytes) -> None:
         """Do not store our value of a name again."""
         self._values.pop(name, None)
-        self._stored_ms.pop(name, None)
+        self._due_ms.pop(name, None)
 
     def values(self) -> list[Value]:
         """Those that we republish."""
@@ -94,7 +95,7 @@ class Own:
 
     def due(self, wall_ms: int) -> list[bytes]:
         """Names of the values that have to be stored again."""
-        return [n for n, at in self._stored_ms.items() if abs(wall_ms - at) >= HALF_LIFE_MS]
+        return [name for name, at_ms in self._due_ms.items() if at_ms <= wall_ms]
 
     def again(self, name: bytes, wall_ms: int) -> Value | None:
         """Sign our value of a name anew, to be stored again; None if it was forgotten meanwhile."""
@@ -105,16 +106,16 @@ class Own:
             return self.head(name[len(head_name(self.peer, "")) :].decode(), value.data, wall_ms)
         return self.multi(name[len(MULTI) :].decode(), value.data, wall_ms)
 
-    def not_stored(self, name: bytes, wall_ms: int, *, retry_ms: int) -> None:
-        """Nobody took our value: it is due again after `retry_ms`."""
-        if name in self._stored_ms:
-            self._stored_ms[name] = wall_ms - HALF_LIFE_MS + retry_ms
+    def stored(self, name: bytes, wall_ms: int) -> None:
+        """Somebody keeps our value: it is due at half-life."""
+        if name in self._due_ms:
+            self._due_ms[name] = wall_ms + HALF_LIFE_MS
 
     def _keep(self, value: Value, wall_ms: int) -> Value:
         if value.name not in self._values and len(self._values) >= PUBLISHED_MAX:
             raise UsageError(f"this node publishes {PUBLISHED_MAX} values already")
         self._values[value.name] = value
-        self._stored_ms[value.name] = wall_ms
+        self._due_ms[value.name] = wall_ms + RETRY_MS
         return value
 
     def _next_seq(self, wall_ms: int) -> int:

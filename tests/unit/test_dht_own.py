@@ -3,7 +3,7 @@
 import pytest
 
 from dht import own
-from dht.own import HALF_LIFE_MS, RECORD_AGE_MS, Own
+from dht.own import HALF_LIFE_MS, RECORD_AGE_MS, RETRY_MS, Own
 from dht.records import LIFE_MAX_MS, open_peer, open_provision
 from dht.values import head_name, multi_name
 from tests.sim.replicas import EPOCH_MS, signer
@@ -56,9 +56,9 @@ def test_values_are_due_at_half_life_or_soon_if_nobody_took_them() -> None:
     mine = Own(ME, list[str])
     head = mine.head("latest/a", b"1", EPOCH_MS)
     multi = mine.multi("run/a", b"2", EPOCH_MS)
-    assert mine.due(EPOCH_MS + HALF_LIFE_MS - 1) == []
-    mine.not_stored(multi.name, EPOCH_MS, retry_ms=60_000)
-    assert mine.due(EPOCH_MS + 60_000) == [multi.name]
+    assert mine.due(EPOCH_MS + RETRY_MS - 1) == []
+    mine.stored(head.name, EPOCH_MS)
+    assert mine.due(EPOCH_MS + HALF_LIFE_MS - 1) == [multi.name]
     later_ms = EPOCH_MS + HALF_LIFE_MS
     assert mine.due(later_ms) == [head.name, multi.name]
     for old in (head, multi):
@@ -89,7 +89,7 @@ def test_a_forgotten_value_is_not_stored_again() -> None:
     assert mine.values() == []
     assert mine.due(EPOCH_MS + LIFE_MAX_MS) == []
     assert mine.again(value.name, EPOCH_MS) is None
-    mine.not_stored(value.name, EPOCH_MS, retry_ms=0)
+    mine.stored(value.name, EPOCH_MS)
     assert mine.due(EPOCH_MS + LIFE_MAX_MS) == []
 
 
