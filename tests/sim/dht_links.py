@@ -32,7 +32,7 @@ class Links:
         """A node dies: others cannot reach it any more."""
         member = self.there.pop(peer)
         member.scope.cancel()
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
 
 
 @dataclass

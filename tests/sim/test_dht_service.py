@@ -9,6 +9,7 @@ from trio.testing import MockClock
 import dht.driver
 from dht.messages import FindNode, Nodes, Ping, Pong, Stored, Trace
 from dht.service import PROVIDED_MAX, DhtService
+from dht.state import new_holding
 from dht.values import head_name, multi_name
 from tests.sim.dht_links import Links, address, start_member, start_swarm
 from tests.sim.replicas import signer
@@ -201,7 +202,8 @@ async def test_a_restart_rejoins_from_the_snapshot_without_a_bootstrap_peer(
     await links.stop(signer(7).peer)
     await links.stop(signer(1).peer)
     for number in range(2, 7):  # and nobody knows its value any more
-        links.there[signer(number).peer].dht.node.holding.forget_all()
+        state = links.there[signer(number).peer].dht.node.state
+        state.holding = new_holding(state.rng)
     after = await start_member(nursery, links, 7, [], file=file)
     await trio.sleep(60)
     assert after.contacts == 5
