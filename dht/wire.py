@@ -106,7 +106,7 @@ class Draft:
 
     @property
     def signatures(self) -> int:
-        """How many signatures `open` checks at most, beside the sender's."""
+        """How many signatures `open` checks, beside the sender's."""
         return len(self.message.provisions) + (self.message.type == _PUT_VALUE)
 
     def open(self, peer: PeerId, wall_ms: int) -> tuple[Request, Contact | None]:
@@ -128,6 +128,15 @@ class Draft:
         if message.type == _PUT_VALUE:
             return PutValue(_genuine(open_value, name, message.record.value)), sender
         return AddProviders(_offered(message, name, wall_ms)), sender
+
+    def refuse(self, why: str, sender: Contact | None) -> bytes:
+        """Write the answer to it if it is not opened, or cannot be."""
+        message = pb.Message(
+            type=self.message.type,
+            sender=sender.sealed if sender else b"",
+            refusal=why[:REFUSAL_MAX].encode(),
+        )
+        return message.SerializeToString()
 
 
 def decode_request(
