@@ -6,7 +6,7 @@ tells who is alive. Sans-IO, as `dht.node` says.
 """
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,7 +126,9 @@ class Runner:
         elif not isinstance(answer, _ANSWERS[type(flying.request)]):
             self._failed(number, flying, "a false answer", moment)
         else:
-            self._answered(number, flying, answer, self._who(flying, sender, moment), address, moment)
+            self._answered(
+                number, flying, answer, self._who(flying, sender, moment), address, moment
+            )
 
     def failed(self, number: int, why: str, moment: Moment) -> None:
         """An Ask was not answered: "timeout", "unreachable", or what the peer says."""
@@ -237,7 +239,7 @@ class Runner:
             del self._late[oldest]
             self._flying.pop(oldest, None)
 
-    # --- what came of a request --------------------------------------------------------------------
+    # --- what came of a request ------------------------------------------------------------------
 
     def _number(self, flying: _Flying) -> int:
         self._numbers += 1
@@ -322,8 +324,7 @@ class Runner:
             return None
         return sender
 
-
-    # --- what it is --------------------------------------------------------------------------------
+    # --- what it is ------------------------------------------------------------------------------
 
     @property
     def table(self) -> Table:

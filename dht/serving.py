@@ -87,9 +87,7 @@ class Serving:
     def _why_not(self, record: Provision | Value, peer: PeerId, moment: Moment) -> str:
         """Keep a record: "", or say why not."""
         state = self._state
-        reason = why_not_ours(
-            key_of(record.name), state.key, state.size.region(), len(state.table)
-        )
+        reason = why_not_ours(key_of(record.name), state.key, state.size.region(), len(state.table))
         if reason:
             return reason
         if isinstance(record, Value):

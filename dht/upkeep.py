@@ -92,11 +92,9 @@ class Upkeep:
         self._hourly_at = moment.s + self._state.rng.uniform(0.5, 1.0) * HOURLY_S
         self._expire_at = moment.s + EXPIRE_S
 
-    # --- what we provide ---------------------------------------------------------------------------
+    # --- what we provide -------------------------------------------------------------------------
 
-    def provides(
-        self, names: Sequence[bytes], moment: Moment
-    ) -> Callable[[KeptBy, Moment], None]:
+    def provides(self, names: Sequence[bytes], moment: Moment) -> Callable[[KeptBy, Moment], None]:
         """These are being published now, and will be again at half-life.
 
         Returns what to do when it is known how many were kept: if none were, again soon.
@@ -163,7 +161,7 @@ class Upkeep:
     def _publish_by(self, at_s: float) -> None:
         self._publish_at = min(self._publish_at, at_s)
 
-    # --- handing over ------------------------------------------------------------------------------
+    # --- handing over ----------------------------------------------------------------------------
 
     def look_at_changes(self, moment: Moment) -> None:
         """Who came or left may mean that what we hold belongs elsewhere too: soon."""
