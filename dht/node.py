@@ -13,7 +13,7 @@ from dht.key import key_of
 from dht.messages import Contact, Moment, Trace, Value
 from dht.running import Runner
 from dht.size import NetworkSize
-from dht.state import name_of_peer, new_holding
+from dht.state import name_of_peer
 from dht.storing import Provide, StoreValue
 from dht.table import K
 from wire.ids import PeerId
@@ -126,7 +126,6 @@ class Node(Runner):
         """Become a server, or a client, which hands over what it holds and holds nothing."""
         if self.is_server and not is_server:
             self.start(self.upkeep.leaving(moment), moment, is_ours=True)
-            self.state.holding = new_holding(self.state.rng)
         self.state.is_server = is_server
 
     # --- what it is ------------------------------------------------------------------------------

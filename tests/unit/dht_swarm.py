@@ -8,6 +8,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import base58
@@ -121,14 +122,14 @@ class Swarm:
             match effect:
                 case Ask():
                     self.asks.append((peer, effect))
-                    self._later(WAY_S, lambda effect=effect: self._arrive(node, effect))
+                    self._later(WAY_S, partial(self._arrive, node, effect))
                 case Done(number):
                     operation = node.end(number)
                     assert operation is not None
                     self.done[peer, number] = operation
         if node.wake_at < math.inf and node.wake_at != self._wakes.get(peer):
             self._wakes[peer] = node.wake_at
-            self._later(node.wake_at - self.now_s, lambda at=node.wake_at: self._wake(node, at))
+            self._later(node.wake_at - self.now_s, partial(self._wake, node, node.wake_at))
 
     def _later(self, seconds: float, event: Callable[[], None]) -> None:
         at_s = self.now_s + max(0.0, seconds)
