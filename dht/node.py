@@ -1,8 +1,8 @@
 """The DHT's machine: serves requests, runs operations, admits newcomers, keeps itself fresh.
 
-Sans-IO: no clock, no chance but the `rng` that is passed in. After every call that takes a moment the
-driver drains `effects()`, and it calls `tick` at `wake_at`. What is begun returns the number of an
-operation: when `Done` comes with it, `end` returns that operation with its result.
+Sans-IO: no clock, no chance but the `rng` that is passed in. After every call that takes a moment
+the driver drains `effects()`, and it calls `tick` at `wake_at`. What is begun returns the number of
+an operation: when `Done` comes with it, `end` returns that operation with its result.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from dht.key import key_of
 from dht.messages import Contact, Moment, Trace, Value
 from dht.running import Runner
 from dht.size import NetworkSize
-from dht.state import name_of_peer, new_holding
+from dht.state import name_of_peer
 from dht.storing import Provide, StoreValue
 from dht.table import K
 from wire.ids import PeerId
@@ -22,7 +22,7 @@ from wire.ids import PeerId
 class Node(Runner):
     """One member of the DHT."""
 
-    # --- looking -----------------------------------------------------------------------------------
+    # --- looking ---------------------------------------------------------------------------------
 
     def find_closest(
         self, name: bytes, moment: Moment, *, paths: int = 1, trace: Trace | None = None
@@ -69,7 +69,7 @@ class Node(Runner):
         )
         return self.start(operation, moment, trace=trace)
 
-    # --- storing -----------------------------------------------------------------------------------
+    # --- storing ---------------------------------------------------------------------------------
 
     def put(self, value: Value, moment: Moment, *, trace: Trace | None = None) -> int:
         """Store a value once, with us too if it belongs here: `Kept`."""
@@ -106,7 +106,7 @@ class Node(Runner):
         """Say it no longer; what others hold dies within a day."""
         self.upkeep.withdraw(name)
 
-    # --- joining and leaving -------------------------------------------------------------------------
+    # --- joining and leaving ---------------------------------------------------------------------
 
     def bootstrap(self, seeds: Iterable[Contact], moment: Moment) -> int:
         """Look for ourselves, from these and our table: `list[Contact]`, our nearest.
@@ -126,10 +126,9 @@ class Node(Runner):
         """Become a server, or a client, which hands over what it holds and holds nothing."""
         if self.is_server and not is_server:
             self.start(self.upkeep.leaving(moment), moment, is_ours=True)
-            self.state.holding = new_holding(self.state.rng)
         self.state.is_server = is_server
 
-    # --- what it is ------------------------------------------------------------------------------------
+    # --- what it is ------------------------------------------------------------------------------
 
     @property
     def is_server(self) -> bool:

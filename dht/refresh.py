@@ -1,16 +1,16 @@
 """When to look where, so that the table stays good without talking for nothing. Pure.
 
 Requests of one node an hour: at most 12 looks, one each `EVERY_S` and only while a bucket heard of
-nobody for `IDLE_S`; a look ends when the bucket has `FILL` live entries, some 10 requests, and every
-fourth is a whole lookup (30), from which the size of the network is told: 180 at most, and none
-where people's lookups keep the buckets fresh. A join costs one lookup (30 to 40) and 8 to 10
+nobody for `IDLE_S`; a look ends when the bucket has `FILL` live entries, some 10 requests, and
+every fourth is a whole lookup (30), from which the size of the network is told: 180 at most, and
+none where people's lookups keep the buckets fresh. A join costs one lookup (30 to 40) and 8 to 10
 requests for each far bucket that lacks entries: about 5 of them in a network of 10,000.
 """
 
 import math
 from collections.abc import Iterable
 
-from dht.key import Key, common_bits, key_of
+from dht.key import common_bits, key_of
 from dht.lookup import Look, Lookup
 from dht.messages import Answer, Contact, FindNode, Moment
 from dht.state import Chore, State, name_of_peer
@@ -59,7 +59,7 @@ class Refresh:
         return self._whole(name_of_peer(self._state.author.peer), moment)
 
     def joining(self, seeds: Iterable[Contact], moment: Moment) -> Chore:
-        """Look for our own key, from these and the table; then into the buckets that lack entries."""
+        """Look for our own key, from these and the table; then into buckets that lack entries."""
         look = self._whole(name_of_peer(self._state.author.peer), moment, seeds)
 
         def joined(nearest: list[Contact], at: Moment) -> None:
@@ -114,14 +114,17 @@ class Refresh:
         return Chore(self._lookup(self._name_in(index), moment, look=look), seen)
 
     def _lookup(
-        self, name: bytes, moment: Moment, *, seeds: Iterable[Contact] = (), look: Look | None = None
+        self,
+        name: bytes,
+        moment: Moment,
+        *,
+        seeds: Iterable[Contact] = (),
+        look: Look | None = None,
     ) -> Lookup:
         """Look for a name from whom we know and others; the table knows better where they are."""
         state, target = self._state, key_of(name)
         known = {one.peer: one for one in (*seeds, *state.table.closest(target, K))}
-        return Lookup(
-            target, state.author.peer, FindNode(name), known.values(), moment, look=look
-        )
+        return Lookup(target, state.author.peer, FindNode(name), known.values(), moment, look=look)
 
     def _name_in(self, index: int) -> bytes:
         """Return a name whose key is in a bucket: a random one, else the ID of a peer in it.

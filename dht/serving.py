@@ -1,8 +1,7 @@
 """What we answer to others. Pure; every refusal has a reason, and nothing here raises."""
 
-from dht.holding import why_not_ours
 from dht.key import Key, key_of
-from dht.limits import Limits
+from dht.limits import TOO_MANY, Limits
 from dht.messages import (
     AddProviders,
     Answer,
@@ -26,8 +25,11 @@ from dht.state import State
 from dht.table import K
 from wire.ids import PeerId
 
+REGION_SLACK = 4  # times our view of the region: others see other regions
+
+# Why we do not answer, or keep a record; few and fixed, so that they can be counted.
 NO_SERVER = "not a server"
-TOO_MANY = "too many requests"
+FOREIGN = "not in our region"
 
 
 class Serving:
@@ -87,14 +89,17 @@ class Serving:
     def _why_not(self, record: Provision | Value, peer: PeerId, moment: Moment) -> str:
         """Keep a record: "", or say why not."""
         state = self._state
-        reason = why_not_ours(
-            key_of(record.name), state.key, state.size.region(), len(state.table)
-        )
-        if reason:
-            return reason
+        if not self._is_near(key_of(record.name)):
+            return FOREIGN
         if isinstance(record, Value):
             return state.holding.add_value(record, peer, moment)
         return state.holding.add_provision(record, peer, moment, is_public=state.is_public)
+
+    def _is_near(self, key: Key) -> bool:
+        """Whether we may belong to a key's close set; of few servers everybody does."""
+        if len(self._state.table) < K:
+            return True
+        return key ^ self._state.key <= REGION_SLACK * self._state.size.region()
 
     def _refused(self, reason: str) -> Stored:
         self._state.stats.refused(reason)

@@ -10,23 +10,19 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from dht import handover
-from dht.holding import Holding
-from dht.key import Key
-from dht.messages import Contact, Moment, Provision, Value
+from dht.handover import Handover, Parcel
+from dht.messages import Contact, Moment, Provision
 from dht.refresh import Refresh
 from dht.regions import ProvideMany
 from dht.sending import Sending
 from dht.serving import Serving
-from dht.state import Chore, State
-from dht.table import Change, Table
+from dht.state import Chore, State, new_holding
 
 HALF_LIFE_S = 12 * 3600.0  # provider records are published again
 RETRY_S = 60.0  # until records that nobody took are offered again; doubles each time
 RETRY_MAX_S = 3600.0
 TOGETHER_S = 600.0  # records due within this go with those that are due: one lookup for many
 SETTLE_S = 5.0  # between a change of the table and handing over: a newcomer learns its region first
-CHANGES_MAX = 256  # changes that wait for it; of more the oldest are left to the hourly look
 HOURLY_S = 3600.0
 EXPIRE_S = 600.0  # between two clearings of what has expired; it is not served meanwhile
 LEAVE_S = 1.0  # for handing over when we go
@@ -51,7 +47,7 @@ class Upkeep:
         self._published: dict[bytes, float] = {}  # names that we provide: when to do it again
         self._publish_at = math.inf
         self._retry_s = RETRY_S
-        self._changes: list[Change] = []
+        self._handover = Handover(state.holding, state.table, state.key)
         self._hand_over_at = math.inf
         self._ready = self.refresh.ready  # what follows from chores that are done
         self._hourly_at = self._expire_at = 0.0
@@ -92,11 +88,9 @@ class Upkeep:
         self._hourly_at = moment.s + self._state.rng.uniform(0.5, 1.0) * HOURLY_S
         self._expire_at = moment.s + EXPIRE_S
 
-    # --- what we provide ---------------------------------------------------------------------------
+    # --- what we provide -------------------------------------------------------------------------
 
-    def provides(
-        self, names: Sequence[bytes], moment: Moment
-    ) -> Callable[[KeptBy, Moment], None]:
+    def provides(self, names: Sequence[bytes], moment: Moment) -> Callable[[KeptBy, Moment], None]:
         """These are being published now, and will be again at half-life.
 
         Returns what to do when it is known how many were kept: if none were, again soon.
@@ -163,49 +157,39 @@ class Upkeep:
     def _publish_by(self, at_s: float) -> None:
         self._publish_at = min(self._publish_at, at_s)
 
-    # --- handing over ------------------------------------------------------------------------------
+    # --- handing over ----------------------------------------------------------------------------
 
     def look_at_changes(self, moment: Moment) -> None:
         """Who came or left may mean that what we hold belongs elsewhere too: soon."""
         changes = self._state.table.changes()
-        if changes and self._state.is_server and len(self._state.holding):
-            self._changes = [*self._changes, *changes][-CHANGES_MAX:]
+        if changes and self._handover.saw(changes, moment):
             self._hand_over_at = min(self._hand_over_at, moment.s + SETTLE_S)
 
     def leaving(self, moment: Moment) -> Sending:
-        """Return the operation that hands over all that we hold."""
-        return Sending(handover.on_leaving(*self._view()), moment, deadline_s=LEAVE_S)
+        """Return the operation that hands over all that we hold; then we hold nothing."""
+        parcels = self._handover.on_leaving(self._state.size.region(), moment)
+        self._state.holding = new_holding(self._state.rng)
+        self._handover = Handover(self._state.holding, self._state.table, self._state.key)
+        return Sending(parcels, moment, deadline_s=LEAVE_S)
 
     def _hand_over(self, moment: Moment) -> list[Chore]:
-        changes, self._changes = self._changes, []
         self._hand_over_at = math.inf
-        holding, table, own, region = self._view()
-        parcels = [
-            parcel
-            for change in changes
-            for parcel in handover.after_change(holding, table, change, own, region)
-        ]
-        return self._sent(parcels, moment)
+        return self._sent(self._handover.after_changes(self._state.size.region(), moment), moment)
 
     def _look_hourly(self, moment: Moment) -> list[Chore]:
-        """Look who is near us; then whether those who should hold what we hold are still there."""
-        if not self._state.is_server or not len(self._state.holding):
+        """Look who is near us; then send those who came what they should have by now."""
+        if not len(self._state.holding):
             return []
         look = self.refresh.ourselves(moment)
 
         def looked(nearest: list[Contact], at: Moment) -> None:
             look.then(nearest, at)
-            self._ready += self._sent(handover.hourly(*self._view()), at)
+            parcels = self._handover.hourly(self._state.size.region(), at)
+            self._ready += self._sent(parcels, at)
 
         return [Chore(look.operation, looked)]
 
-    def _view(self) -> tuple[Holding, Table, Key, int]:
-        state = self._state
-        return state.holding, state.table, state.key, state.size.region()
-
-    def _sent(
-        self, parcels: Sequence[tuple[Contact, Sequence[Provision | Value]]], moment: Moment
-    ) -> list[Chore]:
+    def _sent(self, parcels: Sequence[Parcel], moment: Moment) -> list[Chore]:
         return [Chore(Sending(parcels, moment), _ignore)] if parcels else []
 
 
