@@ -66,8 +66,9 @@ class Line:
         try:
             await asked.ended.wait()
         finally:
-            if self._asked and (self.is_over or self._asked[0].since + STUCK_S <= now()):
-                self.end(f"{self.stream.peer} does not answer")  # and will not to the others
+            is_given_up = not asked.ended.is_set()
+            if is_given_up and (self.is_over or self._asked[0].since + STUCK_S <= now()):
+                self.end(f"{self.stream.peer} does not answer")  # nor will it the others
         if asked.answer is None:
             raise PeerUnreachable(self._why)
         return asked.answer
