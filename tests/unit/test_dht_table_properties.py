@@ -4,13 +4,7 @@ from collections import Counter
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from dht.diversity import PER_GROUP, group_of
 from dht.key import Key, common_bits, key_at
@@ -119,8 +113,8 @@ def _bits(contact: Contact) -> int:
     return common_bits(OWN, contact.key)
 
 
-def test_any_table() -> None:
-    run_state_machine_as_test(AnyTable, settings=settings(max_examples=60, deadline=None))
+TestAnyTable = AnyTable.TestCase
+TestAnyTable.settings = settings(max_examples=60, deadline=None)
 
 
 @given(st.lists(contacts, max_size=60), st.integers(0, (1 << 256) - 1), st.integers(0, 40))
