@@ -125,14 +125,20 @@ class Links:
         jitter = 1.0 + JITTER * (2.0 * self._rng.random() - 1.0)
         return (self._access_s[a] + self._access_s[b]) * jitter
 
-    def send(self, a: int, b: int, call: Callable[..., object], *args: Any) -> None:
-        """Call it when the message is there: never, if it is lost, or the other not up then."""
+    def way_s(self, a: int, b: int) -> float:
+        """Return how long a message takes that is sent now; infinity: it is lost."""
         self.sent += 1
         loss = self._options.loss
         if not self.hears(a, b) or (loss > 0.0 and self._rng.random() < loss):
             self.lost += 1
-            return
-        self._heap.after(self.delay_s(a, b), self._arrive, b, call, args)
+            return math.inf
+        return self.delay_s(a, b)
+
+    def send(self, a: int, b: int, call: Callable[..., object], *args: Any) -> None:
+        """Call it when the message is there: never, if it is lost, or the other not up then."""
+        way_s = self.way_s(a, b)
+        if way_s < math.inf:
+            self._heap.after(way_s, self._arrive, b, call, args)
 
     def _arrive(self, b: int, call: Callable[..., object], args: tuple[Any, ...]) -> None:
         if self.is_up[b]:
