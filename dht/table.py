@@ -1,133 +1,319 @@
-"""The routing table: k-buckets by shared prefix, oldest first, no peer evicted while it answers.
+"""The routing table: k-buckets by shared prefix, least recently seen first, diverse by address.
 
-Only peers that answered us come in. A full bucket keeps newcomers in a replacement cache and asks
-for a check of its oldest contact: alive, it moves to the end; dead, the newest spare takes its
-place. Pure: checks are returned as effects.
+Only who answered us at an address comes in, and nobody goes while it answers. At most 2 of an
+address group are in a bucket and 10 in the table, by the address that answered. A full bucket keeps
+newcomers as spares and has its least recently seen checked. Pure: whom to check is returned, who
+came and who left is told by `changes`. Sources: Maymounkov and Mazières, "Kademlia", 2002; Heilman
+et al., "Eclipse Attacks on Bitcoin's Peer-to-Peer Network", 2015 (limits by network, tests before
+eviction).
 """
 
 import math
-from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 
-from dht.key import Key, common_bits, distance, key_of_peer
-from dht.records import Contact
+from dht.diversity import PER_GROUP, group_of
+from dht.key import KEY_BITS, Key, common_bits
+from dht.messages import Contact
 from wire.ids import PeerId
 
-K = 20  # contacts in a bucket, and in an answer (Kademlia's own)
-SPARES_MAX = K  # newcomers kept beside a full bucket
-FAILURES_MAX = 2  # unanswered requests until a contact without a spare is dropped
+K = 20  # contacts in a bucket, its spares, and contacts in an answer (Kademlia's own)
+GROUP_MAX = 10  # entries of an address group in the table: 4 % of one of 250
+FAILURES_MAX = 2  # unanswered requests until an entry goes: one may be a lost packet
+FRESH_S = 300.0  # who answered since then is not checked: of sessions of 30 min 1 in 10 has ended
+CHECK_S = 60.0  # until a bucket asks for its next check, if nothing is heard of the last one
+USEFUL_S = 3600.0  # who brought a lookup forward since then is replaced last
+REFRESH_BITS = 16  # deepest bucket that is refreshed: names for targets are found by trying
+CHANGES_MAX = 1000  # that nobody fetched; older ones are forgotten, the hourly look repairs it
 
 
-@dataclass(frozen=True)
-class Check:
-    """Effect: ask whether this contact is alive, then call `answered` or `failed`."""
+@dataclass(frozen=True, slots=True)
+class Came:
+    """This contact is in the table now."""
 
     contact: Contact
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """This contact is in the table no longer."""
+
+    contact: Contact
+
+
+Change = Came | Gone
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A peer in the table (read it only). `address`: where it answered; times are Moment.s."""
+
+    contact: Contact
+    address: str
+    seen_s: float
+    useful_s: float = -math.inf
+    failures: int = 0
+
+
+@dataclass(slots=True, eq=False)
 class _Bucket:
-    contacts: OrderedDict[PeerId, Contact] = field(default_factory=OrderedDict[PeerId, Contact])
-    spares: OrderedDict[PeerId, Contact] = field(default_factory=OrderedDict[PeerId, Contact])
-    failures: dict[PeerId, int] = field(default_factory=dict[PeerId, int])
-    checking: PeerId | None = None
-    used_at: float = -math.inf
+    entries: list[Entry] = field(default_factory=list[Entry])  # least recently seen first
+    spares: list[Entry] = field(default_factory=list[Entry])  # newest last
+    heard_s: float = -math.inf  # when one of them answered last
+    check_s: float = -math.inf  # when a check was asked for last
 
 
 class Table:
-    """Contacts around our own key."""
+    """Contacts around our own key. `own` never comes in."""
 
-    def __init__(self, own: PeerId, *, k: int = K) -> None:
+    def __init__(self, own: Key, *, k: int = K) -> None:
         self.own = own
-        self.own_key = key_of_peer(own)
         self._k = k
-        self._buckets: dict[int, _Bucket] = {}
+        self._buckets: list[_Bucket] = []  # by bits in common with our key; grows when needed
+        self._entries: dict[PeerId, Entry] = {}
+        self._spares: dict[PeerId, Entry] = {}
+        self._groups: dict[str, int] = {}  # entries of each address group
+        self._changes: list[Change] = []
 
-    def answered(self, contact: Contact, now: float) -> list[Check]:
-        """A contact answered a request of ours: it comes in, or waits for a place."""
-        if contact.peer == self.own:
-            return []
-        bucket = self._bucket(contact.peer)
-        bucket.used_at = now
-        bucket.failures.pop(contact.peer, None)
-        if bucket.checking == contact.peer:
-            bucket.checking = None
-        if contact.peer in bucket.contacts or len(bucket.contacts) < self._k:
-            bucket.contacts[contact.peer] = _newer(contact, bucket.contacts.get(contact.peer))
-            bucket.contacts.move_to_end(contact.peer)
-            bucket.spares.pop(contact.peer, None)
-            return []
-        bucket.spares[contact.peer] = contact
-        bucket.spares.move_to_end(contact.peer)
-        if len(bucket.spares) > SPARES_MAX:
-            bucket.spares.popitem(last=False)
-        if bucket.checking is not None:
-            return []
-        oldest = next(iter(bucket.contacts.values()))
-        bucket.checking = oldest.peer
-        return [Check(oldest)]
+    # --- what happens -----------------------------------------------------------------------------
 
-    def unchecked(self, peer: PeerId) -> None:
-        """A check could not be made: the next newcomer asks for it again."""
-        bucket = self._bucket(peer)
-        if bucket.checking == peer:
-            bucket.checking = None
+    def answered(self, contact: Contact, address: str | None, now_s: float) -> list[Contact]:
+        """A peer answered a request of ours at `address`, one that it claims.
 
-    def failed(self, peer: PeerId) -> None:
-        """A contact did not answer: a spare replaces it; without one it has another chance."""
-        bucket = self._bucket(peer)
-        if bucket.checking == peer:
-            bucket.checking = None
-        bucket.spares.pop(peer, None)
-        if peer not in bucket.contacts:
+        None: nobody knows where, so that an entry is renewed but no stranger comes in. Returns whom
+        to check for liveness: the least recently seen of a full bucket, or nobody.
+        """
+        entry = self._entries.get(contact.peer)
+        if entry is not None:
+            self._renew(entry, contact, address, now_s)
+            return []
+        if address is None or contact.key == self.own:
+            return []
+        bucket = self._bucket(common_bits(self.own, contact.key))
+        self._drop_spare(bucket, contact.peer)
+        if not self._fits(bucket.entries, address):
+            return []
+        bucket.heard_s = now_s
+        stranger = Entry(contact, address, now_s)
+        if len(bucket.entries) < self._k:
+            self._admit(bucket, stranger)
+            return []
+        self._keep_spare(bucket, stranger)
+        return self._whom_to_check(bucket, now_s)
+
+    def failed(self, peer: PeerId, now_s: float) -> None:
+        """A peer did not answer a request of ours. It goes if a spare waits, or at the second time.
+
+        Who was useful lately has its second time in any case.
+        """
+        spare = self._spares.get(peer)
+        if spare is not None:
+            self._drop_spare(self._bucket_of(spare), peer)
+        entry = self._entries.get(peer)
+        if entry is None:
             return
-        bucket.failures[peer] = bucket.failures.get(peer, 0) + 1
-        if bucket.spares or bucket.failures[peer] >= FAILURES_MAX:
-            del bucket.contacts[peer], bucket.failures[peer]
-            if bucket.spares:
-                spare, contact = bucket.spares.popitem()
-                bucket.contacts[spare] = contact
+        entry.failures += 1
+        bucket = self._bucket_of(entry)
+        is_replaced = bool(bucket.spares) and now_s - entry.useful_s > USEFUL_S
+        if is_replaced or entry.failures >= FAILURES_MAX:
+            bucket.check_s = -math.inf  # there may be more of the dead: the next newcomer asks
+            self._remove(bucket, entry)
 
-    def has_room_for(self, peer: PeerId) -> bool:
-        """True if an unknown peer would come in at once."""
-        bucket = self._buckets.get(self._index(peer), _Bucket())
-        is_stranger = peer != self.own and peer not in bucket.contacts
-        return is_stranger and len(bucket.contacts) < self._k
+    def useful(self, peer: PeerId, now_s: float) -> None:
+        """Its answer brought a lookup forward. Of a stranger this is no news."""
+        entry = self._entries.get(peer)
+        if entry is not None:
+            entry.useful_s = now_s
+
+    def refreshed(self, index: int, now_s: float) -> None:
+        """A lookup in this bucket's range was made, whatever it found."""
+        assert 0 <= index < KEY_BITS
+        self._bucket(index).heard_s = now_s
+
+    # --- what is asked ----------------------------------------------------------------------------
+
+    def wants(self, contact: Contact) -> bool:
+        """Whether a check of this peer might bring it in, or among the spares.
+
+        False for those we have, for a bucket and its spares that are full, and if no address that
+        it claims is within the limits of its group.
+        """
+        if contact.peer in self._entries or contact.peer in self._spares:
+            return False
+        if contact.key == self.own:
+            return False
+        bucket = self._bucket(common_bits(self.own, contact.key))
+        if len(bucket.entries) >= self._k and len(bucket.spares) >= self._k:
+            return False
+        return any(self._fits(bucket.entries, address) for address in contact.addrs)
+
+    def closest(self, key: Key, count: int) -> list[Contact]:
+        """Return the contacts nearest to a key, nearest first.
+
+        All of one bucket are nearer than all of the next in `_walk`, so only those of the buckets
+        that are needed are sorted. Cost for 20 of 250: see docs/dht.md.
+        """
+        found: dict[int, Contact] = {}  # by distance: no two have the same
+        buckets = self._buckets
+        for index in _walk(key ^ self.own, len(buckets)):
+            for entry in buckets[index].entries:
+                contact = entry.contact
+                found[contact.key ^ key] = contact
+            if len(found) >= count:
+                break
+        return [found[distance] for distance in sorted(found)[:count]]
 
     def get(self, peer: PeerId) -> Contact | None:
-        """Return a contact."""
-        return self._buckets.get(self._index(peer), _Bucket()).contacts.get(peer)
+        """Return a contact of the table."""
+        entry = self._entries.get(peer)
+        return None if entry is None else entry.contact
 
-    def closest(self, target: Key, count: int) -> list[Contact]:
-        """Return the contacts nearest to a key, nearest first."""
-        everyone = [one for bucket in self._buckets.values() for one in bucket.contacts.values()]
-        return sorted(everyone, key=lambda one: distance(target, key_of_peer(one.peer)))[:count]
+    def entries(self) -> list[Entry]:
+        """Return all entries, farthest bucket first, in each the least recently seen first."""
+        return [entry for bucket in self._buckets for entry in bucket.entries]
+
+    def entry(self, peer: PeerId) -> Entry | None:
+        """Return what is known of a contact of the table."""
+        return self._entries.get(peer)
 
     def __len__(self) -> int:
-        return sum(len(bucket.contacts) for bucket in self._buckets.values())
+        return len(self._entries)
 
-    def idle_buckets(self, before: float) -> list[int]:
-        """Return the shared prefix lengths whose bucket heard of nobody since `before`.
+    def __contains__(self, peer: PeerId) -> bool:
+        return peer in self._entries
 
-        Farther than our nearest neighbour only: nearer buckets are empty because nobody is there.
+    def changes(self) -> list[Change]:
+        """Return who came and who left since the last call, in order."""
+        changes, self._changes = self._changes, []
+        return changes
+
+    def idle_buckets(self, before_s: float) -> list[int]:
+        """Return the buckets (bits in common with us) that heard of nobody since `before_s`.
+
+        Down to the bucket of our k-th nearest: a lookup of our own key meets those behind it, and
+        with fewer than k entries every lookup meets all.
         """
-        deepest = max((i for i, bucket in self._buckets.items() if bucket.contacts), default=-1)
-        return [
-            index
-            for index in range(deepest + 1)
-            if self._buckets.get(index, _Bucket()).used_at <= before
-        ]
+        deepest, nearer = -1, 0
+        for deepest in range(len(self._buckets) - 1, -1, -1):
+            nearer += len(self._buckets[deepest].entries)
+            if nearer >= self._k:
+                break
+        last = min(deepest, REFRESH_BITS - 1) if nearer else -1
+        return [i for i in range(last + 1) if self._buckets[i].heard_s <= before_s]
 
-    def refreshed(self, index: int, now: float) -> None:
-        """A lookup in this bucket's range was made, whatever it found."""
-        self._buckets.setdefault(index, _Bucket()).used_at = now
+    # --- entries, spares and groups ---------------------------------------------------------------
 
-    def _index(self, peer: PeerId) -> int:
-        return common_bits(self.own_key, key_of_peer(peer))
+    def _renew(self, entry: Entry, contact: Contact, address: str | None, now_s: float) -> None:
+        """It answered: to the end of its bucket, or out if it moved to a group that is full."""
+        bucket = self._bucket_of(entry)
+        bucket.heard_s = entry.seen_s = now_s
+        entry.failures = 0
+        if contact.seq >= entry.contact.seq:
+            entry.contact = contact
+        bucket.entries.remove(entry)
+        if address is not None and address != entry.address:
+            self._count(entry.address, -1)
+            if not self._fits(bucket.entries, address):
+                self._count(entry.address, 1)
+                bucket.entries.append(entry)
+                self._remove(bucket, entry)
+                return
+            entry.address = address
+            self._count(address, 1)
+        bucket.entries.append(entry)
 
-    def _bucket(self, peer: PeerId) -> _Bucket:
-        return self._buckets.setdefault(self._index(peer), _Bucket())
+    def _admit(self, bucket: _Bucket, entry: Entry) -> None:
+        """Put it at its place in the order; a spare was seen earlier than some that are there."""
+        bucket.entries.append(entry)
+        bucket.entries.sort(key=attrgetter("seen_s"))
+        self._entries[entry.contact.peer] = entry
+        self._count(entry.address, 1)
+        self._tell(Came(entry.contact))
+
+    def _remove(self, bucket: _Bucket, entry: Entry) -> None:
+        """Take it out; the newest spare that its group allows comes in."""
+        bucket.entries.remove(entry)
+        del self._entries[entry.contact.peer]
+        self._count(entry.address, -1)
+        self._tell(Gone(entry.contact))
+        for spare in reversed(bucket.spares):
+            if self._fits(bucket.entries, spare.address):
+                self._drop_spare(bucket, spare.contact.peer)
+                self._admit(bucket, spare)
+                return
+
+    def _keep_spare(self, bucket: _Bucket, spare: Entry) -> None:
+        """Keep a newcomer, in place of the oldest of its group or of all if there are too many."""
+        group = group_of(spare.address)
+        alike = [one for one in bucket.spares if group and group_of(one.address) == group]
+        if len(alike) >= PER_GROUP:  # else one network would drive out all others
+            self._drop_spare(bucket, alike[0].contact.peer)
+        elif len(bucket.spares) >= self._k:
+            self._drop_spare(bucket, bucket.spares[0].contact.peer)
+        bucket.spares.append(spare)
+        self._spares[spare.contact.peer] = spare
+
+    def _drop_spare(self, bucket: _Bucket, peer: PeerId) -> None:
+        spare = self._spares.pop(peer, None)
+        if spare is not None:
+            bucket.spares.remove(spare)
+
+    def _whom_to_check(self, bucket: _Bucket, now_s: float) -> list[Contact]:
+        """The least recently seen; who was useful lately only if all were."""
+        if now_s - bucket.check_s < CHECK_S:
+            return []
+        order = bucket.entries
+        chosen = next((one for one in order if now_s - one.useful_s > USEFUL_S), order[0])
+        if now_s - chosen.seen_s < FRESH_S:
+            return []
+        bucket.check_s = now_s
+        return [chosen.contact]
+
+    def _fits(self, entries: list[Entry], address: str) -> bool:
+        """Whether one more at this address would be within the limits of its group."""
+        group = group_of(address)
+        if group is None:
+            return True
+        there = self._groups.get(group, 0)
+        if there < PER_GROUP:
+            return True
+        alike = sum(group_of(one.address) == group for one in entries)
+        return there < GROUP_MAX and alike < PER_GROUP
+
+    def _count(self, address: str, change: int) -> None:
+        group = group_of(address)
+        if group is not None:
+            there = self._groups.get(group, 0) + change
+            if there:
+                self._groups[group] = there
+            else:
+                del self._groups[group]
+
+    def _tell(self, change: Change) -> None:
+        if len(self._changes) >= CHANGES_MAX:
+            del self._changes[: CHANGES_MAX // 2]
+        self._changes.append(change)
+
+    def _bucket_of(self, entry: Entry) -> _Bucket:
+        return self._buckets[common_bits(self.own, entry.contact.key)]
+
+    def _bucket(self, index: int) -> _Bucket:
+        while len(self._buckets) <= index:
+            self._buckets.append(_Bucket())
+        return self._buckets[index]
 
 
-def _newer(new: Contact, old: Contact | None) -> Contact:
-    return new if old is None or new.seq >= old.seq else old
+def _walk(away: int, buckets: int) -> Iterator[int]:
+    """Indices of buckets in the order of their distance from a target that is `away` from us.
+
+    Where the target differs from us in a bit, the bucket that differs from us there too is nearer
+    than all deeper ones; where it does not, farther than those.
+    """
+    bits = away >> (KEY_BITS - buckets)
+    for index in range(buckets):
+        if bits >> (buckets - 1 - index) & 1:
+            yield index
+    for index in range(buckets - 1, -1, -1):
+        if not bits >> (buckets - 1 - index) & 1:
+            yield index
