@@ -1,0 +1,88 @@
+"""What the parts of one node share: who it is, whom it knows, what it holds, what it counts."""
+
+import random
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from dht.holding import Holding
+from dht.key import Key, key_of_peer
+from dht.messages import Contact, Provision
+from dht.size import NetworkSize
+from dht.table import Table
+from wire.ids import PeerId
+
+REASONS_MAX = 64  # different refusals that are counted apart: ours are some 20 fixed texts
+
+
+class Author(Protocol):
+    """Who we are, and what we sign; the simulator has one without cryptography."""
+
+    @property
+    def peer(self) -> PeerId:
+        """Our ID."""
+        ...
+
+    def contact(self, wall_ms: int) -> Contact:
+        """Our own record, fresh: asked with every message, so it must be at hand."""
+        ...
+
+    def provision(self, name: bytes, wall_ms: int) -> Provision:
+        """Our provider record of a name, as long-lived as may be."""
+        ...
+
+
+def _counts() -> dict[str, int]:
+    return {}
+
+
+@dataclass(slots=True)
+class NodeStats:
+    """Counters since the beginning, for metrics."""
+
+    requests: dict[str, int] = field(default_factory=_counts)  # of others, by kind
+    refusals: dict[str, int] = field(default_factory=_counts)  # of requests and records, by reason
+    asked: int = 0  # requests that we sent, all of them
+    checks: int = 0  # of these: whether newcomers and doubted entries are there
+    upkeep: int = 0  # of these: refreshing, publishing again, handing over
+    answers: int = 0
+    timeouts: int = 0
+    failures: int = 0  # unanswered for other reasons
+    operations: int = 0  # lookups and stores that have ended, upkeep's too
+    hops: int = 0  # of these, answers in a row that led to the last one that was asked
+
+    def refused(self, reason: str) -> None:
+        """Count a refusal."""
+        if reason not in self.refusals and len(self.refusals) >= REASONS_MAX:
+            reason = "other"
+        self.refusals[reason] = self.refusals.get(reason, 0) + 1
+
+
+@dataclass(slots=True)
+class State:
+    """One node. `rng` is the only source of chance."""
+
+    author: Author
+    rng: random.Random
+    key: Key
+    table: Table
+    size: NetworkSize
+    holding: Holding
+    stats: NodeStats
+    is_server: bool
+    is_public: bool
+
+
+def new_state(author: Author, rng: random.Random, *, is_server: bool, is_public: bool) -> State:
+    """Return the state of a node that knows nobody."""
+    key = key_of_peer(author.peer)
+    return State(
+        author,
+        rng,
+        key,
+        Table(key),
+        NetworkSize(),
+        Holding(rng.randbytes(16)),
+        NodeStats(),
+        is_server,
+        is_public,
+    )
