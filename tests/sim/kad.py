@@ -1,26 +1,25 @@
 """A swarm of DHT machines on the event heap: no bytes, no signatures, virtual time, seeded.
 
 `World` is the network and the driver of every node: it carries their `Ask`s as objects over links,
-and takes care of who is dead, hidden behind a NAT or hostile. Signatures are not made here: what is
-signed is taken for true because hostile nodes below only replay, never forge (`tests/unit` has those).
+and takes care of who is dead, hidden behind a NAT or hostile. Nothing is signed here: hostile nodes
+replay what was said, and never forge (`tests/unit` has those who do).
 """
 
 import math
 import random
-from collections import deque
 from collections.abc import Callable
 from enum import Enum
 
 import base58
 
 from dht.key import Key, key_of
-from dht.messages import Ask, Answer, Contact, Done, Moment, Provision, Request
+from dht.messages import Answer, Ask, Contact, Done, Moment, Ping, Provision, Request
 from dht.node import Node
 from dht.operation import Operation
 from tests.sim.heap import Alarm, Heap, Links
 from tests.sim.kad_ring import Ring
 from tests.sim.scenario import Scenario
-from wire.ids import PeerId, peer_id_of
+from wire.ids import PeerId
 
 WALL_MS = 1_800_000_000_000  # Unix time at the beginning
 DAY_MS = 24 * 3600 * 1000
@@ -54,14 +53,15 @@ class Member:
     """Who takes part: an honest node (its machine made when it is needed), or a stranger."""
 
     __slots__ = (
-        "address", "alarm", "connected", "contact", "index", "is_server", "key", "name", "node",
-        "peer", "running", "state", "stranger",
+        "address", "alarm", "connected", "contact", "index", "is_new", "is_server", "key", "name",
+        "node", "peer", "running", "state", "stranger",
     )  # fmt: skip
 
     def __init__(self, index: int, name: bytes, key: Key, address: str, *, is_server: bool) -> None:
         self.index, self.name, self.key, self.address = index, name, key, address
         self.peer = PeerId(base58.b58encode(name).decode())
         self.is_server = is_server
+        self.is_new = False  # it has to find its table itself
         self.contact = Contact(self.peer, key, (address,), WALL_MS, WALL_MS, SEALED)
         self.node: Node | None = None
         self.alarm: Alarm | None = None
@@ -104,7 +104,7 @@ class World:
         self.asked = self.timeouts = self.unreachable = 0
         self.is_steady = scenario.swarm.tables == "steady"
 
-    # --- members -------------------------------------------------------------------------------
+    # --- members ----------------------------------------------------------------------------------
 
     def populate(self, count: int) -> None:
         """Bring in so many at once."""
@@ -139,7 +139,7 @@ class World:
             rng = random.Random(self.rng.random())
             member.node = node = Node(Author(member), rng, is_server=member.is_server)
             member.alarm = Alarm(self.heap, lambda: self._tick(member))
-            if self.is_steady:
+            if self.is_steady and not member.is_new:
                 self._settle(member, node, rng)
         return member.node
 
@@ -156,7 +156,7 @@ class World:
             nearest = [one.contact for one in ring.nearest(target, K + 1) if one is not member]
             node.size.saw(target, nearest[:K])
 
-    # --- driving nodes ---------------------------------------------------------------------------
+    # --- driving nodes ----------------------------------------------------------------------------
 
     @property
     def moment(self) -> Moment:
@@ -191,7 +191,7 @@ class World:
             assert operation is not None
             then(operation)
 
-    # --- requests ----------------------------------------------------------------------------------
+    # --- requests ---------------------------------------------------------------------------------
 
     def _ask(self, member: Member, ask: Ask) -> None:
         """Carry a request there, after dialling; or find out that it cannot be."""
@@ -208,15 +208,26 @@ class World:
         if other is None or now_s + way_s >= end_s or other.state is State.HANGS:
             heap.at(end_s, self._failed, member, ask.number, "timeout")
         elif other.state is State.REFUSES:
-            heap.after(2 * way_s / (1 + 2 * DIAL_ROUNDS), self._failed, member, ask.number, "unreachable")
+            heap.after(
+                2 * way_s / (1 + 2 * DIAL_ROUNDS), self._failed, member, ask.number, "unreachable"
+            )
         else:
             heap.after(way_s, self._arrive, member, other, ask, end_s)
+
+    def knock(self, member: Member, other: Member) -> None:
+        """Somebody who is no node of ours says hello to one."""
+        node = self.node_of(other)
+        node.received(member.peer, member.contact, Ping(), self.moment)
+        self._drain(other, node)
 
     def _arrive(self, member: Member, other: Member, ask: Ask, end_s: float) -> None:
         answer = sender = None
         if other.state is State.ALIVE:
             if other.stranger is not None:
-                answer, sender = other.stranger.received(other, member.peer, ask.request), other.contact
+                answer, sender = (
+                    other.stranger.received(other, member.peer, ask.request),
+                    other.contact,
+                )
             else:
                 node, moment = self.node_of(other), self.moment
                 asking = member.contact if member.is_server else None

@@ -1,4 +1,4 @@
-"""Hostile members of a simulated swarm: they know each other, and what honest authors said before."""
+"""Hostile members of a simulated swarm: they know each other, and what others said before."""
 
 from collections.abc import Mapping
 
@@ -22,12 +22,14 @@ from dht.messages import (
     Value,
     Values,
 )
-from tests.sim.kad import SEALED, WALL_MS, K, Member, Stranger, World, address_in
+from tests.sim.kad import SEALED, WALL_MS, K, Member, State, Stranger, World, address_in
 from tests.sim.kad_ring import Ring
 from tests.sim.scenario import Behaviour
 from wire.ids import PeerId
 
 GHOST_BITS = 16  # a ghost is nearer to the key than anybody who is there
+KNOCKS = 40  # more than go into one bucket, and to its spares
+KNOCK_S = 30.0  # until all checks are over
 SYBIL_OCTET = 150  # addresses of Sybils begin with it, so they share no /24 with others
 
 
@@ -68,6 +70,15 @@ class Conspiracy:
             world.ring.add(member)
             made.append(member)
         return made
+
+    def knock(self, sybils: list[Member]) -> None:
+        """Make themselves known to every node that runs, as often as there are buckets to fill."""
+        world = self.world
+        for other in world.members:
+            if other.node is not None and other.state is State.ALIVE:
+                for sybil in world.rng.sample(sybils, min(KNOCKS, len(sybils))):
+                    world.knock(sybil, other)
+        world.heap.run(world.heap.now_s + KNOCK_S)
 
 
 class Hostile(Stranger):

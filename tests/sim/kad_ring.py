@@ -26,7 +26,7 @@ class Ring(Sequence[Placed]):
     def __len__(self) -> int:
         return len(self._all)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def,override]
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
         return self._all[index]
 
     def add(self, one: Placed) -> None:

@@ -1,7 +1,8 @@
-"""Scenario files of the simulator: configs/sim/NAME.toml, typed; an unknown key names the nearest."""
+"""Scenario files of the simulator: configs/sim/NAME.toml, typed; unknown keys are refused."""
 
 import difflib
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -72,6 +73,7 @@ class PartitionOptions(_Section, frozen=True):
     share: Share = 0.0
     from_s: Seconds = 60.0
     for_s: Seconds = 600.0
+    after_s: Seconds = 60.0  # until looks begin
 
 
 class DefenceOptions(_Section, frozen=True):
@@ -143,6 +145,27 @@ def parse(text: str, source: str) -> Scenario:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{source}: not TOML: {error}") from error
+    return _typed(raw, source)
+
+
+def with_changes(scenario: Scenario, changes: Iterable[str]) -> Scenario:
+    """Return it with other values of some keys: "swarm.nodes=300", TOML. Raises UsageError."""
+    raw: dict[str, Any] = msgspec.to_builtins(scenario)
+    for change in changes:
+        key, _, text = change.partition("=")
+        try:
+            value = tomllib.loads(f"it = {text}")["it"]
+        except tomllib.TOMLDecodeError as error:
+            raise UsageError(f"{change}: not KEY=VALUE with a TOML value") from error
+        section, _, field = key.rpartition(".")
+        inner = raw if not section else raw.setdefault(section, {})
+        if section and inner is None:
+            inner = raw[section] = {}
+        inner[field] = value
+    return _typed(raw, "the command line")
+
+
+def _typed(raw: dict[str, Any], source: str) -> Scenario:
     _refuse_unknown(raw, Scenario, source)
     for name, section in _sections().items():
         if isinstance(raw.get(name), dict):
@@ -151,16 +174,6 @@ def parse(text: str, source: str) -> Scenario:
         return msgspec.convert(raw, Scenario)
     except msgspec.ValidationError as error:
         raise UsageError(f"{source}: {error}") from error
-
-
-def with_changes(scenario: Scenario, changes: dict[str, Any]) -> Scenario:
-    """Return it with other values of some keys, as {"swarm.nodes": 300}: smaller, for a test."""
-    for key, value in changes.items():
-        section, _, field = key.rpartition(".")
-        if section:
-            value = structs.replace(getattr(scenario, section), **{field: value})
-        scenario = structs.replace(scenario, **{section or field: value})
-    return scenario
 
 
 def _sections() -> dict[str, type[msgspec.Struct]]:
