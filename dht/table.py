@@ -51,6 +51,7 @@ class Entry:
 
     contact: Contact
     address: str
+    group: str | None  # of that address
     seen_s: float
     useful_s: float = -math.inf
     failures: int = 0
@@ -92,10 +93,10 @@ class Table:
             return []
         bucket = self._bucket(common_bits(self.own, contact.key))
         self._drop_spare(bucket, contact.peer)
-        if not self._fits(bucket.entries, address):
+        stranger = Entry(contact, address, group_of(address), now_s)
+        if not self._fits(bucket, stranger.group):
             return []
         bucket.heard_s = now_s
-        stranger = Entry(contact, address, now_s)
         if len(bucket.entries) < self._k:
             self._admit(bucket, stranger)
             return []
@@ -146,7 +147,7 @@ class Table:
         bucket = self._bucket(common_bits(self.own, contact.key))
         if len(bucket.entries) >= self._k and len(bucket.spares) >= self._k:
             return False
-        return any(self._fits(bucket.entries, address) for address in contact.addrs)
+        return any(self._fits(bucket, group_of(address)) for address in contact.addrs)
 
     def closest(self, key: Key, count: int) -> list[Contact]:
         """Return the contacts nearest to a key, nearest first.
@@ -154,15 +155,13 @@ class Table:
         All of one bucket are nearer than all of the next in `_walk`, so only those of the buckets
         that are needed are sorted. Cost for 20 of 250: see docs/dht.md.
         """
-        found: dict[int, Contact] = {}  # by distance: no two have the same
-        buckets = self._buckets
+        found, buckets = list[Contact](), self._buckets
         for index in _walk(key ^ self.own, len(buckets)):
-            for entry in buckets[index].entries:
-                contact = entry.contact
-                found[contact.key ^ key] = contact
+            found += [entry.contact for entry in buckets[index].entries]
             if len(found) >= count:
                 break
-        return [found[distance] for distance in sorted(found)[:count]]
+        found.sort(key=lambda one: one.key ^ key)
+        return found[:count]
 
     def get(self, peer: PeerId) -> Contact | None:
         """Return a contact of the table."""
@@ -212,41 +211,41 @@ class Table:
         if contact.seq >= entry.contact.seq:
             entry.contact = contact
         bucket.entries.remove(entry)
-        if address is not None and address != entry.address:
-            self._count(entry.address, -1)
-            if not self._fits(bucket.entries, address):
-                self._count(entry.address, 1)
-                bucket.entries.append(entry)
-                self._remove(bucket, entry)
-                return
-            entry.address = address
-            self._count(address, 1)
         bucket.entries.append(entry)
+        if address is None or address == entry.address:
+            return
+        entry.address, old, entry.group = address, entry.group, group_of(address)
+        if entry.group == old:
+            return
+        self._count(old, -1)
+        fits = self._fits(bucket, entry.group, but=entry)
+        self._count(entry.group, 1)
+        if not fits:
+            self._remove(bucket, entry)
 
     def _admit(self, bucket: _Bucket, entry: Entry) -> None:
         """Put it at its place in the order; a spare was seen earlier than some that are there."""
         bucket.entries.append(entry)
         bucket.entries.sort(key=attrgetter("seen_s"))
         self._entries[entry.contact.peer] = entry
-        self._count(entry.address, 1)
+        self._count(entry.group, 1)
         self._tell(Came(entry.contact))
 
     def _remove(self, bucket: _Bucket, entry: Entry) -> None:
         """Take it out; the newest spare that its group allows comes in."""
         bucket.entries.remove(entry)
         del self._entries[entry.contact.peer]
-        self._count(entry.address, -1)
+        self._count(entry.group, -1)
         self._tell(Gone(entry.contact))
         for spare in reversed(bucket.spares):
-            if self._fits(bucket.entries, spare.address):
+            if self._fits(bucket, spare.group):
                 self._drop_spare(bucket, spare.contact.peer)
                 self._admit(bucket, spare)
                 return
 
     def _keep_spare(self, bucket: _Bucket, spare: Entry) -> None:
         """Keep a newcomer, in place of the oldest of its group or of all if there are too many."""
-        group = group_of(spare.address)
-        alike = [one for one in bucket.spares if group and group_of(one.address) == group]
+        alike = [one for one in bucket.spares if spare.group and one.group == spare.group]
         if len(alike) >= PER_GROUP:  # else one network would drive out all others
             self._drop_spare(bucket, alike[0].contact.peer)
         elif len(bucket.spares) >= self._k:
@@ -270,25 +269,19 @@ class Table:
         bucket.check_s = now_s
         return [chosen.contact]
 
-    def _fits(self, entries: list[Entry], address: str) -> bool:
-        """Whether one more at this address would be within the limits of its group."""
-        group = group_of(address)
-        if group is None:
-            return True
-        there = self._groups.get(group, 0)
+    def _fits(self, bucket: _Bucket, group: str | None, *, but: Entry | None = None) -> bool:
+        """Whether one more of this group would be within its limits; `but` is not counted."""
+        there = 0 if group is None else self._groups.get(group, 0)
         if there < PER_GROUP:
             return True
-        alike = sum(group_of(one.address) == group for one in entries)
+        alike = sum(one.group == group for one in bucket.entries if one is not but)
         return there < GROUP_MAX and alike < PER_GROUP
 
-    def _count(self, address: str, change: int) -> None:
-        group = group_of(address)
+    def _count(self, group: str | None, change: int) -> None:
         if group is not None:
-            there = self._groups.get(group, 0) + change
+            there = self._groups.pop(group, 0) + change
             if there:
                 self._groups[group] = there
-            else:
-                del self._groups[group]
 
     def _tell(self, change: Change) -> None:
         if len(self._changes) >= CHANGES_MAX:
