@@ -12,7 +12,9 @@ from dht.messages import Answer, Contact, Moment, Request, Trace
 
 QUERY_S = 3.0  # for one answer, with dialling; a slower peer is no use in a lookup
 SLOW_S = 0.5  # after this a request no longer fills a place: another may fly beside it
-OPERATION_S = 30.0  # for a whole operation; 40 requests, 8 at a time, with a third of the peers dead
+OPERATION_S = (
+    30.0  # for a whole operation; 40 requests, 8 at a time, with a third of the peers dead
+)
 
 
 @dataclass(frozen=True, slots=True)
