@@ -10,13 +10,12 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-from dht.values import head_name, multi_name
-
 from dht.diversity import diverse
 from dht.key import Key, key_of
 from dht.messages import Contact, Moment, Trace, Value
 from dht.node import Node
 from dht.operation import QUERY_S, Operation
+from dht.values import head_name, multi_name
 from tests.sim.kad import DAY_MS, SEALED, K, Member, State, World
 from tests.sim.kad_hostile import Conspiracy
 from tests.sim.kad_ring import Ring
@@ -236,7 +235,7 @@ class Play:
 
     def _find(self, truth: Any) -> None:
         name, member = self.world.rng.randbytes(32), self._somebody()
-        key, trace, began_s = key_of(name), Trace(), self.world.heap.now_s
+        key, began_s = key_of(name), self.world.heap.now_s
         wanted = [one.contact for one in truth.nearest(key, 3 * K) if one is not member]
         nearest = {one.peer for one in diverse(wanted, K)}
 
@@ -247,24 +246,22 @@ class Play:
             self.outcome.note(
                 found=is_found, nearest_20=len(nearest.intersection(peers)) / len(nearest)
             )
-            self._note_look(trace, began_s, wanted[0].peer)
+            self._note_look(operation.trace, began_s, wanted[0].peer)
             if not is_found:
                 self.outcome.failures.append(f"seed {self.seed}: {member.peer} finds {name.hex()}")
 
         paths = self.scenario.work.paths
-        self.begin(
-            member, lambda node, now: node.find_closest(name, now, paths=paths, trace=trace), done
-        )
+        self.begin(member, lambda node, now: node.find_closest(name, now, paths=paths), done)
 
     def get(self, record: Record) -> None:
-        member, trace, began_s = self._somebody(), Trace(), self.world.heap.now_s
+        member, began_s = self._somebody(), self.world.heap.now_s
         kind, paths = self.scenario.work.kind, self.scenario.work.paths
 
         def done(operation: Operation) -> None:
             found = self._found(operation)
             is_correct = all(found.get(who, -1) >= seq for who, seq in record.newest.items())
             self.outcome.note(correct=is_correct)
-            self._note_look(trace, began_s, "")
+            self._note_look(operation.trace, began_s, "")
             if not is_correct:
                 self.outcome.failures.append(
                     f"seed {self.seed}: {member.peer} gets {record.name!r}"
@@ -272,7 +269,7 @@ class Play:
 
         def start(node: Node, now: Moment) -> int:
             look = node.providers if kind == "providers" else node.get
-            return look(record.name, now, paths=paths, trace=trace)
+            return look(record.name, now, paths=paths)
 
         self.begin(member, start, done)
 
@@ -280,8 +277,8 @@ class Play:
         """Return whose records a look found, and how new they are."""
         result = operation.result
         if self.scenario.work.kind == "providers":
-            return {one.peer: 0 for one in result.provisions}
-        return {one.author: one.seq for one in result.values}
+            return {one.peer: 0 for one in result}
+        return {one.author: one.seq for one in result}
 
     def _note_look(self, trace: Trace, began_s: float, peer: str) -> None:
         took_s = self.world.heap.now_s - began_s
