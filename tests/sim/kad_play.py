@@ -160,13 +160,29 @@ class Play:
 
     def _store_all(self) -> None:
         heap, work = self.world.heap, self.scenario.work
+        if work.kind == "many":
+            self._provide_many()
+            return
         for number in range(work.records):
             heap.after(number * work.gap_s, self.store_one, number)
         heap.run(heap.now_s + work.records * work.gap_s)
         self._wait()
         heap.run(heap.now_s + SETTLE_S)
 
+    def _provide_many(self) -> None:
+        owner = self._somebody()
+        names = [f"{self.seed}-{number}".encode() for number in range(self.scenario.work.records)]
+        self.records = [Record(name, owner, {owner.peer: 0}) for name in names]
+
+        def done(operation: Operation) -> None:
+            self.outcome.note(store_messages=self.world.asked - before)
+
+        before = self.world.asked
+        self.begin(owner, lambda node, now: node.provide_many(names, now), done)
+        self._wait()
+
     def store_one(self, number: int) -> None:
+        """Somebody stores a record of its own (of `multi`, others beside it)."""
         owner = self._somebody()
         kind, text = self.scenario.work.kind, f"{self.seed}-{number}"
         name = {"head": head_name(owner.peer, text), "multi": multi_name(text)}.get(kind)
@@ -228,7 +244,7 @@ class Play:
             if work.kind == "find":
                 world.heap.after(number * work.gap_s, self._find, truth)
             else:
-                record = self.records[number % len(self.records)]
+                record = self.records[number * len(self.records) // work.looks % len(self.records)]
                 world.heap.after(number * work.gap_s, self.get, record)
         world.heap.run(world.heap.now_s + work.looks * work.gap_s)
         self._wait()
@@ -254,6 +270,7 @@ class Play:
         self.begin(member, lambda node, now: node.find_closest(name, now, paths=paths), done)
 
     def get(self, record: Record) -> None:
+        """Somebody gets a record."""
         member, began_s = self._somebody(), self.world.heap.now_s
         kind, paths = self.scenario.work.kind, self.scenario.work.paths
 
@@ -268,7 +285,7 @@ class Play:
                 )
 
         def start(node: Node, now: Moment) -> int:
-            look = node.providers if kind == "providers" else node.get
+            look = node.get if kind in ("head", "multi") else node.providers
             return look(record.name, now, paths=paths)
 
         self.begin(member, start, done)
@@ -276,7 +293,7 @@ class Play:
     def _found(self, operation: Operation) -> dict[str, int]:
         """Return whose records a look found, and how new they are."""
         result = operation.result
-        if self.scenario.work.kind == "providers":
+        if self.scenario.work.kind in ("providers", "many"):
             return {one.peer: 0 for one in result}
         return {one.author: one.seq for one in result}
 
@@ -290,6 +307,7 @@ class Play:
     # --- time -------------------------------------------------------------------------------------
 
     def begin(self, member: Member, start: Any, then: Any) -> None:
+        """Begin an operation that the play waits for."""
         self.busy += 1
 
         def done(operation: Operation) -> None:
