@@ -14,6 +14,7 @@ The owner of a record is who signed it; of one that nobody signed, who brought i
 
 import bisect
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
@@ -32,28 +33,17 @@ VALUES_OF_NAME_BYTES = 64 * 1024  # of one `/shoal/multi` name: what fits an ans
 VALUES_OF_AUTHOR_MAX = 1_000
 VALUE_BYTES_MAX = 16 * 1024 * 1024  # of all values
 RECORD_BYTES = 600  # what a record takes besides its bytes: objects, places in the indexes
-REGION_SLACK = 4  # regions: how much farther away a record may be, since others see other regions
-SERVERS_MIN = 20  # k: with fewer servers than this, everything is everybody's
+EXPIRED_MAX = 500  # that are thrown away at a time, 20 ms: the daemon does other things meanwhile
 
 # Why a record is not kept, beside those of `why_not`; few and fixed, so that they can be counted.
 UNSIGNED = "unsigned"
 OVERSIZED = "oversized"
 STALE = "stale"
 NO_ROOM = "no room"
-FOREIGN = "not in our region"
 
 _ANYWHERE = Key(0)
 
 R = TypeVar("R", Provision, Value)
-
-
-def why_not_ours(key: Key, own: Key, region: int, servers: int) -> str:
-    """Tell why a record of this key is not ours to hold: "" if it is.
-
-    region: the distance from us within which k servers are expected; servers: how many we know.
-    """
-    is_far = key ^ own > REGION_SLACK * region and servers >= SERVERS_MIN
-    return FOREIGN if is_far else ""
 
 
 class Holding:
@@ -96,7 +86,7 @@ class Holding:
         if known is not None and not _is_news(provision, known):
             is_stale = provision.sealed and known.expires_ms > provision.expires_ms
             return STALE if is_stale else ""
-        is_kept = self._provisions.put(provision, provision.peer, provision.peer)
+        is_kept = self._provisions.put(provision, provision.peer, provision.peer, moment.s)
         return "" if is_kept else NO_ROOM
 
     def add_value(self, value: Value, sender: PeerId, moment: Moment) -> str:
@@ -109,11 +99,11 @@ class Holding:
         self._values.expire(moment.wall_ms)
         if value.author is None:
             value = replace(value, expires_ms=moment.wall_ms + LIFE_MAX_MS)
-            return "" if self._values.put(value, "", sender) else NO_ROOM
+            return "" if self._values.put(value, "", sender, moment.s) else NO_ROOM
         known = self._values.get(value.name, value.author)
         if known is not None and not is_newer(value, known):
             return "" if known.sealed == value.sealed else STALE
-        return "" if self._values.put(value, value.author, value.author) else NO_ROOM
+        return "" if self._values.put(value, value.author, value.author, moment.s) else NO_ROOM
 
     def provisions(self, name: bytes, now_ms: int) -> tuple[Provision, ...]:
         """Return the live provider records of a name, in an order that nobody can choose."""
@@ -123,13 +113,15 @@ class Holding:
         """Return the live values of a name: one, or one of each author of a `/shoal/multi`."""
         return self._values.live(name, now_ms)
 
-    def signed(self, name: bytes, now_ms: int) -> tuple[Provision | Value, ...]:
-        """Return what we may hand over to others under a name: what its author signed.
+    def signed(
+        self, name: bytes, now_ms: int, *, before_s: float = math.inf
+    ) -> tuple[Provision | Value, ...]:
+        """Return what may be handed over of a name: live, signed, and held since before `before_s`.
 
         Not values under `/pk`: handed around they would never expire.
         """
-        provisions = self._provisions.live(name, now_ms)
-        values = self._values.live(name, now_ms)
+        provisions = self._provisions.live(name, now_ms, before_s)
+        values = self._values.live(name, now_ms, before_s)
         return tuple(it for it in provisions if it.sealed) + tuple(it for it in values if it.author)
 
     def names(self, near: Key = _ANYWHERE, bits: int = 0) -> list[tuple[Key, bytes]]:
@@ -142,7 +134,7 @@ class Holding:
         return sorted({*found, *others}) if others else found
 
     def expire(self, now_ms: int) -> None:
-        """Throw away everything that has expired. Cost: what is thrown away."""
+        """Throw away what has expired, a bounded number at a time; none of it is ever returned."""
         self._provisions.expire(now_ms)
         self._values.expire(now_ms)
 
@@ -172,6 +164,7 @@ class _Held(Generic[R]):
     owner: PeerId  # whose space it takes
     rank: int  # among those of a name, and of an owner
     size: int  # bytes
+    since_s: float  # Moment.s at which this version of it came
 
 
 class _Shelf(Generic[R]):
@@ -207,9 +200,11 @@ class _Shelf(Generic[R]):
         held = self._by_name.get(name, {}).get(author)
         return None if held is None else held.record
 
-    def live(self, name: bytes, now_ms: int) -> tuple[R, ...]:
-        found = sorted(self._by_name.get(name, {}).values(), key=lambda it: it.rank)
-        return tuple(it.record for it in found if it.record.expires_ms > now_ms)
+    def live(self, name: bytes, now_ms: int, before_s: float = math.inf) -> tuple[R, ...]:
+        found = sorted(self._by_name.get(name, {}).values(), key=_rank_of)
+        return tuple(
+            it.record for it in found if it.record.expires_ms > now_ms and it.since_s < before_s
+        )
 
     def names(self, near: Key, bits: int) -> list[tuple[Key, bytes]]:
         free = KEY_BITS - bits
@@ -217,13 +212,14 @@ class _Shelf(Generic[R]):
         low = bisect.bisect_left(self._by_key, (Key(first), b""))
         return self._by_key[low : bisect.bisect_left(self._by_key, (Key(first + (1 << free)), b""))]
 
-    def put(self, record: R, author: str, owner: PeerId) -> bool:
+    def put(self, record: R, author: str, owner: PeerId, now_s: float) -> bool:
         """Take a record in, instead of the one with this name and author; False: no room.
 
         Others that rank worse make room for it. Without room of its own it takes nobody's.
         """
         rank = self._rank(record.name + b"\0" + author.encode())
-        new = _Held(record, author, owner, rank, self._size_of(record) + RECORD_BYTES)
+        size = self._size_of(record) + RECORD_BYTES
+        new = _Held(record, author, owner, rank, size, now_s)
         doomed = self._crowd_of_name(new)
         if doomed is None:
             return False
@@ -245,9 +241,12 @@ class _Shelf(Generic[R]):
         return self._by_name.get(record.name, {}).get(author) is new
 
     def expire(self, now_ms: int) -> None:
-        while self._by_expiry and self._by_expiry[0][0] <= now_ms:
-            _, name, author = self._by_expiry[0]
-            self._remove(self._by_name[name][author])
+        if not self._by_expiry or self._by_expiry[0][0] > now_ms:
+            return
+        count = min(EXPIRED_MAX, bisect.bisect_left(self._by_expiry, (now_ms + 1, b"", "")))
+        for _, name, author in self._by_expiry[:count]:
+            self._release(self._by_name[name][author])
+        del self._by_expiry[:count]  # at once: one by one each would move all that follow
 
     def __len__(self) -> int:
         return len(self._by_expiry)
@@ -276,6 +275,11 @@ class _Shelf(Generic[R]):
         self._charge(held.owner, held.size)
 
     def _remove(self, held: _Held[R]) -> None:
+        _drop(self._by_expiry, (held.record.expires_ms, held.record.name, held.author))
+        self._release(held)
+
+    def _release(self, held: _Held[R]) -> None:
+        """Remove a record from everywhere but `_by_expiry`."""
         record = held.record
         of_name, of_owner = self._by_name[record.name], self._by_owner[held.owner]
         del of_name[held.author], of_owner[record.name, held.author]
@@ -284,7 +288,6 @@ class _Shelf(Generic[R]):
             _drop(self._by_key, (key_of(record.name), record.name))
         if not of_owner:
             del self._by_owner[held.owner]
-        _drop(self._by_expiry, (record.expires_ms, record.name, held.author))
         self._charge(held.owner, -held.size)
 
     def _charge(self, owner: PeerId, size: int) -> None:

@@ -24,8 +24,8 @@ class Rate:
     burst: int
 
 
-# A lookup asks us a handful of times, a refresh of a whole table some 50; a daemon with ten thousand
-# blobs sends the records of a region in two messages of 500.
+# A lookup asks us a handful of times, a refresh of a whole table some 50 times; who provides ten
+# thousand blobs sends the records of a region in messages of up to 500.
 RATES: dict[Kind, Rate] = {"request": Rate(50.0, 200), "record": Rate(20.0, 1000)}
 
 

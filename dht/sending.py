@@ -4,9 +4,18 @@ import math
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-from dht.key import common_bits, key_of
-from dht.messages import AddProviders, Answer, Contact, Hop, Moment, Provision, PutValue, Request
-from dht.messages import Stored, Trace, Value
+from dht.messages import (
+    AddProviders,
+    Answer,
+    Contact,
+    Moment,
+    Provision,
+    PutValue,
+    Request,
+    Stored,
+    Trace,
+    Value,
+)
 from dht.operation import OPERATION_S, Wanted
 
 WIDTH = 16  # in flight: half of them may go to dead peers

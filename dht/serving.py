@@ -1,7 +1,7 @@
 """What we answer to others. Pure; every refusal has a reason, and nothing here raises."""
 
-from dht.key import Key, distance, key_of
-from dht.limits import Limits
+from dht.key import Key, key_of
+from dht.limits import TOO_MANY, Limits
 from dht.messages import (
     AddProviders,
     Answer,
@@ -25,11 +25,11 @@ from dht.state import State
 from dht.table import K
 from wire.ids import PeerId
 
-REGION_SLACK = 4  # times our view of the region: views differ, and records of the edge are welcome
+REGION_SLACK = 4  # times our view of the region: others see other regions
 
+# Why we do not answer, or keep a record; few and fixed, so that they can be counted.
 NO_SERVER = "not a server"
-TOO_MANY = "too many requests"
-NOT_HERE = "not in our region"
+FOREIGN = "not in our region"
 
 
 class Serving:
@@ -90,16 +90,16 @@ class Serving:
         """Keep a record: "", or say why not."""
         state = self._state
         if not self._is_near(key_of(record.name)):
-            return NOT_HERE
+            return FOREIGN
         if isinstance(record, Value):
             return state.holding.add_value(record, peer, moment)
         return state.holding.add_provision(record, peer, moment, is_public=state.is_public)
 
     def _is_near(self, key: Key) -> bool:
-        """Whether we may belong to the key's close set, as far as we see."""
+        """Whether we may belong to a key's close set; of few servers everybody does."""
         if len(self._state.table) < K:
             return True
-        return distance(self._state.key, key) <= REGION_SLACK * self._state.size.region()
+        return key ^ self._state.key <= REGION_SLACK * self._state.size.region()
 
     def _refused(self, reason: str) -> Stored:
         self._state.stats.refused(reason)

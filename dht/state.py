@@ -1,12 +1,16 @@
 """What the parts of one node share: who it is, whom it knows, what it holds, what it counts."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
+
+import base58
 
 from dht.holding import Holding
 from dht.key import Key, key_of_peer
-from dht.messages import Contact, Provision
+from dht.messages import Contact, Moment, Provision
+from dht.operation import Operation
 from dht.size import NetworkSize
 from dht.table import Table
 from wire.ids import PeerId
@@ -48,7 +52,7 @@ class NodeStats:
     timeouts: int = 0
     failures: int = 0  # unanswered for other reasons
     operations: int = 0  # lookups and stores that have ended, upkeep's too
-    hops: int = 0  # of these, answers in a row that led to the last one that was asked
+    hops: int = 0  # of lookups: answers in a row that led to the nearest who answered
 
     def refused(self, reason: str) -> None:
         """Count a refusal."""
@@ -76,13 +80,30 @@ def new_state(author: Author, rng: random.Random, *, is_server: bool, is_public:
     """Return the state of a node that knows nobody."""
     key = key_of_peer(author.peer)
     return State(
-        author,
-        rng,
-        key,
-        Table(key),
-        NetworkSize(),
-        Holding(rng.randbytes(16)),
-        NodeStats(),
-        is_server,
-        is_public,
+        author=author,
+        rng=rng,
+        key=key,
+        table=Table(key),
+        size=NetworkSize(),
+        holding=new_holding(rng),
+        stats=NodeStats(),
+        is_server=is_server,
+        is_public=is_public,
     )
+
+
+def new_holding(rng: random.Random) -> Holding:
+    """Return an empty one, with a secret that nobody knows."""
+    return Holding(rng.randbytes(16))
+
+
+class Chore(NamedTuple):
+    """An operation that a node runs for itself, and what to do with its result."""
+
+    operation: Operation
+    then: Callable[[Any, Moment], None]
+
+
+def name_of_peer(peer: PeerId) -> bytes:
+    """Return the bytes of its ID: the name whose key is the peer's."""
+    return base58.b58decode(peer)
