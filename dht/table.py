@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 
-from dht.diversity import PER_GROUP, group_of
+from dht.diversity import PER_GROUP, claimed_group, group_of
 from dht.key import KEY_BITS, Key, common_bits
 from dht.messages import Contact
 from wire.ids import PeerId
@@ -153,7 +153,7 @@ class Table:
         """Return the contacts nearest to a key, nearest first.
 
         All of one bucket are nearer than all of the next in `_walk`, so only those of the buckets
-        that are needed are sorted. Cost for 20 of 250: see docs/dht.md.
+        that are needed are sorted. Cost: 5 to 9 µs for 20 of 250.
         """
         found, buckets = list[Contact](), self._buckets
         for index in _walk(key ^ self.own, len(buckets)):
@@ -175,6 +175,11 @@ class Table:
     def entry(self, peer: PeerId) -> Entry | None:
         """Return what is known of a contact of the table."""
         return self._entries.get(peer)
+
+    def group(self, contact: Contact) -> str | None:
+        """Return its address group: where it answered us if it is an entry, else what it claims."""
+        entry = self._entries.get(contact.peer)
+        return claimed_group(contact) if entry is None else entry.group
 
     def __len__(self) -> int:
         return len(self._entries)
