@@ -80,7 +80,7 @@ class Driver:
 
     def _ask(self, ask: Ask) -> None:
         if self._nursery is None or self._flying >= FLYING_MAX:
-            self._node.failed(ask.number, "too busy", self.moment())
+            self._node.failed(ask.number, "busy", self.moment())
             return
         self._flying += 1
         self._nursery.start_soon(self._fly, ask)

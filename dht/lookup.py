@@ -10,11 +10,11 @@ not after `OPERATION_S`.
 """
 
 import math
-from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from itertools import islice
 
-from dht.diversity import PER_GROUP, UNPLACED, group_of
+from dht.candidates import ALIVE, DEAD, FRESH, REGION_PER_GROUP, Candidate, Flight, Path
+from dht.diversity import PER_GROUP
 from dht.key import KEY_BITS, Key
 from dht.messages import (
     Answer,
@@ -31,22 +31,15 @@ from dht.messages import (
     Trace,
     Values,
 )
-from dht.operation import OPERATION_S, SLOW_S, Wanted
+from dht.operation import OPERATION_S, Wanted
 from dht.table import K
 from wire.ids import PeerId
 
 ALPHA = 8  # requests in flight over one path: the facts' reference has 10, and 38 messages
 PATHS = 4  # disjoint ones, for stores and for reads that ask for it: 20 % liars own none of them
 PATH_ALPHA = 3  # in flight in each of several paths: 12 in all
-PLACES_MAX = 24  # in flight when many fail: 70 % dead leave 7 of them who answer
 REQUESTS_MAX = 400  # of one lookup: 70 % dead at 10,000 peers take 83 (facts: state, 2)
 REGION_MAX = 200  # asked within a region: k are expected there, and ten times as many Sybils
-REGION_PER_GROUP = 10  # of an address group within the region: as many as a table holds
-CANDIDATES_MAX = 1000  # of a path; the farthest are forgotten. 50 answers of Sybils fill them
-GROUPS_MAX = 3  # of one contact: IPv4, IPv6 and one to spare. Who claims more shares one group
-_MANY = ("many",)
-
-_FRESH, _FLYING, _ALIVE, _DEAD = range(4)
 
 Query = FindNode | GetProviders | GetValue
 Look = Callable[[Contact, Answer], bool]
@@ -78,13 +71,13 @@ class Lookup:
         assert need >= 1
         self.target = target
         self.region = region
-        self._own, self._request, self._need = own, request, need
+        self._own, self._request = own, request
         self._look, self._salt = look, salt
         self._began_s = moment.s
-        self._known = dict[int, _Peer]()  # by distance
-        self._flights = list[_Flight]()  # by tag
-        self._paths = [_Path() for _ in range(paths)]
-        self._alpha = ALPHA if paths == 1 else PATH_ALPHA
+        self._known = dict[int, Candidate]()  # by distance
+        self._flights = list[Flight]()  # by tag
+        alpha = ALPHA if paths == 1 else PATH_ALPHA
+        self._paths = [Path(alpha, need) for _ in range(paths)]
         self._in_region = 0  # asked there
         self._has_enough = False
         self._is_done = False
@@ -103,13 +96,13 @@ class Lookup:
         wanted = list[Wanted]()
         is_settled, is_flying = True, False
         for path in self._paths:
-            fresh, is_path_settled = self._nearest(path, now_s)
+            fresh, is_path_settled = path.nearest(now_s)
             if is_path_settled and self.region:
                 fresh = self._unasked_in_region(path)
-            for peer in fresh[: self._places(path, now_s)]:
+            for candidate in fresh[: path.places(now_s)]:
                 if len(self._flights) >= REQUESTS_MAX:
                     break
-                wanted.append(self._ask(path, peer, now_s))
+                wanted.append(self._ask(path, candidate, now_s))
             is_settled = is_settled and is_path_settled and not fresh
             is_flying = is_flying or bool(path.flying)
         if not is_flying or (is_settled and not self._waits_for_region()):
@@ -125,20 +118,20 @@ class Lookup:
         flight = self._landed(tag, moment, "answered")
         if flight is None:
             return
-        peer = flight.peer
-        peer.state = _ALIVE
+        candidate = flight.candidate
+        candidate.state = ALIVE
         if not isinstance(answer, Pong):
             flight.closer = len(answer.closer)
             flight.found = _found_in(answer)
-            self._learn(flight.path, answer.closer[:K], peer.depth + 1)
-        if self._look is not None and self._look(peer.contact, answer):
+            self._learn(flight.path, answer.closer[:K], candidate.depth + 1)
+        if self._look is not None and self._look(candidate.contact, answer):
             self._has_enough = True
 
     def failed(self, tag: int, why: str, moment: Moment) -> None:
         """A request was not answered: its peer no longer counts, and one more may fly."""
         flight = self._landed(tag, moment, why)
         if flight is not None:
-            flight.peer.state = _DEAD
+            flight.candidate.state = DEAD
             flight.path.failures += 1
 
     # --- what came of it -------------------------------------------------------------------------
@@ -171,11 +164,11 @@ class Lookup:
     def known(self) -> list[Contact]:
         """All it has heard of but those who failed, nearest first."""
         known = sorted(self._known.items())
-        return [peer.contact for _, peer in known if peer.state != _DEAD]
+        return [candidate.contact for _, candidate in known if candidate.state != DEAD]
 
     def failures(self) -> list[Contact]:
         """Those who were asked and did not answer."""
-        return [peer.contact for peer in self._known.values() if peer.state == _DEAD]
+        return [candidate.contact for candidate in self._known.values() if candidate.state == DEAD]
 
     def is_near(self, contact: Contact) -> bool:
         """Whether it was among the nearest known at the last `next_asks`, or is in the region."""
@@ -189,209 +182,106 @@ class Lookup:
 
     @property
     def hops(self) -> int:
-        """How many answers in a row led to the nearest who answered: 0 for one in our table."""
-        alive = (peer for peer in self._known.values() if peer.state == _ALIVE)
-        nearest = min(alive, key=lambda peer: peer.distance, default=None)
-        return 0 if nearest is None else nearest.depth
+        """How many requests in a row led to the nearest's own answer: 1 for one in our table."""
+        alive = (peer for candidate in self._known.values() if candidate.state == ALIVE)
+        nearest = min(alive, key=lambda one: one.distance, default=None)
+        return 0 if nearest is None else nearest.depth + 1
 
     @property
     def trace(self) -> Trace:
-        """Return every request so far, in order. Made when asked for: it costs as much as to look."""
+        """Return every request so far, in order; made when asked for, since few ask."""
         return Trace([self._hop(flight) for flight in self._flights])
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _learn(self, path: "_Path", contacts: Iterable[Contact], depth: int) -> None:
-        target, known, distances = self.target, self._known, path.distances
+    def _learn(self, path: Path, contacts: Iterable[Contact], depth: int) -> None:
+        target, known = self.target, self._known
         is_only = len(self._paths) == 1
         for contact in contacts:
             distance = contact.key ^ target
-            peer = known.get(distance)
-            if peer is None:
+            candidate = known.get(distance)
+            if candidate is None:
                 if contact.peer == self._own:
                     continue
-                peer = known[distance] = _Peer(contact, distance, depth)
+                candidate = known[distance] = Candidate(contact, distance, depth)
             else:
-                if peer.state == _FRESH and contact.is_newer_than(peer.contact):
-                    peer.contact, peer.groups = contact, None
+                if candidate.state == FRESH and contact.is_newer_than(candidate.contact):
+                    candidate.contact, candidate.groups = contact, None
                 if is_only:
                     continue
-            at = bisect_left(distances, distance)
-            if at < len(distances) and distances[at] == distance:
-                continue
-            distances.insert(at, distance)
-            path.peers.insert(at, peer)
-        del distances[CANDIDATES_MAX:], path.peers[CANDIDATES_MAX:]
+            path.add(candidate)
 
-    def _nearest(self, path: "_Path", now_s: float) -> tuple[list["_Peer"], bool]:
-        """Return whom to ask of the nearest in a path, and whether the nearest have all answered.
-
-        Who is slow keeps the path from being settled, but not the next nearest from being asked.
-        """
-        groups = dict[str, int]()
-        fresh, is_settled = list["_Peer"](), True
-        quick = alive = 0
-        for peer in path.peers:
-            state = peer.state
-            if state == _DEAD or not peer.takes_place(groups, PER_GROUP):
-                continue
-            alive += 1
-            if state == _FLYING:
-                is_settled = is_settled and alive > self._need
-                if peer.began_s + SLOW_S <= now_s:
-                    continue
-            elif state == _FRESH:
-                fresh.append(peer)
-                is_settled = False
-            quick += 1
-            path.edge = peer.distance
-            if quick == self._need:
-                break
-        return fresh, is_settled
-
-    def _unasked_in_region(self, path: "_Path") -> list["_Peer"]:
+    def _unasked_in_region(self, path: Path) -> list[Candidate]:
         """Return whom to ask in the region.
 
         Within it nearness is no merit, since that is what is ground cheaply: if there are too many,
         chance says who is asked.
         """
+        fresh = path.unasked_within(self.region)
         room = REGION_MAX - self._in_region
-        fresh = list["_Peer"]()
-        groups = dict[str, int]()
-        for peer in path.peers:
-            if peer.distance > self.region or room <= 0:
-                break
-            if peer.state != _DEAD and peer.takes_place(groups, REGION_PER_GROUP):
-                fresh.append(peer)
-        fresh = [peer for peer in fresh if peer.state == _FRESH]
         if len(fresh) > room:
-            fresh.sort(key=lambda peer: peer.contact.key ^ self._salt)
-        return fresh[:room] if room > 0 else []
+            fresh.sort(key=lambda candidate: candidate.contact.key ^ self._salt)
+        return fresh[: max(room, 0)]
 
     def _waits_for_region(self) -> bool:
         if not self.region:
             return False
         flying = (flight for path in self._paths for flight in path.flying.values())
-        return any(flight.peer.distance <= self.region for flight in flying)
-
-    def _places(self, path: "_Path", now_s: float) -> int:
-        """How many more may fly in a path."""
-        flying = path.flying.values()
-        busy = sum(flight.peer.began_s + SLOW_S > now_s for flight in flying)
-        return max(0, min(self._alpha + path.failures, PLACES_MAX) - busy)
+        return any(flight.candidate.distance <= self.region for flight in flying)
 
     def _next_slow(self, now_s: float) -> float:
         flying = (flight for path in self._paths for flight in path.flying.values())
-        slow = (flight.peer.began_s + SLOW_S for flight in flying)
+        slow = (flight.candidate.slow_at_s for flight in flying)
         deadline_s = self._began_s + OPERATION_S
         return min((at_s for at_s in slow if at_s > now_s), default=deadline_s)
 
-    def _ask(self, path: "_Path", peer: "_Peer", now_s: float) -> Wanted:
-        peer.state, peer.began_s = _FLYING, now_s
-        self._in_region += peer.distance <= self.region
+    def _ask(self, path: Path, candidate: Candidate, now_s: float) -> Wanted:
+        candidate.ask(now_s)
+        self._in_region += candidate.distance <= self.region
         tag = len(self._flights)
-        flight = _Flight(peer, path)
+        flight = Flight(candidate, path)
         self._flights.append(flight)
         path.flying[tag] = flight
-        return Wanted(tag, peer.contact, self._request)
+        return Wanted(tag, candidate.contact, self._request)
 
-    def _landed(self, tag: int, moment: Moment, outcome: str) -> "_Flight | None":
+    def _landed(self, tag: int, moment: Moment, outcome: str) -> Flight | None:
         """Take a request out of the air; None if it is not there."""
         flight = self._flights[tag] if 0 <= tag < len(self._flights) else None
         if flight is None or flight.path.flying.pop(tag, None) is None:
             return None
-        flight.took_s, flight.outcome = moment.s - flight.peer.began_s, outcome
+        flight.took_s, flight.outcome = moment.s - flight.candidate.began_s, outcome
         return flight
 
     def _end(self, now_s: float) -> list[Wanted]:
         for path in self._paths:
-            self._nearest(path, now_s)  # for `is_near`
+            path.nearest(now_s)  # for `is_near`
         self._is_done = True
         return []
 
     def _alive(self, count: int, per_group: int, within: int) -> list[Contact]:
-        alive = sorted(d for d, peer in self._known.items() if peer.state == _ALIVE and d <= within)
+        alive = sorted(
+            d for d, candidate in self._known.items() if candidate.state == ALIVE and d <= within
+        )
         groups = dict[str, int]()
         peers = (self._known[distance] for distance in alive)
-        taken = (peer.contact for peer in peers if peer.takes_place(groups, per_group))
+        taken = (
+            candidate.contact for candidate in peers if candidate.takes_place(groups, per_group)
+        )
         return list(islice(taken, count))
 
     def _hop(self, flight: "_Flight") -> Hop:
-        peer = flight.peer
+        candidate = flight.candidate
         return Hop(
-            peer=peer.contact.peer,
-            bits=KEY_BITS - peer.distance.bit_length(),
-            depth=peer.depth,
+            peer=candidate.contact.peer,
+            bits=KEY_BITS - candidate.distance.bit_length(),
+            depth=candidate.depth,
             path=self._paths.index(flight.path),
-            began_s=peer.began_s - self._began_s,
+            began_s=candidate.began_s - self._began_s,
             took_s=flight.took_s,
             outcome=flight.outcome,
             closer=flight.closer,
             found=flight.found,
         )
-
-
-class _Peer:
-    """A candidate: all paths that know it share this."""
-
-    __slots__ = ("began_s", "contact", "depth", "distance", "groups", "state")
-
-    def __init__(self, contact: Contact, distance: int, depth: int) -> None:
-        self.contact, self.distance, self.depth = contact, distance, depth
-        self.state = _FRESH
-        self.began_s = 0.0
-        self.groups: tuple[str, ...] | None = None  # not known yet: few candidates come so far
-
-    def takes_place(self, taken: dict[str, int], per_group: int) -> bool:
-        """Count it in its address groups; False if one of them is full."""
-        groups = self.groups
-        if groups is None:
-            groups = self.groups = groups_of(self.contact)
-        if not groups:
-            return True
-        if any(taken.get(group, 0) >= per_group for group in groups):
-            return False
-        for group in groups:
-            taken[group] = taken.get(group, 0) + 1
-        return True
-
-
-class _Path:
-    """One of the disjoint paths: its candidates, nearest first, and what it has in flight."""
-
-    __slots__ = ("distances", "edge", "failures", "flying", "peers")
-
-    def __init__(self) -> None:
-        self.distances = list[int]()
-        self.peers = list[_Peer]()  # at the same places
-        self.flying = dict[int, _Flight]()
-        self.failures = 0
-        self.edge = 0  # distance of the farthest of the nearest
-
-
-class _Flight:
-    """One request and what came of it."""
-
-    __slots__ = ("closer", "found", "outcome", "path", "peer", "took_s")
-
-    def __init__(self, peer: _Peer, path: _Path) -> None:
-        self.peer, self.path = peer, path
-        self.took_s: float | None = None
-        self.outcome = "flying"
-        self.closer = self.found = 0
-
-
-def groups_of(contact: Contact) -> tuple[str, ...]:
-    """Return the address groups in which a contact counts: all that it claims.
-
-    It answers only where it really is, so that one is among them; a false one beside it gains
-    nothing. Empty only if all its addresses are private.
-    """
-    groups = {group_of(address) for address in contact.addrs} if contact.addrs else {UNPLACED}
-    placed = tuple(group for group in groups if group is not None and group != UNPLACED)
-    if placed:
-        return placed if len(placed) <= GROUPS_MAX else _MANY
-    return (UNPLACED,) if UNPLACED in groups else ()
 
 
 def _found_in(answer: Nodes | Providers | Values) -> int:

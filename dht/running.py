@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dht.checks import Checks
+from dht.finding import Looking
 from dht.key import Key, key_of
+from dht.lookup import Lookup
 from dht.messages import (
     AddProviders,
     Answer,
@@ -43,6 +45,7 @@ from wire.ids import PeerId
 
 LATE_MAX = 256  # requests of ended operations whose outcome still tells who is alive; 3 s at most
 ENDED_MAX = 1024  # operations that wait to be taken out; the driver runs fewer at once
+OUTAGE = 16  # requests in a row that nobody answered: it is our network. 70 % dead: 1 in 300
 OURS = "too busy"  # why a request failed when we did not send it: no word about the peer
 
 Then = Callable[[Any, Moment], None]  # what the node itself does with an operation's result
@@ -77,6 +80,7 @@ class _Running:
     then: Then | None
     is_ours: bool
     trace: Trace | None  # to be filled in the end
+    began_s: float
     asks: set[int] = field(default_factory=set[int])
 
 
@@ -86,7 +90,7 @@ class Runner:
     def __init__(
         self, author: Author, rng: random.Random, *, is_server: bool = True, is_public: bool = False
     ) -> None:
-        """A node that knows nobody. is_public: others speak the protocol without our signatures."""
+        """A node that knows nobody. is_public: others take part, without our signatures."""
         self.state = new_state(author, rng, is_server=is_server, is_public=is_public)
         self.serving = Serving(self.state)
         self.upkeep = Upkeep(self.state, self.serving)
@@ -95,6 +99,7 @@ class Runner:
         self._numbers = 0
         self._flying: dict[int, _Flying] = {}
         self._late: dict[int, None] = {}
+        self._silence = 0  # requests in a row that nobody answered
         self._running: dict[int, _Running] = {}
         self._ended: dict[int, Operation] = {}
 
@@ -196,7 +201,7 @@ class Runner:
         with the hops when it has ended or is given up.
         """
         self._numbers += 1
-        running = _Running(self._numbers, operation, then, is_ours, trace)
+        running = _Running(self._numbers, operation, then, is_ours, trace, moment.s)
         self._running[running.number] = running
         self._pump(running, moment)
         return running.number
@@ -218,12 +223,14 @@ class Runner:
         del self._running[running.number]
         self._forget_asks(running)
         operation = running.operation
-        self.stats.operations += 1
-        _fill(running)
         if running.then is not None:
             running.then(operation.result, moment)
         if running.is_ours:
             return
+        _fill(running)
+        self.stats.lookups += 1
+        self.stats.hops += _hops(operation)
+        self.stats.seconds += moment.s - running.began_s
         self._ended[running.number] = operation
         if len(self._ended) > ENDED_MAX:
             del self._ended[next(iter(self._ended))]
@@ -258,6 +265,7 @@ class Runner:
     ) -> None:
         table, peer = self.state.table, flying.contact.peer
         self.stats.answers += 1
+        self._silence = 0
         if who is not None:
             for doubted in table.answered(who, address, moment.s):
                 self._checks.offer(doubted, moment.s, is_stranger=False)
@@ -270,6 +278,7 @@ class Runner:
     def _refused(self, number: int, flying: _Flying, why: str, moment: Moment) -> None:
         """It is there, but does not answer this: we ask too much, or it is no server any more."""
         self.stats.answers += 1
+        self._silence = 0
         if why == NO_SERVER:
             self.state.table.failed(flying.contact.peer, moment.s)
         if flying.is_check:
@@ -280,7 +289,8 @@ class Runner:
         peer = flying.contact.peer
         self.stats.timeouts += why == "timeout"
         self.stats.failures += why != "timeout"
-        if why != OURS:
+        if why != OURS and self._silence < OUTAGE:
+            self._silence += 1
             self.state.table.failed(peer, moment.s)
         if flying.is_check:
             self._checks.failed(peer, moment.s)
@@ -341,6 +351,12 @@ def _fill(running: _Running) -> None:
     """Tell who wanted to know what the hops were."""
     if running.trace is not None:
         running.trace.hops[:] = running.operation.trace.hops
+
+
+def _hops(operation: Operation) -> int:
+    if isinstance(operation, Looking):
+        operation = operation.lookup
+    return operation.hops if isinstance(operation, Lookup) else 0
 
 
 def _is_useful(flying: _Flying, answer: Answer) -> bool:

@@ -7,7 +7,7 @@ cancelled ends it.
 import logging
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,11 +18,14 @@ import trio
 from dht import snapshot
 from dht.driver import Driver
 from dht.key import common_bits, key_of_peer
-from dht.messages import Answer, Contact, Provision, Request, Stored, Trace, Value, hearsay
+from dht.messages import Answer, Contact, Provision, Request, Trace, Value, hearsay
 from dht.node import Node
 from dht.own import Own
 from dht.ports import Book, Transport
+from dht.records import NAME_MAX
+from dht.regions import Provided
 from dht.snapshot import Snapshot
+from dht.storing import Kept
 from dht.table import K
 from wire.errors import Busy, UsageError
 from wire.ids import PeerId, Signer
@@ -34,7 +37,6 @@ SEALED_AT_ONCE = 500  # provider records that a thread signs before others have 
 SAVE_S = 60.0  # between two snapshots
 LEAVE_S = 1.0  # for handing over what we hold
 PUBLISH_LOOK_S = 30.0  # between two looks for values of ours that are due
-RETRY_MS = 60_000  # until a value that nobody took is stored again
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +131,10 @@ class DhtService:
         """Whether we answer others, and are in their tables."""
         return self.node.is_server
 
+    def sender(self) -> Contact | None:
+        """Our own record, which goes with every message; None as a client."""
+        return self.node.sender(self._driver.moment())
+
     def set_mode(self, *, is_server: bool) -> None:
         """Become a server, or a client, which hands over what it holds."""
         if is_server != self.node.is_server:
@@ -147,9 +153,10 @@ class DhtService:
         self, name: bytes, *, paths: int = 1, trace: Trace | None = None
     ) -> list[Contact]:
         """Return the live servers nearest to a name (any bytes), nearest first."""
-        return await self._driver.do(
+        found: list[Contact] = await self._driver.do(
             partial(self.node.find_closest, name, paths=paths, trace=trace)
         )
+        return found
 
     async def find_peer(self, peer: PeerId, *, trace: Trace | None = None) -> list[str]:
         """Return a peer's addresses, its newest word; [] if nobody knows it."""
@@ -171,7 +178,10 @@ class DhtService:
         self, name: bytes, *, paths: int = 1, trace: Trace | None = None
     ) -> tuple[Value, ...]:
         """Return the newest value of a name, or of each author under `/shoal/multi`; () if none."""
-        return await self._driver.do(partial(self.node.get, name, paths=paths, trace=trace))
+        found: tuple[Value, ...] = await self._driver.do(
+            partial(self.node.get, name, paths=paths, trace=trace)
+        )
+        return found
 
     # --- storing ---------------------------------------------------------------------------------
 
@@ -181,8 +191,8 @@ class DhtService:
         Raises UsageError if we provide too many already.
         """
         self._promise([name])
-        stored: Stored = await self._driver.do(partial(self.node.provide, name, trace=trace))
-        return stored.kept
+        kept: Kept = await self._driver.do(partial(self.node.provide, name, trace=trace))
+        return kept.kept
 
     async def provide_many(self, names: Iterable[bytes]) -> int:
         """Say that we have these, by regions of keys; how many records servers keep of it.
@@ -196,25 +206,26 @@ class DhtService:
                 part = wanted[first : first + SEALED_AT_ONCE]
                 wall_ms = self._clock.wall_ms()
                 await self._off_loop(partial(self._own.prepare, part, wall_ms))
-            stored: Stored = await self._driver.do(partial(self.node.provide_many, wanted))
+            provided: Provided = await self._driver.do(partial(self.node.provide_many, wanted))
         finally:
             self._own.drop_prepared(wanted)
-        return stored.kept
+        return provided.kept
 
     def withdraw(self, name: bytes) -> None:
         """Stop saying that we have `name`; what is out there dies within a day."""
         self._provided.discard(name)
         self.node.withdraw(name)
 
-    async def put(self, value: Value, *, trace: Trace | None = None) -> Stored:
+    async def put(self, value: Value, *, trace: Trace | None = None) -> Kept:
         """Store a value once; how many servers keep it, and why one did not."""
-        return await self._driver.do(partial(self.node.put, value, trace=trace))
+        kept: Kept = await self._driver.do(partial(self.node.put, value, trace=trace))
+        return kept
 
-    async def put_head(self, name: str, data: bytes, *, trace: Trace | None = None) -> Stored:
+    async def put_head(self, name: str, data: bytes, *, trace: Trace | None = None) -> Kept:
         """Sign and store `/shoal/head/US/NAME`, and store it again at half-life until `forget`."""
         return await self._put_own(self._own.head(name, data, self._clock.wall_ms()), trace)
 
-    async def put_multi(self, name: str, data: bytes, *, trace: Trace | None = None) -> Stored:
+    async def put_multi(self, name: str, data: bytes, *, trace: Trace | None = None) -> Kept:
         """Sign and store our value of `/shoal/multi/NAME`, and again until `forget`."""
         return await self._put_own(self._own.multi(name, data, self._clock.wall_ms()), trace)
 
@@ -262,17 +273,19 @@ class DhtService:
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _promise(self, names: Iterable[bytes]) -> None:
+    def _promise(self, names: Sequence[bytes]) -> None:
         fresh = self._provided.union(names)
+        if not all(0 < len(name) <= NAME_MAX for name in names):
+            raise UsageError(f"names have 1 to {NAME_MAX} bytes")
         if len(fresh) > PROVIDED_MAX:
             raise UsageError(f"a node provides {PROVIDED_MAX} names at most")
         self._provided = fresh
 
-    async def _put_own(self, value: Value, trace: Trace | None) -> Stored:
-        stored: Stored = await self._driver.do(partial(self.node.put, value, trace=trace))
-        if not stored.kept:
-            self._own.not_stored(value.name, self._clock.wall_ms(), retry_ms=RETRY_MS)
-        return stored
+    async def _put_own(self, value: Value, trace: Trace | None) -> Kept:
+        kept = await self.put(value, trace=trace)
+        if kept.kept:
+            self._own.stored(value.name, self._clock.wall_ms())
+        return kept
 
     def _hearsay(self, peer: PeerId) -> Contact:
         return hearsay(peer, tuple(self._book.addresses_of(peer)))

@@ -1,7 +1,7 @@
 """What a restart begins with (HOME/dht.msgpack): contacts of the table, and our own values.
 
-Nothing in it is believed unseen: records are opened as if a peer had sent them, and a contact comes
-into the table only after it answered. A damaged file is reported and left out.
+Contacts are hearsay by then, of any age: each comes into the table only after it answered. A
+damaged file is reported and left out.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from dht.messages import Contact, Value, hearsay
-from dht.records import open_peer
+from dht.records import ADDRESS_MAX, ADDRESSES_MAX, NAME_MAX, Address
 from dht.values import open_value
 from wire import codec
 from wire.errors import BadMessage
@@ -24,25 +24,18 @@ from wire.ids import PeerId, public_key_of
 
 CONTACTS_MAX = 1024  # a table has some 250 in a network of 100,000; any one that lives is enough
 VALUES_MAX = 1000  # as many as others keep of one author
-FILE_MAX_BYTES = 16 * 2**20  # 1,000 values of 8 KiB and 1,024 contacts of up to 4 KiB fit
-_ADDRESSES_MAX = 16
-_ADDRESS_MAX = 256  # characters
+FILE_MAX_BYTES = 16 * 2**20  # 1,000 values of 8 KiB and 1,024 contacts of 4 KiB fit
 
 log = logging.getLogger(__name__)
 
 
 class _Contact(codec.Message, frozen=True):
-    """`sealed`: its own word; without it (other implementations send none) peer and addresses."""
-
     peer: Annotated[str, Meta(max_length=64)]
-    addrs: Annotated[
-        list[Annotated[str, Meta(max_length=_ADDRESS_MAX)]], Meta(max_length=_ADDRESSES_MAX)
-    ]
-    sealed: Annotated[bytes, Meta(max_length=8192)]
+    addrs: Annotated[list[Address], Meta(max_length=ADDRESSES_MAX)]
 
 
 class _Value(codec.Message, frozen=True):
-    name: Annotated[bytes, Meta(max_length=256)]
+    name: Annotated[bytes, Meta(max_length=NAME_MAX)]
     sealed: Annotated[bytes, Meta(max_length=16_384)]
 
 
@@ -65,16 +58,13 @@ class Snapshot:
 
 def pack(contacts: Sequence[Contact], values: Iterable[Value]) -> bytes:
     """Return the file's bytes; the first contacts and values, as many as fit."""
-    rows = [
-        _Contact(one.peer, [] if one.sealed else _fitting(one.addrs), one.sealed)
-        for one in contacts[:CONTACTS_MAX]
-    ]
+    rows = [_Contact(one.peer, _fitting(one.addrs)) for one in contacts[:CONTACTS_MAX]]
     own = [_Value(one.name, one.sealed) for one in values][:VALUES_MAX]
     return codec.encode(_File(1, rows, own))
 
 
 def unpack(data: bytes) -> Snapshot:
-    """Read the file's bytes; false ones are left out. Raises BadMessage. Cost: 60 µs a record."""
+    """Read the file's bytes; false ones are left out. Raises BadMessage. Cost: 80 µs a value."""
     file = codec.decode(data, _decoder, FILE_MAX_BYTES)
     contacts, values = list[Contact](), list[Value]()
     for row in file.contacts:
@@ -114,12 +104,10 @@ def write(path: Path, data: bytes) -> None:
 
 
 def _contact(row: _Contact) -> Contact:
-    if row.sealed:
-        return open_peer(row.sealed)
     peer = PeerId(row.peer)
     public_key_of(peer)  # a name that is none is no contact
     return hearsay(peer, tuple(row.addrs))
 
 
 def _fitting(addrs: Iterable[str]) -> list[str]:
-    return [one for one in addrs if len(one) <= _ADDRESS_MAX][:_ADDRESSES_MAX]
+    return [one for one in addrs if one.startswith("/") and len(one) <= ADDRESS_MAX][:ADDRESSES_MAX]

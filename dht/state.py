@@ -51,8 +51,9 @@ class NodeStats:
     answers: int = 0
     timeouts: int = 0
     failures: int = 0  # unanswered for other reasons
-    operations: int = 0  # lookups and stores that have ended, upkeep's too
-    hops: int = 0  # of lookups: answers in a row that led to the nearest who answered
+    lookups: int = 0  # of people, stores too, that have ended
+    hops: int = 0  # of these: answers in a row that led to the nearest who answered
+    seconds: float = 0.0  # of these: from beginning to end
 
     def refused(self, reason: str) -> None:
         """Count a refusal."""

@@ -1,8 +1,9 @@
-"""Bytes to `dht.messages` and back: `/ipfs/kad/1.0.0` with fields of our own (docs/protocols/dht.md).
+"""Bytes to `dht.messages` and back: `/ipfs/kad/1.0.0`, with fields of our own.
 
 The only place that sees protobuf. What comes from a peer is bounded, typed, and its signatures are
-checked: no false record gets past it. In lists, a false record is dropped and the others stay; what
-a message is about must be right. Source: libp2p/specs, kad-dht/README.md.
+checked: no false record gets past it (those found genuine are remembered where they are opened).
+In lists, a false record is dropped and the others stay; what a message is about must be right.
+Source: docs/protocols/dht.md; libp2p/specs, kad-dht/README.md.
 """
 
 import functools
@@ -13,7 +14,6 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError
 
 from dht import kad_pb2 as pb
-from dht import records, values
 from dht.messages import (
     AddProviders,
     Answer,
@@ -24,8 +24,8 @@ from dht.messages import (
     Nodes,
     Ping,
     Pong,
-    Provision,
     Providers,
+    Provision,
     PutValue,
     Request,
     Stored,
@@ -33,6 +33,8 @@ from dht.messages import (
     Values,
     hearsay,
 )
+from dht.records import ADDRESSES_MAX, LIFE_MAX_MS, NAME_MAX, open_peer, open_provision
+from dht.values import open_value
 from wire import frames, multiaddrs
 from wire.errors import BadMessage
 from wire.ids import PeerId, bytes_of, peer_of
@@ -40,14 +42,11 @@ from wire.ids import PeerId, bytes_of, peer_of
 R = TypeVar("R")
 
 MESSAGE_MAX = 128 * 1024  # bytes; 64 KiB of values, and 20 contacts with what they claim
-NAME_MAX = 256  # bytes; a multihash has 34, our longest names ~200
 CLOSER_MAX = 32  # contacts of an answer that are read; we send up to 21, others 20
 PROVIDERS_MAX = 64  # of an answer; as many as a name may have
 PROVISIONS_MAX = 500  # records to be stored, of one message
 AUTHORS_MAX = 64  # values of one name
-ADDRESSES_MAX = 16  # of a peer by hearsay
 REFUSAL_MAX = 200  # characters; it is shown to people
-UNSIGNED_MS = 24 * 3600 * 1000  # how long a record lives that does not say
 
 _PUT_VALUE, _GET_VALUE, _ADD_PROVIDER, _GET_PROVIDERS, _FIND_NODE, _PING = range(6)
 _TYPES: dict[type[Request], int] = {
@@ -63,13 +62,6 @@ _CLOSER_TAG, _PROVIDERS_TAG = b"\x42", b"\x4a"  # fields 8 and 9, bytes
 
 class BadRecord(BadMessage):
     """The message is one, but what it wants to be kept is false: the sender may be told why."""
-
-
-# What is genuine stays so: who is nearest to a key comes in every answer, and a signature costs
-# 60-130 µs. Bounded by count; at most 4 KiB, 350 B and 9 KiB each, so 16, 3 and 5 MB at worst.
-open_peer = functools.lru_cache(maxsize=4096)(records.open_peer)
-open_provision = functools.lru_cache(maxsize=8192)(records.open_provision)
-open_value = functools.lru_cache(maxsize=512)(values.open_value)
 
 
 # --- requests ------------------------------------------------------------------------------------
@@ -114,7 +106,7 @@ class Draft:
 
     @property
     def signatures(self) -> int:
-        """How many signatures `open` checks at most, beside the sender's."""
+        """How many signatures `open` checks, beside the sender's."""
         return len(self.message.provisions) + (self.message.type == _PUT_VALUE)
 
     def open(self, peer: PeerId, wall_ms: int) -> tuple[Request, Contact | None]:
@@ -137,6 +129,15 @@ class Draft:
             return PutValue(_genuine(open_value, name, message.record.value)), sender
         return AddProviders(_offered(message, name, wall_ms)), sender
 
+    def refuse(self, why: str, sender: Contact | None) -> bytes:
+        """Write the answer to it if it is not opened, or cannot be."""
+        message = pb.Message(
+            type=self.message.type,
+            sender=sender.sealed if sender else b"",
+            refusal=why[:REFUSAL_MAX].encode(),
+        )
+        return message.SerializeToString()
+
 
 def decode_request(
     frame: bytes | memoryview, peer: PeerId, wall_ms: int
@@ -150,8 +151,7 @@ def _offered(message: pb.Message, name: bytes, wall_ms: int) -> tuple[Provision,
     if message.provisions:
         addrs = _addrs_by_peer(message)
         return tuple(
-            _with_addrs(_genuine(open_provision, sealed), addrs)
-            for sealed in message.provisions
+            _with_addrs(_genuine(open_provision, sealed), addrs) for sealed in message.provisions
         )
     unsigned = _unsigned(message, name, wall_ms)
     if not unsigned:
@@ -163,7 +163,7 @@ def _offered(message: pb.Message, name: bytes, wall_ms: int) -> tuple[Provision,
 
 
 def encode_answer(request: Request, answer: Answer, sender: Contact | None) -> bytes:
-    """Write the answer to a request. Contacts that do not fit any more, the last ones, are left out."""
+    """Write the answer to a request. The last contacts are left out if they do not fit."""
     message = pb.Message(type=_TYPES[type(request)], sender=sender.sealed if sender else b"")
     match answer:
         case Pong():
@@ -317,7 +317,7 @@ def _genuine(opened: Callable[..., R], *what: bytes) -> R:
 def _unsigned(message: pb.Message, name: bytes, wall_ms: int) -> tuple[Provision, ...]:
     """Read provider records as others write them: what is said of peers."""
     return tuple(
-        Provision(name, peer, wall_ms + UNSIGNED_MS, addrs=addrs)
+        Provision(name, peer, wall_ms + LIFE_MAX_MS, addrs=addrs)
         for peer, addrs in _addrs_by_peer(message).items()
     )
 

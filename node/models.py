@@ -28,7 +28,7 @@ from node.model_wishes import Wishes
 from protocols.sharding.generate import EntryServices
 from protocols.sharding.manifest import parts_of_front
 from protocols.sharding.placement import Wish
-from protocols.sharding.records import ModelRecord
+from protocols.sharding.records import NAMESPACE, ModelRecord
 from protocols.sharding.route import Candidate
 from protocols.sharding.service import StageService
 from shoal import library as library_shapes
@@ -41,7 +41,6 @@ AUDITED_TOKENS = 24  # of the answer to an audit that somebody asks for
 MIB = 1024 * 1024
 PROGRESS_INTERVAL_S = 0.5  # between two looks at the stages while a model comes into service
 MET_S = 5.0  # for the store to be told of a model by those who host it
-MET_LOOK_S = 0.1  # between two looks whether it was
 TIDY_INTERVAL_S = 5.0  # between two looks for tokenizers of models that are there no more
 
 _log = structlog.get_logger("models")
@@ -67,7 +66,7 @@ class Models:
         """`rtt_s` is the measured round trip to a connected peer, None if there is none."""
         self.peer = rpc.peer
         self.options = options
-        self._rtt_s = rtt_s
+        self._rtt_s, self._store = rtt_s, store
         self.look_for: Callable[[str], Awaitable[object]] = _nowhere  # a model nobody told us of
         self.offering = Offering(options)
         self.library = Library(folder, store=store, blobs=blobs, peer=rpc.peer, clock=clock)
@@ -277,8 +276,9 @@ class Models:
         if not await self.look_for(name):
             return
         with trio.move_on_after(MET_S):
-            while self.library.catalogue.find(name) is None:
-                await trio.sleep(MET_LOOK_S)
+            async with self._store.watch(NAMESPACE) as changes:
+                while self.library.catalogue.find(name) is None:
+                    await anext(changes)
 
     async def _ask(self, name: str) -> None:
         """Have a model answer something short and new, for an audit."""

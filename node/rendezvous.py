@@ -14,7 +14,7 @@ import structlog
 import trio
 from msgspec import Meta
 
-from dht.messages import Stored, Value
+from dht.messages import Value
 from node.host.addresses import ADDRESS_MAX
 from wire import codec
 from wire.errors import BadMessage, ShoalError
@@ -63,7 +63,7 @@ class Values(Protocol):
         """Return the newest value of each author."""
         ...
 
-    async def put_multi(self, name: str, data: bytes, /) -> Stored:
+    async def put_multi(self, name: str, data: bytes, /) -> object:
         """Store ours."""
         ...
 

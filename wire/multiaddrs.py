@@ -99,7 +99,9 @@ def _unpack_host(packed: bytes) -> tuple[str | None, int]:
     if code in _FROM_IP:
         network, size, family = _FROM_IP[code]
         raw = packed[1 : 1 + size]
-        return (f"/{network}/{socket.inet_ntop(family, raw)}" if len(raw) == size else None), 1 + size
+        return (
+            f"/{network}/{socket.inet_ntop(family, raw)}" if len(raw) == size else None
+        ), 1 + size
     size = packed[1]
     name = packed[2 : 2 + size].decode("ascii", "replace")
     if code not in _FROM_NAMES or len(name) != size or not _NAME.fullmatch(name):
