@@ -49,7 +49,8 @@ class Lookup:
     """The k live contacts nearest to `target`, nearest first: its `result`.
 
     seeds: whom we know nearest to it. paths: disjoint ones. region: a distance; 0 for none.
-    need: how many of the nearest must have answered. look: called with each answer; True ends it.
+    need: how many of the nearest must have answered. alpha: requests in flight in a path; 0 for the
+    default. look: called with each answer; True ends it.
     salt: a random number, in whose order a region is asked that holds too many.
     """
 
@@ -64,6 +65,7 @@ class Lookup:
         paths: int = 1,
         region: int = 0,
         need: int = K,
+        alpha: int = 0,
         look: Look | None = None,
         salt: int = 0,
     ) -> None:
@@ -76,7 +78,7 @@ class Lookup:
         self._began_s = moment.s
         self._known = dict[int, Candidate]()  # by distance
         self._flights = list[Flight]()  # by tag
-        alpha = ALPHA if paths == 1 else PATH_ALPHA
+        alpha = alpha or (ALPHA if paths == 1 else PATH_ALPHA)
         self._paths = [Path(alpha, need) for _ in range(paths)]
         self._in_region = 0  # asked there
         self._has_enough = False
@@ -205,6 +207,8 @@ class Lookup:
                     continue
                 candidate = known[distance] = Candidate(contact, distance, depth)
             else:
+                if candidate.depth > depth and candidate.state != ALIVE:
+                    candidate.depth = depth  # the shortest way to it that was found
                 if candidate.state == FRESH and contact.is_newer_than(candidate.contact):
                     candidate.contact, candidate.groups = contact, None
                 if is_only:
