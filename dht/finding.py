@@ -182,9 +182,11 @@ class FindProviders(Looking):
         paths: int = 1,
         region: int = 0,
         rng: random.Random | None = None,
+        held: Iterable[Provision] = (),
     ) -> None:
+        """`held`: what we hold ourselves, and nobody has to tell us."""
         self._name, self._may_end = name, paths == 1
-        self._found = dict[PeerId, Provision]()
+        self._found = {provision.peer: provision for provision in held}
         self._in_row = 0
         super().__init__(
             key_of(name),
@@ -245,9 +247,11 @@ class FindValue(Looking):
         paths: int = 1,
         region: int = 0,
         rng: random.Random | None = None,
+        held: tuple[Value, ...] = (),
     ) -> None:
+        """`held`: what we hold ourselves, and nobody has to tell us."""
         self._name, self._may_end = name, paths == 1
-        self._best: tuple[Value, ...] = ()
+        self._best = held
         self._heard = list[tuple[Contact, tuple[Value, ...]]]()
         super().__init__(
             key_of(name),

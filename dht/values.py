@@ -158,7 +158,7 @@ def is_newer(value: Value, other: Value) -> bool:
 def merge(values: Iterable[Value]) -> tuple[Value, ...]:
     """Return the newest value of each author under each name, in the order of names and authors.
 
-    So there is one at most under `/pk/…` and `/shoal/head/…`, one per author under `/shoal/multi/…`.
+    So one at most under `/pk/…` and `/shoal/head/…`, one per author under `/shoal/multi/…`.
     """
     newest: dict[tuple[bytes, str], Value] = {}
     for value in values:
