@@ -10,11 +10,10 @@ from collections.abc import Iterable
 
 from dht.candidates import REGION_PER_GROUP, groups_of
 from dht.diversity import PER_GROUP
-from dht.key import KEY_BITS, Key
+from dht.key import KEY_BITS, SPACE, Key
 from dht.messages import Contact
 from dht.table import K
 
-SPACE = 1 << KEY_BITS
 LEARN_MAX = 2 * K  # contacts taken from a look: the farther ones are told by looks beside them
 REGION_MAX = 200  # holders of a key within the region, as in a lookup
 
