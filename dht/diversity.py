@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from dht.messages import Contact
 
-PER_GROUP = 2  # of a group in a bucket, and among the nearest: two /24s' Sybils beside 16 others
+PER_GROUP = 2  # in a bucket, and among the nearest: one network's Sybils leave others 18 of 20
 UNPLACED = "unplaced"  # the group of whatever has no IP address of its own
 _CACHE = 65536  # addresses whose group is remembered: 5 µs each otherwise; 10 MB when full
 _V4_GROUP_BITS = 24  # the smallest network that is routed on the Internet
@@ -53,7 +53,12 @@ def claimed_group(contact: Contact) -> str | None:
     A private address beside a name or a circuit does not help it out of UNPLACED. None only if all
     its addresses are private. It may lie: where it answered (`Table`) is the better word.
     """
-    groups = [group_of(address) for address in contact.addrs]
+    return _group_of_claims(contact.addrs)
+
+
+@functools.lru_cache(maxsize=_CACHE)
+def _group_of_claims(addrs: tuple[str, ...]) -> str | None:
+    groups = [group_of(address) for address in addrs]
     placed = [group for group in groups if group is not None and group != UNPLACED]
     if placed:
         return placed[0]

@@ -1,91 +1,292 @@
 """One iterative lookup, sans-IO: go nearer until the k nearest who are alive have all answered.
 
-The driver sends to `next_queries`, and reports `answered` or `failed` (its deadline passed, or the
-peer refused). Terminates: every peer is asked at most once, and at most `QUERIES_MAX` in all.
+Over one path or over d disjoint ones (S/Kademlia, Baumgart and Mies, 2007): each has candidates of
+its own, and whom one path has asked no other asks; so a liar misleads the one path that met him.
+With a region it goes on until everybody known within that distance has answered.
+
+Candidates stay sorted by distance (XOR: no two peers share one), so an event costs a walk over the
+nearest of them. Terminates: every peer is asked at most once, at most `REQUESTS_MAX` in all, and
+not after `OPERATION_S`.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterable
+from itertools import islice
 
-from dht.key import Key, distance, key_of_peer
-from dht.records import Contact
+from dht.candidates import ALIVE, DEAD, FRESH, REGION_PER_GROUP, Candidate, Flight, Path
+from dht.diversity import PER_GROUP
+from dht.key import KEY_BITS, Key
+from dht.messages import (
+    Answer,
+    Contact,
+    FindNode,
+    GetProviders,
+    GetValue,
+    Hop,
+    Moment,
+    Nodes,
+    Pong,
+    Providers,
+    Stored,
+    Trace,
+    Values,
+)
+from dht.operation import OPERATION_S, Wanted
 from dht.table import K
 from wire.ids import PeerId
 
-ALPHA = 8  # requests in flight
-QUERIES_MAX = 200  # requests of one lookup: 30 % dead at 10,000 peers take 40 (facts: state, 2)
-CANDIDATES_MAX = 20 * K  # known and not yet asked; the farthest are forgotten
+ALPHA = 8  # requests in flight over one path: the facts' reference has 10, and 38 messages
+PATHS = 4  # disjoint ones, for stores and for reads that ask for it: 20 % liars own none of them
+PATH_ALPHA = 3  # in flight in each of several paths: 12 in all
+REQUESTS_MAX = 400  # of one lookup: 70 % dead at 10,000 peers take 83 (facts: state, 2)
+REGION_MAX = 200  # asked within a region: k are expected there, and ten times as many Sybils
+
+Query = FindNode | GetProviders | GetValue
+Look = Callable[[Contact, Answer], bool]
 
 
-@dataclass
 class Lookup:
-    """The k live contacts nearest to `target`."""
+    """The k live contacts nearest to `target`, nearest first: its `result`.
 
-    target: Key
-    own: PeerId
-    k: int = K
-    alpha: int = ALPHA
-    queries: int = 0
-    _fresh: dict[PeerId, Contact] = field(default_factory=dict[PeerId, Contact])
-    _asked: dict[PeerId, Contact] = field(default_factory=dict[PeerId, Contact])
-    _alive: dict[PeerId, Contact] = field(default_factory=dict[PeerId, Contact])
-    _done: set[PeerId] = field(default_factory=set[PeerId])
+    seeds: whom we know nearest to it. paths: disjoint ones. region: a distance; 0 for none.
+    need: how many of the nearest must have answered. look: called with each answer; True ends it.
+    salt: a random number, in whose order a region is asked that holds too many.
+    """
 
-    def learn(self, contacts: Iterable[Contact]) -> None:
-        """Add candidates: the seeds, and what answers brought."""
-        for contact in contacts:
-            is_known = contact.peer in self._asked or contact.peer in self._done
-            if not is_known and contact.peer != self.own:
-                self._fresh[contact.peer] = contact
-        if len(self._fresh) > CANDIDATES_MAX:
-            nearest = sorted(self._fresh.values(), key=self._distance)[:CANDIDATES_MAX]
-            self._fresh = {contact.peer: contact for contact in nearest}
+    def __init__(
+        self,
+        target: Key,
+        own: PeerId,
+        request: Query,
+        seeds: Iterable[Contact],
+        moment: Moment,
+        *,
+        paths: int = 1,
+        region: int = 0,
+        need: int = K,
+        look: Look | None = None,
+        salt: int = 0,
+    ) -> None:
+        assert paths >= 1
+        assert need >= 1
+        self.target = target
+        self.region = region
+        self._own, self._request = own, request
+        self._look, self._salt = look, salt
+        self._began_s = moment.s
+        self._known = dict[int, Candidate]()  # by distance
+        self._flights = list[Flight]()  # by tag
+        alpha = ALPHA if paths == 1 else PATH_ALPHA
+        self._paths = [Path(alpha, need) for _ in range(paths)]
+        self._in_region = 0  # asked there
+        self._has_enough = False
+        self._is_done = False
+        self._wake_at = -math.inf
+        nearest = sorted(seeds, key=lambda seed: seed.key ^ target)
+        for number, path in enumerate(self._paths):
+            self._learn(path, nearest[number::paths], 0)
 
-    def next_queries(self) -> list[Contact]:
-        """Return whom to ask now; they are in flight until reported."""
-        if self.is_done:
-            return []
-        room = min(self.alpha - len(self._asked), QUERIES_MAX - self.queries)
-        wanted = sorted(self._fresh.values(), key=self._distance)[: max(room, 0)]
-        bound = self._bound()
-        wanted = [contact for contact in wanted if self._distance(contact) < bound]
-        for contact in wanted:
-            del self._fresh[contact.peer]
-            self._asked[contact.peer] = contact
-        self.queries += len(wanted)
+    # --- events ----------------------------------------------------------------------------------
+
+    def next_asks(self, moment: Moment) -> list[Wanted]:
+        """Return what to send now. It is here, and nowhere else, that `is_done` turns true."""
+        now_s = moment.s
+        if self._is_done or self._has_enough or now_s >= self._began_s + OPERATION_S:
+            return self._end(now_s)
+        wanted = list[Wanted]()
+        is_settled, is_flying = True, False
+        for path in self._paths:
+            fresh, is_path_settled = path.nearest(now_s)
+            if is_path_settled and self.region:
+                fresh = self._unasked_in_region(path)
+            for candidate in fresh[: path.places(now_s)]:
+                if len(self._flights) >= REQUESTS_MAX:
+                    break
+                wanted.append(self._ask(path, candidate, now_s))
+            is_settled = is_settled and is_path_settled and not fresh
+            is_flying = is_flying or bool(path.flying)
+        if not is_flying or (is_settled and not self._waits_for_region()):
+            return self._end(now_s)
+        self._wake_at = self._next_slow(now_s)
         return wanted
 
-    def answered(self, peer: PeerId, contacts: Iterable[Contact]) -> None:
-        """A peer answered with those it knows nearest to the target."""
-        contact = self._asked.pop(peer, None)
-        if contact is None:
+    def answered(self, tag: int, answer: Answer, moment: Moment) -> None:
+        """A request was answered: its contacts become candidates of the path that asked."""
+        if isinstance(answer, Stored):  # whatever was asked may be answered by a refusal
+            self.failed(tag, f"refused: {answer.refusal}", moment)
             return
-        self._done.add(peer)
-        self._alive[peer] = contact
-        self.learn(sorted(contacts, key=self._distance)[: self.k])
+        flight = self._landed(tag, moment, "answered")
+        if flight is None:
+            return
+        candidate = flight.candidate
+        candidate.state = ALIVE
+        if not isinstance(answer, Pong):
+            flight.closer = len(answer.closer)
+            flight.found = _found_in(answer)
+            self._learn(flight.path, answer.closer[:K], candidate.depth + 1)
+        if self._look is not None and self._look(candidate.contact, answer):
+            self._has_enough = True
 
-    def failed(self, peer: PeerId) -> None:
-        """A peer did not answer in time."""
-        if self._asked.pop(peer, None) is not None:
-            self._done.add(peer)
+    def failed(self, tag: int, why: str, moment: Moment) -> None:
+        """A request was not answered: its peer no longer counts, and one more may fly."""
+        flight = self._landed(tag, moment, why)
+        if flight is not None:
+            flight.candidate.state = DEAD
+            flight.path.failures += 1
+
+    # --- what came of it -------------------------------------------------------------------------
+
+    @property
+    def wake_at(self) -> float:
+        """When the next request in flight has become slow, or the deadline."""
+        return math.inf if self._is_done else self._wake_at
 
     @property
     def is_done(self) -> bool:
-        """True when nobody nearer than the k-th live one is left to ask or still in flight."""
-        if self.queries >= QUERIES_MAX:
-            return not self._asked
-        bound = self._bound()
-        left = (*self._asked.values(), *self._fresh.values())
-        return all(self._distance(contact) >= bound for contact in left)
+        """True when the nearest have answered, enough was found, or time or requests ran out."""
+        return self._is_done
 
-    def closest(self) -> list[Contact]:
-        """Return those who answered, nearest first, up to k."""
-        return sorted(self._alive.values(), key=self._distance)[: self.k]
+    @property
+    def result(self) -> list[Contact]:
+        """The k nearest who answered, nearest first, at most `PER_GROUP` of an address group."""
+        return self._alive(K, PER_GROUP, (1 << KEY_BITS) - 1)
 
-    def _bound(self) -> int:
-        """Distance of the k-th live one: what is not nearer does not matter."""
-        nearest = self.closest()
-        return self._distance(nearest[-1]) if len(nearest) == self.k else 2**256
+    def in_region(self) -> list[Contact]:
+        """Those within the region who answered, nearest first."""
+        return self._alive(REGION_MAX, REGION_PER_GROUP, self.region) if self.region else []
 
-    def _distance(self, contact: Contact) -> int:
-        return distance(self.target, key_of_peer(contact.peer))
+    def close_set(self) -> list[Contact]:
+        """Who should hold a record that is at the target: `result` and `in_region`."""
+        nearest = {contact.key: contact for contact in self.result}
+        nearest.update((contact.key, contact) for contact in self.in_region())
+        return sorted(nearest.values(), key=lambda contact: contact.key ^ self.target)
+
+    def known(self) -> list[Contact]:
+        """All it has heard of but those who failed, nearest first."""
+        known = sorted(self._known.items())
+        return [candidate.contact for _, candidate in known if candidate.state != DEAD]
+
+    def failures(self) -> list[Contact]:
+        """Those who were asked and did not answer."""
+        return [candidate.contact for candidate in self._known.values() if candidate.state == DEAD]
+
+    def is_near(self, contact: Contact) -> bool:
+        """Whether it was among the nearest known at the last `next_asks`, or is in the region."""
+        distance = contact.key ^ self.target
+        return distance <= max(self.region, *(path.edge for path in self._paths), 0)
+
+    @property
+    def requests(self) -> int:
+        """How many were sent."""
+        return len(self._flights)
+
+    @property
+    def hops(self) -> int:
+        """How many requests in a row led to the nearest's own answer: 1 for one in our table."""
+        alive = (one for one in self._known.values() if one.state == ALIVE)
+        nearest = min(alive, key=lambda one: one.distance, default=None)
+        return 0 if nearest is None else nearest.depth + 1
+
+    @property
+    def trace(self) -> Trace:
+        """Return every request so far, in order; made when asked for, since few ask."""
+        return Trace([self._hop(flight) for flight in self._flights])
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _learn(self, path: Path, contacts: Iterable[Contact], depth: int) -> None:
+        target, known = self.target, self._known
+        is_only = len(self._paths) == 1
+        for contact in contacts:
+            distance = contact.key ^ target
+            candidate = known.get(distance)
+            if candidate is None:
+                if contact.peer == self._own:
+                    continue
+                candidate = known[distance] = Candidate(contact, distance, depth)
+            else:
+                if candidate.state == FRESH and contact.is_newer_than(candidate.contact):
+                    candidate.contact, candidate.groups = contact, None
+                if is_only:
+                    continue
+            path.add(candidate)
+
+    def _unasked_in_region(self, path: Path) -> list[Candidate]:
+        """Return whom to ask in the region.
+
+        Within it nearness is no merit, since that is what is ground cheaply: if there are too many,
+        chance says who is asked.
+        """
+        fresh = path.unasked_within(self.region)
+        room = REGION_MAX - self._in_region
+        if len(fresh) > room:
+            fresh.sort(key=lambda candidate: candidate.contact.key ^ self._salt)
+        return fresh[: max(room, 0)]
+
+    def _waits_for_region(self) -> bool:
+        if not self.region:
+            return False
+        flying = (flight for path in self._paths for flight in path.flying.values())
+        return any(flight.candidate.distance <= self.region for flight in flying)
+
+    def _next_slow(self, now_s: float) -> float:
+        flying = (flight for path in self._paths for flight in path.flying.values())
+        slow = (flight.candidate.slow_at_s for flight in flying)
+        deadline_s = self._began_s + OPERATION_S
+        return min((at_s for at_s in slow if at_s > now_s), default=deadline_s)
+
+    def _ask(self, path: Path, candidate: Candidate, now_s: float) -> Wanted:
+        candidate.ask(now_s)
+        self._in_region += candidate.distance <= self.region
+        tag = len(self._flights)
+        flight = Flight(candidate, path)
+        self._flights.append(flight)
+        path.flying[tag] = flight
+        return Wanted(tag, candidate.contact, self._request)
+
+    def _landed(self, tag: int, moment: Moment, outcome: str) -> Flight | None:
+        """Take a request out of the air; None if it is not there."""
+        flight = self._flights[tag] if 0 <= tag < len(self._flights) else None
+        if flight is None or flight.path.flying.pop(tag, None) is None:
+            return None
+        flight.took_s, flight.outcome = moment.s - flight.candidate.began_s, outcome
+        return flight
+
+    def _end(self, now_s: float) -> list[Wanted]:
+        for path in self._paths:
+            path.nearest(now_s)  # for `is_near`
+        self._is_done = True
+        return []
+
+    def _alive(self, count: int, per_group: int, within: int) -> list[Contact]:
+        known = self._known
+        alive = sorted(at for at, one in known.items() if one.state == ALIVE and at <= within)
+        groups = dict[str, int]()
+        candidates = (known[distance] for distance in alive)
+        taken = (one.contact for one in candidates if one.takes_place(groups, per_group))
+        return list(islice(taken, count))
+
+    def _hop(self, flight: Flight) -> Hop:
+        candidate = flight.candidate
+        return Hop(
+            peer=candidate.contact.peer,
+            bits=KEY_BITS - candidate.distance.bit_length(),
+            depth=candidate.depth,
+            path=self._paths.index(flight.path),
+            began_s=candidate.began_s - self._began_s,
+            took_s=flight.took_s,
+            outcome=flight.outcome,
+            closer=flight.closer,
+            found=flight.found,
+        )
+
+
+def _found_in(answer: Nodes | Providers | Values) -> int:
+    """How many records are in an answer."""
+    match answer:
+        case Providers(provisions):
+            return len(provisions)
+        case Values(values):
+            return len(values)
+        case _:
+            return 0

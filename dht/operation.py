@@ -12,7 +12,7 @@ from dht.messages import Answer, Contact, Moment, Request, Trace
 
 QUERY_S = 3.0  # for one answer, with dialling; a slower peer is no use in a lookup
 SLOW_S = 0.5  # after this a request no longer fills a place: another may fly beside it
-OPERATION_S = 30.0  # for a whole operation; 40 requests, 8 at a time, with a third of the peers dead
+OPERATION_S = 30.0  # for one lookup: 40 requests, 8 at a time, with a third of the peers dead
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +28,11 @@ class Wanted:
 class Operation(Protocol):
     """Same inputs, same outputs: time and chance come from outside."""
 
-    trace: Trace
-
     def next_asks(self, moment: Moment) -> list[Wanted]:
-        """Return what to send now; called at the beginning and after every event."""
+        """Return what to send now; called at the beginning and after every event.
+
+        What comes with the end (`is_done` is true afterwards) is sent, and its answers not awaited.
+        """
         ...
 
     def answered(self, tag: int, answer: Answer, moment: Moment) -> None:
@@ -40,6 +41,11 @@ class Operation(Protocol):
 
     def failed(self, tag: int, why: str, moment: Moment) -> None:
         """A request was not answered: "timeout", "unreachable", or what the peer says."""
+        ...
+
+    @property
+    def trace(self) -> Trace:
+        """Every request so far, in the order of sending."""
         ...
 
     @property

@@ -1,349 +1,344 @@
-"""Finding peers and providers: the trio driver over table, lookup and records.
+"""The DHT as a service: looking and storing for whoever asks, our own records, the snapshot.
 
-Stands on requests by bytes and on the host's address book. Every query has a deadline of its own;
-peers enter the table only after they answered us.
+The machine is `dht.node.Node`, driven by `dht.driver.Driver`; whoever waits for an operation and is
+cancelled ends it.
 """
 
-import itertools
-from collections.abc import Callable, Iterable
-from typing import Protocol
+import logging
+import math
+import random
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import trio
 
-from dht import wire
-from dht.key import Key, from_bytes, key_at, key_of_peer
-from dht.lookup import ALPHA, Lookup
-from dht.providers import Providers
-from dht.records import (
-    PEER_RECORD_MS,
-    Contact,
-    Signed,
-    content_key,
-    open_peer,
-    open_provider,
-    sign_peer,
-    sign_provider,
-)
-from dht.table import K, Table
-from wire import codec
-from wire.errors import BadMessage, DeadlineExceeded, ShoalError, UsageError
+from dht import snapshot
+from dht.driver import Driver
+from dht.key import common_bits, key_of_peer
+from dht.messages import Answer, Contact, Provision, Request, Trace, Value, hearsay
+from dht.node import Node
+from dht.own import Own
+from dht.ports import Book, Transport
+from dht.records import NAME_MAX
+from dht.regions import Provided
+from dht.snapshot import Snapshot
+from dht.storing import Kept
+from dht.table import K
+from wire.errors import Busy, UsageError
 from wire.ids import PeerId, Signer
-from wire.ports import Clock, Network
+from wire.ports import Clock, OffLoop
+from wire.threads import Threads
 
-QUERY_S = 3.0  # for one answer, with dialling; a slower peer is no use in a lookup
-LOOKUP_S = 30.0  # for a whole lookup; 40 queries, 8 at a time, with a third of the peers dead
-EARLY_REFRESH_S = (5.0, 30.0)  # a swarm that starts together knows few at the first look
-REFRESH_S = 600.0  # between looks at ourselves and at buckets that heard of nobody since
-PROVIDER_TTL_MS = 3_600_000  # how long our records live when we are gone
-REPUBLISH_S = PROVIDER_TTL_MS / 3000  # two republishings may fail
-RETRY_S = 30.0  # until a record that nobody took is offered again
-PROVIDED_MAX = 10_000  # keys that we provide
-CHECKS_MAX = 64  # peers waiting to be pinged into the table; when full, newcomers are dropped
-CHECKED_MAX = 4096  # signed records remembered as genuine, 3 MB: a signature costs 60 µs to check
-RECORD_AGE_MS = PEER_RECORD_MS // 24  # our own record is signed anew after this
+EARLY_S = (5.0, 25.0)  # after the first look: those who start together meet at these
+PROVIDED_MAX = 20_000  # names that we provide: their records take 8 MB while they are sent
+SEALED_AT_ONCE = 500  # provider records that a thread signs before others have their turn: 20 ms
+SAVE_S = 60.0  # between two snapshots
+LEAVE_S = 1.0  # for handing over what we hold
+PUBLISH_LOOK_S = 30.0  # between two looks for values of ours that are due
+
+log = logging.getLogger(__name__)
 
 
-class AddressBook(Protocol):
-    """What the DHT needs of the host; `node.host.service.LibP2pHost` has these methods."""
+@dataclass(frozen=True)
+class TableRow:
+    """One contact of the table, for people. bucket: leading bits in common with us."""
 
-    def addresses(self) -> list[str]:
-        """Our own dialable multiaddrs."""
-        ...
+    peer: PeerId
+    bucket: int
+    addrs: tuple[str, ...]
+    address: str  # at which it answered
+    seen_s: float  # ago
+    useful_s: float | None  # ago; None: not yet
+    failures: int
 
-    def addresses_of(self, peer: PeerId, /) -> list[str]:
-        """What we know of a peer's addresses."""
-        ...
 
-    def learn(self, peer: PeerId, addrs: list[str], /) -> object:
-        """Remember addresses of a peer, so that a request to it can be dialled."""
-        ...
+@dataclass(frozen=True)
+class TableView:
+    """What `shoal dht table` shows: nearest first."""
+
+    peer: PeerId
+    is_server: bool
+    size: float  # of the network, estimated
+    rows: tuple[TableRow, ...]
+    held: int  # records that we hold for others
+    provided: int  # names that we provide
+    published: int  # values of our own that we store again
 
 
 class DhtService:
-    """`node` wires `rpc.answer("dht", dht.answer)`."""
+    """`node.finding` wires it to the host. Every call raises ShoalError at worst."""
 
     def __init__(
         self,
-        network: Network,
-        addresses: AddressBook,
+        transport: Transport,
+        book: Book,
         signer: Signer,
         clock: Clock,
         *,
         peers: Callable[[], list[PeerId]],
+        rng: random.Random | None = None,
+        is_public: bool = False,
+        file: Path | None = None,
+        off_loop: OffLoop | None = None,
     ) -> None:
-        """`peers` lists who is connected now: where lookups start while the table is empty."""
-        self._network, self._addresses, self._signer = network, addresses, signer
-        self._clock, self._peers = clock, peers
-        self._table, self._records = Table(signer.peer), Providers()
-        self._checks, self._to_check = trio.open_memory_channel[PeerId](CHECKS_MAX)
-        self._queued: set[PeerId] = set()
-        self._genuine: dict[Signed, Contact] = {}
-        self._mine: Contact | None = None
-        self._provided: dict[bytes, float] = {}  # key -> when to publish it again
-        self._acquainted = trio.Event()  # somebody is in the table
+        """`peers` lists who is connected now: where lookups start while the table is empty.
+
+        is_public: other implementations take part, so unsigned records are taken as they mean them.
+        file: where table and own values are kept; None: nowhere. off_loop: for simulators.
+        """
+        self._book, self._clock, self._peers = book, clock, peers
+        self._own = Own(signer, book.addresses)
+        self.node = Node(self._own, rng or random.Random(), is_public=is_public)
+        self._driver = Driver(self.node, transport, clock)
+        self._off_loop: OffLoop = off_loop or Threads()
+        self._file, self._kept, self._saved = file, Snapshot(), b""
+        self._provided: set[bytes] = set()
+        self._joined = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep the table fresh and our records published until cancelled."""
+        """Read the snapshot, then drive the machine until cancelled."""
+        self._kept = await self._read()
+        self._own.adopt(self._kept.values)
         async with trio.open_nursery() as nursery:
-            for _ in range(ALPHA):
-                nursery.start_soon(self._check)
-            nursery.start_soon(self._refresh)
-            nursery.start_soon(self._republish)
+            await nursery.start(self._driver.run)
+            nursery.start_soon(self._publish)
+            nursery.start_soon(self._save_often)
+            nursery.start_soon(self._look_early)
+            if self._kept.contacts:
+                nursery.start_soon(self._rejoin)
             task_status.started()
 
-    def peer_up(self, peer: PeerId) -> None:
-        """A connection to a peer is there: ask it in, if the table has room."""
-        if peer in self._queued or not self._table.has_room_for(peer):
-            return
-        try:
-            self._checks.send_nowait(peer)
-        except trio.WouldBlock:
-            return
-        self._queued.add(peer)
+    # --- what the transport and the host tell ----------------------------------------------------
 
-    def table(self) -> list[Contact]:
-        """Return the contacts in the routing table, nearest first."""
-        return self._table.closest(self._table.own_key, len(self._table))
-
-    async def bootstrap(self) -> int:
-        """Look for ourselves, starting from who is connected; returns how many contacts we know."""
-        async with trio.open_nursery() as nursery:
-            for peer in self._peers()[:K]:
-                if self._table.has_room_for(peer):
-                    nursery.start_soon(self._ping, peer)
-        await self._find(self._table.own_key)
-        await self._refresh_buckets(before=self._clock.now())
-        return len(self._table)
-
-    async def find_peer(self, peer: PeerId) -> list[str]:
-        """Return a peer's own signed addresses, newest word; [] if nobody knows it."""
-        known = self._table.get(peer)
-        best = [known] if known is not None else []
-
-        def look(_: PeerId, answer: wire.Answer) -> bool:
-            if isinstance(answer, wire.Nodes):
-                best.extend(c for c in self._open_all(answer.contacts) if c.peer == peer)
-            return bool(best)
-
-        if not best:
-            key = key_of_peer(peer)
-            await self._search(key, wire.FindNode(self._me(), key.to_bytes(32)), look)
-        return list(max(best, key=lambda one: one.seq).addrs) if best else []
-
-    async def provide(self, key: bytes) -> int:
-        """Say that we have `key`, now and again; returns how many peers took the record."""
-        if key not in self._provided and len(self._provided) >= PROVIDED_MAX:
-            raise UsageError(f"this node provides {PROVIDED_MAX} keys already")
-        raw, now_ms = content_key(key), self._clock.wall_ms()
-        self._provided[key] = self._clock.now() + RETRY_S
-        record = sign_provider(self._signer, raw, expires_ms=now_ms + PROVIDER_TTL_MS)
-        self._records.store(open_provider(record, now_ms), record, now_ms)
-        closest = await self._find(from_bytes(raw))
-        kept: list[PeerId] = []
-
-        async def offer(contact: Contact) -> None:
-            try:
-                answer = await self._ask(contact.peer, wire.Provide(self._me(), record))
-            except ShoalError:
-                return
-            if isinstance(answer, wire.Stored) and answer.is_kept:
-                kept.append(contact.peer)
-
-        async with trio.open_nursery() as nursery:
-            for contact in closest:
-                nursery.start_soon(offer, contact)
-        if kept and key in self._provided:
-            self._provided[key] = self._clock.now() + REPUBLISH_S
-        return len(kept)
-
-    def withdraw(self, key: bytes) -> None:
-        """Stop saying that we have `key`; what is out there dies within an hour."""
-        self._provided.pop(key, None)
-
-    async def providers(self, key: bytes) -> list[PeerId]:
-        """Return who says to have `key`, as far as the peers nearest to it know."""
-        raw = content_key(key)
-        found: dict[PeerId, None] = {}
-
-        def look(_: PeerId, answer: wire.Answer) -> bool:
-            if isinstance(answer, wire.Found):
-                found.update(dict.fromkeys(self._providers_in(raw, answer.records)))
-            return False
-
-        local = self._records.get(raw, self._clock.wall_ms())
-        found.update(dict.fromkeys(self._providers_in(raw, local)))
-        await self._search(from_bytes(raw), wire.GetProviders(self._me(), raw), look)
-        return list(found)
-
-    async def answer(self, peer: PeerId, message: bytes) -> bytes:
-        """Answer one request of a peer. Raises BadMessage."""
-        request = codec.decode(message, wire.request_decoder, wire.FRAME_MAX)
-        caller = self._open(request.me)
-        if caller.peer != peer:
-            raise BadMessage(f"{peer} shows the record of {caller.peer}")
-        self._addresses.learn(peer, list(caller.addrs))
-        self.peer_up(peer)
-        return codec.encode(self._reply(peer, request))
-
-    # --- inside --------------------------------------------------------------------------------
-
-    def _reply(self, peer: PeerId, request: wire.Request) -> wire.Answer:
-        now_ms = self._clock.wall_ms()
-        match request:
-            case wire.Ping():
-                return wire.Pong(self._me())
-            case wire.FindNode():
-                return wire.Nodes(self._me(), self._near(request.target, peer))
-            case wire.GetProviders():
-                records = self._records.get(request.key, now_ms)
-                return wire.Found(self._me(), records, self._near(request.key, peer))
-            case wire.Provide():
-                record = open_provider(request.record, now_ms)
-                if record.peer != peer:
-                    raise BadMessage(f"{peer} offers a record of {record.peer}")
-                return wire.Stored(self._me(), self._records.store(record, request.record, now_ms))
-
-    def _near(self, target: bytes, asker: PeerId) -> list[Signed]:
-        now_ms = self._clock.wall_ms()
-        contacts = self._table.closest(from_bytes(target), K + 1)
-        return [c.signed for c in contacts if c.peer != asker and c.is_fresh(now_ms)][:K]
-
-    def _me(self) -> Signed:
-        """Our own record, signed anew when our addresses change or it gets old."""
-        now_ms, addrs = self._clock.wall_ms(), self._addresses.addresses()
-        mine = self._mine
-        if mine is None or now_ms - mine.issued_ms > RECORD_AGE_MS or set(mine.addrs) != set(addrs):
-            signed = sign_peer(self._signer, addrs, seq=now_ms, now_ms=now_ms)
-            self._mine = mine = Contact(self._signer.peer, tuple(addrs), now_ms, now_ms, signed)
-        return mine.signed
-
-    def _open(self, signed: Signed) -> Contact:
-        """Check a peer record, remembering the genuine ones. Raises BadMessage."""
-        now_ms = self._clock.wall_ms()
-        known = self._genuine.get(signed)
-        if known is not None and known.is_fresh(now_ms):
-            return known
-        contact = open_peer(signed, now_ms)
-        while len(self._genuine) >= CHECKED_MAX:
-            del self._genuine[next(iter(self._genuine))]
-        self._genuine[signed] = contact
-        return contact
-
-    def _open_all(self, records: Iterable[Signed]) -> list[Contact]:
-        """Keep the genuine ones; an old or false record is no reason to lose the others."""
-        found: list[Contact] = []
-        for signed in records:
-            try:
-                found.append(self._open(signed))
-            except BadMessage:
-                continue
-        return found
-
-    def _providers_in(self, key: bytes, records: Iterable[Signed]) -> list[PeerId]:
-        found: list[PeerId] = []
-        for signed in records:
-            try:
-                record = open_provider(signed, self._clock.wall_ms())
-            except BadMessage:
-                continue
-            if record.key == key:
-                found.append(record.peer)
-        return found
-
-    async def _ask(self, peer: PeerId, request: wire.Request) -> wire.Answer:
-        """One query; tells the table how it went. Raises ShoalError."""
-        try:
-            frame = codec.encode(request)
-            with trio.fail_after(QUERY_S):  # the port's own deadline may leave dialling out
-                reply = await self._network.request(peer, frame, timeout_s=QUERY_S)
-            answer = codec.decode(reply, wire.answer_decoder, wire.FRAME_MAX)
-            contact = self._open(answer.me)
-            if contact.peer != peer:
-                raise BadMessage(f"{peer} shows the record of {contact.peer}")
-        except trio.TooSlowError as error:
-            self._table.failed(peer)
-            raise DeadlineExceeded(f"{peer} did not answer in {QUERY_S} s") from error
-        except ShoalError:
-            self._table.failed(peer)
-            raise
-        for check in self._table.answered(contact, self._clock.now()):
-            self._enqueue(check.contact.peer)
-        self._acquainted.set()
+    def answer(self, peer: PeerId, sender: Contact | None, request: Request) -> Answer:
+        """Answer a peer's request. Never raises."""
+        answer = self.node.received(peer, sender, request, self._driver.moment())
+        self._driver.pump()
         return answer
 
-    async def _find(self, target: Key) -> list[Contact]:
-        """Return the live contacts nearest to a key."""
-        request = wire.FindNode(self._me(), target.to_bytes(32))
-        return await self._search(target, request, lambda _peer, _answer: False)
+    def peer_up(self, peer: PeerId) -> None:
+        """A connection to a peer is there: it is asked in, if the table wants it."""
+        self.node.peer_up(self._hearsay(peer), self._driver.moment())
+        self._driver.pump()
 
-    async def _search(
-        self, target: Key, request: wire.Request, look: Callable[[PeerId, wire.Answer], bool]
+    @property
+    def contacts(self) -> int:
+        """How many servers are in our table."""
+        return len(self.node.table)
+
+    @property
+    def is_server(self) -> bool:
+        """Whether we answer others, and are in their tables."""
+        return self.node.is_server
+
+    def sender(self) -> Contact | None:
+        """Our own record, which goes with every message; None as a client."""
+        return self.node.sender(self._driver.moment())
+
+    def set_mode(self, *, is_server: bool) -> None:
+        """Become a server, or a client, which hands over what it holds."""
+        if is_server != self.node.is_server:
+            self.node.set_mode(is_server=is_server, moment=self._driver.moment())
+            self._driver.pump()
+
+    # --- looking ---------------------------------------------------------------------------------
+
+    async def bootstrap(self) -> int:
+        """Look for ourselves, from who is connected and in the table; how many contacts we know."""
+        seeds = [self._hearsay(peer) for peer in self._peers()[:K]]
+        await self._driver.do(partial(self.node.bootstrap, seeds))
+        self._joined.set()
+        return self.contacts
+
+    async def closest(
+        self, name: bytes, *, paths: int = 1, trace: Trace | None = None
     ) -> list[Contact]:
-        """Drive one lookup until it ends, or `look` says after an answer that it is enough."""
-        lookup = Lookup(target, self._signer.peer)
-        lookup.learn(self._table.closest(target, K))
-        send, receive = trio.open_memory_channel[tuple[PeerId, wire.Answer | None]](ALPHA)
+        """Return the live servers nearest to a name (any bytes), nearest first."""
+        found: list[Contact] = await self._driver.do(
+            partial(self.node.find_closest, name, paths=paths, trace=trace)
+        )
+        return found
 
-        async def query(contact: Contact) -> None:
-            self._addresses.learn(contact.peer, list(contact.addrs))
-            try:
-                answer: wire.Answer | None = await self._ask(contact.peer, request)
-            except ShoalError:
-                answer = None
-            await send.send((contact.peer, answer))
+    async def find_peer(self, peer: PeerId, *, trace: Trace | None = None) -> list[str]:
+        """Return a peer's addresses, its newest word; [] if nobody knows it."""
+        found: Contact | None = await self._driver.do(
+            partial(self.node.find_peer, peer, trace=trace)
+        )
+        return [] if found is None else list(found.addrs)
 
-        async with trio.open_nursery() as nursery:
-            nursery.cancel_scope.deadline = trio.current_time() + LOOKUP_S
-            while not lookup.is_done:
-                for contact in lookup.next_queries():
-                    nursery.start_soon(query, contact)
-                peer, answer = await receive.receive()
-                if answer is None:
-                    lookup.failed(peer)
-                    continue
-                near = answer.contacts if isinstance(answer, wire.Nodes | wire.Found) else []
-                lookup.answered(peer, self._open_all(near))
-                if look(peer, answer):
-                    break
-            nursery.cancel_scope.cancel()
-        return lookup.closest()
+    async def providers(
+        self, name: bytes, *, paths: int = 1, trace: Trace | None = None
+    ) -> list[PeerId]:
+        """Return who says to have what this names, as far as the servers nearest to it know."""
+        found: Iterable[Provision] = await self._driver.do(
+            partial(self.node.providers, name, paths=paths, trace=trace)
+        )
+        return list(dict.fromkeys(one.peer for one in found))
 
-    async def _ping(self, peer: PeerId) -> None:
+    async def get(
+        self, name: bytes, *, paths: int = 1, trace: Trace | None = None
+    ) -> tuple[Value, ...]:
+        """Return the newest value of a name, or of each author under `/shoal/multi`; () if none."""
+        found: tuple[Value, ...] = await self._driver.do(
+            partial(self.node.get, name, paths=paths, trace=trace)
+        )
+        return found
+
+    # --- storing ---------------------------------------------------------------------------------
+
+    async def provide(self, name: bytes, *, trace: Trace | None = None) -> int:
+        """Say that we have `name`, now and again until `withdraw`; how many servers keep it.
+
+        Raises UsageError if we provide too many already.
+        """
+        self._promise([name])
+        kept: Kept = await self._driver.do(partial(self.node.provide, name, trace=trace))
+        return kept.kept
+
+    async def provide_many(self, names: Iterable[bytes]) -> int:
+        """Say that we have these, by regions of keys; how many records servers keep of it.
+
+        Raises UsageError if we would provide too many.
+        """
+        wanted = list(dict.fromkeys(names))
+        self._promise(wanted)
         try:
-            await self._ask(peer, wire.Ping(self._me()))
-        except ShoalError:
-            return  # the table knows
+            for first in range(0, len(wanted), SEALED_AT_ONCE):
+                part = wanted[first : first + SEALED_AT_ONCE]
+                wall_ms = self._clock.wall_ms()
+                await self._off_loop(partial(self._own.prepare, part, wall_ms))
+            provided: Provided = await self._driver.do(partial(self.node.provide_many, wanted))
+        finally:
+            self._own.drop_prepared(wanted)
+        return provided.kept
 
-    def _enqueue(self, peer: PeerId) -> None:
-        if peer not in self._queued:
-            try:
-                self._checks.send_nowait(peer)
-            except trio.WouldBlock:
-                self._table.unchecked(peer)
-                return
-            self._queued.add(peer)
+    def withdraw(self, name: bytes) -> None:
+        """Stop saying that we have `name`; what is out there dies within a day."""
+        self._provided.discard(name)
+        self.node.withdraw(name)
 
-    async def _check(self) -> None:
-        async for peer in self._to_check:
-            await self._ping(peer)
-            self._queued.discard(peer)
+    async def put(self, value: Value, *, trace: Trace | None = None) -> Kept:
+        """Store a value once; how many servers keep it, and why one did not."""
+        kept: Kept = await self._driver.do(partial(self.node.put, value, trace=trace))
+        return kept
 
-    async def _refresh(self) -> None:
-        await self._acquainted.wait()
-        for wait_s in itertools.chain(EARLY_REFRESH_S, itertools.repeat(REFRESH_S)):
-            await self.bootstrap()
+    async def put_head(self, name: str, data: bytes, *, trace: Trace | None = None) -> Kept:
+        """Sign and store `/shoal/head/US/NAME`, and store it again at half-life until `forget`."""
+        return await self._put_own(self._own.head(name, data, self._clock.wall_ms()), trace)
+
+    async def put_multi(self, name: str, data: bytes, *, trace: Trace | None = None) -> Kept:
+        """Sign and store our value of `/shoal/multi/NAME`, and again until `forget`."""
+        return await self._put_own(self._own.multi(name, data, self._clock.wall_ms()), trace)
+
+    def forget(self, name: bytes) -> None:
+        """Stop republishing our value of this (whole) name."""
+        self._own.forget(name)
+
+    async def leave(self) -> None:
+        """Hand over what we hold (1 s at most), and save the snapshot."""
+        await self._save()
+        with trio.move_on_after(LEAVE_S):
+            await self._driver.do(self.node.leave)
+
+    def published(self) -> list[Value]:
+        """Return our own values, which are stored again and again."""
+        return self._own.values()
+
+    # --- for people ------------------------------------------------------------------------------
+
+    def view(self) -> TableView:
+        """What we know of the network."""
+        node, now, own = self.node, self._clock.now(), key_of_peer(self._own.peer)
+        entries = sorted(node.table.entries(), key=lambda one: one.contact.key ^ own)
+        rows = [
+            TableRow(
+                peer=one.contact.peer,
+                bucket=common_bits(one.contact.key, own),
+                addrs=one.contact.addrs,
+                address=one.address or "",
+                seen_s=now - one.seen_s,
+                useful_s=None if math.isinf(one.useful_s) else now - one.useful_s,
+                failures=one.failures,
+            )
+            for one in entries
+        ]
+        return TableView(
+            peer=self._own.peer,
+            is_server=self.is_server,
+            size=node.size.size(),
+            rows=tuple(rows),
+            held=len(node.holding),
+            provided=len(self._provided),
+            published=len(self._own.values()),
+        )
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _promise(self, names: Sequence[bytes]) -> None:
+        fresh = self._provided.union(names)
+        if not all(0 < len(name) <= NAME_MAX for name in names):
+            raise UsageError(f"names have 1 to {NAME_MAX} bytes")
+        if len(fresh) > PROVIDED_MAX:
+            raise UsageError(f"a node provides {PROVIDED_MAX} names at most")
+        self._provided = fresh
+
+    async def _put_own(self, value: Value, trace: Trace | None) -> Kept:
+        kept = await self.put(value, trace=trace)
+        if kept.kept:
+            self._own.stored(value.name, self._clock.wall_ms())
+        return kept
+
+    def _hearsay(self, peer: PeerId) -> Contact:
+        return hearsay(peer, tuple(self._book.addresses_of(peer)))
+
+    async def _rejoin(self) -> None:
+        """Ask those that were in the table when we stopped."""
+        await self._driver.do(partial(self.node.bootstrap, self._kept.contacts))
+        self._joined.set()
+        log.info("dht.rejoined contacts=%d of=%d", self.contacts, len(self._kept.contacts))
+
+    async def _look_early(self) -> None:
+        """Look for ourselves again soon, if we know few: the others may have come with us."""
+        await self._joined.wait()
+        for wait_s in EARLY_S:
             await trio.sleep(wait_s)
+            if self.contacts < K:
+                with suppress(Busy):
+                    await self.bootstrap()
 
-    async def _refresh_buckets(self, *, before: float) -> None:
-        for index in self._table.idle_buckets(before - REFRESH_S):
-            self._table.refreshed(index, self._clock.now())
-            rest = int.from_bytes(content_key(str((index, before)).encode()))
-            await self._find(key_at(self._table.own_key, index, rest))
-
-    async def _republish(self) -> None:
+    async def _publish(self) -> None:
+        """Store our values again at half-life, and after a restart."""
         while True:
-            await trio.sleep(RETRY_S)
-            now = self._clock.now()
-            for key in [key for key, due in self._provided.items() if due <= now]:
-                await self.provide(key)
-            self._records.expire(self._clock.wall_ms())
+            if self.contacts:
+                for name in self._own.due(self._clock.wall_ms()):
+                    with suppress(Busy):  # the next look may find a place
+                        await self._put_again(name)
+            await trio.sleep(PUBLISH_LOOK_S)
+
+    async def _put_again(self, name: bytes) -> None:
+        value = self._own.again(name, self._clock.wall_ms())
+        if value is not None:
+            await self._put_own(value, None)
+
+    async def _read(self) -> Snapshot:
+        if self._file is None:
+            return Snapshot()
+        return await self._off_loop(partial(snapshot.read, self._file))
+
+    async def _save_often(self) -> None:
+        while True:
+            await trio.sleep(SAVE_S)
+            await self._save()
+
+    async def _save(self) -> None:
+        """Write the snapshot, if there is something new in it. An empty table forgets nothing."""
+        contacts, values = self.node.snapshot() or self._kept.contacts, self._own.values()
+        if self._file is None:
+            return
+        data = snapshot.pack(contacts, values)
+        if data != self._saved:
+            await self._off_loop(partial(snapshot.write, self._file, data))
+            self._saved = data

@@ -23,7 +23,7 @@ GROUP_MAX = 10  # entries of an address group in the table: 4 % of one of 250
 FAILURES_MAX = 2  # unanswered requests until an entry goes: one may be a lost packet
 FRESH_S = 300.0  # who answered since then is not checked: of sessions of 30 min 1 in 10 has ended
 CHECK_S = 60.0  # until a bucket asks for its next check, if nothing is heard of the last one
-USEFUL_S = 3600.0  # who brought a lookup forward since then is replaced last
+USEFUL_S = 600.0  # who brought a lookup forward since then is replaced last: 4 of 5 still live
 REFRESH_BITS = 16  # deepest bucket that is refreshed: names for targets are found by trying
 CHANGES_MAX = 1000  # that nobody fetched; older ones are forgotten, the hourly look repairs it
 
@@ -153,7 +153,7 @@ class Table:
         """Return the contacts nearest to a key, nearest first.
 
         All of one bucket are nearer than all of the next in `_walk`, so only those of the buckets
-        that are needed are sorted. Cost for 20 of 250: see docs/dht.md.
+        that are needed are sorted. Cost: 5 to 9 µs for 20 of 250.
         """
         found, buckets = list[Contact](), self._buckets
         for index in _walk(key ^ self.own, len(buckets)):
@@ -171,10 +171,6 @@ class Table:
     def entries(self) -> list[Entry]:
         """Return all entries, farthest bucket first, in each the least recently seen first."""
         return [entry for bucket in self._buckets for entry in bucket.entries]
-
-    def entry(self, peer: PeerId) -> Entry | None:
-        """Return what is known of a contact of the table."""
-        return self._entries.get(peer)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -215,8 +211,6 @@ class Table:
         if address is None or address == entry.address:
             return
         entry.address, old, entry.group = address, entry.group, group_of(address)
-        if entry.group == old:
-            return
         self._count(old, -1)
         fits = self._fits(bucket, entry.group, but=entry)
         self._count(entry.group, 1)

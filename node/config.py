@@ -133,6 +133,15 @@ class BlobOptions(msgspec.Struct, frozen=True):
     ] = 0.0
 
 
+class DhtOptions(msgspec.Struct, frozen=True):
+    """Section [dht]: finding peers and content."""
+
+    public: Annotated[
+        bool,
+        Meta(description="Speak /ipfs/kad/1.0.0 with other libp2p programs (open swarms)."),
+    ] = False
+
+
 class LogOptions(msgspec.Struct, frozen=True):
     """Section [log]: the daemon's log."""
 
@@ -148,6 +157,7 @@ class Config(msgspec.Struct, frozen=True):
     http: HttpOptions = msgspec.field(default_factory=HttpOptions)
     serve: ServeOptions = msgspec.field(default_factory=ServeOptions)
     blobs: BlobOptions = msgspec.field(default_factory=BlobOptions)
+    dht: DhtOptions = msgspec.field(default_factory=DhtOptions)
     log: LogOptions = msgspec.field(default_factory=LogOptions)
 
 

@@ -7,6 +7,7 @@ start at all; here the event loop runs.
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 
 import msgspec
@@ -28,18 +29,18 @@ import node.control.runs as run_routes
 import node.control.store as store_routes
 from crdt.service import StoreService
 from crdt.wire import FRAME_MAX as SYNC_FRAME_MAX
-from dht.service import DhtService
 from node.apps.service import AppRpc
 from node.channels import ChannelDesk, origin_of
 from node.config import Loaded, http_address
 from node.control.api import Api, Event
 from node.control.server import ControlServer
 from node.control.web import keys_of
+from node.finding import Finding
 from node.home import Home
 from node.host.gate import Limits
 from node.host.service import LibP2pHost
 from node.host.views import PeerUp
-from node.known_peers import read_known, write_known
+from node.known_peers import read_known, remember, remember_often
 from node.logs import LogBook, tame_libraries
 from node.membership import MemberInfo, Membership
 from node.metrics import (
@@ -60,6 +61,7 @@ from node.notify import notify
 from node.parts import Life, Node, now_ms
 from node.reach.offer import KEY as REACH
 from node.reach.service import Reach, ReachOptions
+from node.rendezvous import Rendezvous
 from node.runs import Runs
 from node.signals import exit_after, heed_signals
 from node.tickets import Ticket, swarm_tag
@@ -80,7 +82,6 @@ from wire.threads import Threads
 JOIN_S = 0.5  # seconds that a start waits for a first peer; joining goes on behind it
 DRAIN_S = 4.5  # seconds from the first signal to the end, whatever hangs
 LEAVE_S = 1.5  # seconds for the farewell to the swarm
-REMEMBER_INTERVAL_S = 30.0  # between two savings of the connected peers' addresses
 
 OnReady = Callable[[str, list[str], str], None]  # peer ID, addresses, swarm
 _log = structlog.get_logger("daemon")
@@ -119,10 +120,8 @@ class Daemon:
         self.apps = AppRpc(self.rpc)
         self.bulk = BulkService(self.rpc, self.host.lanes)
         self.reach = self._make_reach()
-        self.dht = DhtService(
-            self.rpc.network("dht"), self.reach, start.signer, self.clock, peers=peers
-        )
-        self.rpc.answer("dht", self.dht.answer)
+        self.finding = self._make_finding()
+        self.dht = self.finding.dht
         self.blobs = self._make_blobs()
         self.channels = ChannelService(
             self.host,
@@ -157,6 +156,16 @@ class Daemon:
             traffic=self.traffic,
         )
         self.models = self._make_models()
+        self.rendezvous = Rendezvous(
+            self.dht,
+            self.host,
+            self.reach.addresses,
+            {
+                "run": (self.runs.names, self.runs.alone),
+                "model": (self.models.hosted, self.models.without_hosts),
+            },
+        )
+        self.models.look_for = partial(self.rendezvous.find, "model")
         self.lag = LoopLag()
         self.api = self._declare_routes()
         self.control = ControlServer(self.api)
@@ -170,6 +179,17 @@ class Daemon:
             lambda: self.membership.members(),
             ReachOptions(net.relay, net.relay_mib_s * 2**20, net.port_mapping),
             is_closed=self.start.swarm.key is not None,
+        )
+
+    def _make_finding(self) -> Finding:
+        return Finding(
+            self.host,
+            self.reach,
+            self.start.signer,
+            self.clock,
+            swarm=self.start.swarm.key,
+            is_public=self.start.loaded.config.dht.public,
+            file=self.start.home.dht,
         )
 
     def _make_blobs(self) -> BlobService:
@@ -268,7 +288,7 @@ class Daemon:
                 self.bulk,
                 self.channels,
                 self.store,
-                self.dht,
+                self.finding,
                 self.models.offering,
                 self.membership,
                 self.reach,
@@ -277,6 +297,7 @@ class Daemon:
                 self.modelsync,
                 self.runs,
                 self.models,
+                self.rendezvous,
                 self.dashboard,
             ):
                 await nursery.start(part.run)
@@ -305,7 +326,7 @@ class Daemon:
         self.life.enter("joining")
         first = trio.Event()
         nursery.start_soon(self._follow_peers, first)
-        nursery.start_soon(self._remember_peers)
+        nursery.start_soon(remember_often, self.start.home.peers, self.host)
         known = read_known(self.start.home.peers, self.start.swarm.bootstrap)
         known.pop(self.host.peer, None)
         for peer, addresses in known.items():
@@ -316,38 +337,16 @@ class Daemon:
 
     async def _follow_peers(self, first: trio.Event) -> None:
         """Tell the parts, and whoever reads `/v1/events`, who comes and goes."""
-        async with trio.open_nursery() as nursery:
-            async for event in self.host.watch():
-                if event.is_move:
-                    continue
-                is_up = isinstance(event, PeerUp)
-                change = PeerChange(event.peer, is_up, now_ms())
-                self.life.events.send(Event(change, name="peer"))
-                if not is_up:
-                    continue
+        async for event in self.host.watch():
+            if event.is_move:
+                continue
+            is_up = isinstance(event, PeerUp)
+            change = PeerChange(event.peer, is_up, now_ms())
+            self.life.events.send(Event(change, name="peer"))
+            if is_up:
                 self.store.peer_up(event.peer)
-                self.dht.peer_up(event.peer)
-                if not first.is_set():
-                    first.set()
-                    nursery.start_soon(self._bootstrap)
-
-    async def _bootstrap(self) -> None:
-        try:
-            found = await self.dht.bootstrap()
-        except ShoalError as error:
-            _log.warning("dht bootstrap failed", error=error)
-            return
-        _log.info("dht bootstrap", contacts=found)
-
-    async def _remember_peers(self) -> None:
-        while True:
-            await trio.sleep(REMEMBER_INTERVAL_S)
-            await self._remember()
-
-    async def _remember(self) -> None:
-        host = self.host
-        peers = {peer: host.addresses_of(peer) for peer in host.connected()}
-        await trio.to_thread.run_sync(write_known, self.start.home.peers, peers)
+                self.finding.peer_up(event.peer)
+                first.set()
 
     async def _drain(self) -> None:
         """Say farewell within `DRAIN_S`; a hanging part does not keep the process."""
@@ -357,12 +356,13 @@ class Daemon:
         self.life.enter("draining")
         async with trio.open_nursery() as nursery:  # DRAIN_S ends it, if a disk is too slow
             nursery.start_soon(self.runs.drain)
+            nursery.start_soon(self.finding.leave)
             with trio.move_on_after(LEAVE_S):
                 await self.models.leave()  # before the farewell, which brings it to the others
             with trio.move_on_after(LEAVE_S):
                 await self.membership.leave(timeout_s=LEAVE_S)
             with trio.move_on_after(LEAVE_S):
-                await self._remember()
+                await remember(self.start.home.peers, self.host)
         self.life.events.close()
         self.start.logs.fresh.close()
         await self.control.drain()

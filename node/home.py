@@ -90,6 +90,11 @@ class Home:
         return self.path / "peers.json"
 
     @property
+    def dht(self) -> Path:
+        """The DHT's contacts and our own values, for a start without a bootstrap peer."""
+        return self.path / "dht.msgpack"
+
+    @property
     def ports(self) -> Path:
         """The ports that we listened on at the last start."""
         return self.path / "ports.json"

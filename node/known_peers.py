@@ -2,10 +2,11 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import msgspec
 import structlog
+import trio
 from msgspec import Meta
 
 from node.host.addresses import ADDRESS_MAX, parse_address
@@ -15,10 +16,23 @@ from wire.ids import PeerId
 PEERS_MAX = 64  # any one of them that lives is enough to find the rest
 ADDRESSES_MAX = 8
 FILE_MAX_BYTES = 256 * 1024  # 64 peers with 8 addresses each take 130 KiB at most
+REMEMBER_INTERVAL_S = 30.0  # between two savings of the connected peers' addresses
 
 _Address = Annotated[str, Meta(max_length=ADDRESS_MAX)]
 _Peers = dict[str, Annotated[list[_Address], Meta(max_length=ADDRESSES_MAX)]]
 _log = structlog.get_logger("peers")
+
+
+class Host(Protocol):
+    """What is needed of the host."""
+
+    def connected(self) -> list[PeerId]:
+        """Peers that we hold a connection to now."""
+        ...
+
+    def addresses_of(self, peer: PeerId, /) -> list[str]:
+        """What we know of a peer's addresses."""
+        ...
 
 
 def read_known(path: Path, bootstrap: tuple[str, ...]) -> dict[PeerId, list[str]]:
@@ -63,6 +77,19 @@ def write_known(path: Path, peers: dict[PeerId, list[str]]) -> None:
         temporary.replace(path)
     except OSError as error:
         _log.warning("known peers not saved", path=path, error=error)
+
+
+async def remember(path: Path, host: Host) -> None:
+    """Remember who is connected now."""
+    peers = {peer: host.addresses_of(peer) for peer in host.connected()}
+    await trio.to_thread.run_sync(write_known, path, peers)
+
+
+async def remember_often(path: Path, host: Host) -> None:
+    """Remember them now and then, until cancelled."""
+    while True:
+        await trio.sleep(REMEMBER_INTERVAL_S)
+        await remember(path, host)
 
 
 def _with_peer(address: str, peer: PeerId) -> str:

@@ -85,6 +85,10 @@ class Hosting:
             for lease in [*self._claims.values(), *(span.lease for span in self._spans.values())]:
                 nursery.start_soon(lease.withdraw)
 
+    def names(self) -> list[str]:
+        """Return the models of which spans are hosted here, or are about to be."""
+        return sorted({name for name, _ in self._spans})
+
     def leases(self, name: str, model: str) -> list[tuple[PeerId, StageRecord]]:
         """Return what living nodes say of their spans: a lease may outlive its node."""
         living = self._living.hosts(self._clock.now())

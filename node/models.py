@@ -5,7 +5,7 @@ are), hosting (which spans are computed here), answers, and audits of others.
 """
 
 import secrets
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from node.model_wishes import Wishes
 from protocols.sharding.generate import EntryServices
 from protocols.sharding.manifest import parts_of_front
 from protocols.sharding.placement import Wish
-from protocols.sharding.records import ModelRecord
+from protocols.sharding.records import NAMESPACE, ModelRecord
 from protocols.sharding.route import Candidate
 from protocols.sharding.service import StageService
 from shoal import library as library_shapes
@@ -40,6 +40,7 @@ from wire.ports import Clock, OffLoop, Rpc, Store
 AUDITED_TOKENS = 24  # of the answer to an audit that somebody asks for
 MIB = 1024 * 1024
 PROGRESS_INTERVAL_S = 0.5  # between two looks at the stages while a model comes into service
+MET_S = 5.0  # for the store to be told of a model by those who host it
 TIDY_INTERVAL_S = 5.0  # between two looks for tokenizers of models that are there no more
 
 _log = structlog.get_logger("models")
@@ -65,7 +66,8 @@ class Models:
         """`rtt_s` is the measured round trip to a connected peer, None if there is none."""
         self.peer = rpc.peer
         self.options = options
-        self._rtt_s = rtt_s
+        self._rtt_s, self._store = rtt_s, store
+        self.look_for: Callable[[str], Awaitable[object]] = _nowhere  # a model nobody told us of
         self.offering = Offering(options)
         self.library = Library(folder, store=store, blobs=blobs, peer=rpc.peer, clock=clock)
         self.stages = StageService(rpc, signer, clock=clock)
@@ -129,6 +131,15 @@ class Models:
     def names(self) -> list[str]:
         """Return the names of the models in service."""
         return sorted(self._records())
+
+    def hosted(self) -> list[str]:
+        """Return the names of the models of which this node hosts blocks."""
+        return self._hosting.names()
+
+    def without_hosts(self) -> list[str]:
+        """Return the names of models that shall be hosted, and of which we know nobody who does."""
+        records = self._records().items()
+        return [name for name, one in records if not self._hosting.leases(name, one.model)]
 
     def views(self) -> list[shapes.Model]:
         """Return every model in service, by name."""
@@ -256,7 +267,18 @@ class Models:
         """Begin to answer a prompt with a model. Raises ShoalError."""
         if options.codec == "auto":
             options = replace(options, codec=self.options.codec)
+        if name and self.library.catalogue.find(name) is None:
+            await self._find(name)
         return await self._answers.start(await self._served(self.choose(name)), prompt, options)
+
+    async def _find(self, name: str) -> None:
+        """Meet somebody who hosts a model; the store brings its record, or it is not there."""
+        if not await self.look_for(name):
+            return
+        with trio.move_on_after(MET_S):
+            async with self._store.watch(NAMESPACE) as changes:
+                while self.library.catalogue.find(name) is None:
+                    await anext(changes)
 
     async def _ask(self, name: str) -> None:
         """Have a model answer something short and new, for an audit."""
@@ -271,3 +293,7 @@ class Models:
         manifest = await self.library.manifest(record)
         folder = await self.library.bring(record, parts_of_front(manifest), lambda _: None)
         return Served(name, record.model, manifest, folder)
+
+
+async def _nowhere(_: str) -> int:
+    return 0

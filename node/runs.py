@@ -57,7 +57,7 @@ class Runs:
         off_loop: OffLoop | None = None,
     ) -> None:
         self._sync, self._env, self._off_loop = sync, env, off_loop or Threads(FILE_THREADS)
-        self._records = Records(directory, sync)
+        self._records, self._member = Records(directory, sync), member
         self.trainers = Trainers(
             self._records, sync, member=member, traffic=traffic, off_loop=self._off_loop
         )
@@ -76,6 +76,10 @@ class Runs:
     def names(self) -> list[str]:
         """Names of the runs that are going on here."""
         return self._records.names()
+
+    def alone(self) -> list[str]:
+        """Names of the runs going on here of which we know no other member."""
+        return [name for name in self.names() if {*self._sync.members(name)} <= {self._member}]
 
     def views(self) -> list[Run]:
         """Every run: of this node, and those that other members train."""

@@ -43,6 +43,19 @@ def public_key_of(peer: PeerId) -> bytes:
     return raw[len(_PREFIX) :]
 
 
+def bytes_of(peer: PeerId) -> bytes:
+    """Return a peer ID's own bytes, as libp2p's messages carry it. Raises BadMessage."""
+    return _PREFIX + public_key_of(peer)
+
+
+@functools.lru_cache(maxsize=4096)
+def peer_of(raw: bytes) -> PeerId:
+    """Name the peer whose ID has these bytes. Raises BadMessage if it is no Ed25519 peer ID."""
+    if len(raw) != len(_PREFIX) + 32 or not raw.startswith(_PREFIX):
+        raise BadMessage(f"not an Ed25519 peer ID: {raw[:8].hex()}")
+    return peer_id_of(raw[len(_PREFIX) :])
+
+
 class Signer:
     """The node's own key. `tag` separates domains: a signature for one never passes as another."""
 

@@ -183,6 +183,12 @@ class LibP2pHost:
             # strangers no more than they may use. Only the name is seen, nothing calls this.
             self._libp2p.multiselect.handlers[TProtocol(protocol)] = _never
 
+    def unserve(self, protocol: str) -> None:
+        """Refuse new streams of a protocol from now on; those that are open go on."""
+        del self._sessions.servers[protocol]
+        self._sessions.early.discard(protocol)
+        self._libp2p.multiselect.handlers.pop(TProtocol(protocol), None)
+
     async def open(
         self,
         peer: PeerId,

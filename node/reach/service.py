@@ -16,6 +16,7 @@ from node.host.interfaces import is_global
 from node.host.service import LibP2pHost
 from node.reach.announce import in_order, source_host
 from node.reach.circuit import CircuitClient
+from node.reach.family import State
 from node.reach.holding import Holding, Member
 from node.reach.hop import RelayBudget
 from node.reach.offer import ReachOffer
@@ -55,7 +56,7 @@ class Reach:
 
     members: those of the swarm, with what their leases offer. is_closed: all of them are Shoal's.
     is_outside: whether an IP address is beyond our own network; tests pass their own.
-    `on_change` is called when what we announce is not what it was.
+    `on_change` is called when what we announce is not what it was, `on_verdict` with a new one.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Reach:
     ) -> None:
         self._host, self._options = host, options
         self.on_change: Callable[[], None] = lambda: None
+        self.on_verdict: Callable[[State], None] = lambda _: None
         self._is_outside = is_outside
         self._probe = Probe(host, is_outside=is_outside)
         self._ports = PortMaps(self._listening_port, _private_host)
@@ -221,6 +223,7 @@ class Reach:
             if verdict != machine.verdict:
                 verdict = machine.verdict
                 _log.info("reachability", verdict=verdict)
+                self.on_verdict(verdict)
             if place != (now_at := self._place()):
                 if place[1]:
                     self._ports.refresh()  # another network, or another router

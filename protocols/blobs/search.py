@@ -26,8 +26,8 @@ RETRY_S = 10.0  # before a provider that was lost may come again
 class Finder(Protocol):
     """What blobs need of `dht.service.DhtService`. Keys are any bytes."""
 
-    async def provide(self, key: bytes, /) -> int:
-        """Say that we have `key`, now and again, until it is withdrawn."""
+    async def provide_many(self, keys: Iterable[bytes], /) -> int:
+        """Say that we have these, now and again, until they are withdrawn."""
         ...
 
     def withdraw(self, key: bytes, /) -> None:

@@ -34,8 +34,7 @@ T = TypeVar("T")
 
 THREADS = 4  # for hashing and the disk; one hashes 1 GB/s or so
 READ_MAX_BYTES = 256 * 1024 * 1024  # what is read into memory unless told otherwise
-PROVIDED_MAX = 5_000  # blobs that the DHT is told of; connected members can be asked for any
-PROVIDE_INTERVAL_S = 0.1  # between two records: a lookup each
+PROVIDED_MAX = 10_000  # blobs that the DHT is told of; connected members can be asked for any
 PROVIDE_LOOK_S = 60.0  # how often what is here is compared with what was told
 
 log = logging.getLogger(__name__)
@@ -321,14 +320,12 @@ class BlobService:
         for cid in [cid for cid in self._provided if cid not in here]:
             finder.withdraw(cid.encode())
             del self._provided[cid]
-        for cid in here:
-            if cid not in self._provided:
-                try:
-                    await finder.provide(cid.encode())  # which tries again by itself
-                except ShoalError:
-                    return
-                self._provided[cid] = None
-                await trio.sleep(PROVIDE_INTERVAL_S)
+        if fresh := [cid for cid in here if cid not in self._provided]:
+            try:
+                await finder.provide_many([cid.encode() for cid in fresh])  # tries again by itself
+            except ShoalError:
+                return
+            self._provided.update(dict.fromkeys(fresh))
 
 
 def _with_end(steps: Iterator[int]) -> Generator[int, None, None]:

@@ -1,68 +1,29 @@
 """Twenty real DHT services on simulated links and a virtual clock."""
 
-from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from dht import wire
-from dht.records import sign_peer, sign_provider
-from dht.service import DhtService
-from tests.sim.replicas import EPOCH_MS, Links, SimClock, Wire, signer
-from wire import codec
-from wire.errors import BadMessage
-from wire.ids import PeerId
+import dht.driver
+from dht.messages import FindNode, Nodes, Ping, Pong, Stored, Trace
+from dht.service import PROVIDED_MAX, DhtService
+from dht.state import new_holding
+from dht.values import head_name, multi_name
+from tests.sim.dht_links import Links, address, start_member, start_swarm
+from tests.sim.replicas import signer
+from wire.errors import Busy, UsageError
 
-
-@dataclass
-class Book:
-    """An address book: what the host would dial."""
-
-    own: list[str]
-    known: dict[PeerId, list[str]] = field(default_factory=dict)
-
-    def addresses(self) -> list[str]:
-        return self.own
-
-    def addresses_of(self, peer: PeerId) -> list[str]:
-        return self.known.get(peer, [])
-
-    def learn(self, peer: PeerId, addrs: list[str]) -> None:
-        self.known[peer] = addrs
-
-
-def address(number: int) -> str:
-    return f"/ip4/10.0.0.{number}/tcp/4001"
-
-
-async def start_dht(
-    nursery: trio.Nursery, links: Links, number: int, peers: list[PeerId]
-) -> DhtService:
-    own = signer(number)
-    book = Book([address(number)])
-    dht = DhtService(Wire(links, own.peer), book, own, SimClock(), peers=lambda: peers)
-    await nursery.start(dht.run)
-    links.answers[own.peer] = dht.answer
-    for peer in peers:
-        dht.peer_up(peer)
-    return dht
-
-
-async def start_swarm(nursery: trio.Nursery, links: Links, size: int) -> list[DhtService]:
-    """Everybody knows the first one only."""
-    first = await start_dht(nursery, links, 1, [])
-    rest = [await start_dht(nursery, links, n, [signer(1).peer]) for n in range(2, size + 1)]
-    await trio.sleep(60)
-    return [first, *rest]
+HOUR_S = 3600.0
 
 
 async def test_everybody_finds_everybody_through_one_bootstrap_peer(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     swarm = await start_swarm(nursery, Links(), 20)
-    for dht in swarm:
-        assert len(dht.table()) >= 18
+    for each in swarm:
+        assert each.contacts >= 18
     for number in range(1, 21):
         assert await swarm[number % 20].find_peer(signer(number).peer) == [address(number)]
     assert await swarm[3].find_peer(signer(99).peer) == []
@@ -71,15 +32,16 @@ async def test_everybody_finds_everybody_through_one_bootstrap_peer(
 async def test_a_new_address_is_found_after_its_owner_was_asked(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    swarm = await start_swarm(nursery, Links(), 5)
-    moved = swarm[4]
-    assert isinstance(moved._addresses, Book)
-    moved._addresses.own = ["/ip4/192.0.2.9/tcp/1"]
-    await trio.sleep(700)  # a refresh
-    assert await swarm[0].find_peer(signer(5).peer) == ["/ip4/192.0.2.9/tcp/1"]
+    links = Links()
+    swarm = await start_swarm(nursery, links, 5)
+    moved = signer(5).peer
+    links.there[moved].addrs[:] = ["/ip4/10.9.9.9/tcp/1"]
+    await trio.sleep(2 * HOUR_S)  # refreshes
+    for each in swarm[:4]:
+        assert await each.find_peer(moved) == ["/ip4/10.9.9.9/tcp/1"]
 
 
-async def test_providers_are_found_with_a_third_of_the_swarm_dead(
+async def test_providers_are_found_with_a_third_of_the_swarm_silent(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     links = Links()
@@ -93,15 +55,14 @@ async def test_providers_are_found_with_a_third_of_the_swarm_dead(
     assert await swarm[9].providers(b"other") == []
 
 
-async def test_a_withdrawn_or_dead_provider_is_forgotten_and_a_live_one_is_not(
+async def test_a_withdrawn_provider_is_forgotten_after_a_day_and_a_live_one_is_not(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    links = Links()
-    swarm = await start_swarm(nursery, links, 6)
+    swarm = await start_swarm(nursery, Links(), 6)
     await swarm[1].provide(b"cid")
     await swarm[2].provide(b"cid")
     swarm[2].withdraw(b"cid")
-    await trio.sleep(3 * 3600)
+    await trio.sleep(25 * HOUR_S)
     assert await swarm[4].providers(b"cid") == [signer(2).peer]
 
 
@@ -109,68 +70,229 @@ async def test_what_nobody_took_is_offered_again(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     links = Links()
-    alone = await start_dht(nursery, links, 1, [])
+    alone = await start_member(nursery, links, 1, [])
     assert await alone.provide(b"cid") == 0
+    assert (await alone.put_head("a", b"1")).kept == 0
     assert await alone.providers(b"cid") == [signer(1).peer]
-    other = await start_dht(nursery, links, 2, [signer(1).peer])
-    await trio.sleep(90)
-    assert len(other._records) == 1
+    other = await start_member(nursery, links, 2, [signer(1).peer])
+    await trio.sleep(300)
+    assert other.view().held == 2
+
+
+async def test_many_are_provided_at_a_fraction_of_the_messages(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    links = Links()
+    swarm = await start_swarm(nursery, links, 12)
+    names = [b"%d" % number for number in range(1200)]
+    before = links.requests
+    assert await swarm[2].provide_many(names) >= 11 * len(names)
+    assert links.requests - before < 400
+    for name in names[::200]:
+        assert await swarm[7].providers(name) == [signer(3).peer]
+    for name in names[:3]:
+        swarm[2].withdraw(name)
+    assert swarm[2].view().provided == len(names) - 3
+
+
+async def test_too_many_names_and_names_that_are_none_are_the_callers_fault(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    alone = await start_member(nursery, Links(), 1, [])
+    for names in ([b""], [b"a" * 257], [b"%d" % number for number in range(PROVIDED_MAX + 1)]):
+        with pytest.raises(UsageError):
+            await alone.provide_many(names)
+    assert alone.view().provided == 0
+
+
+async def test_values_are_found_and_the_newest_of_each_author_wins(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await start_swarm(nursery, Links(), 10)
+    assert (await swarm[1].put_head("latest", b"1")).kept >= 8
+    await swarm[1].put_head("latest", b"2")
+    for number in (1, 2, 3):
+        await swarm[number].put_multi("run/r", b"%d" % number)
+    await swarm[2].put_multi("run/r", b"new")
+    trace = Trace()
+    found = await swarm[8].get(head_name(signer(2).peer, "latest"), trace=trace)
+    assert [value.data for value in found] == [b"2"]
+    assert trace.hops
+    assert {hop.outcome for hop in trace.hops} <= {"answered", "flying"}
+    members = await swarm[8].get(multi_name("run/r"), paths=4)
+    assert {value.author: value.data for value in members} == {
+        signer(2).peer: b"1",
+        signer(3).peer: b"new",
+        signer(4).peer: b"3",
+    }
+    assert await swarm[8].get(multi_name("run/other")) == ()
+
+
+async def test_our_values_live_as_long_as_we_do_and_no_longer(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await start_swarm(nursery, Links(), 6)
+    await swarm[1].put_multi("a", b"1")
+    await swarm[2].put_multi("a", b"2")
+    swarm[2].forget(multi_name("a"))
+    await trio.sleep(30 * HOUR_S)
+    assert [value.data for value in await swarm[4].get(multi_name("a"))] == [b"1"]
 
 
 async def test_the_dead_leave_the_table(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
     links = Links()
     swarm = await start_swarm(nursery, links, 8)
-    for number in (6, 7, 8):
-        del links.answers[signer(number).peer]
-    await trio.sleep(2 * 700)
     dead = {signer(number).peer for number in (6, 7, 8)}
-    assert dead & {contact.peer for contact in swarm[0].table()} == set()
-    assert len(swarm[0].table()) == 4
+    for peer in dead:
+        await links.stop(peer)
+    await trio.sleep(2 * HOUR_S)
+    assert dead & {row.peer for row in swarm[0].view().rows} == set()
+    assert swarm[0].contacts == 4
+
+
+async def test_a_leaving_node_hands_over_what_it_holds(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    links = Links()
+    a, b = [await start_member(nursery, links, n, [signer(1).peer][: n - 1]) for n in (1, 2)]
+    await trio.sleep(10)
+    await a.put_head("mine", b"1")
+    assert b.view().held == 1
+    c = await start_member(nursery, links, 3, [signer(2).peer])
+    await trio.sleep(1)
+    began = trio.current_time()
+    await b.leave()
+    assert trio.current_time() - began <= 1
+    assert isinstance(b.answer(signer(1).peer, None, FindNode(b"x")), Stored)
+    await links.stop(signer(1).peer)
+    await links.stop(signer(2).peer)
+    assert [one.data for one in await c.get(head_name(signer(1).peer, "mine"))] == [b"1"]
+
+
+async def test_a_client_is_in_no_table_and_holds_nothing_but_finds_everything(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    links = Links()
+    swarm = await start_swarm(nursery, links, 6)
+    client = await start_member(nursery, links, 7, [signer(1).peer])
+    client.set_mode(is_server=False)
+    await trio.sleep(60)
+    assert not client.is_server
+    assert client.contacts >= 5
+    await swarm[1].put_head("a", b"1")
+    assert await client.provide(b"cid") >= 5
+    assert client.view().held <= 1  # its own
+    assert [one.data for one in await client.get(head_name(signer(2).peer, "a"))] == [b"1"]
+    assert signer(7).peer not in {row.peer for row in swarm[0].view().rows}
+    client.set_mode(is_server=True)
+    await trio.sleep(2 * HOUR_S)
+    assert signer(7).peer in {row.peer for row in swarm[0].view().rows}
+
+
+async def test_a_restart_rejoins_from_the_snapshot_without_a_bootstrap_peer(
+    autojump_clock: MockClock, nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    links = Links()
+    await start_swarm(nursery, links, 6)
+    file = tmp_path / "dht.msgpack"
+    before = await start_member(nursery, links, 7, [signer(1).peer], file=file)
+    await trio.sleep(30)
+    await before.put_head("a", b"1")
+    await before.leave()
+    await links.stop(signer(7).peer)
+    await links.stop(signer(1).peer)
+    for number in range(2, 7):  # and nobody knows its value any more
+        state = links.there[signer(number).peer].dht.node.state
+        state.holding = new_holding(state.rng)
+    after = await start_member(nursery, links, 7, [], file=file)
+    await trio.sleep(60)
+    assert after.contacts == 5
+    found = await links.there[signer(3).peer].dht.get(head_name(signer(7).peer, "a"))
+    assert [value.data for value in found] == [b"1"]
+
+
+async def test_an_empty_table_does_not_wipe_the_snapshot(
+    autojump_clock: MockClock, nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    links, file = Links(), tmp_path / "dht.msgpack"
+    await start_member(nursery, links, 1, [])
+    for _ in range(3):
+        one = await start_member(
+            nursery, links, 2, [signer(1).peer][: 0 if file.exists() else 1], file=file
+        )
+        await trio.sleep(30)
+        if file.exists():
+            links.silent.add(signer(1).peer)
+        await one.leave()
+        await links.stop(signer(2).peer)
+    links.silent.clear()
+    last = await start_member(nursery, links, 2, [], file=file)
+    await trio.sleep(30)
+    assert last.contacts == 1
 
 
 async def test_a_peer_that_only_asks_and_never_answers_does_not_enter(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     links = Links()
-    dht = await start_dht(nursery, links, 1, [])
-    ghost = signer(2)
-    me = sign_peer(ghost, [address(2)], seq=1, now_ms=EPOCH_MS)
-    await dht.answer(ghost.peer, codec.encode(wire.Ping(me)))
+    one = await start_member(nursery, links, 1, [])
+    ghost = await start_member(nursery, links, 2, [])
+    sender = ghost.sender()
+    await links.stop(signer(2).peer)
+    assert one.answer(signer(2).peer, sender, Ping()) == Pong()
+    assert one.answer(signer(2).peer, sender, FindNode(b"x")) == Nodes(())
     await trio.sleep(30)
-    assert dht.table() == []
+    assert one.contacts == 0
 
 
-async def test_requests_in_anothers_name_and_garbage_are_the_peers_fault(
-    autojump_clock: MockClock, nursery: trio.Nursery
-) -> None:
-    dht, ghost = await start_dht(nursery, Links(), 1, []), signer(2)
-    theirs = sign_peer(signer(3), [], seq=1, now_ms=EPOCH_MS)
-    mine = sign_peer(ghost, [], seq=1, now_ms=EPOCH_MS)
-    record = sign_provider(signer(3), bytes(32), expires_ms=EPOCH_MS + 60_000)
-    frames = [
-        codec.encode(wire.Ping(theirs)),
-        codec.encode(wire.Provide(mine, record)),
-        codec.encode(wire.Pong(mine)),
-        b"",
-        b"\xff" * 70_000,
-    ]
-    for frame in frames:
-        with pytest.raises(BadMessage):
-            await dht.answer(ghost.peer, frame)
-    assert len(dht._records) == 0
-
-
-async def test_a_peer_that_answers_in_anothers_name_does_not_enter(
+async def test_who_gives_up_ends_the_operation_and_leaves_nothing_behind(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     links = Links()
-    liar = signer(2)
+    swarm = await start_swarm(nursery, links, 20)
+    links.silent |= {signer(number).peer for number in range(2, 21)}
+    with trio.move_on_after(1) as scope:
+        await swarm[0].providers(b"cid")
+    assert scope.cancelled_caught
+    await trio.sleep(3.1)
+    member = links.there[signer(1).peer]
+    before = links.requests
+    assert member.flying == 0
+    await trio.sleep(20)
+    assert links.requests - before < 20  # it looks who is left, and goes on with no lookup
 
-    async def lie(peer: PeerId, message: bytes) -> bytes:
-        await trio.lowlevel.checkpoint()
-        return codec.encode(wire.Pong(sign_peer(signer(3), [], seq=1, now_ms=EPOCH_MS)))
 
-    links.answers[liar.peer] = lie
-    dht = await start_dht(nursery, links, 1, [liar.peer])
-    await trio.sleep(10)
-    assert dht.table() == []
+async def test_a_flood_of_callers_waits_for_its_turn_and_the_rest_is_told(
+    autojump_clock: MockClock, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dht.driver, "WAITING_MAX", 100)
+    links = Links()
+    swarm = await start_swarm(nursery, links, 8)
+    done, refused = list[int](), list[int]()
+
+    async def look(one: DhtService, number: int) -> None:
+        try:
+            assert await one.providers(b"%d" % number) == []
+            done.append(number)
+        except Busy:
+            refused.append(number)
+
+    async with trio.open_nursery() as callers:
+        for number in range(400):
+            callers.start_soon(look, swarm[0], number)
+    assert len(done) == 164
+    assert len(refused) == 236
+
+
+async def test_a_service_that_ends_ends_its_requests(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    links = Links()
+    swarm = await start_swarm(nursery, links, 8)
+    links.silent |= {signer(number).peer for number in range(2, 9)}
+    member = links.there[signer(1).peer]
+    nursery.start_soon(swarm[0].providers, b"cid")
+    await trio.sleep(0.5)
+    assert member.flying > 0
+    await links.stop(signer(1).peer)
+    assert member.flying == 0

@@ -36,6 +36,7 @@ OTHER: dict[str, tuple[str, str, object]] = {
     "serve.threads": ("3", "3", 3),
     "blobs.quota_gib": ("1.5", "1.5", 1.5),
     "blobs.upload_mib_s": ("20", "20", 20.0),
+    "dht.public": ("true", "true", True),
     "log.level": ('"debug"', "debug", "debug"),
     "log.format": ('"json"', "json", "json"),
 }

@@ -1,0 +1,321 @@
+"""Operations that look for something: the nearest, a peer, providers, a value.
+
+Each is a lookup that knows what it is looking for, and when it has enough.
+"""
+
+import random
+from collections.abc import Iterable, Sequence
+
+import base58
+
+from dht.key import Key, key_of
+from dht.lookup import Lookup, Query
+from dht.messages import (
+    Answer,
+    Contact,
+    FindNode,
+    GetProviders,
+    GetValue,
+    Moment,
+    Nodes,
+    Providers,
+    Provision,
+    PutValue,
+    Trace,
+    Value,
+    Values,
+)
+from dht.operation import Wanted
+from dht.records import why_not
+from dht.values import PK, merge
+from wire.ids import PeerId
+
+AGREE = 5  # of the nearest that say the same: 20 % liars are all of the first five once in 3,000
+PROVIDERS_MAX = 256  # found in one lookup: 20 honest holders show the same 64 at most
+VALUES_MAX = 256  # likewise: `/shoal/multi` has 64 authors
+REPAIRS_MAX = 32  # values sent to holders that lacked them, after one get
+FIRST_REPAIR_TAG = 1 << 20  # beyond the tags of every lookup
+
+
+class Looking:
+    """An operation that is one lookup so far. `result` is what it is looking for."""
+
+    def __init__(
+        self,
+        target: Key,
+        request: Query,
+        own: PeerId,
+        seeds: Iterable[Contact],
+        moment: Moment,
+        *,
+        paths: int = 1,
+        region: int = 0,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.lookup = Lookup(
+            target,
+            own,
+            request,
+            seeds,
+            moment,
+            paths=paths,
+            region=region,
+            look=self.saw,
+            salt=rng.getrandbits(256) if rng is not None else 0,
+        )
+        self._now_ms = moment.wall_ms
+
+    def saw(self, contact: Contact, answer: Answer) -> bool:
+        """Take from an answer what is looked for; True if it is enough."""
+        return False
+
+    def next_asks(self, moment: Moment) -> list[Wanted]:
+        """As in `Operation`. What comes with `is_done` is sent, and its answers are not awaited."""
+        return self.lookup.next_asks(moment)
+
+    def answered(self, tag: int, answer: Answer, moment: Moment) -> None:
+        """A request was answered."""
+        self._now_ms = moment.wall_ms
+        self.lookup.answered(tag, answer, moment)
+
+    def failed(self, tag: int, why: str, moment: Moment) -> None:
+        """A request was not answered."""
+        self.lookup.failed(tag, why, moment)
+
+    @property
+    def wake_at(self) -> float:
+        """When `next_asks` may have more to send although nothing has come."""
+        return self.lookup.wake_at
+
+    @property
+    def is_done(self) -> bool:
+        """True when nothing more comes of it."""
+        return self.lookup.is_done
+
+    @property
+    def trace(self) -> Trace:
+        """Return every request so far, in order."""
+        return self.lookup.trace
+
+
+class FindClosest(Looking):
+    """The live servers nearest to the key of a name, nearest first: k, and with a region its rest.
+
+    So for a peer's ID (its bytes), too; `result` is `list[Contact]`.
+    """
+
+    def __init__(
+        self,
+        name: bytes,
+        own: PeerId,
+        seeds: Iterable[Contact],
+        moment: Moment,
+        *,
+        paths: int = 1,
+        region: int = 0,
+        rng: random.Random | None = None,
+    ) -> None:
+        super().__init__(
+            key_of(name), FindNode(name), own, seeds, moment, paths=paths, region=region, rng=rng
+        )
+
+    @property
+    def result(self) -> list[Contact]:
+        """The nearest who answered, nearest first."""
+        return self.lookup.close_set()
+
+
+class FindPeer(Looking):
+    """Where a peer is: `result` is its newest contact, or None. Ends when the peer has answered.
+
+    A client is in no table; of it tell only those that are connected to it.
+    """
+
+    def __init__(
+        self,
+        peer: PeerId,
+        own: PeerId,
+        seeds: Iterable[Contact],
+        moment: Moment,
+        *,
+        paths: int = 1,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.peer = peer
+        self._found: Contact | None = None
+        seeds = list(seeds)
+        name = base58.b58decode(peer)
+        super().__init__(key_of(name), FindNode(name), own, seeds, moment, paths=paths, rng=rng)
+        self._hear_of(seeds)
+
+    def saw(self, contact: Contact, answer: Answer) -> bool:
+        """Keep the newest contact of the peer; enough when it speaks itself."""
+        if isinstance(answer, Nodes):
+            self._hear_of(answer.closer)
+        return contact.peer == self.peer
+
+    @property
+    def result(self) -> Contact | None:
+        """The newest that was heard of it: its own signed word, else hearsay, else None."""
+        return self._found
+
+    def _hear_of(self, contacts: Iterable[Contact]) -> None:
+        for contact in contacts:
+            is_it = contact.peer == self.peer and contact.addrs
+            if is_it and (self._found is None or contact.is_newer_than(self._found)):
+                self._found = contact
+
+
+class FindProviders(Looking):
+    """Who has what a name names: `result` is a tuple of provider records, one of each provider.
+
+    Ends early, over one path, when 5 of the nearest in a row knew some and none that is new.
+    """
+
+    def __init__(
+        self,
+        name: bytes,
+        own: PeerId,
+        seeds: Iterable[Contact],
+        moment: Moment,
+        *,
+        paths: int = 1,
+        region: int = 0,
+        rng: random.Random | None = None,
+        held: Iterable[Provision] = (),
+    ) -> None:
+        """`held`: what we hold ourselves, and nobody has to tell us."""
+        self._name, self._may_end = name, paths == 1
+        self._found = {provision.peer: provision for provision in held}
+        self._in_row = 0
+        super().__init__(
+            key_of(name),
+            GetProviders(name),
+            own,
+            seeds,
+            moment,
+            paths=paths,
+            region=region if paths > 1 else 0,
+            rng=rng,
+        )
+
+    def saw(self, contact: Contact, answer: Answer) -> bool:
+        """Collect provider records that are of this name and have not expired."""
+        if not isinstance(answer, Providers):
+            return False
+        is_new = False
+        for provision in answer.provisions:
+            is_new = self._keep(provision) or is_new
+        if is_new:
+            self._in_row = 0
+        elif answer.provisions and self.lookup.is_near(contact):
+            self._in_row += 1
+        return self._may_end and bool(self._found) and self._in_row >= AGREE - 1
+
+    @property
+    def result(self) -> tuple[Provision, ...]:
+        """What was found, in the order of finding."""
+        return tuple(self._found.values())
+
+    def _keep(self, provision: Provision) -> bool:
+        """Take a record in; True if its provider was not known."""
+        if provision.name != self._name or (provision.sealed and why_not(provision, self._now_ms)):
+            return False
+        known = self._found.get(provision.peer)
+        if known is None and len(self._found) >= PROVIDERS_MAX:
+            return False
+        if known is None or provision.expires_ms > known.expires_ms:
+            self._found[provision.peer] = provision
+        return known is None
+
+
+class FindValue(Looking):
+    """What the value of a name is: `result` is the newest, or of each author the newest.
+
+    Over one path it ends when 5 of the nearest said the same; over several it reads the whole
+    region. A value under `/pk` proves itself: the first is enough. Holders among the nearest that
+    had nothing or something older are sent the newest (read repair).
+    """
+
+    def __init__(
+        self,
+        name: bytes,
+        own: PeerId,
+        seeds: Iterable[Contact],
+        moment: Moment,
+        *,
+        paths: int = 1,
+        region: int = 0,
+        rng: random.Random | None = None,
+        held: tuple[Value, ...] = (),
+    ) -> None:
+        """`held`: what we hold ourselves, and nobody has to tell us."""
+        self._name, self._may_end = name, paths == 1
+        self._best = held
+        self._heard = list[tuple[Contact, tuple[Value, ...]]]()
+        super().__init__(
+            key_of(name),
+            GetValue(name),
+            own,
+            seeds,
+            moment,
+            paths=paths,
+            region=region if paths > 1 else 0,
+            rng=rng,
+        )
+
+    def saw(self, contact: Contact, answer: Answer) -> bool:
+        """Keep the newest that has not expired; count who says the same."""
+        if not isinstance(answer, Values):
+            return False
+        values = tuple(value for value in answer.values if self._is_valid(value))
+        self._heard.append((contact, values))
+        if values and values != self._best:
+            self._best = merge((*self._best, *values))[:VALUES_MAX]
+        if not values or not self._may_end:
+            return False
+        if self._name.startswith(PK):
+            return True
+        return sum(self._agrees(*heard) for heard in self._heard) >= AGREE
+
+    def next_asks(self, moment: Moment) -> list[Wanted]:
+        """As in `Operation`; with the end come the repairs."""
+        was_done = self.lookup.is_done
+        wanted = self.lookup.next_asks(moment)
+        if was_done or not self.lookup.is_done:
+            return wanted
+        return self._repairs()
+
+    @property
+    def result(self) -> tuple[Value, ...]:
+        """The newest; () if nobody had any."""
+        return self._best
+
+    def _is_valid(self, value: Value) -> bool:
+        return value.name == self._name and not why_not(value, self._now_ms)
+
+    def _agrees(self, contact: Contact, values: Sequence[Value]) -> bool:
+        """Whether one of the nearest holds all that is the newest."""
+        return self._lacks(values) == () and self.lookup.is_near(contact)
+
+    def _lacks(self, values: Sequence[Value]) -> tuple[Value, ...]:
+        """Return what of the newest is not among these."""
+        if values == self._best:
+            return ()
+        sealed = {value.sealed for value in values}
+        return tuple(value for value in self._best if value.sealed not in sealed)
+
+    def _repairs(self) -> list[Wanted]:
+        """Return what to send to those of the close set that answered without the newest."""
+        if not self._best:
+            return []
+        puts = [
+            (contact, PutValue(value))
+            for contact, values in self._heard
+            if self.lookup.is_near(contact)
+            for value in self._lacks(values)
+        ]
+        return [
+            Wanted(FIRST_REPAIR_TAG + number, contact, request)
+            for number, (contact, request) in enumerate(puts[:REPAIRS_MAX])
+        ]

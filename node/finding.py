@@ -1,0 +1,110 @@
+"""The DHT on this host: built, started with the first peer, a server or a client by our reach.
+
+`dht` is what the other parts ask; docs/protocols/dht.md.
+"""
+
+from pathlib import Path
+
+import structlog
+import trio
+
+from dht.service import DhtService
+from node.host.service import LibP2pHost
+from node.kad import KadStreams
+from node.reach.family import State
+from node.reach.service import Reach
+from node.tickets import SwarmKey, swarm_tag
+from wire.errors import ShoalError, UsageError
+from wire.ids import PeerId, Signer
+from wire.ports import Clock
+
+PUBLIC = "/ipfs/kad/1.0.0"  # libp2p/specs, kad-dht
+# Who cannot be dialled holds nothing for others. `unknown` is a LAN, or a node that nobody has
+# looked at yet: there are no strangers, or not for long.
+CLIENTS: tuple[State, ...] = ("punchable", "relayed")
+
+_log = structlog.get_logger("dht")
+
+
+class Finding:
+    """One per node. Make it before the host runs, start it afterwards."""
+
+    def __init__(
+        self,
+        host: LibP2pHost,
+        reach: Reach,
+        signer: Signer,
+        clock: Clock,
+        *,
+        swarm: SwarmKey | None,
+        is_public: bool,
+        file: Path,
+    ) -> None:
+        """file: where the snapshot is kept. Raises UsageError for a closed swarm in public."""
+        if is_public and swarm is not None:
+            raise UsageError(
+                "[dht] public: other programs cannot enter a swarm with a key",
+                hint="make an open swarm, or leave [dht] public = false",
+            )
+        protocol = PUBLIC if is_public else protocol_of(swarm)
+        self.streams = KadStreams(
+            host,
+            protocol,
+            lambda peer, sender, request: self.dht.answer(peer, sender, request),
+            lambda: self.dht.is_server,
+            own=lambda: self.dht.sender(),
+            clock=clock,
+        )
+        self.dht = DhtService(
+            self.streams,
+            reach,
+            signer,
+            clock,
+            peers=host.connected,
+            is_public=is_public,
+            file=file,
+        )
+        self._met = trio.Event()
+        reach.on_verdict = self._judged
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Find and be found until cancelled."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.streams.run)
+            await nursery.start(self.dht.run)
+            nursery.start_soon(self._bootstrap)
+            task_status.started()
+
+    def peer_up(self, peer: PeerId) -> None:
+        """A connection to a peer is there."""
+        self.dht.peer_up(peer)
+        self._met.set()
+
+    async def leave(self) -> None:
+        """Hand over what we hold, and save the snapshot: a second or so."""
+        try:
+            await self.dht.leave()
+        except ShoalError as error:
+            _log.warning("dht.leave", error=error)
+
+    async def _bootstrap(self) -> None:
+        """Look for ourselves as soon as the first peer is there."""
+        await self._met.wait()
+        try:
+            found = await self.dht.bootstrap()
+        except ShoalError as error:
+            _log.warning("dht.bootstrap", error=error)
+            return
+        _log.info("dht.bootstrap", contacts=found)
+
+    def _judged(self, verdict: State) -> None:
+        is_server = verdict not in CLIENTS
+        if is_server != self.dht.is_server:
+            _log.info("dht.mode", mode="server" if is_server else "client", verdict=verdict)
+            self.dht.set_mode(is_server=is_server)
+            self.streams.mode_changed()
+
+
+def protocol_of(swarm: SwarmKey | None) -> str:
+    """Return what a swarm's own DHT speaks: no stranger's swarm ever mixes with it."""
+    return f"/shoal/{swarm_tag(swarm)}/kad/1.0.0"
