@@ -138,6 +138,7 @@ def test_a_public_key_lives_a_day_after_it_was_stored_last(held: Holding) -> Non
 def test_what_is_handed_over_was_there_before(held: Holding) -> None:
     add(held, provision("a"), Moment(5.0, NOW_MS))
     add(held, provision("b"), Moment(6.0, NOW_MS))
+    add(held, provision("a"), Moment(7.0, NOW_MS))  # a replay changes nothing
     assert held.since_s(NAME) == 5.0
     assert [it.peer for it in held.provisions(NAME, NOW_MS) if it in held.signed(NAME, NOW_MS)]
     before = held.signed(NAME, NOW_MS, before_s=6.0)
@@ -278,6 +279,17 @@ def test_a_value_that_grows_over_the_bounds_of_its_name_does_not_lose_its_place(
     assert add(held, grown := value(best.author or "", seq=2, size=500)) == ""
     assert grown in everything(held)
     assert worst not in everything(held)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("make", [provision, value])
+def test_renewing_where_there_is_no_room_drives_nobody_out(make: Any) -> None:
+    held = Holding(bytes(32))
+    for number in range(4):
+        assert add(held, make(f"peer {number}", after_ms=1000)) == ""
+    renewed = [make(f"peer {number}", after_ms=2000) for number in range(4)]
+    assert [add(held, record) for record in renewed] == [""] * 4
+    assert everything(held) == set(renewed)
 
 
 class Bounds(RuleBasedStateMachine):

@@ -18,6 +18,13 @@ def test_a_burst_passes_and_then_so_many_a_second() -> None:
     assert sum(asked.allows(ALICE, "request", 100.0) for _ in range(300)) == rate.burst
 
 
+def test_idle_peers_save_up_no_more_than_a_burst() -> None:
+    asked = Limits()
+    assert asked.allows(ALICE, "request", 0.0)
+    later = limits.SWEEP_S - 1  # so that it is not forgotten
+    assert sum(asked.allows(ALICE, "request", later) for _ in range(900)) == RATES["request"].burst
+
+
 def test_peers_and_kinds_do_not_share() -> None:
     asked = Limits()
     while asked.allows(ALICE, "request", 0.0):
