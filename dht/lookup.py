@@ -50,7 +50,8 @@ class Lookup:
 
     seeds: whom we know nearest to it. paths: disjoint ones. region: a distance; 0 for none.
     need: how many of the nearest must have answered. look: called with each answer; True ends it.
-    salt: a random number, in whose order a region is asked that holds too many.
+    salt: a random number, in whose order a region is asked that holds too many. alpha: requests in
+    flight over one path.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Lookup:
         need: int = K,
         look: Look | None = None,
         salt: int = 0,
+        alpha: int = ALPHA,
     ) -> None:
         assert paths >= 1
         assert need >= 1
@@ -76,7 +78,7 @@ class Lookup:
         self._began_s = moment.s
         self._known = dict[int, Candidate]()  # by distance
         self._flights = list[Flight]()  # by tag
-        alpha = ALPHA if paths == 1 else PATH_ALPHA
+        alpha = alpha if paths == 1 else PATH_ALPHA
         self._paths = [Path(alpha, need) for _ in range(paths)]
         self._in_region = 0  # asked there
         self._has_enough = False
