@@ -2,8 +2,8 @@
 
 Figures, of honest nodes only: `found` (% of looks whose first result is the nearest live server),
 `nearest_20` (% of the true k-closest among the results), `correct` (% of gets with the newest
-record), `hops` (answers in a row until the result was known), `messages` (requests of one look),
-`timeouts_p95` (how long a look took, in time-outs of one request), `seconds`.
+record), `hops` (requests in a row that led to the nearest's own answer), `messages` (requests of one
+look), `timeouts_p95` (how long a look took, in time-outs of one request), `seconds`.
 """
 
 import statistics
@@ -132,9 +132,13 @@ class Play:
         """Let one come in who knows a few others."""
         world = self.world
         seeds = [world.rng.choice(world.ring).contact for _ in range(min(SEEDS, len(world.ring)))]
-        member.is_new = True
+        member.is_new, member.is_joined = True, False
+
+        def done(_: Operation) -> None:
+            member.is_joined = True
+
         if member.stranger is None:
-            self.begin(member, lambda node, now: node.bootstrap(seeds, now), lambda _: None)
+            self.begin(member, lambda node, now: node.bootstrap(seeds, now), done)
         if member.is_server:
             world.ring.add(member)
 
@@ -153,7 +157,7 @@ class Play:
         members, rng = self.world.members, self.world.rng
         while True:
             member = rng.choice(members)
-            if member.state is State.ALIVE and member.stranger is None:
+            if member.state is State.ALIVE and member.stranger is None and member.is_joined:
                 return member
 
     # --- storing ----------------------------------------------------------------------------------
@@ -301,7 +305,7 @@ class Play:
         took_s = self.world.heap.now_s - began_s
         hops = [hop.depth for hop in trace.hops if hop.peer == peer and hop.outcome == "answered"]
         if hops:
-            self.outcome.note(hops=hops[0])
+            self.outcome.note(hops=hops[0] + 1)
         self.outcome.note(messages=len(trace.hops), seconds=took_s, timeouts=took_s / QUERY_S)
 
     # --- time -------------------------------------------------------------------------------------
