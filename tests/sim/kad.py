@@ -54,8 +54,8 @@ class Member:
     """Who takes part: an honest node (its machine made when it is needed), or a stranger."""
 
     __slots__ = (
-        "address", "alarm", "connected", "contact", "index", "is_joined", "is_new", "is_server", "key", "name",
-        "node", "peer", "running", "state", "stranger",
+        "address", "alarm", "connected", "contact", "index", "is_joined", "is_new", "is_server",
+        "key", "name", "node", "peer", "running", "state", "stranger",
     )  # fmt: skip
 
     def __init__(self, index: int, name: bytes, key: Key, address: str, *, is_server: bool) -> None:
