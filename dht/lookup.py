@@ -17,10 +17,10 @@ from itertools import islice
 
 import base58
 
-from dht.candidates import ALIVE, DEAD, FRESH, REGION_PER_GROUP, Candidate, Flight, Path
+from dht.candidates import ALIVE, DEAD, FLYING, FRESH, REGION_PER_GROUP, Candidate, Flight, Path
 from dht.crowd import AROUND_AT_ONCE, AROUND_MAX, FAR, evenly, is_crowded
 from dht.diversity import PER_GROUP
-from dht.key import KEY_BITS, Key
+from dht.key import KEY_BITS, SPACE, Key
 from dht.messages import (
     Answer,
     Contact,
@@ -36,7 +36,7 @@ from dht.messages import (
     Trace,
     Values,
 )
-from dht.operation import OPERATION_S, SLOW_S, Wanted
+from dht.operation import OPERATION_S, Wanted
 from dht.table import K
 from wire.ids import PeerId
 
@@ -55,7 +55,8 @@ class Lookup:
 
     seeds: whom we know nearest to it, and with a region some from all over our table. paths:
     disjoint ones. region: a distance; 0 for none. need: how many of the nearest must have answered.
-    look: called with each answer; True ends it. salt: a random number, by which a crowd is asked.
+    alpha: requests in flight in a path; 0 for the default. look: called with each answer; True ends
+    it. salt: a random number, by which a crowd is asked.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Lookup:
         paths: int = 1,
         region: int = 0,
         need: int = K,
+        alpha: int = 0,
         look: Look | None = None,
         salt: int = 0,
     ) -> None:
@@ -81,7 +83,7 @@ class Lookup:
         self._began_s = moment.s
         self._known = dict[int, Candidate]()  # by distance
         self._flights = list[Flight]()  # by tag
-        alpha = ALPHA if paths == 1 else PATH_ALPHA
+        alpha = alpha or (ALPHA if paths == 1 else PATH_ALPHA)
         self._paths = [Path(alpha, need) for _ in range(paths)]
         self._in_region = 0  # asked there
         self._is_crowded = False
@@ -142,8 +144,9 @@ class Lookup:
         """A request was not answered: its peer no longer counts, and one more may fly."""
         flight = self._landed(tag, moment, why)
         if flight is not None:
-            flight.candidate.state = DEAD
             flight.path.failures += 1
+            if flight.candidate.state == FLYING:  # else it has answered another request of ours
+                flight.candidate.state = DEAD
 
     # --- what came of it -------------------------------------------------------------------------
 
@@ -160,7 +163,7 @@ class Lookup:
     @property
     def result(self) -> list[Contact]:
         """The k nearest who answered, nearest first, at most `PER_GROUP` of an address group."""
-        return self._alive(K, PER_GROUP, (1 << KEY_BITS) - 1)
+        return self._alive(K, PER_GROUP, SPACE - 1)
 
     def in_region(self) -> list[Contact]:
         """Those within the region who answered, nearest first."""
@@ -216,6 +219,8 @@ class Lookup:
                     continue
                 candidate = known[distance] = Candidate(contact, distance, depth)
             else:
+                if candidate.depth > depth and candidate.state != ALIVE:
+                    candidate.depth = depth  # the shortest way to it that was found
                 if candidate.state == FRESH and contact.is_newer_than(candidate.contact):
                     candidate.contact, candidate.groups = contact, None
                 if is_only:
@@ -241,7 +246,7 @@ class Lookup:
         known, region = self._known, self.region
         alive = sorted(d for d, one in known.items() if d <= region and one.state == ALIVE)
         if not self._is_crowded:
-            if not is_crowded(alive, region):
+            if region >= SPACE - 1 or not is_crowded(alive, region):
                 return []
             self._is_crowded = True
             for path in self._paths:
@@ -265,24 +270,23 @@ class Lookup:
         return self._paths[len(self._flights) % len(self._paths)]
 
     def _ask_about_itself(self, candidate: Candidate, now_s: float) -> Wanted:
-        candidate.began_s, candidate.slow_at_s = now_s, now_s + SLOW_S
         request = FindNode(base58.b58decode(candidate.contact.peer))
-        return self._send(self._any_path(), candidate, request)
+        return self._send(self._any_path(), candidate, request, now_s)
 
     def _next_slow(self, now_s: float) -> float:
         flying = (flight for path in self._paths for flight in path.flying.values())
-        slow = (flight.candidate.slow_at_s for flight in flying)
+        slow = (flight.slow_at_s for flight in flying)
         deadline_s = self._began_s + OPERATION_S
         return min((at_s for at_s in slow if at_s > now_s), default=deadline_s)
 
     def _ask(self, path: Path, candidate: Candidate, now_s: float) -> Wanted:
         candidate.ask(now_s)
         self._in_region += candidate.distance <= self.region
-        return self._send(path, candidate, self._request)
+        return self._send(path, candidate, self._request, now_s)
 
-    def _send(self, path: Path, candidate: Candidate, request: Query) -> Wanted:
+    def _send(self, path: Path, candidate: Candidate, request: Query, now_s: float) -> Wanted:
         tag = len(self._flights)
-        flight = Flight(candidate, path)
+        flight = Flight(candidate, path, now_s)
         self._flights.append(flight)
         path.flying[tag] = flight
         return Wanted(tag, candidate.contact, request)
@@ -292,7 +296,7 @@ class Lookup:
         flight = self._flights[tag] if 0 <= tag < len(self._flights) else None
         if flight is None or flight.path.flying.pop(tag, None) is None:
             return None
-        flight.took_s, flight.outcome = moment.s - flight.candidate.began_s, outcome
+        flight.took_s, flight.outcome = moment.s - flight.began_s, outcome
         return flight
 
     def _end(self, now_s: float) -> list[Wanted]:
@@ -302,14 +306,11 @@ class Lookup:
         return []
 
     def _alive(self, count: int, per_group: int, within: int) -> list[Contact]:
-        alive = sorted(
-            d for d, candidate in self._known.items() if candidate.state == ALIVE and d <= within
-        )
+        known = self._known
+        alive = sorted(at for at, one in known.items() if one.state == ALIVE and at <= within)
         groups = dict[str, int]()
-        peers = (self._known[distance] for distance in alive)
-        taken = (
-            candidate.contact for candidate in peers if candidate.takes_place(groups, per_group)
-        )
+        candidates = (known[distance] for distance in alive)
+        taken = (one.contact for one in candidates if one.takes_place(groups, per_group))
         return list(islice(taken, count))
 
     def _hop(self, flight: Flight) -> Hop:
@@ -319,7 +320,7 @@ class Lookup:
             bits=KEY_BITS - candidate.distance.bit_length(),
             depth=candidate.depth,
             path=self._paths.index(flight.path),
-            began_s=candidate.began_s - self._began_s,
+            began_s=flight.began_s - self._began_s,
             took_s=flight.took_s,
             outcome=flight.outcome,
             closer=flight.closer,

@@ -43,9 +43,7 @@ from shoal.runs import LaneBody, Report, RoundResult, Tensor, run_root
 
 __all__ = ["Trainer", "TrainingError", "flatten", "load_vector"]
 
-CHECKPOINT_S = (
-    60.0  # seconds between two files of the optimizer: writing Adam's costs 8 B a parameter
-)
+CHECKPOINT_S = 60.0  # seconds between files of the optimizer: writing Adam's costs 8 B a parameter
 
 
 class Trainer:
@@ -225,6 +223,7 @@ class Trainer:
                     self._save()
             finally:
                 self._client.leave(finished=self.done)
+        self._ranks.settle()
 
     def __enter__(self) -> "Trainer":
         return self

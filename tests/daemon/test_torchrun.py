@@ -41,7 +41,7 @@ def torchrun(node: Daemon, kind: str, out: Path, **options: Any) -> list[dict[st
         [sys.executable, *argv, str(SCRIPT), kind],
         env=clean_environment(
             SHOAL_HOME=str(node.home), OUT=str(out), OPTIONS=json.dumps(options),
-            OMP_NUM_THREADS="1",
+            OMP_NUM_THREADS="1", PYTHONFAULTHANDLER="1",
         ),
         capture_output=True, text=True, timeout=PATIENCE_S,
     )  # fmt: skip

@@ -3,11 +3,16 @@
     torchrun --nproc-per-node 2 torchrun_script.py ddp|fsdp
 
 Each writes to the folder in OUT what its model ends with, gathered.
+
+It ends by `os._exit`, as `docs/trainer.md` says of FSDP2 on gloo: gloo's threads outlive
+`destroy_process_group` (caches of DTensor keep the mesh) and may still hold tensors of the last
+gather. One that wants the GIL for them while Python ends aborts the process.
 """
 
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +82,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    assert threading.enumerate() == [threading.main_thread()], "a thread of ours at exit"
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

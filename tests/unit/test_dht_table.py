@@ -13,6 +13,7 @@ from dht.table import (
     USEFUL_S,
     Came,
     Change,
+    Entry,
     Gone,
     Table,
 )
@@ -40,6 +41,11 @@ def full(k: int = 3) -> tuple[Table, list[Contact]]:
     return table, contacts
 
 
+def entry_of(table: Table, contact: Contact) -> Entry:
+    (found,) = (one for one in table.entries() if one.contact.peer == contact.peer)
+    return found
+
+
 def peers(changes: list[Change]) -> list[tuple[type[Change], PeerId]]:
     return [(type(one), one.contact.peer) for one in changes]
 
@@ -53,8 +59,7 @@ def test_who_answered_where_nobody_knows_does_not_come_in_but_stays_if_it_is_the
     assert one.peer not in table
     come(table, one)
     table.answered(one, None, 9.0)
-    entry = table.entry(one.peer)
-    assert entry is not None
+    entry = entry_of(table, one)
     assert (entry.address, entry.seen_s) == (one.addrs[0], 9.0)
 
 
@@ -194,17 +199,18 @@ def test_if_all_were_useful_the_least_recently_seen_is_checked() -> None:
     assert come(table, contacts[3], LATER) == [contacts[0]]
 
 
-def test_spares_are_bounded_the_oldest_goes() -> None:
+def test_spares_are_bounded_the_oldest_goes_and_none_is_there_twice() -> None:
     table, contacts = full(k=3)
     newcomers = [contact(number) for number in range(10, 14)]
     for one in newcomers:
         come(table, one, 1.0)
-    come(table, newcomers[1], 2.0)  # it answered again: the newest now
-    for one in contacts[:3]:
+    come(table, newcomers[2], 2.0)  # it answered again: the newest now
+    for one in [*contacts[:3], *newcomers[1:]]:
         for _ in range(2):
             table.failed(one.peer, 3.0)
-    assert newcomers[0].peer not in table
-    assert {one.contact.peer for one in table.entries()} == {one.peer for one in newcomers[1:]}
+    came = [one.contact.peer for one in table.changes() if isinstance(one, Came)]
+    assert came[3:] == [newcomers[number].peer for number in (2, 3, 1)]
+    assert len(table) == 0
 
 
 # --- address groups ------------------------------------------------------------------------------
@@ -247,9 +253,7 @@ def test_where_it_answered_counts_and_not_what_it_claims() -> None:
         one = contact(number)
         table.answered(one, f"/ip4/5.9.1.{number}/tcp/1", 0.0)
     assert len(table) == 2
-    there = table.entries()[0].contact
-    assert table.group(there) == "5.9.1.0/24"
-    assert table.group(contact(77)) == "5.0.77.0/24"
+    assert {one.group for one in table.entries()} == {"5.9.1.0/24"}
 
 
 def test_an_entry_that_moves_to_a_full_network_goes_and_a_spare_comes() -> None:
@@ -273,7 +277,26 @@ def test_an_entry_that_moves_within_its_network_or_to_a_free_one_stays() -> None
     table.answered(a, "/ip4/6.6.6.6/tcp/1", 2.0)  # its place in the group is free now
     come(table, c, 3.0)
     assert len(table) == 3
-    assert table.group(a) == "6.6.6.0/24"
+    assert entry_of(table, a).group == "6.6.6.0/24"
+
+
+def test_who_moves_to_a_network_does_not_count_against_itself() -> None:
+    table, mover = Table(OWN), contact(1)
+    come(table, contact(2, host="5.9.1.1"))
+    come(table, contact(2, host="5.9.1.2", bits=1))
+    come(table, mover)
+    table.answered(mover, "/ip4/5.9.1.3/tcp/1", 1.0)
+    assert entry_of(table, mover).group == "5.9.1.0/24"
+    assert mover.peer in table
+
+
+def test_who_moves_often_leaves_no_count_behind() -> None:
+    table, mover = Table(OWN), contact(1)
+    for step in range(3 * GROUP_MAX):
+        table.answered(mover, f"/ip4/5.9.{step % 2}.1/tcp/1", float(step))
+    for number in range(GROUP_MAX):
+        come(table, contact(number, bits=1 + number, host="5.9.0.2"))
+    assert len(table) == GROUP_MAX + 1
 
 
 def test_a_spare_whose_network_is_full_by_now_is_passed_over() -> None:
@@ -346,8 +369,9 @@ def test_buckets_that_heard_of_nobody_lately_are_idle_down_to_the_k_nearest() ->
     assert table.idle_buckets(9.0) == [1]  # 4 and 5 are as near as our two nearest
     assert table.idle_buckets(10.0) == [0, 1, 2, 3]
     table.refreshed(1, 20.0)
-    come(table, contact(2, bits=2), 20.0)
-    assert table.idle_buckets(10.0) == [0, 3]
+    come(table, contact(2, bits=2), 20.0)  # a newcomer
+    come(table, contact(1, bits=0), 20.0)  # an entry
+    assert table.idle_buckets(10.0) == [3]
 
 
 def test_with_fewer_than_k_one_bucket_stands_for_all() -> None:
