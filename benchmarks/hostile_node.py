@@ -13,21 +13,20 @@ from contextlib import suppress
 
 import trio
 
-from benchmarks.fuzz import TARGETS, Target, mutate
+from benchmarks.fuzz import TARGETS
+from benchmarks.fuzz_messages import Target, mutate
 from benchmarks.orders import Answer, say
 from benchmarks.trio_orders import obey
-from dht import wire as dht_wire
-from dht.records import sign_peer
+from node.apps.wire import LIST, List
+from node.finding import protocol_of
 from node.host import yamux_frames
 from node.host.addresses import parse_address
 from node.host.service import LibP2pHost
 from node.host.yamux import MuxedConnection
 from node.tickets import parse_ticket
 from protocols.rpc.service import RpcService
-from wire import codec
-from wire.clock import SystemClock
 from wire.errors import ShoalError
-from wire.ids import PeerId, Signer
+from wire.ids import PeerId
 from wire.ports import Stream
 
 CALL_S = 20.0
@@ -57,22 +56,19 @@ class Node:
 
     def __init__(self, address: str, ticket: str) -> None:
         seed = os.urandom(32)
-        self.host = LibP2pHost(seed, parse_ticket(ticket).key, [])
+        swarm = parse_ticket(ticket).key
+        self.host = LibP2pHost(seed, swarm, [])
+        self._protocols = (*PROTOCOLS, protocol_of(swarm))
         self.rpc = RpcService(self.host)
-        self._signer, self._address = Signer(seed), address
-        self._peer = PeerId(address.rpartition("/")[2])
-        self._network = self.rpc.network("dht")
+        self._address, self._peer = address, PeerId(address.rpartition("/")[2])
 
     async def calls(self, seconds: float) -> Answer:
         """Ask the daemon what every node asks, with pauses; the time of each call in ms."""
         await self.host.connect(self._address)
-        now_ms = SystemClock().wall_ms()
-        me = sign_peer(self._signer, [], seq=now_ms, now_ms=now_ms)
-        ping = codec.encode(dht_wire.Ping(me))
         times, end = list[float](), trio.current_time() + seconds
         while trio.current_time() < end:
             began = time.perf_counter()
-            await self._network.request(self._peer, ping, timeout_s=CALL_S)
+            await self.rpc.call(self._peer, LIST, List(), timeout_s=CALL_S)
             times.append((time.perf_counter() - began) * 1e3)
             await trio.sleep(PAUSE_S)
         return {"ms": times}
@@ -136,7 +132,10 @@ class Node:
         """Give every load to a stream of its own, on every protocol in turn."""
         end, count = trio.current_time() + seconds, 0
         while trio.current_time() < end:
-            protocol, load = PROTOCOLS[count % len(PROTOCOLS)], loads[count % len(loads)]
+            protocol, load = (
+                self._protocols[count % len(self._protocols)],
+                loads[count % len(loads)],
+            )
             count += 1
             with trio.move_on_after(CALL_S), suppress(ShoalError):
                 await self.host.connect(self._address)

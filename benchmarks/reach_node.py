@@ -15,8 +15,7 @@ import trio
 
 from benchmarks.orders import Answer, say
 from benchmarks.trio_orders import obey
-from dht import wire as dht_wire
-from dht.records import sign_peer
+from node.apps.wire import LIST, List
 from node.host import yamux_frames
 from node.host.negotiate import HELLO
 from node.host.service import LibP2pHost
@@ -25,11 +24,9 @@ from node.reach.circuit import CircuitClient
 from node.reach.messages import HOP, Reserve, pack_hop
 from node.tickets import SwarmKey, parse_ticket
 from protocols.rpc.service import RpcService
-from wire import codec
-from wire.clock import SystemClock
 from wire.errors import ShoalError
 from wire.frames import pack
-from wire.ids import PeerId, Signer
+from wire.ids import PeerId
 
 CALL_S = 20.0
 PINGS = 8  # calls whose least time is the round trip
@@ -47,15 +44,11 @@ class Member:
         self.host = LibP2pHost(seed, key, [])
         self.rpc = RpcService(self.host)
         self.circuits = CircuitClient(self.host, is_closed=key is not None)
-        self._signer = Signer(seed)
-        self._network = self.rpc.network("dht")
 
     async def ping(self, peer: PeerId) -> float:
         """Make a call that every daemon answers; the seconds it took."""
-        now_ms = SystemClock().wall_ms()
-        me = sign_peer(self._signer, [], seq=now_ms, now_ms=now_ms)
         began = time.perf_counter()
-        await self._network.request(peer, codec.encode(dht_wire.Ping(me)), timeout_s=CALL_S)
+        await self.rpc.call(peer, LIST, List(), timeout_s=CALL_S)
         return time.perf_counter() - began
 
 

@@ -1,4 +1,4 @@
-"""Whom a lookup may ask: the candidates of one path, nearest first, and who of them is next. Pure."""
+"""Whom a lookup may ask: the candidates of one path, nearest first; who of them is next. Pure."""
 
 from bisect import bisect_left
 
@@ -130,7 +130,7 @@ class Path:
         return fresh
 
     def places(self, now_s: float) -> int:
-        """Return how many more may fly: each failure makes one place, and who is slow takes none."""
+        """Return how many more may fly: a failure makes one place more, who is slow takes none."""
         busy = sum(flight.candidate.slow_at_s > now_s for flight in self.flying.values())
         return max(0, min(self._alpha + self.failures, PLACES_MAX) - busy)
 

@@ -34,12 +34,9 @@ class Driver:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Carry requests and wake the machine until cancelled."""
-        try:
-            async with trio.open_nursery() as self._nursery:
-                self._nursery.start_soon(self._tick)
-                task_status.started()
-        finally:
-            self._nursery = None
+        async with trio.open_nursery() as self._nursery:
+            self._nursery.start_soon(self._tick)
+            task_status.started()
 
     def moment(self) -> Moment:
         """Now, as the machine wants to know it."""
@@ -114,10 +111,13 @@ class Driver:
         return trio.current_time() + max(NAP_LEAST_S, wake_at - self._clock.now())
 
     async def _tick(self) -> None:
-        while True:
-            self._nap_until = self._node.wake_at
-            with trio.CancelScope(deadline=self._deadline(self._nap_until)) as self._nap:
-                await trio.sleep_forever()
-            self._node.tick(self.moment())
-            self._nap_until = math.inf
-            self.pump()
+        try:
+            while True:
+                self._nap_until = self._node.wake_at
+                with trio.CancelScope(deadline=self._deadline(self._nap_until)) as self._nap:
+                    await trio.sleep_forever()
+                self._node.tick(self.moment())
+                self._nap_until = math.inf
+                self.pump()
+        finally:  # as long as this task is there, the nursery takes new ones
+            self._nursery = None

@@ -183,7 +183,7 @@ class Lookup:
     @property
     def hops(self) -> int:
         """How many requests in a row led to the nearest's own answer: 1 for one in our table."""
-        alive = (peer for candidate in self._known.values() if candidate.state == ALIVE)
+        alive = (one for one in self._known.values() if one.state == ALIVE)
         nearest = min(alive, key=lambda one: one.distance, default=None)
         return 0 if nearest is None else nearest.depth + 1
 
@@ -259,17 +259,14 @@ class Lookup:
         return []
 
     def _alive(self, count: int, per_group: int, within: int) -> list[Contact]:
-        alive = sorted(
-            d for d, candidate in self._known.items() if candidate.state == ALIVE and d <= within
-        )
+        known = self._known
+        alive = sorted(at for at, one in known.items() if one.state == ALIVE and at <= within)
         groups = dict[str, int]()
-        peers = (self._known[distance] for distance in alive)
-        taken = (
-            candidate.contact for candidate in peers if candidate.takes_place(groups, per_group)
-        )
+        candidates = (known[distance] for distance in alive)
+        taken = (one.contact for one in candidates if one.takes_place(groups, per_group))
         return list(islice(taken, count))
 
-    def _hop(self, flight: "_Flight") -> Hop:
+    def _hop(self, flight: Flight) -> Hop:
         candidate = flight.candidate
         return Hop(
             peer=candidate.contact.peer,

@@ -32,6 +32,7 @@ from wire.ids import PeerId, Signer
 from wire.ports import Clock, OffLoop
 from wire.threads import Threads
 
+EARLY_S = (5.0, 25.0)  # after the first look: those who start together meet at these
 PROVIDED_MAX = 20_000  # names that we provide: their records take 8 MB while they are sent
 SEALED_AT_ONCE = 500  # provider records that a thread signs before others have their turn: 20 ms
 SAVE_S = 60.0  # between two snapshots
@@ -95,6 +96,7 @@ class DhtService:
         self._off_loop: OffLoop = off_loop or Threads()
         self._file, self._kept, self._saved = file, Snapshot(), b""
         self._provided: set[bytes] = set()
+        self._joined = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Read the snapshot, then drive the machine until cancelled."""
@@ -104,6 +106,7 @@ class DhtService:
             await nursery.start(self._driver.run)
             nursery.start_soon(self._publish)
             nursery.start_soon(self._save_often)
+            nursery.start_soon(self._look_early)
             if self._kept.contacts:
                 nursery.start_soon(self._rejoin)
             task_status.started()
@@ -147,6 +150,7 @@ class DhtService:
         """Look for ourselves, from who is connected and in the table; how many contacts we know."""
         seeds = [self._hearsay(peer) for peer in self._peers()[:K]]
         await self._driver.do(partial(self.node.bootstrap, seeds))
+        self._joined.set()
         return self.contacts
 
     async def closest(
@@ -293,12 +297,22 @@ class DhtService:
     async def _rejoin(self) -> None:
         """Ask those that were in the table when we stopped."""
         await self._driver.do(partial(self.node.bootstrap, self._kept.contacts))
-        log.info("dht.rejoined contacts=%d of=%d", len(self.node.table), len(self._kept.contacts))
+        self._joined.set()
+        log.info("dht.rejoined contacts=%d of=%d", self.contacts, len(self._kept.contacts))
+
+    async def _look_early(self) -> None:
+        """Look for ourselves again soon, if we know few: the others may have come with us."""
+        await self._joined.wait()
+        for wait_s in EARLY_S:
+            await trio.sleep(wait_s)
+            if self.contacts < K:
+                with suppress(Busy):
+                    await self.bootstrap()
 
     async def _publish(self) -> None:
         """Store our values again at half-life, and after a restart."""
         while True:
-            if len(self.node.table):
+            if self.contacts:
                 for name in self._own.due(self._clock.wall_ms()):
                     with suppress(Busy):  # the next look may find a place
                         await self._put_again(name)

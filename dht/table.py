@@ -220,8 +220,6 @@ class Table:
         if address is None or address == entry.address:
             return
         entry.address, old, entry.group = address, entry.group, group_of(address)
-        if entry.group == old:
-            return
         self._count(old, -1)
         fits = self._fits(bucket, entry.group, but=entry)
         self._count(entry.group, 1)

@@ -18,7 +18,7 @@ from wire.errors import ShoalError, UsageError
 from wire.ids import PeerId, Signer
 from wire.ports import Clock
 
-PUBLIC = "/ipfs/kad/1.0.0"
+PUBLIC = "/ipfs/kad/1.0.0"  # libp2p/specs, kad-dht
 # Who cannot be dialled holds nothing for others. `unknown` is a LAN, or a node that nobody has
 # looked at yet: there are no strangers, or not for long.
 CLIENTS: tuple[State, ...] = ("punchable", "relayed")
@@ -46,12 +46,14 @@ class Finding:
                 "[dht] public: other programs cannot enter a swarm with a key",
                 hint="make an open swarm, or leave [dht] public = false",
             )
-        self.protocol = PUBLIC if is_public else f"/shoal/{swarm_tag(swarm)}/kad/1.0.0"
+        protocol = PUBLIC if is_public else protocol_of(swarm)
         self.streams = KadStreams(
             host,
-            self.protocol,
+            protocol,
             lambda peer, sender, request: self.dht.answer(peer, sender, request),
             lambda: self.dht.is_server,
+            own=lambda: self.dht.sender(),
+            clock=clock,
         )
         self.dht = DhtService(
             self.streams,
@@ -68,6 +70,7 @@ class Finding:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Find and be found until cancelled."""
         async with trio.open_nursery() as nursery:
+            await nursery.start(self.streams.run)
             await nursery.start(self.dht.run)
             nursery.start_soon(self._bootstrap)
             task_status.started()
@@ -98,4 +101,10 @@ class Finding:
         is_server = verdict not in CLIENTS
         if is_server != self.dht.is_server:
             _log.info("dht.mode", mode="server" if is_server else "client", verdict=verdict)
-        self.dht.set_mode(is_server=is_server)
+            self.dht.set_mode(is_server=is_server)
+            self.streams.mode_changed()
+
+
+def protocol_of(swarm: SwarmKey | None) -> str:
+    """Return what a swarm's own DHT speaks: no stranger's swarm ever mixes with it."""
+    return f"/shoal/{swarm_tag(swarm)}/kad/1.0.0"

@@ -32,7 +32,7 @@ class Links:
         """A node dies: others cannot reach it any more."""
         member = self.there.pop(peer)
         member.scope.cancel()
-        await trio.lowlevel.checkpoint()
+        await member.ended.wait()
 
 
 @dataclass
@@ -45,6 +45,7 @@ class Member:
     peers: list[PeerId] = field(default_factory=list[PeerId])  # connected from the beginning
     flying: int = 0
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    ended: trio.Event = field(default_factory=trio.Event)
     clock: SimClock = field(default_factory=SimClock)
 
     def serve(self, *, file: Path | None = None, is_public: bool = False) -> DhtService:
@@ -64,6 +65,7 @@ class Member:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         with self.scope:
             await self.dht.run(task_status=task_status)
+        self.ended.set()
 
     def addresses(self) -> list[str]:
         return self.addrs

@@ -1,7 +1,6 @@
-"""Store and DHT on the real RPC, as the daemon wires them."""
+"""Stores on the real RPC, as the daemon wires them."""
 
 import random
-from dataclasses import dataclass, field
 
 import pytest
 import trio
@@ -9,28 +8,10 @@ from trio.testing import MockClock
 
 from crdt.service import Channel, StoreService
 from crdt.wire import FRAME_MAX
-from dht.service import DhtService
 from protocols.channels.service import ChannelService
 from tests.sim.net import Net
 from tests.sim.replicas import Silence, SimClock, in_place, signer
 from wire.errors import BadMessage, RemoteError
-from wire.ids import PeerId
-
-
-@dataclass
-class NoBook:
-    """The simulated host dials by peer ID."""
-
-    learnt: dict[PeerId, list[str]] = field(default_factory=dict)
-
-    def addresses(self) -> list[str]:
-        return ["/ip4/10.0.0.1/tcp/1"]
-
-    def addresses_of(self, peer: PeerId) -> list[str]:
-        return self.learnt.get(peer, [])
-
-    def learn(self, peer: PeerId, addrs: list[str]) -> None:
-        self.learnt[peer] = addrs
 
 
 async def start_store(
@@ -101,22 +82,3 @@ async def test_a_bad_request_comes_back_as_its_code(
     with pytest.raises(RemoteError) as caught:
         await network.request(signer(1).peer, b"garbage", timeout_s=5)
     assert caught.value.code == BadMessage.code
-
-
-async def test_providers_are_found_over_rpc(
-    autojump_clock: MockClock, nursery: trio.Nursery
-) -> None:
-    net, swarm = Net(nursery), list[DhtService]()
-    for number in range(1, 6):
-        own = signer(number)
-        rpc = net.rpc(own.peer)
-        dht = DhtService(
-            rpc.network("dht"), NoBook(), own, SimClock(), peers=net.host(own.peer).connected
-        )
-        rpc.answer("dht", dht.answer)
-        await nursery.start(dht.run)
-        swarm.append(dht)
-    assert await swarm[0].bootstrap() == 4
-    await trio.sleep(5)
-    assert await swarm[1].provide(b"cid") == 4
-    assert await swarm[4].providers(b"cid") == [signer(2).peer]

@@ -1,4 +1,4 @@
-"""A network in which nobody comes or goes: servers with perfect tables, in memory, on a virtual clock.
+"""Where nobody comes or goes: servers with perfect tables, in memory, on a virtual clock.
 
 Perfect: in each bucket 20 by chance of those who belong there. What operations cost and find is
 measured against it; how tables come about is not its matter.

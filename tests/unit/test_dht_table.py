@@ -194,17 +194,18 @@ def test_if_all_were_useful_the_least_recently_seen_is_checked() -> None:
     assert come(table, contacts[3], LATER) == [contacts[0]]
 
 
-def test_spares_are_bounded_the_oldest_goes() -> None:
+def test_spares_are_bounded_the_oldest_goes_and_none_is_there_twice() -> None:
     table, contacts = full(k=3)
     newcomers = [contact(number) for number in range(10, 14)]
     for one in newcomers:
         come(table, one, 1.0)
-    come(table, newcomers[1], 2.0)  # it answered again: the newest now
-    for one in contacts[:3]:
+    come(table, newcomers[2], 2.0)  # it answered again: the newest now
+    for one in [*contacts[:3], *newcomers[1:]]:
         for _ in range(2):
             table.failed(one.peer, 3.0)
-    assert newcomers[0].peer not in table
-    assert {one.contact.peer for one in table.entries()} == {one.peer for one in newcomers[1:]}
+    came = [one.contact.peer for one in table.changes() if isinstance(one, Came)]
+    assert came[3:] == [newcomers[number].peer for number in (2, 3, 1)]
+    assert len(table) == 0
 
 
 # --- address groups ------------------------------------------------------------------------------
@@ -274,6 +275,25 @@ def test_an_entry_that_moves_within_its_network_or_to_a_free_one_stays() -> None
     come(table, c, 3.0)
     assert len(table) == 3
     assert table.group(a) == "6.6.6.0/24"
+
+
+def test_who_moves_to_a_network_does_not_count_against_itself() -> None:
+    table, mover = Table(OWN), contact(1)
+    come(table, contact(2, host="5.9.1.1"))
+    come(table, contact(2, host="5.9.1.2", bits=1))
+    come(table, mover)
+    table.answered(mover, "/ip4/5.9.1.3/tcp/1", 1.0)
+    assert table.group(mover) == "5.9.1.0/24"
+    assert mover.peer in table
+
+
+def test_who_moves_often_leaves_no_count_behind() -> None:
+    table, mover = Table(OWN), contact(1)
+    for step in range(3 * GROUP_MAX):
+        table.answered(mover, f"/ip4/5.9.{step % 2}.1/tcp/1", float(step))
+    for number in range(GROUP_MAX):
+        come(table, contact(number, bits=1 + number, host="5.9.0.2"))
+    assert len(table) == GROUP_MAX + 1
 
 
 def test_a_spare_whose_network_is_full_by_now_is_passed_over() -> None:
@@ -346,8 +366,9 @@ def test_buckets_that_heard_of_nobody_lately_are_idle_down_to_the_k_nearest() ->
     assert table.idle_buckets(9.0) == [1]  # 4 and 5 are as near as our two nearest
     assert table.idle_buckets(10.0) == [0, 1, 2, 3]
     table.refreshed(1, 20.0)
-    come(table, contact(2, bits=2), 20.0)
-    assert table.idle_buckets(10.0) == [0, 3]
+    come(table, contact(2, bits=2), 20.0)  # a newcomer
+    come(table, contact(1, bits=0), 20.0)  # an entry
+    assert table.idle_buckets(10.0) == [3]
 
 
 def test_with_fewer_than_k_one_bucket_stands_for_all() -> None:

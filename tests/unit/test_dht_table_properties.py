@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -114,6 +114,7 @@ def _bits(contact: Contact) -> int:
 
 
 TestAnyTable = AnyTable.TestCase
+TestAnyTable.settings = settings(max_examples=60, deadline=None)
 
 
 @given(st.lists(contacts, max_size=60), st.integers(0, (1 << 256) - 1), st.integers(0, 40))
