@@ -78,7 +78,6 @@ class Handover:
         if not (new or gone) or not len(self.holding):
             return []
         parcels = _Parcels(self.holding, moment)
-        missed = [it for it in self._recent(moment.s - MISSED_S) if it.peer not in new]
         for key, name in self._nearest_to(new):
             others = self.table.closest(key, K - 1)  # with us k
             reach = _reach(key, others)
@@ -86,14 +85,13 @@ class Handover:
             for contact in others[-places:] if places and reach < math.inf else []:
                 if contact.key ^ key > region and contact.peer not in new:
                     parcels.add(contact, name)
-            was_nearest = any(it.key ^ key < self.own ^ key for it in gone.values())
-            for contact in [*new.values(), *(missed if was_nearest else [])]:
-                if contact.key ^ key <= max(region, reach):
-                    parcels.add(contact, name, before_s=self._came_s(contact))
+            self._serve(new.values(), key, name, max(region, reach), parcels)
+        if gone:
+            self._make_up_for(gone.values(), region, moment, parcels)
         return parcels.all()
 
     def on_leaving(self, region: int, moment: Moment) -> list[Parcel]:
-        """Return what to send before we go: to those who take our place, and those who take our duty.
+        """Return what to send before we go: to those who take our place, or our duty to send.
 
         Cost: 60 µs for each name that we hold.
         """
@@ -117,14 +115,40 @@ class Handover:
         recent = self._recent(moment.s - HOUR_S)
         for key, name in self.holding.names() if recent else []:
             others = self.table.closest(key, K - 1)
-            rank = sum(it.key ^ key < self.own ^ key for it in others[:2])
-            if rank != 1:
-                continue
-            limit = max(region, _reach(key, others))
-            for contact in recent:
-                if contact.key ^ key <= limit and contact.peer != others[0].peer:
-                    parcels.add(contact, name, before_s=self._came_s(contact))
+            if self._elders_nearer(others, key, name) == 1:
+                self._serve(recent, key, name, max(region, _reach(key, others)), parcels)
         return parcels.all()
+
+    def _make_up_for(
+        self, gone: Iterable[Contact], region: int, moment: Moment, parcels: "_Parcels"
+    ) -> None:
+        """Serve those who came while the nearest was dead and nobody knew it."""
+        recent = self._recent(moment.s - MISSED_S)
+        for key, name in self._nearest_to({it.peer: it for it in recent}):
+            if not any(it.key ^ key < self.own ^ key for it in gone):
+                continue
+            others = self.table.closest(key, K - 1)
+            if not self._elders_nearer(others, key, name):
+                self._serve(recent, key, name, max(region, _reach(key, others)), parcels)
+
+    def _serve(
+        self,
+        newcomers: Iterable[Contact],
+        key: Key,
+        name: bytes,
+        limit: float,
+        parcels: "_Parcels",
+    ) -> None:
+        """Send what was here before them to those newcomers that are near enough."""
+        for contact in newcomers:
+            if contact.key ^ key <= limit:
+                parcels.add(contact, name, before_s=self._came_s(contact))
+
+    def _elders_nearer(self, others: list[Contact], key: Key, name: bytes) -> int:
+        """Count who is nearer to a record than we are and was there when it came to us."""
+        since_s = self.holding.since_s(name)
+        nearer = [it for it in others if it.key ^ key < self.own ^ key]
+        return sum(self._came.get(it.peer, -math.inf) <= since_s for it in nearer)
 
     def _came_s(self, contact: Contact) -> float:
         return self._came.get(contact.peer, math.inf)

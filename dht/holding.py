@@ -124,6 +124,10 @@ class Holding:
         values = self._values.live(name, now_ms, before_s)
         return tuple(it for it in provisions if it.sealed) + tuple(it for it in values if it.author)
 
+    def since_s(self, name: bytes) -> float:
+        """Return when the first of the records that we hold under a name came (Moment.s)."""
+        return min(self._provisions.since_s(name), self._values.since_s(name))
+
     def names(self, near: Key = _ANYWHERE, bits: int = 0) -> list[tuple[Key, bytes]]:
         """Return the names that we hold records of, sorted by key.
 
@@ -205,6 +209,9 @@ class _Shelf(Generic[R]):
         return tuple(
             it.record for it in found if it.record.expires_ms > now_ms and it.since_s < before_s
         )
+
+    def since_s(self, name: bytes) -> float:
+        return min((it.since_s for it in self._by_name.get(name, {}).values()), default=math.inf)
 
     def names(self, near: Key, bits: int) -> list[tuple[Key, bytes]]:
         free = KEY_BITS - bits

@@ -29,9 +29,12 @@ class NetworkSize:
     def saw(self, target: Key, nearest: Sequence[Contact]) -> None:
         """A lookup of a random target, or of our own key, found these live ones nearest to it.
 
-        nearest: nearest first; fewer than k mean that there are no more. One target counts once,
-        however often it is looked at (our own is, all the time).
+        nearest: nearest first; fewer than k mean that there are no more; none, that nobody could be
+        reached, which tells nothing. One target counts once, however often it is looked at (our own
+        is, all the time).
         """
+        if not nearest:
+            return
         self._looks.pop(target, None)
         if len(self._looks) >= LOOKS_MAX:
             del self._looks[next(iter(self._looks))]

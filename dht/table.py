@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 
-from dht.diversity import PER_GROUP, claimed_group, group_of
+from dht.diversity import PER_GROUP, group_of
 from dht.key import KEY_BITS, Key, common_bits
 from dht.messages import Contact
 from wire.ids import PeerId
@@ -23,7 +23,7 @@ GROUP_MAX = 10  # entries of an address group in the table: 4 % of one of 250
 FAILURES_MAX = 2  # unanswered requests until an entry goes: one may be a lost packet
 FRESH_S = 300.0  # who answered since then is not checked: of sessions of 30 min 1 in 10 has ended
 CHECK_S = 60.0  # until a bucket asks for its next check, if nothing is heard of the last one
-USEFUL_S = 3600.0  # who brought a lookup forward since then is replaced last
+USEFUL_S = 600.0  # who brought a lookup forward since then is replaced last: 4 of 5 still live
 REFRESH_BITS = 16  # deepest bucket that is refreshed: names for targets are found by trying
 CHANGES_MAX = 1000  # that nobody fetched; older ones are forgotten, the hourly look repairs it
 
@@ -171,15 +171,6 @@ class Table:
     def entries(self) -> list[Entry]:
         """Return all entries, farthest bucket first, in each the least recently seen first."""
         return [entry for bucket in self._buckets for entry in bucket.entries]
-
-    def entry(self, peer: PeerId) -> Entry | None:
-        """Return what is known of a contact of the table."""
-        return self._entries.get(peer)
-
-    def group(self, contact: Contact) -> str | None:
-        """Return its address group: where it answered us if it is an entry, else what it claims."""
-        entry = self._entries.get(contact.peer)
-        return claimed_group(contact) if entry is None else entry.group
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -177,15 +177,17 @@ def encode_answer(request: Request, answer: Answer, sender: Contact | None) -> b
                 _set_record(message, request.value)
             return message.SerializeToString()
         case Nodes(closer):
-            return _with_contacts(message, (), closer)
+            return _with_contacts(message, {}, closer)
         case Providers(provisions, closer):
             message.provisions.extend([each.sealed for each in provisions if each.sealed])
-            return _with_contacts(message, provisions, closer)
+            known = {each.peer: each.addrs for each in (*closer, *([sender] if sender else []))}
+            providers = {each.peer: each.addrs or known.get(each.peer, ()) for each in provisions}
+            return _with_contacts(message, providers, closer)
         case Values(found, closer):
             if found:
                 _set_record(message, found[0])
                 message.values.extend([each.sealed for each in found[1:]])
-            return _with_contacts(message, (), closer)
+            return _with_contacts(message, {}, closer)
 
 
 def decode_answer(
@@ -361,10 +363,9 @@ def _packed_contact(contact: Contact) -> bytes:
 
 
 def _with_contacts(
-    message: pb.Message, provisions: Iterable[Provision], closer: Iterable[Contact]
+    message: pb.Message, providers: dict[PeerId, tuple[str, ...]], closer: Iterable[Contact]
 ) -> bytes:
     """Add providers in the form of others, and contacts, as long as there is room."""
-    providers = {each.peer: each.addrs for each in provisions}
     parts = [message.SerializeToString()]
     room = MESSAGE_MAX - len(parts[0])
     for peer, addrs in providers.items():

@@ -7,6 +7,7 @@ answers. Format and bounds: docs/protocols/dht.md, "Wire".
 import ipaddress
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -167,8 +168,8 @@ class KadStreams:
     async def _tell(
         self, contact: Contact, request: AddProviders, sender: Contact | None
     ) -> Stored:
-        """Give provider records to another implementation, which keeps them without an answer: it
-        ends the stream in good order, or resets it.
+        """Give provider records to another implementation, which does not answer: whether it keeps
+        them is not known. That the stream ends, in good order or not, says that it has read.
         """
         for provision in request.provisions:
             stream = await self._open(contact)
@@ -176,8 +177,9 @@ class KadStreams:
                 one = wire.encode_request(AddProviders((provision,)), sender)
                 await stream.write(frames.pack(one))
                 await stream.finish()
-                while await stream.read(READ_BYTES):
-                    pass  # one of ours, known by hearsay, answers
+                with suppress(PeerUnreachable):
+                    while await stream.read(READ_BYTES):
+                        pass  # one of ours, known by hearsay, answers
             finally:
                 stream.drop()
         return Stored(len(request.provisions))
@@ -314,4 +316,7 @@ def _answering_at(stream: HostStream, claims: list[Address]) -> str | None:
 
 def _is_global(address: Address) -> bool:
     """True for an IP address that strangers could dial; names are not resolved for a check."""
-    return address.network.startswith("ip") and ipaddress.ip_address(address.host).is_global
+    if not address.network.startswith("ip"):
+        return False
+    ip = ipaddress.ip_address(address.host)
+    return ((ip.version == 6 and ip.ipv4_mapped) or ip).is_global

@@ -6,6 +6,7 @@ It is a sink (wire.ports): an answer wakes who waits for it without a task of th
 from collections import deque
 
 import trio
+from trio import current_time as now
 
 from dht.wire import MESSAGE_MAX
 from node.host.stream import HostStream
@@ -21,7 +22,7 @@ class _Asked:
     """One request that was sent, and who waits for its answer."""
 
     def __init__(self) -> None:
-        self.since = trio.current_time()
+        self.since = now()
         self.ended = trio.Event()
         self.answer: bytes | None = None
 
@@ -31,7 +32,7 @@ class Line:
 
     def __init__(self, stream: HostStream) -> None:
         self.stream = stream
-        self.used_at = trio.current_time()
+        self.used_at = now()
         self._why = ""  # it is over
         self._asked: deque[_Asked] = deque()  # the oldest first; given up ones too
         self._outbox: deque[bytes] = deque()  # pieces that wait for room; at most IN_FLIGHT_MAX
@@ -60,13 +61,14 @@ class Line:
             raise Busy(f"{IN_FLIGHT_MAX} requests to {self.stream.peer} wait already")
         asked = _Asked()
         self._asked.append(asked)
-        self.used_at = trio.current_time()
+        self.used_at = now()
         self._send(frames.pack(message))
         try:
             await asked.ended.wait()
         finally:
-            if self._asked and self._asked[0].since + STUCK_S <= trio.current_time():
-                self.end(f"{self.stream.peer} does not answer")  # nobody waits behind it, too
+            is_given_up = not asked.ended.is_set()
+            if is_given_up and (self.is_over or self._asked[0].since + STUCK_S <= now()):
+                self.end(f"{self.stream.peer} does not answer")  # nor will it the others
         if asked.answer is None:
             raise PeerUnreachable(self._why)
         return asked.answer

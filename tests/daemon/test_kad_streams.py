@@ -468,14 +468,14 @@ async def test_a_peer_that_is_not_where_it_claims_to_be_fails_the_check() -> Non
 async def test_another_implementation_takes_providers_without_an_answer() -> None:
     a, b = make_end(protocol=PUBLIC), make_end(protocol=PUBLIC)
     async with ends(a, b):
-        taken, ends_well = list[bytes](), [True]
+        taken, ends_well = list[bytes](), True
 
         async def take(stream: Stream) -> None:
             parser, found = frames.FrameParser(1000), list[memoryview]()
             while data := await stream.read(1000):
                 found += parser.feed(data)
             taken.extend(pb.Message.FromString(bytes(each)).key for each in found)
-            if not ends_well[0]:
+            if not ends_well:
                 raise BadMessage("no")
 
         b.host.unserve(PUBLIC)
@@ -484,9 +484,9 @@ async def test_another_implementation_takes_providers_without_an_answer() -> Non
         records = tuple(seal_provision(a.signer, name, expires_ms=1) for name in (b"x", b"y"))
         assert (await a.ask(other, AddProviders(records))).answer == Stored(2)
         assert taken == [b"x", b"y"]
-        ends_well[0] = False
-        with pytest.raises(PeerUnreachable):
-            await a.ask(other, AddProviders(records))
+        ends_well = False  # js-libp2p resets a stream that we have finished
+        assert (await a.ask(other, AddProviders(records[:1]))).answer == Stored(1)
+        assert taken == [b"x", b"y", b"x"]
 
 
 def _place(end: End) -> str:

@@ -1,4 +1,4 @@
-"""A js-libp2p node as a child process: JSON lines in and out: js/peer.mjs."""
+"""A js-libp2p node as a child process: JSON lines in and out: js/peer.mjs, js/kad_peer.mjs."""
 
 import base64
 import json
@@ -110,13 +110,21 @@ class JsPeer:
 
 
 @asynccontextmanager
-async def js_peer(*, gossip: tuple[str, ...] = (), relay: bool = False) -> AsyncIterator[JsPeer]:
+async def js_peer(
+    script: str = "peer.mjs",
+    *,
+    gossip: tuple[str, ...] = (),
+    relay: bool = False,
+    server: bool = False,
+) -> AsyncIterator[JsPeer]:
     """Run a js node for the length of a block. `gossip`: only these versions of GossipSub.
 
-    relay: it serves as a relay.
+    relay: it serves as a relay. server: it listens, and serves the DHT (kad_peer.mjs).
     """
-    options = json.dumps({"relay": relay} | ({"gossip": gossip} if gossip else {}))
-    command = ["node", "--import", str(JS / "node20.mjs"), str(JS / "peer.mjs"), options]
+    options = json.dumps(
+        {"relay": relay, "server": server} | ({"gossip": gossip} if gossip else {})
+    )
+    command = ["node", "--import", str(JS / "node20.mjs"), str(JS / script), options]
     async with trio.open_nursery() as nursery:
 
         async def run(task_status: trio.TaskStatus[trio.Process]) -> None:

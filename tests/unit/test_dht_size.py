@@ -118,6 +118,15 @@ def test_it_follows_a_network_that_grows_and_shrinks() -> None:
         assert 0.7 * count <= size.size() <= 1.3 * count
 
 
+def test_looks_that_nobody_answered_tell_nothing() -> None:
+    network, size = Network(2000, seed=7), NetworkSize()
+    network.look(size, 3)
+    before = size.size()
+    for target in range(LOOKS_MAX):
+        size.saw(Key(target), [])
+    assert size.size() == before
+
+
 def test_a_small_network_is_counted_and_its_region_is_the_whole_space() -> None:
     size = NetworkSize()
     assert (size.size(), size.region()) == (0.0, SPACE - 1)

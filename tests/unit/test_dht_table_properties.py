@@ -45,8 +45,7 @@ class AnyTable(RuleBasedStateMachine):
         if stranger and len(there) == K:  # nobody goes for a newcomer
             assert all(entry.contact.peer in self.table for entry in there)
         for check in checks:
-            entry = self.table.entry(check.peer)
-            assert entry is not None
+            (entry,) = (one for one in there if one.contact is check)
             assert len(there) == K
             assert self.now_s - entry.seen_s >= FRESH_S
 
