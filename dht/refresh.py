@@ -133,7 +133,7 @@ class Refresh:
         def seen(_: list[Contact], at: Moment) -> None:
             state.table.refreshed(index, at.s)
 
-        name = self._name_in(index)
+        name = self.name_in(index)
         return Chore(self._lookup(name, moment, need=FILL, look=look, alpha=FILL_ALPHA), seen)
 
     def _lookup(
@@ -160,7 +160,7 @@ class Refresh:
             alpha=alpha,
         )
 
-    def _name_in(self, index: int) -> bytes:
+    def name_in(self, index: int) -> bytes:
         """Return a name whose key is in a bucket: a random one, else the ID of a peer in it.
 
         Only hashes lead from names to keys, so one for bucket i is found at the 2^(i+1)-th try.
