@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from dht.handover import Handover, Parcel
-from dht.messages import Contact, Moment, Provision
+from dht.messages import Contact, Moment, Ping, Provision
 from dht.refresh import Refresh
 from dht.regions import ProvideMany
-from dht.sending import Sending
+from dht.sending import Sending, addressed
 from dht.serving import Serving
 from dht.state import Chore, State, new_holding
+from wire.ids import PeerId
 
 HALF_LIFE_S = 12 * 3600.0  # provider records are published again
 RETRY_S = 60.0  # until records that nobody took are offered again; doubles each time
@@ -24,7 +25,10 @@ RETRY_MAX_S = 3600.0
 TOGETHER_S = 600.0  # records due within this go with those that are due: one lookup for many
 SETTLE_S = 5.0  # between a change of the table and handing over: a newcomer learns its region first
 HOURLY_S = 3600.0
-EXPIRE_S = 600.0  # between two clearings of what has expired; it is not served meanwhile
+TIDY_S = 600.0  # between two looks for what has expired, and for holders that are dead
+DOUBT_S = 60.0  # between two such looks while one of these does not answer
+DOUBTED_RANKS = 2  # holders nearer to a record than we are: if they are dead, it is our duty
+DOUBTED_MAX = 1000  # names looked at each time: 10 ms
 LEAVE_S = 1.0  # for handing over when we go
 
 
@@ -50,7 +54,7 @@ class Upkeep:
         self._handover = Handover(state.holding, state.table, state.key)
         self._hand_over_at = math.inf
         self._ready = self.refresh.ready  # what follows from chores that are done
-        self._hourly_at = self._expire_at = 0.0
+        self._hourly_at = self._tidy_at = 0.0
 
     @property
     def wake_at(self) -> float:
@@ -62,7 +66,7 @@ class Upkeep:
             self._publish_at,
             self._hand_over_at,
             self._hourly_at,
-            self._expire_at,
+            self._tidy_at,
         )
 
     def due(self, moment: Moment) -> list[Chore]:
@@ -78,15 +82,16 @@ class Upkeep:
         if moment.s >= self._hourly_at:
             self._hourly_at = moment.s + HOURLY_S
             chores += self._look_hourly(moment)
-        if moment.s >= self._expire_at:
-            self._expire_at = moment.s + EXPIRE_S
+        if moment.s >= self._tidy_at:
+            self._tidy_at = moment.s + TIDY_S
             self._state.holding.expire(moment.wall_ms)
+            chores += self._doubt(moment)
         return chores
 
     def _begin(self, moment: Moment) -> None:
         self.refresh.begin(moment)
         self._hourly_at = moment.s + self._state.rng.uniform(0.5, 1.0) * HOURLY_S
-        self._expire_at = moment.s + EXPIRE_S
+        self._tidy_at = moment.s + self._state.rng.uniform(0.5, 1.0) * TIDY_S
 
     # --- what we provide -------------------------------------------------------------------------
 
@@ -117,7 +122,6 @@ class Upkeep:
             state.table.closest,
             moment,
             region=state.size.region(),
-            rng=state.rng,
         )
         then = self.provides(names, moment)
 
@@ -170,11 +174,37 @@ class Upkeep:
         parcels = self._handover.on_leaving(self._state.size.region(), moment)
         self._state.holding = new_holding(self._state.rng)
         self._handover = Handover(self._state.holding, self._state.table, self._state.key)
-        return Sending(parcels, moment, deadline_s=LEAVE_S)
+        return Sending(addressed(parcels), moment, deadline_s=LEAVE_S)
 
     def _hand_over(self, moment: Moment) -> list[Chore]:
         self._hand_over_at = math.inf
         return self._sent(self._handover.after_changes(self._state.size.region(), moment), moment)
+
+    def _doubt(self, moment: Moment) -> list[Chore]:
+        """Ask those whose duty to hand over would be ours next, if nothing was heard of them."""
+        table, own = self._state.table, self._state.key
+        names = self._state.holding.names()
+        if len(names) > DOUBTED_MAX:
+            names = self._state.rng.sample(names, DOUBTED_MAX)
+        doubted = dict[PeerId, Contact]()
+        for key, _ in names:
+            nearest = table.closest(key, DOUBTED_RANKS + 1)
+            nearer = [one for one in nearest if one.key ^ key < own ^ key]
+            if len(nearer) <= DOUBTED_RANKS:
+                doubted.update((one.peer, one) for one in nearer)
+        silent = [
+            entry.contact
+            for peer in doubted
+            if (entry := table.entry(peer)) and entry.seen_s <= moment.s - TIDY_S
+        ]
+
+        def done(_: int, at: Moment) -> None:
+            entries = [table.entry(one.peer) for one in silent]
+            if any(entry and entry.failures for entry in entries):
+                self._tidy_at = min(self._tidy_at, at.s + DOUBT_S)
+
+        pings = [(one, Ping()) for one in silent]
+        return [Chore(Sending(pings, moment), done)] if pings else []
 
     def _look_hourly(self, moment: Moment) -> list[Chore]:
         """Look who is near us; then send those who came what they should have by now."""
@@ -190,7 +220,7 @@ class Upkeep:
         return [Chore(look.operation, looked)]
 
     def _sent(self, parcels: Sequence[Parcel], moment: Moment) -> list[Chore]:
-        return [Chore(Sending(parcels, moment), _ignore)] if parcels else []
+        return [Chore(Sending(addressed(parcels), moment), _ignore)] if parcels else []
 
 
 def _ignore(result: object, moment: Moment) -> None:
