@@ -162,7 +162,11 @@ def test_newcomers_that_a_dead_holder_did_not_serve_are_served_by_the_next() -> 
 
 
 def test_hourly_the_second_nearest_makes_up_for_the_nearest() -> None:
-    nearest, second, third = member(1, [2, 3, *FAR]), member(2, [1, 3, *FAR]), member(3, [1, 2, *FAR])
+    nearest, second, third = (
+        member(1, [2, 3, *FAR]),
+        member(2, [1, 3, *FAR]),
+        member(3, [1, 2, *FAR]),
+    )
     for holder in (nearest, second, third):
         holder.holds(provision(), 1.0)
         holder.meets(beside(4, "newcomer"), 60.0)
@@ -198,7 +202,9 @@ def test_alone_there_is_nobody_to_hand_anything_to() -> None:
 def test_who_came_and_went_at_once_gets_nothing_and_memory_is_bounded() -> None:
     nearest = member(2, FAR)
     nearest.holds(provision(), 1.0)
-    nearest.handover.saw([Came(beside(1)), Gone(beside(1)), Gone(beside(5)), Came(beside(5))], at(2))
+    nearest.handover.saw(
+        [Came(beside(1)), Gone(beside(1)), Gone(beside(5)), Came(beside(5))], at(2)
+    )
     assert beside(5).peer in (sent := nearest.settle(7.0))
     assert beside(1).peer not in sent
     for number in range(CAME_MAX + 100):
