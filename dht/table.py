@@ -177,6 +177,10 @@ class Table:
         """Return all entries, farthest bucket first, in each the least recently seen first."""
         return [entry for bucket in self._buckets for entry in bucket.entries]
 
+    def spares(self) -> list[Entry]:
+        """Return those who wait for a place."""
+        return list(self._spares.values())
+
     def __len__(self) -> int:
         return len(self._entries)
 
