@@ -22,6 +22,7 @@ from wire.ids import PeerId
 HALF_LIFE_S = 12 * 3600.0  # provider records are published again
 RETRY_S = 60.0  # until records that nobody took are offered again; doubles each time
 RETRY_MAX_S = 3600.0
+GIVEN_UP_S = 3600.0  # until records are published again whose publishing was given up
 TOGETHER_S = 600.0  # records due within this go with those that are due: one lookup for many
 SETTLE_S = 5.0  # between a change of the table and handing over: a newcomer learns its region first
 HOURLY_S = 3600.0
@@ -96,19 +97,20 @@ class Upkeep:
     # --- what we provide -------------------------------------------------------------------------
 
     def provides(self, names: Sequence[bytes], moment: Moment) -> Callable[[KeptBy, Moment], None]:
-        """These are being published now, and will be again at half-life.
+        """These are being published now; whoever gives that up has it done within the hour.
 
-        Returns what to do when it is known how many were kept: if none were, again soon.
+        Returns what to do when it has been done: again at half-life; if nobody took any, soon.
         """
-        for name in names:
-            self._published[name] = moment.s + HALF_LIFE_S
-        self._publish_by(moment.s + HALF_LIFE_S)
+        self._published.update(dict.fromkeys(names, moment.s + GIVEN_UP_S))
+        self._publish_by(moment.s + GIVEN_UP_S)
 
         def done(result: KeptBy, at: Moment) -> None:
             if result.kept:
                 self._retry_s = RETRY_S
+                self._again(names, at.s + HALF_LIFE_S)
             else:
-                self._again(names, at)
+                self._again(names, at.s + self._retry_s)
+                self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
 
         return done
 
@@ -123,14 +125,7 @@ class Upkeep:
             moment,
             region=state.size.region(),
         )
-        then = self.provides(names, moment)
-
-        def done(result: KeptBy, at: Moment) -> None:
-            then(result, at)
-            if result.kept:
-                self._again(operation.left, at)
-
-        return Chore(operation, done)
+        return Chore(operation, self.provides(names, moment))
 
     def signed(self, name: bytes, wall_ms: int) -> Provision:
         """Return our provider record, which we hold ourselves too if it belongs here."""
@@ -142,21 +137,18 @@ class Upkeep:
         """Do not publish it again."""
         self._published.pop(name, None)
 
-    def _again(self, names: Iterable[bytes], moment: Moment) -> None:
-        """Try again soon, unless they were withdrawn; less and less often."""
+    def _again(self, names: Iterable[bytes], at_s: float) -> None:
+        """Publish these then, unless they are withdrawn."""
         again = [name for name in names if name in self._published]
-        for name in again:
-            self._published[name] = moment.s + self._retry_s
+        self._published.update(dict.fromkeys(again, at_s))
         if again:
-            self._publish_by(moment.s + self._retry_s)
-            self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
+            self._publish_by(at_s)
 
     def _publish(self, moment: Moment) -> list[Chore]:
         due = [name for name, at in self._published.items() if at <= moment.s + TOGETHER_S]
-        for name in due:
-            self._published[name] = math.inf
+        chores = [self.provide_many(due, moment)] if due else []
         self._publish_at = min(self._published.values(), default=math.inf)
-        return [self.provide_many(due, moment)] if due else []
+        return chores
 
     def _publish_by(self, at_s: float) -> None:
         self._publish_at = min(self._publish_at, at_s)

@@ -24,7 +24,7 @@ from dht.refresh import FILL
 from dht.sending import BATCH, BATCH_BYTES, WIDTH, Sending, addressed, packed
 from dht.serving import NO_SERVER
 from dht.table import K
-from dht.upkeep import HALF_LIFE_S, LEAVE_S, RETRY_S, SETTLE_S
+from dht.upkeep import GIVEN_UP_S, HALF_LIFE_S, LEAVE_S, RETRY_S, SETTLE_S
 from tests.unit.dht_swarm import DAY_MS, WALL_MS, Author, Swarm, head, nearest
 from wire.ids import PeerId
 
@@ -183,50 +183,68 @@ def test_a_newcomer_of_the_close_set_is_sent_what_it_should_hold_once() -> None:
     assert newcomer.holding or not is_close
 
 
+def with_newcomer() -> tuple[Swarm, Node, Node]:
+    """A swarm, its member nearest to a record, and one who came just now and does not have it."""
+    swarm = joined(15)
+    owner = next(iter(swarm.nodes.values()))
+    swarm.do(owner, owner.provide, b"cid")
+    nearest_one = swarm.nodes[nearest(swarm.nodes.values(), key_of(b"cid"), 1)[0]]
+    newcomer = swarm.add()
+    swarm.do(newcomer, newcomer.bootstrap, [swarm.contact(owner)])
+    assert peer_of(newcomer) not in holders(swarm, b"cid")
+    return swarm, nearest_one, newcomer
+
+
 def test_who_leaves_hands_over_within_a_second_and_answers_no_more() -> None:
-    swarm = joined(80)
-    second = next(iter(swarm.nodes.values()))
-    first = swarm.nodes[nearest(swarm.nodes.values(), key_of(b"0"), 1)[0]]
-    others = [node for node in swarm.nodes.values() if node not in (first, second)]
-    names = [b"%d" % number for number in range(40)]
-    for name in names:
-        swarm.do(second, second.provide, name)
-    held = [name for name in names if peer_of(first) in holders(swarm, name)]
-    assert len(held) > 5
+    swarm, leaving, newcomer = with_newcomer()
     began_s = swarm.now_s
-    assert swarm.do(first, first.leave) > 0
+    assert swarm.do(leaving, leaving.leave) == 1
     assert swarm.now_s - began_s <= LEAVE_S
-    for name in held:
-        live = nearest([second, *others], key_of(name), K)
-        assert len(holders(swarm, name).intersection(live)) >= K - 1
-    assert (first.is_server, len(first.holding)) == (False, 0)
-    assert first.received(peer_of(second), None, Ping(), swarm.moment) == Stored(0, NO_SERVER)
+    assert peer_of(newcomer) in holders(swarm, b"cid")
+    assert (leaving.is_server, len(leaving.holding)) == (False, 0)
+    ping = leaving.received(peer_of(newcomer), None, Ping(), swarm.moment)
+    assert ping == Stored(0, NO_SERVER)
 
 
 def test_leaving_among_the_dead_takes_no_longer_than_a_second() -> None:
-    swarm = joined(80)
-    first = swarm.nodes[nearest(swarm.nodes.values(), key_of(b"cid"), 1)[0]]
-    others = [node for node in swarm.nodes.values() if node is not first]
-    swarm.do(others[0], others[0].provide, b"cid")
-    swarm.dead.update(peer_of(node) for node in others)
+    swarm, leaving, _ = with_newcomer()
+    swarm.dead.update(peer for peer in swarm.nodes if peer != peer_of(leaving))
     began_s = swarm.now_s
-    assert swarm.do(first, first.leave) == 0
+    assert swarm.do(leaving, leaving.leave) == 0
     assert swarm.now_s - began_s == pytest.approx(LEAVE_S)
 
 
 def test_a_server_that_becomes_a_client_hands_over_and_holds_nothing() -> None:
-    swarm = joined(30)
-    first, *others = swarm.nodes.values()
-    for number in range(20):
-        swarm.do(others[0], others[0].provide, b"%d" % number)
-    assert len(first.holding)
+    swarm, first, newcomer = with_newcomer()
     first.set_mode(is_server=False, moment=swarm.moment)
     swarm.drive(first)
+    swarm.run(1)
     assert (first.is_server, len(first.holding)) == (False, 0)
+    assert peer_of(newcomer) in holders(swarm, b"cid")
     first.set_mode(is_server=True, moment=swarm.moment)
-    assert first.received(peer_of(others[0]), None, FindNode(b"x"), swarm.moment) == Nodes(
+    assert first.received(peer_of(newcomer), None, FindNode(b"x"), swarm.moment) == Nodes(
         tuple(first.table.closest(key_of(b"x"), K))
     )
+
+
+def test_a_client_that_becomes_a_server_is_known_to_those_near_it() -> None:
+    swarm = joined(15)
+    client = swarm.add(is_server=False)
+    swarm.do(client, client.bootstrap, [swarm.contact(next(iter(swarm.nodes.values())))])
+    client.set_mode(is_server=True, moment=swarm.moment)
+    swarm.drive(client)
+    swarm.run(5)
+    others = [node for node in swarm.nodes.values() if node is not client]
+    assert all(peer_of(client) in node.table for node in others)
+
+
+def test_what_was_given_up_is_published_within_the_hour() -> None:
+    swarm = joined(4)
+    node = next(iter(swarm.nodes.values()))
+    number = node.provide_many([b"cid"], swarm.moment)
+    assert node.end(number) is not None
+    swarm.run(GIVEN_UP_S + 60)
+    assert len(holders(swarm, b"cid")) == 4
 
 
 def test_after_a_restart_the_contacts_of_the_table_are_enough() -> None:
