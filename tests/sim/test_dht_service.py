@@ -1,5 +1,7 @@
 """Twenty real DHT services on simulated links and a virtual clock."""
 
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,28 @@ from dht.messages import FindNode, Nodes, Ping, Pong, Stored, Trace
 from dht.service import PROVIDED_MAX, DhtService
 from dht.state import new_holding
 from dht.values import head_name, multi_name
+from node.rendezvous import Rendezvous
 from tests.sim.dht_links import Links, address, start_member, start_swarm
 from tests.sim.replicas import signer
 from wire.errors import Busy, UsageError
+from wire.ids import PeerId
 
 HOUR_S = 3600.0
+
+
+@dataclass
+class Party:
+    """A host that connects to whom it is told."""
+
+    peer: PeerId
+    met: dict[PeerId, list[str]] = field(default_factory=dict[PeerId, list[str]])
+
+    def connected(self) -> list[PeerId]:
+        return list(self.met)
+
+    async def connect(self, target: PeerId, addrs: list[str]) -> None:
+        await trio.lowlevel.checkpoint()
+        self.met[target] = addrs
 
 
 async def test_everybody_finds_everybody_through_one_bootstrap_peer(
@@ -296,3 +315,21 @@ async def test_a_service_that_ends_ends_its_requests(
     assert member.flying > 0
     await links.stop(signer(1).peer)
     assert member.flying == 0
+
+
+async def test_members_of_a_run_that_know_nobody_meet_in_the_dht(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    links, there = Links(), list[Party]()
+    for number, each in enumerate(await start_swarm(nursery, links, 9), 1):
+        there.append(Party(signer(number).peer))
+        is_in = number in (3, 6)
+        names = ["tiny"] if is_in else list[str]()
+        kinds = {"run": (names.copy, names.copy)}
+        rendezvous = Rendezvous(each, there[-1], partial(list, [address(number)]), kinds)
+        await nursery.start(rendezvous.run)
+    await trio.sleep(60)
+    assert [each.met for each in there if each.met] == [
+        {signer(6).peer: [address(6)]},
+        {signer(3).peer: [address(3)]},
+    ]
