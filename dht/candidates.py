@@ -65,10 +65,10 @@ class Path:
     alpha: requests in flight while none fails. need: so many of the nearest must have answered.
     """
 
-    __slots__ = ("_alpha", "_candidates", "_distances", "_need", "edge", "failures", "flying")
+    __slots__ = ("_candidates", "_distances", "_need", "alpha", "edge", "failures", "flying")
 
     def __init__(self, alpha: int, need: int) -> None:
-        self._alpha, self._need = alpha, need
+        self.alpha, self._need = alpha, need
         self._distances = list[int]()
         self._candidates = list[Candidate]()  # at the same places
         self.flying = dict[int, Flight]()
@@ -135,7 +135,7 @@ class Path:
     def places(self, now_s: float) -> int:
         """Return how many more may fly: a failure makes one place more, who is slow takes none."""
         busy = sum(flight.slow_at_s > now_s for flight in self.flying.values())
-        return max(0, min(self._alpha + self.failures, PLACES_MAX) - busy)
+        return max(0, min(self.alpha + self.failures, PLACES_MAX) - busy)
 
 
 def groups_of(contact: Contact) -> tuple[str, ...]:

@@ -249,6 +249,8 @@ class Lookup:
             if region >= SPACE - 1 or not is_crowded(alive, region):
                 return []
             self._is_crowded = True
+            for path in self._paths:
+                path.alpha = ALPHA
             seeds = [one for one in known.values() if one.depth == 0 and one.state == FRESH]
             seeds.sort(key=lambda one: one.distance, reverse=True)
             return [self._ask(self._any_path(), seed, now_s) for seed in seeds[:FAR]]

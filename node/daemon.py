@@ -18,6 +18,7 @@ import node.control.blobs as blob_routes
 import node.control.channels as channel_routes
 import node.control.core as core_routes
 import node.control.dashboard as dashboard_routes
+import node.control.dht as dht_routes
 import node.control.hosting as hosting_routes
 import node.control.library as library_routes
 import node.control.models as model_routes
@@ -34,6 +35,7 @@ from node.config import http_address
 from node.control.api import Api, Event
 from node.control.server import ControlServer
 from node.control.web import keys_of
+from node.dht_figures import dht_figures
 from node.finding import Finding
 from node.host.gate import Limits
 from node.host.service import LibP2pHost
@@ -225,10 +227,11 @@ class Daemon:
         metrics.add(*bulk_figures(self.bulk.counters), *store_figures(self.store.stats))
         metrics.add(*channel_figures(self.channels), *blob_figures(self.blobs))
         metrics.add(*app_figures(self.apps), *training_figures(self.runs.figures))
-        metrics.add(*reach_figures(node))
+        metrics.add(*reach_figures(node), *dht_figures(self.finding))
         api = Api()
         core = core_routes.routes(api, node, metrics)
         netcheck_routes.routes(api, node)
+        dht_routes.routes(api, self.finding, node, core.resolve)
         desk = ChannelDesk(self.channels, self.membership.name_of, core.resolve)
         channel_routes.routes(api, desk)
         self.blob_routes = blob_routes.BlobRoutes(self.blobs, core.resolve)
