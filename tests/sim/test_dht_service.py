@@ -200,11 +200,16 @@ async def test_a_client_is_in_no_table_and_holds_nothing_but_finds_everything(
     assert client.contacts >= 5
     await swarm[1].put_head("a", b"1")
     assert (await client.provide(b"cid")).kept >= 5
-    assert client.view().held <= 1  # its own
+    assert client.view().held <= 2  # its own
     assert [one.data for one in await client.get(head_name(signer(2).peer, "a"))] == [b"1"]
     assert signer(7).peer not in {row.peer for row in swarm[0].view().rows}
+    assert await swarm[3].find_peer(signer(7).peer) == [address(7)]
+    links.there[signer(7).peer].addrs[:] = [address(77)]
+    await trio.sleep(60)
+    assert await swarm[3].find_peer(signer(7).peer) == [address(77)]
     client.set_mode(is_server=True)
     await trio.sleep(2 * HOUR_S)
+    assert client.published() == []
     assert signer(7).peer in {row.peer for row in swarm[0].view().rows}
 
 
