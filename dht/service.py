@@ -30,7 +30,7 @@ from dht.storing import Kept
 from dht.table import K
 from dht.values import head_name
 from wire.errors import BadMessage, Busy, UsageError
-from wire.ids import PeerId, Signer
+from wire.ids import PeerId, Signer, public_key_of
 from wire.ports import Clock, OffLoop
 from wire.threads import Threads
 
@@ -174,8 +174,9 @@ class DhtService:
         found: Contact | None = await self._driver.do(
             partial(self.node.find_peer, peer, trace=trace)
         )
-        if found is None:
-            found = next(_told_by(peer, await self.get(head_name(peer, WHERE))), None)
+        with suppress(BadMessage):  # an ID without a key in it signs no values
+            if found is None and public_key_of(peer):
+                found = next(_told_by(peer, await self.get(head_name(peer, WHERE))), None)
         return [] if found is None else list(found.addrs)
 
     async def providers(
