@@ -7,6 +7,7 @@ cancelled ends it.
 import logging
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ class TableRow:
     bucket: int
     addrs: tuple[str, ...]
     address: str  # at which it answered
+    group: str  # its address group; "" for private ones
     seen_s: float  # ago
     useful_s: float | None  # ago; None: not yet
     failures: int
@@ -63,6 +65,7 @@ class TableView:
     is_server: bool
     size: float  # of the network, estimated
     rows: tuple[TableRow, ...]
+    spares: dict[int, int]  # how many wait for a place, by bucket
     held: int  # records that we hold for others
     provided: int  # names that we provide
     published: int  # values of our own that we store again
@@ -189,14 +192,14 @@ class DhtService:
 
     # --- storing ---------------------------------------------------------------------------------
 
-    async def provide(self, name: bytes, *, trace: Trace | None = None) -> int:
-        """Say that we have `name`, now and again until `withdraw`; how many servers keep it.
+    async def provide(self, name: bytes, *, trace: Trace | None = None) -> Kept:
+        """Say that we have `name`, now and again until `withdraw`; who keeps it, as `put` says.
 
         Raises UsageError if we provide too many already.
         """
         self._promise([name])
         kept: Kept = await self._driver.do(partial(self.node.provide, name, trace=trace))
-        return kept.kept
+        return kept
 
     async def provide_many(self, names: Iterable[bytes]) -> int:
         """Say that we have these, by regions of keys; how many records servers keep of it.
@@ -243,6 +246,10 @@ class DhtService:
         with trio.move_on_after(LEAVE_S):
             await self._driver.do(self.node.leave)
 
+    def provided(self) -> list[bytes]:
+        """Return the names that we provide, sorted."""
+        return sorted(self._provided)
+
     def published(self) -> list[Value]:
         """Return our own values, which are stored again and again."""
         return self._own.values()
@@ -259,6 +266,7 @@ class DhtService:
                 bucket=common_bits(one.contact.key, own),
                 addrs=one.contact.addrs,
                 address=one.address or "",
+                group=one.group or "",
                 seen_s=now - one.seen_s,
                 useful_s=None if math.isinf(one.useful_s) else now - one.useful_s,
                 failures=one.failures,
@@ -270,6 +278,7 @@ class DhtService:
             is_server=self.is_server,
             size=node.size.size(),
             rows=tuple(rows),
+            spares=Counter(common_bits(one.contact.key, own) for one in node.table.spares()),
             held=len(node.holding),
             provided=len(self._provided),
             published=len(self._own.values()),

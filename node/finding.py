@@ -46,10 +46,10 @@ class Finding:
                 "[dht] public: other programs cannot enter a swarm with a key",
                 hint="make an open swarm, or leave [dht] public = false",
             )
-        protocol = PUBLIC if is_public else protocol_of(swarm)
+        self.protocol = PUBLIC if is_public else protocol_of(swarm)
         self.streams = KadStreams(
             host,
-            protocol,
+            self.protocol,
             lambda peer, sender, request: self.dht.answer(peer, sender, request),
             lambda: self.dht.is_server,
             own=lambda: self.dht.sender(),

@@ -46,8 +46,8 @@ async def test_providers_are_found_with_a_third_of_the_swarm_silent(
 ) -> None:
     links = Links()
     swarm = await start_swarm(nursery, links, 20)
-    assert await swarm[2].provide(b"cid") >= 15
-    assert await swarm[7].provide(b"cid") >= 15
+    assert (await swarm[2].provide(b"cid")).kept >= 15
+    assert (await swarm[7].provide(b"cid")).kept >= 15
     links.silent |= {signer(number).peer for number in range(14, 21)}
     start = trio.current_time()
     assert set(await swarm[9].providers(b"cid")) == {signer(3).peer, signer(8).peer}
@@ -71,7 +71,7 @@ async def test_what_nobody_took_is_offered_again(
 ) -> None:
     links = Links()
     alone = await start_member(nursery, links, 1, [])
-    assert await alone.provide(b"cid") == 0
+    assert (await alone.provide(b"cid")).kept == 0
     assert (await alone.put_head("a", b"1")).kept == 0
     assert await alone.providers(b"cid") == [signer(1).peer]
     other = await start_member(nursery, links, 2, [signer(1).peer])
@@ -180,7 +180,7 @@ async def test_a_client_is_in_no_table_and_holds_nothing_but_finds_everything(
     assert not client.is_server
     assert client.contacts >= 5
     await swarm[1].put_head("a", b"1")
-    assert await client.provide(b"cid") >= 5
+    assert (await client.provide(b"cid")).kept >= 5
     assert client.view().held <= 1  # its own
     assert [one.data for one in await client.get(head_name(signer(2).peer, "a"))] == [b"1"]
     assert signer(7).peer not in {row.peer for row in swarm[0].view().rows}
