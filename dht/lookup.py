@@ -245,7 +245,9 @@ class Lookup:
 
     def _see_crowd(self) -> None:
         """If the region is crowded, more may fly from now on: there is much to ask."""
-        if not self._is_crowded and is_crowded(self._alive_in_region(), self.region):
+        if self._is_crowded or self.region >= SPACE - 1:  # the size is not known yet
+            return
+        if is_crowded(self._alive_in_region(), self.region):
             self._is_crowded = True
             for path in self._paths:
                 path.alpha = ALPHA
