@@ -108,7 +108,7 @@ def test_who_is_slow_no_longer_fills_a_place_but_is_waited_for() -> None:
     assert [one.key for one in lookup.result] == list(range(ALPHA + 1, ALPHA + 1 + K))
 
 
-def test_a_failure_adds_a_place_up_to_a_bound() -> None:
+def test_a_failure_adds_a_place() -> None:
     lookup = begin([at(key) for key in range(1, 400)])
     flying = lookup.next_asks(moment())
     lookup.failed(flying.pop().tag, "unreachable", moment())
@@ -117,7 +117,7 @@ def test_a_failure_adds_a_place_up_to_a_bound() -> None:
     for _ in range(50):
         lookup.failed(flying.pop(0).tag, "unreachable", moment())
         flying += lookup.next_asks(moment())
-    assert len(flying) == K  # all of the nearest; 24 places
+    assert len(flying) == K  # all of the nearest are in flight: no more are needed
 
 
 def test_a_refusal_is_a_failure_with_its_reason_in_the_trace() -> None:
