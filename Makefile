@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 JS := tests/interop/js
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: docs help demo test test-net check bench bench-talk bench-agree bench-learn bench-answer bench-reach soak-agree soak-learn soak-answer results format clean env
+.PHONY: docs help demo test test-net check bench bench-talk bench-agree bench-learn bench-answer bench-reach soak-agree soak-learn soak-answer soak-find results format clean env
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -84,6 +84,9 @@ soak-learn: env ## the fault matrix of a round fifty times, each with another se
 
 soak-answer: env ## a hundred stages killed and ten frozen in the middle of answers (half an hour)
 	@$(BIN)/python -m tests.soak.answer_kills 100
+
+soak-find: env ## a million broken messages for the DHT's decoder (two minutes)
+	@$(BIN)/python -m tests.soak.kad_bytes 1000000
 
 results: env ## measure everything and write docs/results.md
 	@$(MAKE) --no-print-directory -s bench | $(BIN)/python -m benchmarks.results > docs/results.md.new

@@ -39,7 +39,7 @@ from dht.operation import QUERY_S, Operation, Wanted
 from dht.records import why_not
 from dht.serving import NO_SERVER, Serving
 from dht.state import Author, NodeStats, new_state
-from dht.table import Table
+from dht.table import K, Table
 from dht.upkeep import Upkeep
 from wire.ids import PeerId
 
@@ -151,7 +151,7 @@ class Runner:
         else:
             is_new = contact.is_newer_than(known) and contact.addrs != known.addrs
         if is_new and not why_not(contact, moment.wall_ms):
-            self._checks.offer(contact, moment.s, is_stranger=True)
+            self._checks.knock(contact, moment.s, is_near=self._is_near(contact))
             self._check()
 
     def tick(self, moment: Moment) -> None:
@@ -325,6 +325,12 @@ class Runner:
             number = self._number(_Flying(contact, Ping(), is_check=True))
             self.stats.checks += 1
             self._effects.append(Ask(number, contact, Ping(), QUERY_S, is_check=is_stranger))
+
+    def _is_near(self, contact: Contact) -> bool:
+        """Whether it is nearer to us than our k-th nearest, so that both hold the same records."""
+        nearest = self.state.table.closest(self.state.key, K)
+        own = self.state.key
+        return len(nearest) < K or contact.key ^ own < nearest[-1].key ^ own
 
     def _who(self, flying: _Flying, sender: Contact | None, moment: Moment) -> Contact | None:
         """Whose answer it is, if it is a server's: they say so by sending their record along."""

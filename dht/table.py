@@ -19,6 +19,7 @@ from dht.messages import Contact
 from wire.ids import PeerId
 
 K = 20  # contacts in a bucket, its spares, and contacts in an answer (Kademlia's own)
+SPARES_WANTED = 5  # a check is made for so many spares of a bucket; more come by lookups
 GROUP_MAX = 10  # entries of an address group in the table: 4 % of one of 250
 FAILURES_MAX = 2  # unanswered requests until an entry goes: one may be a lost packet
 FRESH_S = 300.0  # who answered since then is not checked: of sessions of 30 min 1 in 10 has ended
@@ -145,7 +146,7 @@ class Table:
         if contact.key == self.own:
             return False
         bucket = self._bucket(common_bits(self.own, contact.key))
-        if len(bucket.entries) >= self._k and len(bucket.spares) >= self._k:
+        if len(bucket.entries) >= self._k and len(bucket.spares) >= SPARES_WANTED:
             return False
         return any(self._fits(bucket, group_of(address)) for address in contact.addrs)
 

@@ -117,7 +117,6 @@ class Upkeep:
             state.table.closest,
             moment,
             region=state.size.region(),
-            rng=state.rng,
         )
         then = self.provides(names, moment)
 

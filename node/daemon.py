@@ -6,7 +6,6 @@ start at all; here the event loop runs.
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 
@@ -32,18 +31,17 @@ from crdt.service import StoreService
 from crdt.wire import FRAME_MAX as SYNC_FRAME_MAX
 from node.apps.service import AppRpc
 from node.channels import ChannelDesk, origin_of
-from node.config import Loaded, http_address
+from node.config import http_address
 from node.control.api import Api, Event
 from node.control.server import ControlServer
 from node.control.web import keys_of
 from node.dht_figures import dht_figures
 from node.finding import Finding
-from node.home import Home
 from node.host.gate import Limits
 from node.host.service import LibP2pHost
 from node.host.views import PeerUp
 from node.known_peers import read_known, remember, remember_often
-from node.logs import LogBook, tame_libraries
+from node.logs import tame_libraries
 from node.membership import MemberInfo, Membership
 from node.metrics import (
     LoopLag,
@@ -60,13 +58,13 @@ from node.metrics import (
 )
 from node.models import Models
 from node.notify import notify
-from node.parts import Life, Node, now_ms
+from node.parts import Life, Node, Start, now_ms
 from node.reach.offer import KEY as REACH
 from node.reach.service import Reach, ReachOptions
 from node.rendezvous import Rendezvous
 from node.runs import Runs
 from node.signals import exit_after, heed_signals
-from node.tickets import Ticket, swarm_tag
+from node.tickets import swarm_tag
 from node.token import load_or_make_token
 from protocols.blobs.service import BlobService
 from protocols.blobs.store import HALF_OF_FREE, BlobStore
@@ -78,7 +76,6 @@ from shoal.api import PeerChange
 from wire.clock import SystemClock
 from wire.errors import ShoalError
 from wire.faults import root_cause
-from wire.ids import Signer
 from wire.threads import Threads
 
 JOIN_S = 0.5  # seconds that a start waits for a first peer; joining goes on behind it
@@ -87,19 +84,6 @@ LEAVE_S = 1.5  # seconds for the farewell to the swarm
 
 OnReady = Callable[[str, list[str], str], None]  # peer ID, addresses, swarm
 _log = structlog.get_logger("daemon")
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a daemon is started with: all of it read and checked before."""
-
-    home: Home
-    loaded: Loaded
-    swarm: Ticket
-    signer: Signer
-    seed: bytes
-    name: str
-    logs: LogBook
 
 
 class Daemon:
@@ -158,15 +142,7 @@ class Daemon:
             traffic=self.traffic,
         )
         self.models = self._make_models()
-        self.rendezvous = Rendezvous(
-            self.dht,
-            self.host,
-            self.reach.addresses,
-            {
-                "run": (self.runs.names, self.runs.alone),
-                "model": (self.models.hosted, self.models.without_hosts),
-            },
-        )
+        self.rendezvous = self._make_rendezvous()
         self.models.look_for = partial(self.rendezvous.find, "model")
         self.lag = LoopLag()
         self.api = self._declare_routes()
@@ -219,6 +195,13 @@ class Daemon:
             rtt_s=self.host.rtt_s,
             off_loop=Threads(),
         )
+
+    def _make_rendezvous(self) -> Rendezvous:
+        kinds = {
+            "run": (self.runs.names, self.runs.alone),
+            "model": (self.models.hosted, self.models.without_hosts),
+        }
+        return Rendezvous(self.dht, self.host, self.reach.addresses, kinds)
 
     def _declare_routes(self) -> Api:
         node = Node(

@@ -4,12 +4,12 @@ Asking: one kept stream per peer. Answering: what a peer asks, in order, as fast
 answers. Format and bounds: docs/protocols/dht.md, "Wire".
 """
 
+import functools
 import ipaddress
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import TypeVar
 
 import trio
@@ -126,7 +126,7 @@ class KadStreams:
     async def _reply(
         self, line: Line, contact: Contact, request: Request, answered: bytes, *, is_check: bool
     ) -> Reply:
-        read = partial(
+        read = functools.partial(
             wire.decode_answer,
             answered,
             request,
@@ -146,7 +146,7 @@ class KadStreams:
             address = await self._dialled(contact.peer, claims)
         return Reply(answer, theirs, address)
 
-    async def _dialled(self, peer: PeerId, claims: list[Address]) -> str | None:
+    async def _dialled(self, peer: PeerId, claims: tuple[Address, ...]) -> str | None:
         """Dial a peer that came to us where it claims to be; return where it answered.
 
         Only that it is there is asked, which needs no admission. Raises PeerUnreachable if it is
@@ -265,7 +265,7 @@ class KadStreams:
             await trio.sleep(PAUSE_S)
             return draft.refuse(TOO_MANY, own)
         try:
-            open_it = partial(draft.open, peer, self._clock.wall_ms())
+            open_it = functools.partial(draft.open, peer, self._clock.wall_ms())
             request, theirs = await _off_loop(len(frame), open_it)
         except wire.BadRecord as error:
             return draft.refuse(str(error), own)
@@ -280,7 +280,8 @@ async def _off_loop(size_bytes: int, work: Callable[[], T]) -> T:
     return work() if size_bytes < OFF_LOOP_BYTES else await trio.to_thread.run_sync(work)
 
 
-def _claims(peer: PeerId, addresses: Iterable[str]) -> list[Address]:
+@functools.lru_cache(maxsize=2048)  # asked of every answer; 2 KiB each at most
+def _claims(peer: PeerId, addresses: tuple[str, ...]) -> tuple[Address, ...]:
     """Return the direct addresses among them that may be the peer's, without its name."""
     found = list[Address]()
     for text in addresses:
@@ -290,16 +291,16 @@ def _claims(peer: PeerId, addresses: Iterable[str]) -> list[Address]:
             continue
         if address.relay is None and address.peer in (None, peer):
             found.append(replace(address, peer=None))
-    return found
+    return tuple(found)
 
 
-def _answering_at(stream: HostStream, claims: list[Address]) -> str | None:
+def _answering_at(stream: HostStream, claims: tuple[Address, ...]) -> str | None:
     """Return which of the claimed addresses a stream proves: the one that we dialled; or one on a
     local network, if that is where the peer came from.
     """
     if stream.path == "relayed":
         return None
-    remotes = _claims(stream.peer, [stream.remote])
+    remotes = _claims(stream.peer, (stream.remote,))
     if not remotes:
         return None
     remote = remotes[0]

@@ -91,7 +91,8 @@ def start(wish: Wish, on_ready: Callable[[str, list[str], str], None]) -> None:
         stream = None if wish.in_background else sys.stderr
         logs = open_logs(home.log, level=options.level, format_=options.format, stream=stream)
         name = loaded.config.node.name or host_name()
-        from node.daemon import Start, run  # libp2p takes 0.9 s: only now, when all is well
+        from node.daemon import run  # libp2p takes 0.9 s: only now, when all is well
+        from node.parts import Start
 
         run(Start(home, loaded, swarm, signer, seed, name, logs), on_ready)
 

@@ -258,6 +258,31 @@ def test_broken_messages_raise_nothing_but_the_declared_error() -> None:
     assert min(seen.values()) > 200
 
 
+def test_others_are_told_no_addresses_of_somebody_else() -> None:
+    handed_over = seal_provision(SIGNERS[1], NAME, expires_ms=1)
+    message = pb.Message.FromString(wire.encode_request(AddProviders((handed_over,)), OWN))
+    (peer,) = message.providerPeers
+    assert (peer.id, list(peer.addrs)) == (bytes_of(SIGNERS[1].peer), [])
+
+
+def test_only_a_value_that_was_kept_is_echoed() -> None:
+    put = PutValue(pk_value(public_key_bytes(PEER)))
+    kept = pb.Message.FromString(wire.encode_answer(put, Stored(1), None))
+    assert (kept.key, kept.record.key) == (put.value.name, put.value.name)
+    assert kept.record.value == put.value.sealed
+    refused = pb.Message.FromString(wire.encode_answer(put, Stored(0, "no room"), None))
+    assert (refused.key, refused.record.value) == (b"", b"")
+
+
+def test_there_is_a_limit_to_the_records_of_one_message() -> None:
+    sealed = seal_provision(SIGNERS[1], NAME, expires_ms=1).sealed
+    message = pb.Message(type=3, provisions=[sealed] * wire.PROVISIONS_MAX)
+    assert isinstance(told(GetProviders(NAME), message), Providers)
+    message.provisions.append(sealed)
+    with pytest.raises(BadMessage, match="501 provider records"):
+        told(GetProviders(NAME), message)
+
+
 @given(st.binary(max_size=300))
 def test_any_bytes(frame: bytes) -> None:
     try:
