@@ -258,6 +258,10 @@ class DhtService:
         with trio.move_on_after(LEAVE_S):
             await self._driver.do(self.node.leave)
 
+    def provides(self, name: bytes) -> bool:
+        """Whether we say to have it."""
+        return name in self._provided
+
     def provided(self) -> list[bytes]:
         """Return the names that we provide, sorted."""
         return sorted(self._provided)
