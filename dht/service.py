@@ -40,6 +40,7 @@ PROVIDED_MAX = 20_000  # names that we provide: their records take 8 MB while th
 SEALED_AT_ONCE = 500  # provider records that a thread signs before others have their turn: 20 ms
 SAVE_S = 60.0  # between two snapshots
 LEAVE_S = 1.0  # for handing over what we hold
+SETTLE_S = 1.0  # after our addresses changed: what changes with them comes with them
 PUBLISH_LOOK_S = 30.0  # between two looks for values of ours that are due
 
 log = logging.getLogger(__name__)
@@ -150,6 +151,10 @@ class DhtService:
             self.node.set_mode(is_server=is_server, moment=self._driver.moment())
             self._driver.pump()
             self._news.set()
+
+    def moved(self) -> None:
+        """Our addresses have changed: a client says so soon; a server's record goes with all."""
+        self._news.set()
 
     # --- looking ---------------------------------------------------------------------------------
 
@@ -340,6 +345,7 @@ class DhtService:
                         await self._put_again(name)
             with trio.move_on_after(PUBLISH_LOOK_S):
                 await self._news.wait()
+                await trio.sleep(SETTLE_S)
 
     async def _say_where(self) -> None:
         """A client is in no table: its peer record is a value."""

@@ -79,7 +79,7 @@ async def test_who_cannot_be_dialled_is_a_client_until_it_can(
     reach.on_verdict("relayed")
     assert not fc.dht.is_server
     assert (await fb.dht.put_head("a", b"2")).kept == 1  # a's
-    assert await fc.dht.provide(b"cid") == 2
+    assert (await fc.dht.provide(b"cid")).kept == 2
     found = await fc.dht.get(head_name(b.peer, "a"))
     assert [value.data for value in found] == [b"2"]
     reach.on_verdict("mapped")

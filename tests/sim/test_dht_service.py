@@ -1,7 +1,6 @@
 """Twenty real DHT services on simulated links and a virtual clock."""
 
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -331,7 +330,7 @@ async def test_members_of_a_run_that_know_nobody_meet_in_the_dht(
         is_in = number in (3, 6)
         names = ["tiny"] if is_in else list[str]()
         kinds = {"run": (names.copy, names.copy)}
-        rendezvous = Rendezvous(each, there[-1], partial(list, [address(number)]), kinds)
+        rendezvous = Rendezvous(each, there[-1], [address(number)].copy, kinds)
         await nursery.start(rendezvous.run)
     await trio.sleep(60)
     assert [each.met for each in there if each.met] == [
