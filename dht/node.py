@@ -124,10 +124,18 @@ class Node(Runner):
         return self.start(operation, moment)
 
     def set_mode(self, *, is_server: bool, moment: Moment) -> None:
-        """Become a server, or a client, which hands over what it holds and holds nothing."""
-        if self.is_server and not is_server:
-            self.start(self.upkeep.leaving(moment), moment, is_ours=True)
+        """Become a server, or a client, which hands over what it holds and holds nothing.
+
+        A new server looks for itself: so those near it learn that it is one.
+        """
+        if is_server == self.is_server:
+            return
         self.state.is_server = is_server
+        if is_server:
+            look = self.upkeep.refresh.joining((), moment)
+            self.start(look.operation, moment, then=look.then, is_ours=True)
+        else:
+            self.start(self.upkeep.leaving(moment), moment, is_ours=True)
 
     # --- what it is ------------------------------------------------------------------------------
 

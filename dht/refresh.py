@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from dht.key import common_bits, key_of
-from dht.lookup import ALPHA, Look, Lookup
+from dht.lookup import Look, Lookup
 from dht.messages import Answer, Contact, FindNode, Moment
 from dht.state import Chore, State, name_of_peer
 from dht.table import K
@@ -65,6 +65,7 @@ class Refresh:
     def _look(self, moment: Moment) -> list[Chore]:
         """Look into one bucket that needs it."""
         state = self._state
+        self._see_who_is_near(moment)
         idle = state.table.idle_buckets(moment.s - IDLE_S)
         if not idle:
             return []
@@ -74,6 +75,15 @@ class Refresh:
             return []
         index = state.rng.choice(poor)
         return [self.ourselves(moment) if index >= self._near() else self._fill(index, moment)]
+
+    def _see_who_is_near(self, moment: Moment) -> None:
+        """Estimate the size from our own neighbours, whom we know without asking anybody."""
+        table, since_s = self._state.table, moment.s - LATELY_S
+        nearest = table.closest(self._state.key, 2 * K)
+        entries = [entry for one in nearest if (entry := table.entry(one.peer))]
+        live = [one.contact for one in entries if not one.failures and one.seen_s >= since_s]
+        if len(live) >= K:
+            self._state.size.saw(self._state.key, live[:K])
 
     def ourselves(self, moment: Moment) -> Chore:
         """Look for our own key: who is near us, and how dense it is there."""
@@ -133,7 +143,7 @@ class Refresh:
         def seen(_: list[Contact], at: Moment) -> None:
             state.table.refreshed(index, at.s)
 
-        name = self._name_in(index)
+        name = self.name_in(index)
         return Chore(self._lookup(name, moment, need=FILL, look=look, alpha=FILL_ALPHA), seen)
 
     def _lookup(
@@ -144,7 +154,7 @@ class Refresh:
         seeds: Iterable[Contact] = (),
         need: int = K,
         look: Look | None = None,
-        alpha: int = ALPHA,
+        alpha: int = 0,
     ) -> Lookup:
         """Look for a name from whom we know and others; the table knows better where they are."""
         state, target = self._state, key_of(name)
@@ -160,7 +170,7 @@ class Refresh:
             alpha=alpha,
         )
 
-    def _name_in(self, index: int) -> bytes:
+    def name_in(self, index: int) -> bytes:
         """Return a name whose key is in a bucket: a random one, else the ID of a peer in it.
 
         Only hashes lead from names to keys, so one for bucket i is found at the 2^(i+1)-th try.

@@ -111,7 +111,7 @@ class Runner:
         """Answer a request. Never raises. Over the limits, or as a client: Stored(0, why)."""
         answer = self.serving.answer(peer, request, moment)
         if sender is not None and sender.peer == peer:
-            self.peer_up(sender, moment)
+            self._hear_of(sender, moment)
         return answer
 
     def answered(
@@ -153,6 +153,14 @@ class Runner:
         if is_new and not why_not(contact, moment.wall_ms):
             self._checks.knock(contact, moment.s, is_near=self._is_near(contact))
             self._check()
+
+    def _hear_of(self, sender: Contact, moment: Moment) -> None:
+        """Somebody asks us. An entry is alive then, but if it does not answer it helps nobody."""
+        entry = self.state.table.entry(sender.peer)
+        if entry is not None and not entry.failures and sender.addrs == entry.contact.addrs:
+            self.state.table.answered(sender, None, moment.s)
+        else:
+            self.peer_up(sender, moment)
 
     def tick(self, moment: Moment) -> None:
         """The time of `wake_at` has come."""

@@ -8,7 +8,7 @@ import logging
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,16 +23,18 @@ from dht.messages import Answer, Contact, Provision, Request, Trace, Value, hear
 from dht.node import Node
 from dht.own import Own
 from dht.ports import Book, Transport
-from dht.records import NAME_MAX
+from dht.records import NAME_MAX, open_peer
 from dht.regions import Provided
 from dht.snapshot import Snapshot
 from dht.storing import Kept
 from dht.table import K
-from wire.errors import Busy, UsageError
-from wire.ids import PeerId, Signer
+from dht.values import head_name
+from wire.errors import BadMessage, Busy, UsageError
+from wire.ids import PeerId, Signer, public_key_of
 from wire.ports import Clock, OffLoop
 from wire.threads import Threads
 
+WHERE = "peer"  # `/shoal/head/PEER/peer` has the peer record of a client
 EARLY_S = (5.0, 25.0)  # after the first look: those who start together meet at these
 PROVIDED_MAX = 20_000  # names that we provide: their records take 8 MB while they are sent
 SEALED_AT_ONCE = 500  # provider records that a thread signs before others have their turn: 20 ms
@@ -100,6 +102,7 @@ class DhtService:
         self._file, self._kept, self._saved = file, Snapshot(), b""
         self._provided: set[bytes] = set()
         self._joined = trio.Event()
+        self._news = trio.Event()  # there may be something to publish
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Read the snapshot, then drive the machine until cancelled."""
@@ -146,6 +149,7 @@ class DhtService:
         if is_server != self.node.is_server:
             self.node.set_mode(is_server=is_server, moment=self._driver.moment())
             self._driver.pump()
+            self._news.set()
 
     # --- looking ---------------------------------------------------------------------------------
 
@@ -170,6 +174,9 @@ class DhtService:
         found: Contact | None = await self._driver.do(
             partial(self.node.find_peer, peer, trace=trace)
         )
+        with suppress(BadMessage):  # an ID without a key in it signs no values
+            if found is None and public_key_of(peer):
+                found = next(_told_by(peer, await self.get(head_name(peer, WHERE))), None)
         return [] if found is None else list(found.addrs)
 
     async def providers(
@@ -246,6 +253,10 @@ class DhtService:
         with trio.move_on_after(LEAVE_S):
             await self._driver.do(self.node.leave)
 
+    def provides(self, name: bytes) -> bool:
+        """Whether we say to have it."""
+        return name in self._provided
+
     def provided(self) -> list[bytes]:
         """Return the names that we provide, sorted."""
         return sorted(self._provided)
@@ -321,11 +332,24 @@ class DhtService:
     async def _publish(self) -> None:
         """Store our values again at half-life, and after a restart."""
         while True:
+            self._news = trio.Event()
             if self.contacts:
-                for name in self._own.due(self._clock.wall_ms()):
-                    with suppress(Busy):  # the next look may find a place
+                with suppress(Busy):  # the next look may find a place
+                    await self._say_where()
+                    for name in self._own.due(self._clock.wall_ms()):
                         await self._put_again(name)
-            await trio.sleep(PUBLISH_LOOK_S)
+            with trio.move_on_after(PUBLISH_LOOK_S):
+                await self._news.wait()
+
+    async def _say_where(self) -> None:
+        """A client is in no table: its peer record is a value."""
+        if self.is_server:
+            self._own.forget(head_name(self._own.peer, WHERE))
+            return
+        mine = self._own.contact(self._clock.wall_ms())
+        told = [one.addrs for value in self._own.values() for one in _told_by(mine.peer, [value])]
+        if mine.addrs not in told:
+            await self.put_head(WHERE, mine.sealed)
 
     async def _put_again(self, name: bytes) -> None:
         value = self._own.again(name, self._clock.wall_ms())
@@ -351,3 +375,11 @@ class DhtService:
         if data != self._saved:
             await self._off_loop(partial(snapshot.write, self._file, data))
             self._saved = data
+
+
+def _told_by(peer: PeerId, values: Iterable[Value]) -> Iterator[Contact]:
+    """Yield a client's peer record out of its value; nothing of other values."""
+    for value in values:
+        if value.name == head_name(peer, WHERE):
+            with suppress(BadMessage):
+                yield open_peer(value.data)

@@ -146,7 +146,7 @@ class Table:
         if contact.key == self.own:
             return False
         bucket = self._bucket(common_bits(self.own, contact.key))
-        if len(bucket.entries) >= self._k and len(bucket.spares) >= SPARES_WANTED:
+        if len(bucket.entries) >= self._k and len(bucket.spares) >= min(self._k, SPARES_WANTED):
             return False
         return any(self._fits(bucket, group_of(address)) for address in contact.addrs)
 
@@ -168,6 +168,10 @@ class Table:
         """Return a contact of the table."""
         entry = self._entries.get(peer)
         return None if entry is None else entry.contact
+
+    def entry(self, peer: PeerId) -> Entry | None:
+        """Return what is known of a contact of the table."""
+        return self._entries.get(peer)
 
     def entries(self) -> list[Entry]:
         """Return all entries, farthest bucket first, in each the least recently seen first."""

@@ -138,6 +138,10 @@ async def test_a_stream_on_which_nothing_is_asked_ends(monkeypatch: pytest.Monke
             assert (await a.ask(b, Ping())).answer == Pong()
             (line,) = a.streams._lines.values()
             await eventually(lambda line=line: line.is_over)
+            (connection,) = a.host._peers.of(b.host.peer)
+            assert line.stream._muxed not in connection.muxed.streams.values()
+            with pytest.raises(PeerUnreachable, match="ended the stream"):
+                await line.ask(b"")
 
 
 async def test_no_more_streams_are_kept_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,11 +165,13 @@ async def test_a_stream_of_a_worse_connection_is_left_with_its_last_answer() -> 
             nonlocal streams
             streams += 1
             is_first = streams == 1
-            while await stream.read(1000):
-                if is_first:
-                    await go_on.wait()
-                await stream.write(frames.pack(kad_wire.encode_answer(Ping(), Pong(), None)))
-            streams -= 1
+            try:
+                while await stream.read(1000):
+                    if is_first:
+                        await go_on.wait()
+                    await stream.write(frames.pack(kad_wire.encode_answer(Ping(), Pong(), None)))
+            finally:
+                streams -= 1
 
         serve_instead(b, first_waits)
         async with trio.open_nursery() as nursery:
@@ -178,6 +184,7 @@ async def test_a_stream_of_a_worse_connection_is_left_with_its_last_answer() -> 
             assert old.is_over
             go_on.set()
         assert old not in a.streams._lines.values()
+        await eventually(lambda: streams == 1)
         connection.retire(is_retired=False)
         assert (await a.ask(b, Ping())).answer == Pong()
 

@@ -33,7 +33,7 @@ from dht.messages import (
 )
 from dht.node import Node
 from dht.records import EXPIRED, FUTURE_MAX_MS
-from dht.running import LATE_MAX, OUTAGE, OURS
+from dht.running import LATE_MAX, OURS, OUTAGE
 from dht.serving import FOREIGN, NO_SERVER
 from dht.state import REASONS_MAX, NodeStats, name_of_peer
 from dht.table import K
@@ -293,8 +293,7 @@ def test_an_operation_asks_under_numbers_and_ends_with_done() -> None:
     operation = us.end(number)
     assert operation is not None
     assert [contact.peer for contact in operation.result] == [
-        ask.contact.peer
-        for ask in sorted(asks[:2], key=lambda ask: ask.contact.key ^ key_of(NAME))
+        ask.contact.peer for ask in sorted(asks[:2], key=lambda ask: ask.contact.key ^ key_of(NAME))
     ]
     assert sorted(hop.outcome for hop in trace.hops) == ["answered", "answered", "timeout"]
     assert us.end(number) is None
@@ -443,7 +442,9 @@ def test_a_peer_is_found_by_its_id_and_a_stranger_is_not(swarm: Swarm) -> None:
 
 def test_what_is_put_and_provided_is_found_by_all(swarm: Swarm) -> None:
     one, *others = swarm.nodes.values()
-    value = replace(head(swarm.authors[one.state.author.peer], NAME, 1), expires_ms=WALL_MS + DAY_MS)
+    value = replace(
+        head(swarm.authors[one.state.author.peer], NAME, 1), expires_ms=WALL_MS + DAY_MS
+    )
     assert swarm.do(one, one.put, value).kept >= K
     assert swarm.do(one, one.provide, b"cid").kept >= K
     for other in [one, *others[::5]]:
