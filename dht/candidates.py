@@ -18,39 +18,37 @@ FRESH, FLYING, ALIVE, DEAD = range(4)
 class Candidate:
     """A contact in a lookup, shared by all paths that know it."""
 
-    __slots__ = ("began_s", "contact", "depth", "distance", "groups", "slow_at_s", "state")
+    __slots__ = ("contact", "depth", "distance", "groups", "slow_at_s", "state")
 
     def __init__(self, contact: Contact, distance: int, depth: int) -> None:
         self.contact, self.distance = contact, distance
         self.depth = depth  # answers that led to it
         self.state = FRESH
-        self.began_s = self.slow_at_s = 0.0  # when it was asked, and is asked for too long
+        self.slow_at_s = 0.0  # when it was asked long ago
         self.groups: tuple[str, ...] | None = None  # not known yet: few candidates come so far
 
     def ask(self, now_s: float) -> None:
         """It is asked now."""
-        self.state, self.began_s, self.slow_at_s = FLYING, now_s, now_s + SLOW_S
+        self.state, self.slow_at_s = FLYING, now_s + SLOW_S
 
     def takes_place(self, taken: dict[str, int], per_group: int) -> bool:
         """Count it in its address groups; False if one of them is full."""
         groups = self.groups
         if groups is None:
             groups = self.groups = groups_of(self.contact)
-        for group in groups:
-            if taken.get(group, 0) >= per_group:
-                return False
-        for group in groups:
-            taken[group] = taken.get(group, 0) + 1
-        return True
+        return take_place(groups, taken, per_group)
 
 
 class Flight:
     """One request and what came of it."""
 
-    __slots__ = ("candidate", "closer", "found", "outcome", "path", "took_s")
+    __slots__ = (
+        "began_s", "candidate", "closer", "found", "outcome", "path", "slow_at_s", "took_s",
+    )  # fmt: skip
 
-    def __init__(self, candidate: Candidate, path: "Path") -> None:
+    def __init__(self, candidate: Candidate, path: "Path", now_s: float) -> None:
         self.candidate, self.path = candidate, path
+        self.began_s, self.slow_at_s = now_s, now_s + SLOW_S
         self.took_s: float | None = None
         self.outcome = "flying"
         self.closer = self.found = 0
@@ -62,10 +60,10 @@ class Path:
     alpha: requests in flight while none fails. need: so many of the nearest must have answered.
     """
 
-    __slots__ = ("_alpha", "_candidates", "_distances", "_need", "edge", "failures", "flying")
+    __slots__ = ("_candidates", "_distances", "_need", "alpha", "edge", "failures", "flying")
 
     def __init__(self, alpha: int, need: int) -> None:
-        self._alpha, self._need = alpha, need
+        self.alpha, self._need = alpha, need
         self._distances = list[int]()
         self._candidates = list[Candidate]()  # at the same places
         self.flying = dict[int, Flight]()
@@ -131,8 +129,18 @@ class Path:
 
     def places(self, now_s: float) -> int:
         """Return how many more may fly: a failure makes one place more, who is slow takes none."""
-        busy = sum(flight.candidate.slow_at_s > now_s for flight in self.flying.values())
-        return max(0, min(self._alpha + self.failures, PLACES_MAX) - busy)
+        busy = sum(flight.slow_at_s > now_s for flight in self.flying.values())
+        return max(0, min(self.alpha + self.failures, PLACES_MAX) - busy)
+
+
+def take_place(groups: tuple[str, ...], taken: dict[str, int], per_group: int) -> bool:
+    """Count one in its address groups; False if one of them is full."""
+    for group in groups:
+        if taken.get(group, 0) >= per_group:
+            return False
+    for group in groups:
+        taken[group] = taken.get(group, 0) + 1
+    return True
 
 
 def groups_of(contact: Contact) -> tuple[str, ...]:

@@ -10,6 +10,8 @@ from wire.ids import PeerId
 
 IN_FLIGHT_MAX = 8  # as many as a lookup has: checks must not slow what people wait for
 WAITING_MAX = 64  # when full, newcomers are dropped: they will knock again
+KNOCKS_MAX = 32  # strangers far from us that are asked at once: a swarm that starts together
+KNOCK_S = 120.0  # for each of them, in the long run: those who answer our lookups come in anyway
 AGAIN_S = 60.0  # until a stranger that did not answer is asked again
 SILENT_MAX = 256  # strangers remembered as silent, the oldest forgotten
 
@@ -17,13 +19,14 @@ SILENT_MAX = 256  # strangers remembered as silent, the oldest forgotten
 class Checks:
     """The queue. A peer is in it once."""
 
-    __slots__ = ("_flying", "_silent", "_waiting")
+    __slots__ = ("_flying", "_full_at", "_silent", "_waiting")
 
     def __init__(self) -> None:
         """Nobody waits."""
         self._waiting: dict[PeerId, tuple[Contact, bool]] = {}
         self._flying: set[PeerId] = set()
         self._silent: dict[PeerId, float] = {}
+        self._full_at = 0.0  # when KNOCKS_MAX may be asked at once again
 
     def offer(self, contact: Contact, now_s: float, *, is_stranger: bool) -> None:
         """Line up. A stranger has to answer at an address that it claims; an entry did before."""
@@ -33,6 +36,19 @@ class Checks:
         if is_stranger and now_s < self._silent.get(peer, 0.0):
             return
         self._waiting[peer] = contact, is_stranger
+
+    def knock(self, contact: Contact, now_s: float, *, is_near: bool) -> None:
+        """A stranger that the table wants is there. Near ones are few, and always welcome.
+
+        Of the others only so many are asked in, since they come with every request: a bucket that
+        is needed is filled by looking into it.
+        """
+        if not is_near:
+            full_at = max(self._full_at, now_s) + KNOCK_S
+            if full_at - now_s > KNOCKS_MAX * KNOCK_S:
+                return
+            self._full_at = full_at
+        self.offer(contact, now_s, is_stranger=True)
 
     def next(self) -> tuple[Contact, bool] | None:
         """Return whom to ask now, and whether it is a stranger; None: nobody, or enough fly."""

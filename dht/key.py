@@ -16,6 +16,7 @@ from wire.ids import PeerId
 Key = NewType("Key", int)  # an integer, since distance is arithmetic
 KEY_BITS = 256
 KEY_BYTES = KEY_BITS // 8
+SPACE = 1 << KEY_BITS  # how many keys there are
 
 
 @functools.lru_cache(maxsize=16384)

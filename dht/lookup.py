@@ -2,7 +2,8 @@
 
 Over one path or over d disjoint ones (S/Kademlia, Baumgart and Mies, 2007): each has candidates of
 its own, and whom one path has asked no other asks; so a liar misleads the one path that met him.
-With a region it goes on until everybody known within that distance has answered.
+With a region it goes on until everybody known within that distance has answered; and if that is
+crowded, until those have been found who are hidden behind the crowd (`dht.crowd`).
 
 Candidates stay sorted by distance (XOR: no two peers share one), so an event costs a walk over the
 nearest of them. Terminates: every peer is asked at most once, at most `REQUESTS_MAX` in all, and
@@ -10,12 +11,16 @@ not after `OPERATION_S`.
 """
 
 import math
+import random
 from collections.abc import Callable, Iterable
 from itertools import islice
 
-from dht.candidates import ALIVE, DEAD, FRESH, REGION_PER_GROUP, Candidate, Flight, Path
+import base58
+
+from dht.candidates import ALIVE, DEAD, FLYING, FRESH, REGION_PER_GROUP, Candidate, Flight, Path
+from dht.crowd import AROUND_AT_ONCE, AROUND_MAX, FAR, evenly, is_crowded
 from dht.diversity import PER_GROUP
-from dht.key import KEY_BITS, Key
+from dht.key import KEY_BITS, SPACE, Key
 from dht.messages import (
     Answer,
     Contact,
@@ -48,9 +53,10 @@ Look = Callable[[Contact, Answer], bool]
 class Lookup:
     """The k live contacts nearest to `target`, nearest first: its `result`.
 
-    seeds: whom we know nearest to it. paths: disjoint ones. region: a distance; 0 for none.
-    need: how many of the nearest must have answered. look: called with each answer; True ends it.
-    salt: a random number, in whose order a region is asked that holds too many.
+    seeds: whom we know nearest to it, and with a region some from all over our table. paths:
+    disjoint ones. region: a distance; 0 for none. need: how many of the nearest must have answered.
+    alpha: requests in flight in a path; 0 for the default. look: called with each answer; True ends
+    it. salt: a random number, by which a crowd is asked.
     """
 
     def __init__(
@@ -64,6 +70,7 @@ class Lookup:
         paths: int = 1,
         region: int = 0,
         need: int = K,
+        alpha: int = 0,
         look: Look | None = None,
         salt: int = 0,
     ) -> None:
@@ -76,9 +83,11 @@ class Lookup:
         self._began_s = moment.s
         self._known = dict[int, Candidate]()  # by distance
         self._flights = list[Flight]()  # by tag
-        alpha = ALPHA if paths == 1 else PATH_ALPHA
+        alpha = alpha or (ALPHA if paths == 1 else PATH_ALPHA)
         self._paths = [Path(alpha, need) for _ in range(paths)]
         self._in_region = 0  # asked there
+        self._is_crowded = False
+        self._around = set[int]()  # distances of those who were asked past the crowd
         self._has_enough = False
         self._is_done = False
         self._wake_at = -math.inf
@@ -105,6 +114,11 @@ class Lookup:
                 wanted.append(self._ask(path, candidate, now_s))
             is_settled = is_settled and is_path_settled and not fresh
             is_flying = is_flying or bool(path.flying)
+        is_idle = not is_flying or is_settled
+        if self.region and is_idle and (self._is_crowded or not self._waits_for_region()):
+            around = self._ask_around(now_s)
+            wanted += around
+            is_flying = is_flying or bool(around)
         if not is_flying or (is_settled and not self._waits_for_region()):
             return self._end(now_s)
         self._wake_at = self._next_slow(now_s)
@@ -131,8 +145,9 @@ class Lookup:
         """A request was not answered: its peer no longer counts, and one more may fly."""
         flight = self._landed(tag, moment, why)
         if flight is not None:
-            flight.candidate.state = DEAD
             flight.path.failures += 1
+            if flight.candidate.state == FLYING:  # else it has answered another request of ours
+                flight.candidate.state = DEAD
 
     # --- what came of it -------------------------------------------------------------------------
 
@@ -149,7 +164,7 @@ class Lookup:
     @property
     def result(self) -> list[Contact]:
         """The k nearest who answered, nearest first, at most `PER_GROUP` of an address group."""
-        return self._alive(K, PER_GROUP, (1 << KEY_BITS) - 1)
+        return self._alive(K, PER_GROUP, SPACE - 1)
 
     def in_region(self) -> list[Contact]:
         """Those within the region who answered, nearest first."""
@@ -205,6 +220,8 @@ class Lookup:
                     continue
                 candidate = known[distance] = Candidate(contact, distance, depth)
             else:
+                if candidate.depth > depth and candidate.state != ALIVE:
+                    candidate.depth = depth  # the shortest way to it that was found
                 if candidate.state == FRESH and contact.is_newer_than(candidate.contact):
                     candidate.contact, candidate.groups = contact, None
                 if is_only:
@@ -212,44 +229,89 @@ class Lookup:
             path.add(candidate)
 
     def _unasked_in_region(self, path: Path) -> list[Candidate]:
-        """Return whom to ask in the region.
-
-        Within it nearness is no merit, since that is what is ground cheaply: if there are too many,
-        chance says who is asked.
-        """
+        """Return whom to ask in the region: evenly over it, as long as there is room."""
+        self._see_crowd()
         fresh = path.unasked_within(self.region)
         room = REGION_MAX - self._in_region
-        if len(fresh) > room:
-            fresh.sort(key=lambda candidate: candidate.contact.key ^ self._salt)
+        if self._is_crowded or len(fresh) > room:
+            fresh = self._evenly(fresh)
         return fresh[: max(room, 0)]
 
     def _waits_for_region(self) -> bool:
         if not self.region:
             return False
         flying = (flight for path in self._paths for flight in path.flying.values())
-        return any(flight.candidate.distance <= self.region for flight in flying)
+        return any(self._is_crowded or one.candidate.distance <= self.region for one in flying)
+
+    def _see_crowd(self) -> None:
+        """If the region is crowded, more may fly from now on: there is much to ask."""
+        if self._is_crowded or self.region >= SPACE - 1:  # the size is not known yet
+            return
+        if is_crowded(self._alive_in_region(), self.region):
+            self._is_crowded = True
+            for path in self._paths:
+                path.alpha = ALPHA
+
+    def _alive_in_region(self) -> list[int]:
+        within = (d for d, one in self._known.items() if d <= self.region and one.state == ALIVE)
+        return sorted(within)
+
+    def _ask_around(self, now_s: float) -> list[Wanted]:
+        """Ask past a crowd: first seeds from all over our table, then the region about itself."""
+        if not self._is_crowded:
+            return []
+        room = AROUND_AT_ONCE - sum(len(path.flying) for path in self._paths)
+        room = min(room, REQUESTS_MAX - len(self._flights), AROUND_MAX - len(self._around))
+        if room <= 0:
+            return []
+        known = self._known
+        if not self._around:
+            seeds = [one for one in known.values() if one.depth == 0 and one.state == FRESH]
+            seeds.sort(key=lambda one: one.distance, reverse=True)
+            self._around.update(one.distance for one in seeds[:FAR])
+            if seeds:
+                return [self._ask(self._any_path(), seed, now_s) for seed in seeds[:FAR]]
+        left = [known[d] for d in self._alive_in_region() if d not in self._around]
+        chosen = self._evenly(left)[:room]
+        self._around.update(one.distance for one in chosen)
+        return [self._ask_about_itself(one, now_s) for one in chosen]
+
+    def _evenly(self, candidates: list[Candidate]) -> list[Candidate]:
+        rng = random.Random(self._salt ^ len(self._flights))
+        return evenly(candidates, self.region, rng)
+
+    def _any_path(self) -> Path:
+        """Past the crowd paths only share the work: everybody is asked by one of them."""
+        return self._paths[len(self._flights) % len(self._paths)]
+
+    def _ask_about_itself(self, candidate: Candidate, now_s: float) -> Wanted:
+        request = FindNode(base58.b58decode(candidate.contact.peer))
+        return self._send(self._any_path(), candidate, request, now_s)
 
     def _next_slow(self, now_s: float) -> float:
         flying = (flight for path in self._paths for flight in path.flying.values())
-        slow = (flight.candidate.slow_at_s for flight in flying)
+        slow = (flight.slow_at_s for flight in flying)
         deadline_s = self._began_s + OPERATION_S
         return min((at_s for at_s in slow if at_s > now_s), default=deadline_s)
 
     def _ask(self, path: Path, candidate: Candidate, now_s: float) -> Wanted:
         candidate.ask(now_s)
         self._in_region += candidate.distance <= self.region
+        return self._send(path, candidate, self._request, now_s)
+
+    def _send(self, path: Path, candidate: Candidate, request: Query, now_s: float) -> Wanted:
         tag = len(self._flights)
-        flight = Flight(candidate, path)
+        flight = Flight(candidate, path, now_s)
         self._flights.append(flight)
         path.flying[tag] = flight
-        return Wanted(tag, candidate.contact, self._request)
+        return Wanted(tag, candidate.contact, request)
 
     def _landed(self, tag: int, moment: Moment, outcome: str) -> Flight | None:
         """Take a request out of the air; None if it is not there."""
         flight = self._flights[tag] if 0 <= tag < len(self._flights) else None
         if flight is None or flight.path.flying.pop(tag, None) is None:
             return None
-        flight.took_s, flight.outcome = moment.s - flight.candidate.began_s, outcome
+        flight.took_s, flight.outcome = moment.s - flight.began_s, outcome
         return flight
 
     def _end(self, now_s: float) -> list[Wanted]:
@@ -273,7 +335,7 @@ class Lookup:
             bits=KEY_BITS - candidate.distance.bit_length(),
             depth=candidate.depth,
             path=self._paths.index(flight.path),
-            began_s=candidate.began_s - self._began_s,
+            began_s=flight.began_s - self._began_s,
             took_s=flight.took_s,
             outcome=flight.outcome,
             closer=flight.closer,

@@ -7,6 +7,7 @@ an operation: when `Done` comes with it, `end` returns that operation with its r
 
 from collections.abc import Iterable
 
+from dht.crowd import FAR
 from dht.finding import FindClosest, FindPeer, FindProviders, FindValue
 from dht.holding import Holding
 from dht.key import key_of
@@ -44,7 +45,7 @@ class Node(Runner):
         operation = FindProviders(
             name,
             self.state.author.peer,
-            self._seeds(name),
+            self._seeds_all_over(name),
             moment,
             paths=paths,
             region=self.size.region(),
@@ -60,7 +61,7 @@ class Node(Runner):
         operation = FindValue(
             name,
             self.state.author.peer,
-            self._seeds(name),
+            self._seeds_all_over(name),
             moment,
             paths=paths,
             region=self.size.region(),
@@ -77,7 +78,7 @@ class Node(Runner):
         operation = StoreValue(
             value,
             self.state.author.peer,
-            self._seeds(value.name),
+            self._seeds_all_over(value.name),
             moment,
             region=self.size.region(),
             rng=self.state.rng,
@@ -89,7 +90,7 @@ class Node(Runner):
         operation = Provide(
             self.upkeep.signed(name, moment.wall_ms),
             self.state.author.peer,
-            self._seeds(name),
+            self._seeds_all_over(name),
             moment,
             region=self.size.region(),
             rng=self.state.rng,
@@ -123,10 +124,18 @@ class Node(Runner):
         return self.start(operation, moment)
 
     def set_mode(self, *, is_server: bool, moment: Moment) -> None:
-        """Become a server, or a client, which hands over what it holds and holds nothing."""
-        if self.is_server and not is_server:
-            self.start(self.upkeep.leaving(moment), moment, is_ours=True)
+        """Become a server, or a client, which hands over what it holds and holds nothing.
+
+        A new server looks for itself: so those near it learn that it is one.
+        """
+        if is_server == self.is_server:
+            return
         self.state.is_server = is_server
+        if is_server:
+            look = self.upkeep.refresh.joining((), moment)
+            self.start(look.operation, moment, then=look.then, is_ours=True)
+        else:
+            self.start(self.upkeep.leaving(moment), moment, is_ours=True)
 
     # --- what it is ------------------------------------------------------------------------------
 
@@ -155,3 +164,10 @@ class Node(Runner):
 
     def _seeds(self, name: bytes) -> list[Contact]:
         return self.table.closest(key_of(name), K)
+
+    def _seeds_all_over(self, name: bytes) -> list[Contact]:
+        """The nearest, and some whom nobody chose by the name: against a crowd beside it."""
+        entries = self.table.entries()
+        some = self.state.rng.sample(entries, min(FAR, len(entries)))
+        seeds = {entry.contact.peer: entry.contact for entry in some}
+        return [*self._seeds(name), *seeds.values()]

@@ -1,13 +1,16 @@
 """When to look where, so that the table stays good without talking for nothing. Pure.
 
-Requests of one node an hour: at most 12 looks, one each `EVERY_S` and only while a bucket heard of
-nobody for `IDLE_S`; a look ends when the bucket has `FILL` live entries, some 10 requests, and
-every fourth is a whole lookup (30), from which the size of the network is told: 180 at most, and
-none where people's lookups keep the buckets fresh. A join costs one lookup (30 to 40) and 8 to 10
-requests for each far bucket that lacks entries: about 5 of them in a network of 10,000.
+Requests of one node an hour: at most 12 looks into buckets, one each `EVERY_S`, and only while a
+bucket heard of nobody for `IDLE_S` and few of its entries were there lately (so twice an hour and
+bucket at most); such a look takes some 10 requests. One whole lookup of a random target (35), from
+which the size of the network is told, and one of ourselves (35) for who holds records. So 190 at
+most, 150 in an idle network of 10,000, and 70 where people's lookups keep the buckets fresh. A join
+costs one lookup (40) and as much as a look for each far bucket that lacks entries: about 5 of them
+in a network of 10,000, so 90.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 
 from dht.key import common_bits, key_of
@@ -17,9 +20,12 @@ from dht.state import Chore, State, name_of_peer
 from dht.table import K
 
 IDLE_S = 600.0  # a bucket that heard of nobody for so long is worth a look
+LATELY_S = 1800.0  # entries that answered since then are probably there, most of them
+ENOUGH = 5  # of these in a bucket: lookups get on with one that lives
 EVERY_S = 300.0  # between two looks: all ten buckets of 10,000 nodes within the hour
-WHOLE_EVERY = 4  # of so many looks one is a whole lookup of a random target: it tells the size
-FILL = 8  # a bucket with so many live entries is good: all dead a day later in 1 of 250 at 50 %
+WHOLE_S = 3600.0  # between two whole lookups of random targets: they tell the size
+FILL = 6  # live entries that a look into a bucket is to find
+FILL_ALPHA = 3  # its requests in flight: nobody waits for it, so none shall be in vain
 FILLS_MAX = 16  # buckets filled at a join: 65,000 nodes; more fill by themselves
 TRIES = 64  # names tried for a target inside a bucket, 60 µs: enough for the 5 farthest
 NAME_BYTES = 32  # of a random target's name
@@ -31,28 +37,53 @@ class Refresh:
     def __init__(self, state: State) -> None:
         """Nothing is due before `begin`."""
         self._state = state
-        self._looks = 0
         self.ready: list[Chore] = []  # what follows from joining
-        self.wake_at = math.inf
+        self._look_at = self._whole_at = math.inf
+
+    @property
+    def wake_at(self) -> float:
+        """When a look is due next (Moment.s)."""
+        return min(self._look_at, self._whole_at)
 
     def begin(self, moment: Moment) -> None:
         """Start counting; nodes that start together must not look together."""
-        self.wake_at = moment.s + self._state.rng.uniform(0.5, 1.0) * IDLE_S
+        uniform = self._state.rng.uniform
+        self._look_at = moment.s + uniform(0.5, 1.0) * IDLE_S
+        self._whole_at = moment.s + uniform(0.2, 1.0) * WHOLE_S
 
     def due(self, moment: Moment) -> list[Chore]:
-        """Return the look that is due now, if a bucket is idle."""
-        if moment.s < self.wake_at:
-            return []
+        """Return the looks that are due now, where they are needed."""
+        chores = list[Chore]()
+        if moment.s >= self._whole_at:
+            self._whole_at = moment.s + self._state.rng.uniform(0.8, 1.2) * WHOLE_S
+            chores.append(self._whole(self._state.rng.randbytes(NAME_BYTES), moment))
+        if moment.s >= self._look_at:
+            self._look_at = moment.s + self._state.rng.uniform(0.8, 1.2) * EVERY_S
+            chores += self._look(moment)
+        return chores
+
+    def _look(self, moment: Moment) -> list[Chore]:
+        """Look into one bucket that needs it."""
         state = self._state
-        self.wake_at = moment.s + state.rng.uniform(0.8, 1.2) * EVERY_S
+        self._see_who_is_near(moment)
         idle = state.table.idle_buckets(moment.s - IDLE_S)
         if not idle:
             return []
-        self._looks += 1
-        if self._looks % WHOLE_EVERY == 0:
-            return [self._random(moment)]
-        index = state.rng.choice(idle)
+        counts = self._counts(moment.s - LATELY_S)
+        poor = [index for index in idle if counts[index] < ENOUGH]
+        if not poor:
+            return []
+        index = state.rng.choice(poor)
         return [self.ourselves(moment) if index >= self._near() else self._fill(index, moment)]
+
+    def _see_who_is_near(self, moment: Moment) -> None:
+        """Estimate the size from our own neighbours, whom we know without asking anybody."""
+        table, since_s = self._state.table, moment.s - LATELY_S
+        nearest = table.closest(self._state.key, 2 * K)
+        entries = [entry for one in nearest if (entry := table.entry(one.peer))]
+        live = [one.contact for one in entries if not one.failures and one.seen_s >= since_s]
+        if len(live) >= K:
+            self._state.size.saw(self._state.key, live[:K])
 
     def ourselves(self, moment: Moment) -> Chore:
         """Look for our own key: who is near us, and how dense it is there."""
@@ -73,20 +104,21 @@ class Refresh:
 
         Those of our k nearest lack none: looking for ourselves has met everybody there is.
         """
-        counts = [0] * min(self._near(), FILLS_MAX)
-        for entry in self._state.table.entries():
-            index = common_bits(self._state.key, entry.contact.key)
-            if index < len(counts):
-                counts[index] += 1
-        return [self._fill(i, moment) for i, count in enumerate(counts) if count < FILL]
+        counts = self._counts(-math.inf)
+        far = range(min(self._near(), FILLS_MAX))
+        return [self._fill(index, moment) for index in far if counts[index] < ENOUGH]
+
+    def _counts(self, since_s: float) -> Counter[int]:
+        """Return how many entries of each bucket answered since then."""
+        own = self._state.key
+        entries = self._state.table.entries()
+        seen = (entry.contact.key for entry in entries if entry.seen_s >= since_s)
+        return Counter(common_bits(own, key) for key in seen)
 
     def _near(self) -> int:
         """The bucket of our k-th nearest; 0 if we know fewer: every lookup meets all of them."""
         closest = self._state.table.closest(self._state.key, K)
         return common_bits(self._state.key, closest[-1].key) if len(closest) == K else 0
-
-    def _random(self, moment: Moment) -> Chore:
-        return self._whole(self._state.rng.randbytes(NAME_BYTES), moment)
 
     def _whole(self, name: bytes, moment: Moment, seeds: Iterable[Contact] = ()) -> Chore:
         """A whole lookup; what it finds tells how dense the network is there."""
@@ -111,7 +143,8 @@ class Refresh:
         def seen(_: list[Contact], at: Moment) -> None:
             state.table.refreshed(index, at.s)
 
-        return Chore(self._lookup(self._name_in(index), moment, look=look), seen)
+        name = self.name_in(index)
+        return Chore(self._lookup(name, moment, need=FILL, look=look, alpha=FILL_ALPHA), seen)
 
     def _lookup(
         self,
@@ -119,24 +152,36 @@ class Refresh:
         moment: Moment,
         *,
         seeds: Iterable[Contact] = (),
+        need: int = K,
         look: Look | None = None,
+        alpha: int = 0,
     ) -> Lookup:
         """Look for a name from whom we know and others; the table knows better where they are."""
         state, target = self._state, key_of(name)
         known = {one.peer: one for one in (*seeds, *state.table.closest(target, K))}
-        return Lookup(target, state.author.peer, FindNode(name), known.values(), moment, look=look)
+        return Lookup(
+            target,
+            state.author.peer,
+            FindNode(name),
+            known.values(),
+            moment,
+            need=need,
+            look=look,
+            alpha=alpha,
+        )
 
-    def _name_in(self, index: int) -> bytes:
+    def name_in(self, index: int) -> bytes:
         """Return a name whose key is in a bucket: a random one, else the ID of a peer in it.
 
         Only hashes lead from names to keys, so one for bucket i is found at the 2^(i+1)-th try.
         The last resort, if nobody is in it, is a bucket nearby.
         """
         state = self._state
+        name = state.rng.randbytes(NAME_BYTES)
         for _ in range(TRIES):
-            name = state.rng.randbytes(NAME_BYTES)
             if common_bits(state.key, key_of(name)) == index:
                 return name
+            name = state.rng.randbytes(NAME_BYTES)
         inside = [
             entry.contact.peer
             for entry in state.table.entries()

@@ -39,7 +39,7 @@ from dht.operation import QUERY_S, Operation, Wanted
 from dht.records import why_not
 from dht.serving import NO_SERVER, Serving
 from dht.state import Author, NodeStats, new_state
-from dht.table import Table
+from dht.table import K, Table
 from dht.upkeep import Upkeep
 from wire.ids import PeerId
 
@@ -111,7 +111,7 @@ class Runner:
         """Answer a request. Never raises. Over the limits, or as a client: Stored(0, why)."""
         answer = self.serving.answer(peer, request, moment)
         if sender is not None and sender.peer == peer:
-            self.peer_up(sender, moment)
+            self._hear_of(sender, moment)
         return answer
 
     def answered(
@@ -151,8 +151,16 @@ class Runner:
         else:
             is_new = contact.is_newer_than(known) and contact.addrs != known.addrs
         if is_new and not why_not(contact, moment.wall_ms):
-            self._checks.offer(contact, moment.s, is_stranger=True)
+            self._checks.knock(contact, moment.s, is_near=self._is_near(contact))
             self._check()
+
+    def _hear_of(self, sender: Contact, moment: Moment) -> None:
+        """Somebody asks us. An entry is alive then, but if it does not answer it helps nobody."""
+        entry = self.state.table.entry(sender.peer)
+        if entry is not None and not entry.failures and sender.addrs == entry.contact.addrs:
+            self.state.table.answered(sender, None, moment.s)
+        else:
+            self.peer_up(sender, moment)
 
     def tick(self, moment: Moment) -> None:
         """The time of `wake_at` has come."""
@@ -325,6 +333,12 @@ class Runner:
             number = self._number(_Flying(contact, Ping(), is_check=True))
             self.stats.checks += 1
             self._effects.append(Ask(number, contact, Ping(), QUERY_S, is_check=is_stranger))
+
+    def _is_near(self, contact: Contact) -> bool:
+        """Whether it is nearer to us than our k-th nearest, so that both hold the same records."""
+        nearest = self.state.table.closest(self.state.key, K)
+        own = self.state.key
+        return len(nearest) < K or contact.key ^ own < nearest[-1].key ^ own
 
     def _who(self, flying: _Flying, sender: Contact | None, moment: Moment) -> Contact | None:
         """Whose answer it is, if it is a server's: they say so by sending their record along."""

@@ -1,4 +1,4 @@
-"""Records go to certain peers: handing over. An operation without looking."""
+"""Requests go to certain peers, without looking for them: handing over, and whether they live."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -25,17 +25,16 @@ SENDS_MAX = 4096  # messages of one handing over, 10,000 keys to a few peers; mo
 
 
 class Sending:
-    """Result: how many records were kept."""
+    """An operation whose result is how many records were kept."""
 
     def __init__(
         self,
-        parcels: Iterable[tuple[Contact, Sequence[Provision | Value]]],
+        requests: Iterable[tuple[Contact, Request]],
         moment: Moment,
         *,
         deadline_s: float = OPERATION_S,
     ) -> None:
         """Nothing is sent before `next_asks`; what is not answered after `deadline_s` is let go."""
-        requests = ((to, one) for to, records in parcels for one in packed(records))
         self._left = list(islice(requests, SENDS_MAX))[::-1]
         self._flying: set[int] = set()
         self._tags = 0
@@ -74,6 +73,13 @@ class Sending:
     def _over(self, tag: int) -> None:
         self._flying.discard(tag)
         self.is_done = self.is_done or not (self._left or self._flying)
+
+
+def addressed(
+    parcels: Iterable[tuple[Contact, Sequence[Provision | Value]]],
+) -> list[tuple[Contact, Request]]:
+    """Return the messages that carry these records to these peers."""
+    return [(contact, request) for contact, records in parcels for request in packed(records)]
 
 
 def packed(records: Sequence[Provision | Value]) -> list[Request]:

@@ -7,7 +7,8 @@ cancelled ends it.
 import logging
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,21 +23,24 @@ from dht.messages import Answer, Contact, Provision, Request, Trace, Value, hear
 from dht.node import Node
 from dht.own import Own
 from dht.ports import Book, Transport
-from dht.records import NAME_MAX
+from dht.records import NAME_MAX, open_peer
 from dht.regions import Provided
 from dht.snapshot import Snapshot
 from dht.storing import Kept
 from dht.table import K
-from wire.errors import Busy, UsageError
-from wire.ids import PeerId, Signer
+from dht.values import head_name
+from wire.errors import BadMessage, Busy, UsageError
+from wire.ids import PeerId, Signer, public_key_of
 from wire.ports import Clock, OffLoop
 from wire.threads import Threads
 
+WHERE = "peer"  # `/shoal/head/PEER/peer` has the peer record of a client
 EARLY_S = (5.0, 25.0)  # after the first look: those who start together meet at these
 PROVIDED_MAX = 20_000  # names that we provide: their records take 8 MB while they are sent
 SEALED_AT_ONCE = 500  # provider records that a thread signs before others have their turn: 20 ms
 SAVE_S = 60.0  # between two snapshots
 LEAVE_S = 1.0  # for handing over what we hold
+SETTLE_S = 1.0  # after our addresses changed: what changes with them comes with them
 PUBLISH_LOOK_S = 30.0  # between two looks for values of ours that are due
 
 log = logging.getLogger(__name__)
@@ -50,6 +54,7 @@ class TableRow:
     bucket: int
     addrs: tuple[str, ...]
     address: str  # at which it answered
+    group: str  # its address group; "" for private ones
     seen_s: float  # ago
     useful_s: float | None  # ago; None: not yet
     failures: int
@@ -63,6 +68,7 @@ class TableView:
     is_server: bool
     size: float  # of the network, estimated
     rows: tuple[TableRow, ...]
+    spares: dict[int, int]  # how many wait for a place, by bucket
     held: int  # records that we hold for others
     provided: int  # names that we provide
     published: int  # values of our own that we store again
@@ -97,6 +103,7 @@ class DhtService:
         self._file, self._kept, self._saved = file, Snapshot(), b""
         self._provided: set[bytes] = set()
         self._joined = trio.Event()
+        self._news = trio.Event()  # there may be something to publish
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Read the snapshot, then drive the machine until cancelled."""
@@ -143,6 +150,11 @@ class DhtService:
         if is_server != self.node.is_server:
             self.node.set_mode(is_server=is_server, moment=self._driver.moment())
             self._driver.pump()
+            self._news.set()
+
+    def moved(self) -> None:
+        """Our addresses have changed: a client says so soon; a server's record goes with all."""
+        self._news.set()
 
     # --- looking ---------------------------------------------------------------------------------
 
@@ -167,6 +179,9 @@ class DhtService:
         found: Contact | None = await self._driver.do(
             partial(self.node.find_peer, peer, trace=trace)
         )
+        with suppress(BadMessage):  # an ID without a key in it signs no values
+            if found is None and public_key_of(peer):
+                found = next(_told_by(peer, await self.get(head_name(peer, WHERE))), None)
         return [] if found is None else list(found.addrs)
 
     async def providers(
@@ -189,14 +204,14 @@ class DhtService:
 
     # --- storing ---------------------------------------------------------------------------------
 
-    async def provide(self, name: bytes, *, trace: Trace | None = None) -> int:
-        """Say that we have `name`, now and again until `withdraw`; how many servers keep it.
+    async def provide(self, name: bytes, *, trace: Trace | None = None) -> Kept:
+        """Say that we have `name`, now and again until `withdraw`; who keeps it, as `put` says.
 
         Raises UsageError if we provide too many already.
         """
         self._promise([name])
         kept: Kept = await self._driver.do(partial(self.node.provide, name, trace=trace))
-        return kept.kept
+        return kept
 
     async def provide_many(self, names: Iterable[bytes]) -> int:
         """Say that we have these, by regions of keys; how many records servers keep of it.
@@ -243,6 +258,14 @@ class DhtService:
         with trio.move_on_after(LEAVE_S):
             await self._driver.do(self.node.leave)
 
+    def provides(self, name: bytes) -> bool:
+        """Whether we say to have it."""
+        return name in self._provided
+
+    def provided(self) -> list[bytes]:
+        """Return the names that we provide, sorted."""
+        return sorted(self._provided)
+
     def published(self) -> list[Value]:
         """Return our own values, which are stored again and again."""
         return self._own.values()
@@ -259,6 +282,7 @@ class DhtService:
                 bucket=common_bits(one.contact.key, own),
                 addrs=one.contact.addrs,
                 address=one.address or "",
+                group=one.group or "",
                 seen_s=now - one.seen_s,
                 useful_s=None if math.isinf(one.useful_s) else now - one.useful_s,
                 failures=one.failures,
@@ -270,6 +294,7 @@ class DhtService:
             is_server=self.is_server,
             size=node.size.size(),
             rows=tuple(rows),
+            spares=Counter(common_bits(one.contact.key, own) for one in node.table.spares()),
             held=len(node.holding),
             provided=len(self._provided),
             published=len(self._own.values()),
@@ -312,11 +337,25 @@ class DhtService:
     async def _publish(self) -> None:
         """Store our values again at half-life, and after a restart."""
         while True:
+            self._news = trio.Event()
             if self.contacts:
-                for name in self._own.due(self._clock.wall_ms()):
-                    with suppress(Busy):  # the next look may find a place
+                with suppress(Busy):  # the next look may find a place
+                    await self._say_where()
+                    for name in self._own.due(self._clock.wall_ms()):
                         await self._put_again(name)
-            await trio.sleep(PUBLISH_LOOK_S)
+            with trio.move_on_after(PUBLISH_LOOK_S):
+                await self._news.wait()
+                await trio.sleep(SETTLE_S)
+
+    async def _say_where(self) -> None:
+        """A client is in no table: its peer record is a value."""
+        if self.is_server:
+            self._own.forget(head_name(self._own.peer, WHERE))
+            return
+        mine = self._own.contact(self._clock.wall_ms())
+        told = [one.addrs for value in self._own.values() for one in _told_by(mine.peer, [value])]
+        if mine.addrs not in told:
+            await self.put_head(WHERE, mine.sealed)
 
     async def _put_again(self, name: bytes) -> None:
         value = self._own.again(name, self._clock.wall_ms())
@@ -342,3 +381,11 @@ class DhtService:
         if data != self._saved:
             await self._off_loop(partial(snapshot.write, self._file, data))
             self._saved = data
+
+
+def _told_by(peer: PeerId, values: Iterable[Value]) -> Iterator[Contact]:
+    """Yield a client's peer record out of its value; nothing of other values."""
+    for value in values:
+        if value.name == head_name(peer, WHERE):
+            with suppress(BadMessage):
+                yield open_peer(value.data)

@@ -19,6 +19,7 @@ from dht.messages import Contact
 from wire.ids import PeerId
 
 K = 20  # contacts in a bucket, its spares, and contacts in an answer (Kademlia's own)
+SPARES_WANTED = 5  # a check is made for so many spares of a bucket; more come by lookups
 GROUP_MAX = 10  # entries of an address group in the table: 4 % of one of 250
 FAILURES_MAX = 2  # unanswered requests until an entry goes: one may be a lost packet
 FRESH_S = 300.0  # who answered since then is not checked: of sessions of 30 min 1 in 10 has ended
@@ -145,7 +146,7 @@ class Table:
         if contact.key == self.own:
             return False
         bucket = self._bucket(common_bits(self.own, contact.key))
-        if len(bucket.entries) >= self._k and len(bucket.spares) >= self._k:
+        if len(bucket.entries) >= self._k and len(bucket.spares) >= min(self._k, SPARES_WANTED):
             return False
         return any(self._fits(bucket, group_of(address)) for address in contact.addrs)
 
@@ -168,9 +169,17 @@ class Table:
         entry = self._entries.get(peer)
         return None if entry is None else entry.contact
 
+    def entry(self, peer: PeerId) -> Entry | None:
+        """Return what is known of a contact of the table."""
+        return self._entries.get(peer)
+
     def entries(self) -> list[Entry]:
         """Return all entries, farthest bucket first, in each the least recently seen first."""
         return [entry for bucket in self._buckets for entry in bucket.entries]
+
+    def spares(self) -> list[Entry]:
+        """Return those who wait for a place."""
+        return list(self._spares.values())
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -11,20 +11,25 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from dht.handover import Handover, Parcel
-from dht.messages import Contact, Moment, Provision
+from dht.messages import Contact, Moment, Ping, Provision
 from dht.refresh import Refresh
 from dht.regions import ProvideMany
-from dht.sending import Sending
+from dht.sending import Sending, addressed
 from dht.serving import Serving
 from dht.state import Chore, State, new_holding
+from wire.ids import PeerId
 
 HALF_LIFE_S = 12 * 3600.0  # provider records are published again
 RETRY_S = 60.0  # until records that nobody took are offered again; doubles each time
 RETRY_MAX_S = 3600.0
+GIVEN_UP_S = 3600.0  # until records are published again whose publishing was given up
 TOGETHER_S = 600.0  # records due within this go with those that are due: one lookup for many
 SETTLE_S = 5.0  # between a change of the table and handing over: a newcomer learns its region first
 HOURLY_S = 3600.0
-EXPIRE_S = 600.0  # between two clearings of what has expired; it is not served meanwhile
+TIDY_S = 600.0  # between two looks for what has expired, and for holders that are dead
+DOUBT_S = 60.0  # between two such looks while one of these does not answer
+DOUBTED_RANKS = 2  # holders nearer to a record than we are: if they are dead, it is our duty
+DOUBTED_MAX = 1000  # names looked at each time: 10 ms
 LEAVE_S = 1.0  # for handing over when we go
 
 
@@ -50,7 +55,7 @@ class Upkeep:
         self._handover = Handover(state.holding, state.table, state.key)
         self._hand_over_at = math.inf
         self._ready = self.refresh.ready  # what follows from chores that are done
-        self._hourly_at = self._expire_at = 0.0
+        self._hourly_at = self._tidy_at = 0.0
 
     @property
     def wake_at(self) -> float:
@@ -62,7 +67,7 @@ class Upkeep:
             self._publish_at,
             self._hand_over_at,
             self._hourly_at,
-            self._expire_at,
+            self._tidy_at,
         )
 
     def due(self, moment: Moment) -> list[Chore]:
@@ -78,32 +83,34 @@ class Upkeep:
         if moment.s >= self._hourly_at:
             self._hourly_at = moment.s + HOURLY_S
             chores += self._look_hourly(moment)
-        if moment.s >= self._expire_at:
-            self._expire_at = moment.s + EXPIRE_S
+        if moment.s >= self._tidy_at:
+            self._tidy_at = moment.s + TIDY_S
             self._state.holding.expire(moment.wall_ms)
+            chores += self._doubt(moment)
         return chores
 
     def _begin(self, moment: Moment) -> None:
         self.refresh.begin(moment)
         self._hourly_at = moment.s + self._state.rng.uniform(0.5, 1.0) * HOURLY_S
-        self._expire_at = moment.s + EXPIRE_S
+        self._tidy_at = moment.s + self._state.rng.uniform(0.5, 1.0) * TIDY_S
 
     # --- what we provide -------------------------------------------------------------------------
 
     def provides(self, names: Sequence[bytes], moment: Moment) -> Callable[[KeptBy, Moment], None]:
-        """These are being published now, and will be again at half-life.
+        """These are being published now; whoever gives that up has it done within the hour.
 
-        Returns what to do when it is known how many were kept: if none were, again soon.
+        Returns what to do when it has been done: again at half-life; if nobody took any, soon.
         """
-        for name in names:
-            self._published[name] = moment.s + HALF_LIFE_S
-        self._publish_by(moment.s + HALF_LIFE_S)
+        self._published.update(dict.fromkeys(names, moment.s + GIVEN_UP_S))
+        self._publish_by(moment.s + GIVEN_UP_S)
 
         def done(result: KeptBy, at: Moment) -> None:
             if result.kept:
                 self._retry_s = RETRY_S
+                self._again(names, at.s + HALF_LIFE_S)
             else:
-                self._again(names, at)
+                self._again(names, at.s + self._retry_s)
+                self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
 
         return done
 
@@ -117,16 +124,8 @@ class Upkeep:
             state.table.closest,
             moment,
             region=state.size.region(),
-            rng=state.rng,
         )
-        then = self.provides(names, moment)
-
-        def done(result: KeptBy, at: Moment) -> None:
-            then(result, at)
-            if result.kept:
-                self._again(operation.left, at)
-
-        return Chore(operation, done)
+        return Chore(operation, self.provides(names, moment))
 
     def signed(self, name: bytes, wall_ms: int) -> Provision:
         """Return our provider record, which we hold ourselves too if it belongs here."""
@@ -138,21 +137,18 @@ class Upkeep:
         """Do not publish it again."""
         self._published.pop(name, None)
 
-    def _again(self, names: Iterable[bytes], moment: Moment) -> None:
-        """Try again soon, unless they were withdrawn; less and less often."""
+    def _again(self, names: Iterable[bytes], at_s: float) -> None:
+        """Publish these then, unless they are withdrawn."""
         again = [name for name in names if name in self._published]
-        for name in again:
-            self._published[name] = moment.s + self._retry_s
+        self._published.update(dict.fromkeys(again, at_s))
         if again:
-            self._publish_by(moment.s + self._retry_s)
-            self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
+            self._publish_by(at_s)
 
     def _publish(self, moment: Moment) -> list[Chore]:
         due = [name for name, at in self._published.items() if at <= moment.s + TOGETHER_S]
-        for name in due:
-            self._published[name] = math.inf
+        chores = [self.provide_many(due, moment)] if due else []
         self._publish_at = min(self._published.values(), default=math.inf)
-        return [self.provide_many(due, moment)] if due else []
+        return chores
 
     def _publish_by(self, at_s: float) -> None:
         self._publish_at = min(self._publish_at, at_s)
@@ -170,11 +166,37 @@ class Upkeep:
         parcels = self._handover.on_leaving(self._state.size.region(), moment)
         self._state.holding = new_holding(self._state.rng)
         self._handover = Handover(self._state.holding, self._state.table, self._state.key)
-        return Sending(parcels, moment, deadline_s=LEAVE_S)
+        return Sending(addressed(parcels), moment, deadline_s=LEAVE_S)
 
     def _hand_over(self, moment: Moment) -> list[Chore]:
         self._hand_over_at = math.inf
         return self._sent(self._handover.after_changes(self._state.size.region(), moment), moment)
+
+    def _doubt(self, moment: Moment) -> list[Chore]:
+        """Ask those whose duty to hand over would be ours next, if nothing was heard of them."""
+        table, own = self._state.table, self._state.key
+        names = self._state.holding.names()
+        if len(names) > DOUBTED_MAX:
+            names = self._state.rng.sample(names, DOUBTED_MAX)
+        doubted = dict[PeerId, Contact]()
+        for key, _ in names:
+            nearest = table.closest(key, DOUBTED_RANKS + 1)
+            nearer = [one for one in nearest if one.key ^ key < own ^ key]
+            if len(nearer) <= DOUBTED_RANKS:
+                doubted.update((one.peer, one) for one in nearer)
+        silent = [
+            entry.contact
+            for peer in doubted
+            if (entry := table.entry(peer)) and entry.seen_s <= moment.s - TIDY_S
+        ]
+
+        def done(_: int, at: Moment) -> None:
+            entries = [table.entry(one.peer) for one in silent]
+            if any(entry and entry.failures for entry in entries):
+                self._tidy_at = min(self._tidy_at, at.s + DOUBT_S)
+
+        pings = [(one, Ping()) for one in silent]
+        return [Chore(Sending(pings, moment), done)] if pings else []
 
     def _look_hourly(self, moment: Moment) -> list[Chore]:
         """Look who is near us; then send those who came what they should have by now."""
@@ -190,7 +212,7 @@ class Upkeep:
         return [Chore(look.operation, looked)]
 
     def _sent(self, parcels: Sequence[Parcel], moment: Moment) -> list[Chore]:
-        return [Chore(Sending(parcels, moment), _ignore)] if parcels else []
+        return [Chore(Sending(addressed(parcels), moment), _ignore)] if parcels else []
 
 
 def _ignore(result: object, moment: Moment) -> None:

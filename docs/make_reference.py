@@ -16,9 +16,10 @@ import trio
 from node.cli.main import TABLE, cli
 from node.config import load
 from node.control.api import STATUS, Api, Raw, Request, Route
-from node.daemon import Daemon, Start
+from node.daemon import Daemon
 from node.home import Home
 from node.logs import LogBook
+from node.parts import Start
 from node.tickets import Ticket
 from protocols.modelsync.codecs import CODECS
 from shoal.learn.names import STRATEGIES, options_of

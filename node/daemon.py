@@ -6,7 +6,6 @@ start at all; here the event loop runs.
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 
@@ -19,6 +18,7 @@ import node.control.blobs as blob_routes
 import node.control.channels as channel_routes
 import node.control.core as core_routes
 import node.control.dashboard as dashboard_routes
+import node.control.dht as dht_routes
 import node.control.hosting as hosting_routes
 import node.control.library as library_routes
 import node.control.models as model_routes
@@ -31,17 +31,17 @@ from crdt.service import StoreService
 from crdt.wire import FRAME_MAX as SYNC_FRAME_MAX
 from node.apps.service import AppRpc
 from node.channels import ChannelDesk, origin_of
-from node.config import Loaded, http_address
+from node.config import http_address
 from node.control.api import Api, Event
 from node.control.server import ControlServer
 from node.control.web import keys_of
+from node.dht_figures import dht_figures
 from node.finding import Finding
-from node.home import Home
 from node.host.gate import Limits
 from node.host.service import LibP2pHost
 from node.host.views import PeerUp
 from node.known_peers import read_known, remember, remember_often
-from node.logs import LogBook, tame_libraries
+from node.logs import tame_libraries
 from node.membership import MemberInfo, Membership
 from node.metrics import (
     LoopLag,
@@ -58,13 +58,13 @@ from node.metrics import (
 )
 from node.models import Models
 from node.notify import notify
-from node.parts import Life, Node, now_ms
+from node.parts import Life, Node, Start, now_ms
 from node.reach.offer import KEY as REACH
 from node.reach.service import Reach, ReachOptions
 from node.rendezvous import Rendezvous
 from node.runs import Runs
 from node.signals import exit_after, heed_signals
-from node.tickets import Ticket, swarm_tag
+from node.tickets import swarm_tag
 from node.token import load_or_make_token
 from protocols.blobs.service import BlobService
 from protocols.blobs.store import HALF_OF_FREE, BlobStore
@@ -76,7 +76,6 @@ from shoal.api import PeerChange
 from wire.clock import SystemClock
 from wire.errors import ShoalError
 from wire.faults import root_cause
-from wire.ids import Signer
 from wire.threads import Threads
 
 JOIN_S = 0.5  # seconds that a start waits for a first peer; joining goes on behind it
@@ -85,19 +84,6 @@ LEAVE_S = 1.5  # seconds for the farewell to the swarm
 
 OnReady = Callable[[str, list[str], str], None]  # peer ID, addresses, swarm
 _log = structlog.get_logger("daemon")
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a daemon is started with: all of it read and checked before."""
-
-    home: Home
-    loaded: Loaded
-    swarm: Ticket
-    signer: Signer
-    seed: bytes
-    name: str
-    logs: LogBook
 
 
 class Daemon:
@@ -145,7 +131,7 @@ class Daemon:
         self.membership = Membership(
             self.store, self.host, self._about_us, self.clock, finder=self.dht
         )
-        self.reach.on_change = self.membership.moved
+        self.reach.on_change = self._moved
         self.membership.on_moved = self.reach.peer_moved
         self.modelsync = ModelSync(self.rpc, self.store, start.signer, peers=peers, bulk=self.bulk)
         self.runs = Runs(
@@ -156,15 +142,7 @@ class Daemon:
             traffic=self.traffic,
         )
         self.models = self._make_models()
-        self.rendezvous = Rendezvous(
-            self.dht,
-            self.host,
-            self.reach.addresses,
-            {
-                "run": (self.runs.names, self.runs.alone),
-                "model": (self.models.hosted, self.models.without_hosts),
-            },
-        )
+        self.rendezvous = self._make_rendezvous()
         self.models.look_for = partial(self.rendezvous.find, "model")
         self.lag = LoopLag()
         self.api = self._declare_routes()
@@ -218,6 +196,13 @@ class Daemon:
             off_loop=Threads(),
         )
 
+    def _make_rendezvous(self) -> Rendezvous:
+        kinds = {
+            "run": (self.runs.names, self.runs.alone),
+            "model": (self.models.hosted, self.models.without_hosts),
+        }
+        return Rendezvous(self.dht, self.host, self.reach.addresses, kinds)
+
     def _declare_routes(self) -> Api:
         node = Node(
             home=self.start.home,
@@ -242,10 +227,11 @@ class Daemon:
         metrics.add(*bulk_figures(self.bulk.counters), *store_figures(self.store.stats))
         metrics.add(*channel_figures(self.channels), *blob_figures(self.blobs))
         metrics.add(*app_figures(self.apps), *training_figures(self.runs.figures))
-        metrics.add(*reach_figures(node))
+        metrics.add(*reach_figures(node), *dht_figures(self.finding))
         api = Api()
         core = core_routes.routes(api, node, metrics)
         netcheck_routes.routes(api, node)
+        dht_routes.routes(api, self.finding, node, core.resolve)
         desk = ChannelDesk(self.channels, self.membership.name_of, core.resolve)
         channel_routes.routes(api, desk)
         self.blob_routes = blob_routes.BlobRoutes(self.blobs, core.resolve)
@@ -262,6 +248,10 @@ class Daemon:
         hosting_routes.routes(api, self.models)
         openai_routes.routes(api, self.models)
         return api
+
+    def _moved(self) -> None:
+        self.membership.moved()
+        self.dht.moved()
 
     def _about_us(self) -> MemberInfo:
         return MemberInfo(

@@ -8,6 +8,7 @@ from pathlib import Path
 import structlog
 import trio
 
+from dht.messages import Answer, Contact, Request
 from dht.service import DhtService
 from node.host.service import LibP2pHost
 from node.kad import KadStreams
@@ -46,11 +47,11 @@ class Finding:
                 "[dht] public: other programs cannot enter a swarm with a key",
                 hint="make an open swarm, or leave [dht] public = false",
             )
-        protocol = PUBLIC if is_public else protocol_of(swarm)
+        self.protocol = PUBLIC if is_public else protocol_of(swarm)
         self.streams = KadStreams(
             host,
-            protocol,
-            lambda peer, sender, request: self.dht.answer(peer, sender, request),
+            self.protocol,
+            self._answer,
             lambda: self.dht.is_server,
             own=lambda: self.dht.sender(),
             clock=clock,
@@ -86,6 +87,9 @@ class Finding:
             await self.dht.leave()
         except ShoalError as error:
             _log.warning("dht.leave", error=error)
+
+    def _answer(self, peer: PeerId, sender: Contact | None, request: Request) -> Answer:
+        return self.dht.answer(peer, sender, request)
 
     async def _bootstrap(self) -> None:
         """Look for ourselves as soon as the first peer is there."""

@@ -22,11 +22,24 @@ from node.membership import Member
 from node.reach.views import ReachView
 from node.tickets import Ticket
 from shoal.api import StateChange
-from wire.ids import PeerId
+from wire.ids import PeerId, Signer
 
 State = Literal["starting", "joining", "ready", "draining", "stopped"]
 
 _log = structlog.get_logger("node")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a daemon is started with: all of it read and checked before."""
+
+    home: Home
+    loaded: Loaded
+    swarm: Ticket
+    signer: Signer
+    seed: bytes
+    name: str
+    logs: LogBook
 
 
 class HostView(Protocol):

@@ -91,7 +91,8 @@ def start(wish: Wish, on_ready: Callable[[str, list[str], str], None]) -> None:
         stream = None if wish.in_background else sys.stderr
         logs = open_logs(home.log, level=options.level, format_=options.format, stream=stream)
         name = loaded.config.node.name or host_name()
-        from node.daemon import Start, run  # libp2p takes 0.9 s: only now, when all is well
+        from node.daemon import run  # libp2p takes 0.9 s: only now, when all is well
+        from node.parts import Start
 
         run(Start(home, loaded, swarm, signer, seed, name, logs), on_ready)
 
@@ -110,7 +111,8 @@ def make_swarm(home: Home, *, name: str | None, join: str | None, force: bool) -
                 f"{home.path} belongs to swarm {mine.swarm_name!r} already",
                 hint="`shoal init --force` leaves it",
             )
-        for path in (home.store, *home.path.glob(f"{home.store.name}-*"), home.peers):
+        told = (home.store, *home.path.glob(f"{home.store.name}-*"), home.peers, home.dht)
+        for path in told:
             path.unlink(missing_ok=True)
         save_swarm(home.swarm, swarm)
     return swarm

@@ -23,6 +23,7 @@ from shoal.blob_api import (
 )
 from shoal.channels import Channel, Message, Publish, Published, Subscribe
 from shoal.client import CALL_TIMEOUT_S, CONNECT_TIMEOUT_S, READ_BYTES, connect_unix
+from shoal.dht import AsyncDht
 from shoal.errors import HungUp, TimedOut
 from shoal.messages import api_error, decode_reply, encode_body, socket_path
 from shoal.reach import NetCheck
@@ -307,6 +308,11 @@ class AsyncClient:
     def store(self) -> AsyncStore:
         """The store that the swarm agrees on."""
         return AsyncStore(self)
+
+    @property
+    def dht(self) -> AsyncDht:
+        """Finding peers, providers and small values."""
+        return AsyncDht(self)
 
     async def down(self) -> None:
         """Ask the daemon to drain and stop; it answers before it does."""

@@ -32,6 +32,7 @@ from shoal.rpc_api import RpcMethod
 from shoal.sse import Parser
 
 if TYPE_CHECKING:
+    from shoal.dht import Dht
     from shoal.rpc import RpcCall, Serving
     from shoal.store import Store
 
@@ -363,6 +364,13 @@ class Client:
         from shoal.store import Store  # only who uses it needs it
 
         return Store(self)
+
+    @property
+    def dht(self) -> "Dht":
+        """Finding peers, providers and small values."""
+        from shoal.dht import Dht  # only who uses it needs it
+
+        return Dht(self)
 
     def down(self) -> None:
         """Ask the daemon to drain and stop; it answers before it does."""

@@ -1,8 +1,8 @@
 """The command `shoal`: one lazy group. A command's module is imported when the command is called.
 
 Global options, the table of commands and what an error looks like are here; commands are in
-core.py (the daemon), netcheck.py, channels.py, blobs.py, store.py, runs.py and run.py (training),
-models.py (serving) and dashboard.py.
+core.py (the daemon), netcheck.py, channels.py, blobs.py, store.py, dht.py, runs.py and run.py
+(training), models.py (serving) and dashboard.py.
 """
 
 import importlib
@@ -41,6 +41,7 @@ _MAP = "node.cli.map:COMMANDS"
 _LIBRARY = "node.cli.library:COMMANDS"
 _CHANNELS = "node.cli.channels:COMMANDS"
 _BLOBS = "node.cli.blobs:COMMANDS"
+_DHT = "node.cli.dht:COMMANDS"
 _STORE = "node.cli.store:COMMANDS"
 _DASHBOARD = "node.cli.dashboard:COMMANDS"
 _DEMO = "node.cli.demo:COMMANDS"
@@ -70,6 +71,7 @@ TABLE = {
     "get": (_BLOBS, "Fetch a blob from everybody who has it."),
     "blobs": (_BLOBS, "List, keep and throw away blobs."),
     "store": (_STORE, "Keep values that the whole swarm agrees on."),
+    "dht": (_DHT, "Find peers, providers and small values in the DHT."),
     "train": (_RUNS, "Train a model together with the swarm."),
     "runs": (_RUNS, "List training runs."),
     "run": (_RUNS, "Look at one run, stop, resume or export it, draw its curves."),

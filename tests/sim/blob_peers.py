@@ -1,6 +1,6 @@
 """Peers with blobs in a simulated network: their services, and providers that misbehave."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,11 +28,12 @@ class Directory:
     def __init__(self, board: dict[bytes, list[PeerId]], peer: PeerId) -> None:
         self.board, self.peer = board, peer
 
-    async def provide(self, key: bytes, /) -> int:
+    async def provide_many(self, keys: Iterable[bytes], /) -> int:
         await trio.lowlevel.checkpoint()
-        providers = self.board.setdefault(key, [])
-        if self.peer not in providers:
-            providers.append(self.peer)
+        for key in keys:
+            providers = self.board.setdefault(key, [])
+            if self.peer not in providers:
+                providers.append(self.peer)
         return 1
 
     def withdraw(self, key: bytes, /) -> None:

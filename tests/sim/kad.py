@@ -16,6 +16,7 @@ from dht.key import Key, key_of
 from dht.messages import Answer, Ask, Contact, Done, Moment, Ping, Provision, Request
 from dht.node import Node
 from dht.operation import Operation
+from dht.size import NetworkSize
 from tests.sim.heap import Alarm, Heap, Links
 from tests.sim.kad_ring import Ring
 from tests.sim.scenario import Scenario
@@ -53,8 +54,8 @@ class Member:
     """Who takes part: an honest node (its machine made when it is needed), or a stranger."""
 
     __slots__ = (
-        "address", "alarm", "connected", "contact", "index", "is_new", "is_server", "key", "name",
-        "node", "peer", "running", "state", "stranger",
+        "address", "alarm", "connected", "contact", "index", "is_joined", "is_new", "is_server",
+        "key", "name", "node", "peer", "running", "state", "stranger",
     )  # fmt: skip
 
     def __init__(self, index: int, name: bytes, key: Key, address: str, *, is_server: bool) -> None:
@@ -62,6 +63,7 @@ class Member:
         self.peer = PeerId(base58.b58encode(name).decode())
         self.is_server = is_server
         self.is_new = False  # it has to find its table itself
+        self.is_joined = True  # its bootstrap has ended
         self.contact = Contact(self.peer, key, (address,), WALL_MS, WALL_MS, SEALED)
         self.node: Node | None = None
         self.alarm: Alarm | None = None
@@ -69,6 +71,11 @@ class Member:
         self.connected: dict[PeerId, None] = {}
         self.state = State.ALIVE
         self.stranger: Stranger | None = None
+
+    def claim(self, *addresses: str) -> None:
+        """Say that it can be reached there too."""
+        addrs = (self.address, *addresses)
+        self.contact = Contact(self.peer, self.key, addrs, WALL_MS, WALL_MS, SEALED)
 
 
 class Author:
@@ -90,6 +97,23 @@ class Author:
         return Provision(name, self.peer, wall_ms + DAY_MS, SEALED, self._member.contact.addrs)
 
 
+class _Narrow(NetworkSize):
+    """Says that nobody but the k-closest belongs to a close set."""
+
+    def region(self, count: int = K) -> int:
+        """No region."""
+        return 0
+
+
+class NarrowNode(Node):
+    """A node without the defence of regions: it stores to the k-closest that it finds."""
+
+    @property
+    def size(self) -> NetworkSize:
+        """What its own operations go by."""
+        return _Narrow()
+
+
 class World:
     """The network, and everybody in it."""
 
@@ -101,6 +125,7 @@ class World:
         self.members: list[Member] = []
         self.by_peer: dict[PeerId, Member] = {}
         self.ring: Ring[Member] = Ring()  # servers that a steady table may hold
+        self.kinds: dict[str, int] = {}  # requests
         self.asked = self.timeouts = self.unreachable = 0
         self.is_steady = scenario.swarm.tables == "steady"
 
@@ -137,7 +162,8 @@ class World:
         if member.node is None:
             assert member.stranger is None
             rng = random.Random(self.rng.random())
-            member.node = node = Node(Author(member), rng, is_server=member.is_server)
+            kind = Node if self.scenario.defences.region else NarrowNode
+            member.node = node = kind(Author(member), rng, is_server=member.is_server)
             member.alarm = Alarm(self.heap, lambda: self._tick(member))
             if self.is_steady and not member.is_new:
                 self._settle(member, node, rng)
@@ -154,7 +180,7 @@ class World:
         targets = [member.key, *(Key(rng.getrandbits(256)) for _ in range(STEADY_TARGETS))]
         for target in targets:
             nearest = [one.contact for one in ring.nearest(target, K + 1) if one is not member]
-            node.size.saw(target, nearest[:K])
+            node.state.size.saw(target, nearest[:K])
 
     # --- driving nodes ----------------------------------------------------------------------------
 
@@ -181,8 +207,8 @@ class World:
                     self._ask(member, effect)
                 else:
                     self._done(member, node, effect)
-        assert member.alarm is not None
-        member.alarm.set(node.wake_at)
+        if member.alarm is not None:  # else it has just left
+            member.alarm.set(node.wake_at)
 
     def _done(self, member: Member, node: Node, done: Done) -> None:
         then = member.running.pop(done.operation, None)
@@ -196,6 +222,8 @@ class World:
     def _ask(self, member: Member, ask: Ask) -> None:
         """Carry a request there, after dialling; or find out that it cannot be."""
         self.asked += 1
+        kind = "Check" if ask.is_check else type(ask.request).__name__
+        self.kinds[kind] = self.kinds.get(kind, 0) + 1
         heap, links, now_s = self.heap, self.links, self.heap.now_s
         end_s = now_s + ask.timeout_s
         other = self.by_peer.get(ask.contact.peer)

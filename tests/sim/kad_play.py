@@ -2,8 +2,8 @@
 
 Figures, of honest nodes only: `found` (% of looks whose first result is the nearest live server),
 `nearest_20` (% of the true k-closest among the results), `correct` (% of gets with the newest
-record), `hops` (answers in a row until the result was known), `messages` (requests of one look),
-`timeouts_p95` (how long a look took, in time-outs of one request), `seconds`.
+record), `hops` (requests in a row that led to the nearest's own answer), `messages` (requests of
+one look), `timeouts_p95` (how long a look took, in time-outs of one request), `seconds`.
 """
 
 import statistics
@@ -104,6 +104,10 @@ class Play:
         self._part()
         self._look_all()
 
+    @property
+    def _has_enemies(self) -> bool:
+        return self.scenario.hostile.share > 0.0 or self.scenario.sybils.count > 0
+
     # --- who is there -----------------------------------------------------------------------------
 
     def _turn_hostile(self) -> None:
@@ -132,9 +136,13 @@ class Play:
         """Let one come in who knows a few others."""
         world = self.world
         seeds = [world.rng.choice(world.ring).contact for _ in range(min(SEEDS, len(world.ring)))]
-        member.is_new = True
+        member.is_new, member.is_joined = True, False
+
+        def done(_: Operation) -> None:
+            member.is_joined = True
+
         if member.stranger is None:
-            self.begin(member, lambda node, now: node.bootstrap(seeds, now), lambda _: None)
+            self.begin(member, lambda node, now: node.bootstrap(seeds, now), done)
         if member.is_server:
             world.ring.add(member)
 
@@ -153,7 +161,7 @@ class Play:
         members, rng = self.world.members, self.world.rng
         while True:
             member = rng.choice(members)
-            if member.state is State.ALIVE and member.stranger is None:
+            if member.state is State.ALIVE and member.stranger is None and member.is_joined:
                 return member
 
     # --- storing ----------------------------------------------------------------------------------
@@ -191,12 +199,7 @@ class Play:
         if self.scenario.sybils.before_put:
             self._surround(record)
         if kind == "providers":
-            record.newest[owner.peer] = 0
-            self.begin(
-                owner,
-                lambda node, now: node.provide(record.name, now),
-                lambda operation: self._stored(operation, record),
-            )
+            self._provide(record)
             return
         authors = (
             [owner, *(self._somebody() for _ in range(AUTHORS - 1))] if kind == "multi" else [owner]
@@ -204,17 +207,24 @@ class Play:
         for author in authors:
             self._put(author, record, 1)
 
+    def _provide(self, record: Record) -> None:
+        def done(operation: Operation) -> None:
+            record.newest[record.owner.peer] = 0
+            self._stored(operation, record)
+
+        self.begin(record.owner, lambda node, now: node.provide(record.name, now), done)
+
     def _put(self, author: Member, record: Record, seq: int) -> None:
         """Write one value; of two the hostile ones remember the first, and replay it."""
         moment = self.world.moment
         data = f"{author.peer} {seq}".encode()
         value = Value(record.name, author.peer, seq, moment.wall_ms + DAY_MS - 1, data, SEALED)
-        record.newest[author.peer] = seq
-        again = "stale" in self.scenario.hostile.behaviours and seq == 1
+        again = seq == 1 and self._has_enemies
         if again:
             self.conspiracy.spoil(value)
 
         def done(operation: Operation) -> None:
+            record.newest[author.peer] = seq
             self._stored(operation, record)
             if again:
                 self._put(author, record, 2)
@@ -228,7 +238,7 @@ class Play:
     def _surround(self, record: Record) -> None:
         sybils = self.scenario.sybils
         if sybils.count:
-            made = self.conspiracy.grind(record.key, sybils.count, sybils.groups, sybils.bits)
+            made = self.conspiracy.grind(record.key, sybils)
             if not sybils.before_put:
                 self.conspiracy.knock(made)
 
@@ -273,10 +283,11 @@ class Play:
         """Somebody gets a record."""
         member, began_s = self._somebody(), self.world.heap.now_s
         kind, paths = self.scenario.work.kind, self.scenario.work.paths
+        wanted = dict(record.newest)  # what is written meanwhile need not be seen
 
         def done(operation: Operation) -> None:
             found = self._found(operation)
-            is_correct = all(found.get(who, -1) >= seq for who, seq in record.newest.items())
+            is_correct = all(found.get(who, -1) >= seq for who, seq in wanted.items())
             self.outcome.note(correct=is_correct)
             self._note_look(operation.trace, began_s, "")
             if not is_correct:
@@ -301,7 +312,7 @@ class Play:
         took_s = self.world.heap.now_s - began_s
         hops = [hop.depth for hop in trace.hops if hop.peer == peer and hop.outcome == "answered"]
         if hops:
-            self.outcome.note(hops=hops[0])
+            self.outcome.note(hops=hops[0] + 1)
         self.outcome.note(messages=len(trace.hops), seconds=took_s, timeouts=took_s / QUERY_S)
 
     # --- time -------------------------------------------------------------------------------------

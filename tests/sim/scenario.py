@@ -63,8 +63,11 @@ class SybilOptions(_Section, frozen=True):
 
     count: Count = 0
     groups: Annotated[int, Meta(ge=1, le=100_000)] = 1  # /24s that they have addresses in
-    bits: Annotated[int, Meta(ge=0, le=64)] = 7  # more in common with the key than the nearest has
+    bits: Annotated[int, Meta(ge=-16, le=64)] = (
+        7  # more in common with the key than the nearest has
+    )
     before_put: bool = True  # or only after it was stored
+    claims: Annotated[int, Meta(ge=0, le=16)] = 0  # addresses beside honest nodes that each claims
 
 
 class PartitionOptions(_Section, frozen=True):

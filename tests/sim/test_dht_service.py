@@ -1,5 +1,6 @@
 """Twenty real DHT services on simulated links and a virtual clock."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,28 @@ from dht.messages import FindNode, Nodes, Ping, Pong, Stored, Trace
 from dht.service import PROVIDED_MAX, DhtService
 from dht.state import new_holding
 from dht.values import head_name, multi_name
+from node.rendezvous import Rendezvous
 from tests.sim.dht_links import Links, address, start_member, start_swarm
 from tests.sim.replicas import signer
 from wire.errors import Busy, UsageError
+from wire.ids import PeerId
 
 HOUR_S = 3600.0
+
+
+@dataclass
+class Party:
+    """A host that connects to whom it is told."""
+
+    peer: PeerId
+    met: dict[PeerId, list[str]] = field(default_factory=dict[PeerId, list[str]])
+
+    def connected(self) -> list[PeerId]:
+        return list(self.met)
+
+    async def connect(self, target: PeerId, addrs: list[str]) -> None:
+        await trio.lowlevel.checkpoint()
+        self.met[target] = addrs
 
 
 async def test_everybody_finds_everybody_through_one_bootstrap_peer(
@@ -46,8 +64,8 @@ async def test_providers_are_found_with_a_third_of_the_swarm_silent(
 ) -> None:
     links = Links()
     swarm = await start_swarm(nursery, links, 20)
-    assert await swarm[2].provide(b"cid") >= 15
-    assert await swarm[7].provide(b"cid") >= 15
+    assert (await swarm[2].provide(b"cid")).kept >= 15
+    assert (await swarm[7].provide(b"cid")).kept >= 15
     links.silent |= {signer(number).peer for number in range(14, 21)}
     start = trio.current_time()
     assert set(await swarm[9].providers(b"cid")) == {signer(3).peer, signer(8).peer}
@@ -71,7 +89,7 @@ async def test_what_nobody_took_is_offered_again(
 ) -> None:
     links = Links()
     alone = await start_member(nursery, links, 1, [])
-    assert await alone.provide(b"cid") == 0
+    assert (await alone.provide(b"cid")).kept == 0
     assert (await alone.put_head("a", b"1")).kept == 0
     assert await alone.providers(b"cid") == [signer(1).peer]
     other = await start_member(nursery, links, 2, [signer(1).peer])
@@ -180,12 +198,17 @@ async def test_a_client_is_in_no_table_and_holds_nothing_but_finds_everything(
     assert not client.is_server
     assert client.contacts >= 5
     await swarm[1].put_head("a", b"1")
-    assert await client.provide(b"cid") >= 5
-    assert client.view().held <= 1  # its own
+    assert (await client.provide(b"cid")).kept >= 5
+    assert client.view().held <= 2  # its own
     assert [one.data for one in await client.get(head_name(signer(2).peer, "a"))] == [b"1"]
     assert signer(7).peer not in {row.peer for row in swarm[0].view().rows}
+    assert await swarm[3].find_peer(signer(7).peer) == [address(7)]
+    links.there[signer(7).peer].addrs[:] = [address(77)]
+    await trio.sleep(60)
+    assert await swarm[3].find_peer(signer(7).peer) == [address(77)]
     client.set_mode(is_server=True)
     await trio.sleep(2 * HOUR_S)
+    assert client.published() == []
     assert signer(7).peer in {row.peer for row in swarm[0].view().rows}
 
 
@@ -296,3 +319,21 @@ async def test_a_service_that_ends_ends_its_requests(
     assert member.flying > 0
     await links.stop(signer(1).peer)
     assert member.flying == 0
+
+
+async def test_members_of_a_run_that_know_nobody_meet_in_the_dht(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    links, there = Links(), list[Party]()
+    for number, each in enumerate(await start_swarm(nursery, links, 9), 1):
+        there.append(Party(signer(number).peer))
+        is_in = number in (3, 6)
+        names = ["tiny"] if is_in else list[str]()
+        kinds = {"run": (names.copy, names.copy)}
+        rendezvous = Rendezvous(each, there[-1], [address(number)].copy, kinds)
+        await nursery.start(rendezvous.run)
+    await trio.sleep(60)
+    assert [each.met for each in there if each.met] == [
+        {signer(6).peer: [address(6)]},
+        {signer(3).peer: [address(3)]},
+    ]

@@ -8,6 +8,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -31,13 +32,14 @@ class Author:
     def __init__(self, number: int) -> None:
         name = b"\x00\x24\x08\x01\x12\x20" + random.Random(number).randbytes(32)
         self.peer = PeerId(base58.b58encode(name).decode())
-        self.key = key_of(name)
-        self.addrs = (f"/ip4/10.0.{number >> 8}.{number & 255}/tcp/4001",)
-        self.seq = WALL_MS
+        addrs = (f"/ip4/10.0.{number >> 8}.{number & 255}/tcp/4001",)
+        self._word = Contact(self.peer, key_of(name), addrs, WALL_MS, WALL_MS, SEALED)
 
     def contact(self, wall_ms: int) -> Contact:
-        """Where we are; the word is always fresh."""
-        return Contact(self.peer, self.key, self.addrs, self.seq, wall_ms, SEALED)
+        """Where we are: the same word for twelve hours, then the next."""
+        if wall_ms - self._word.issued_ms >= DAY_MS // 2:
+            self._word = replace(self._word, seq=wall_ms, issued_ms=wall_ms)
+        return self._word
 
     def provision(self, name: bytes, wall_ms: int) -> Provision:
         """A day long."""

@@ -142,6 +142,13 @@ def test_within_the_region_all_hold_it_already() -> None:
     assert nearest.settle(7.0, region=FAR[25]) == {}
 
 
+def test_where_fewer_than_k_are_left_nobody_takes_a_place() -> None:
+    nearest = member(1, FAR[:10])
+    nearest.holds(provision(), 1.0)
+    nearest.loses(beside(FAR[5]), 2.0)
+    assert nearest.settle(7.0) == {}
+
+
 def test_only_the_nearest_that_remains_replaces_one_that_left() -> None:
     second = member(2, [1, *FAR])
     second.holds(provision(), 1.0)
@@ -161,8 +168,21 @@ def test_newcomers_that_a_dead_holder_did_not_serve_are_served_by_the_next() -> 
     assert sent == {"missed too": ["owner"], beside(FAR[16]).peer: ["owner"]}
 
 
+def test_a_newcomer_that_was_missed_is_served_though_it_is_the_nearest_now() -> None:
+    second, third = member(2, [1, 3, *FAR]), member(3, [1, 2, *FAR])
+    for holder in (second, third):
+        holder.holds(provision(), 1.0)
+        holder.meets(beside(0, "missed"), 10.0)
+        assert holder.settle(15.0) == {}
+        holder.loses(beside(1), 20.0)
+    assert second.settle(25.0, FAR[25]) == {"missed": ["owner"]}
+    assert third.settle(25.0, FAR[25]) == {}
+
+
 def test_hourly_the_second_nearest_makes_up_for_the_nearest() -> None:
-    nearest, second, third = member(1, [2, 3, *FAR]), member(2, [1, 3, *FAR]), member(3, [1, 2, *FAR])
+    nearest, second, third = (
+        member(own, [it for it in (1, 2, 3) if it != own] + FAR, -7200.0) for own in (1, 2, 3)
+    )
     for holder in (nearest, second, third):
         holder.holds(provision(), 1.0)
         holder.meets(beside(4, "newcomer"), 60.0)
@@ -174,17 +194,30 @@ def test_hourly_the_second_nearest_makes_up_for_the_nearest() -> None:
     assert second.handover.hourly(0, at(3700.0)) == []  # it came more than an hour ago
 
 
-def test_who_leaves_hands_its_place_and_its_duty_on() -> None:
+def test_who_leaves_hands_its_place_on() -> None:
     nearest, tenth, outside = member(1, FAR), member(FAR[9] + 1, FAR), member(FAR[30] + 1, FAR)
     for holder in (nearest, tenth, outside):
         holder.holds(provision(), 1.0)
-    sent = nearest.handover.on_leaving(0, at(2.0))
-    assert [to.peer for to, _ in sent] == [beside(FAR[0]).peer, beside(FAR[19]).peer]
-    assert [to.peer for to, _ in nearest.handover.on_leaving(FAR[19], at(2.0))] == [
-        beside(FAR[0]).peer
-    ]
-    assert [to.peer for to, _ in tenth.handover.on_leaving(0, at(2.0))] == [beside(FAR[19]).peer]
+    for holder in (nearest, tenth):
+        sent = holder.handover.on_leaving(0, at(2.0))
+        assert [to.peer for to, _ in sent] == [beside(FAR[19]).peer]
+        assert holder.handover.on_leaving(FAR[19], at(2.0)) == []  # within the region
     assert outside.handover.on_leaving(0, at(2.0)) == []
+
+
+def test_who_leaves_serves_newcomers_first() -> None:
+    nearest = member(1, FAR)
+    nearest.holds(provision(), 1.0)
+    nearest.meets(beside(2, "next"), 2.0)
+    assert [to.peer for to, _ in nearest.handover.on_leaving(WHOLE, at(2.1))] == ["next"]
+    assert [to.peer for to, _ in nearest.handover.on_leaving(WHOLE, at(2.2))] == ["next"]
+    second = member(2, [1, *FAR])
+    second.holds(provision(), 1.0)
+    second.meets(beside(3, "third"), 2.0)
+    assert second.handover.on_leaving(WHOLE, at(2.1)) == []
+    nearest.meets(beside(FAR[3] + 1, "another"), 3.0)
+    sent = nearest.handover.on_leaving(WHOLE, at(3.1))
+    assert {to.peer for to, _ in sent} == {"next", "another"}
 
 
 def test_alone_there_is_nobody_to_hand_anything_to() -> None:
@@ -196,11 +229,12 @@ def test_alone_there_is_nobody_to_hand_anything_to() -> None:
 
 
 def test_who_came_and_went_at_once_gets_nothing_and_memory_is_bounded() -> None:
-    nearest = member(2, FAR)
+    nearest = member(1, FAR)
     nearest.holds(provision(), 1.0)
-    nearest.handover.saw([Came(beside(1)), Gone(beside(1)), Gone(beside(5)), Came(beside(5))], at(2))
-    assert beside(5).peer in (sent := nearest.settle(7.0))
-    assert beside(1).peer not in sent
+    nearest.handover.saw([Came(beside(2)), Gone(beside(2))], at(2))
+    assert beside(2).peer not in nearest.settle(7.0)
+    nearest.handover.saw([Gone(beside(FAR[5])), Came(beside(FAR[5]))], at(8))
+    assert nearest.settle(13.0) == {beside(FAR[5]).peer: ["owner"]}
     for number in range(CAME_MAX + 100):
         nearest.handover.saw([Came(beside(number + 10))], at(8))
         nearest.handover.saw([Gone(beside((number << 20) + 10))], at(8))
@@ -209,7 +243,7 @@ def test_who_came_and_went_at_once_gets_nothing_and_memory_is_bounded() -> None:
     nearest.settle(9.0)
 
 
-# --- a swarm ---------------------------------------------------------------------------------------
+# --- a swarm -------------------------------------------------------------------------------------
 
 NEAR, OTHERS = 50, 20  # how many of its nearest, and of the rest, a server knows
 SETTLE_S = 5.0
@@ -344,3 +378,13 @@ def churn(servers: int, minutes: int, seed: int, records: int = 100) -> Swarm:
         swarm.later(rng.uniform(0, minutes * 60), lambda: swarm.join(rng.expovariate(1 / mean_s)))
     swarm.run(300.0 + minutes * 60)
     return swarm
+
+
+def test_in_a_swarm_under_churn_records_stay_and_travel_once_per_change() -> None:
+    swarm = churn(servers=200, minutes=30, seed=1)
+    held = [swarm.share_held(name) for name in swarm.names]
+    assert sum(held) / len(held) > 0.9  # half of those who held them at first are gone
+    assert min(held) > 0.5
+    assert swarm.changes > 20 * len(swarm.names)
+    assert 0.4 < (swarm.sent + swarm.hourly_sent) / swarm.changes < 1.3
+    assert swarm.kept_anew > 0.7 * swarm.sent  # few are sent in vain

@@ -1,165 +1,163 @@
-"""Records: genuine, fresh and bounded, or refused; and the shelf they lie on."""
+"""Peer and provider records: genuine, bounded and in one form, or refused; judged by their time."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import dht.providers
-from dht import wire
-from dht.providers import Providers
+from dht import records
+from dht.key import key_of_peer
+from dht.messages import Contact, Provision, Value, hearsay
 from dht.records import (
-    BODY_MAX,
-    PEER_RECORD_MS,
-    PROVIDER_MAX_MS,
-    ProviderRecord,
+    ADDRESSES_MAX,
+    EXPIRED,
+    FUTURE,
+    LASTING,
+    LIFE_MAX_MS,
+    NAME_MAX,
+    PEER_BODY_MAX,
+    PEER_TAG,
+    PROVIDER_TAG,
+    STAMP_MAX,
+    PeerBody,
+    ProvisionBody,
     Signed,
-    content_key,
+    is_fresh_peer,
     open_peer,
-    open_provider,
-    sign_peer,
-    sign_provider,
+    open_provision,
+    seal,
+    seal_peer,
+    seal_provision,
+    why_not,
 )
-from dht.table import K
 from tests.sim.replicas import signer
 from wire import codec
-from wire.errors import BadMessage
+from wire.errors import BadMessage, UsageError
 
 NOW_MS = 1_800_000_000_000
 ALICE, BOB = signer(1), signer(2)
-KEY = content_key(b"cid")
-
-
-def provider(
-    number: int, key: bytes = KEY, expires_ms: int = NOW_MS + 1000
-) -> tuple[ProviderRecord, Signed]:
-    signed = sign_provider(signer(number), key, expires_ms=expires_ms)
-    return open_provider(signed, NOW_MS), signed
+NAME = b"a multihash"
+ADDRS = ["/ip4/10.0.0.1/tcp/4001", "/ip6/::1/tcp/1"]
 
 
 def test_a_peers_own_record_says_where_it_is() -> None:
-    addrs = ["/ip4/10.0.0.1/tcp/4001", "/ip6/::1/tcp/1"]
-    contact = open_peer(sign_peer(ALICE, addrs, seq=3, now_ms=NOW_MS), NOW_MS)
-    assert (contact.peer, contact.addrs, contact.seq) == (ALICE.peer, tuple(addrs), 3)
+    contact = seal_peer(ALICE, ADDRS, seq=3, now_ms=NOW_MS)
+    opened = open_peer(contact.sealed)
+    for one in (contact, opened):
+        assert (one.peer, one.addrs, one.seq) == (ALICE.peer, tuple(ADDRS), 3)
+        assert (one.key, one.issued_ms) == (key_of_peer(ALICE.peer), NOW_MS)
+    assert opened.sealed == contact.sealed
+
+
+def test_a_provider_record_says_who_has_what() -> None:
+    provision = seal_provision(ALICE, NAME, expires_ms=NOW_MS + 1000)
+    assert provision == Provision(NAME, ALICE.peer, NOW_MS + 1000, provision.sealed)
+    assert open_provision(provision.sealed) == provision
 
 
 def test_a_record_for_another_peer_does_not_pass() -> None:
-    mine = sign_peer(ALICE, ["/ip4/10.0.0.1/tcp/1"], seq=1, now_ms=NOW_MS)
+    mine = codec.decode(
+        seal_peer(ALICE, ADDRS, seq=1, now_ms=NOW_MS).sealed, records._signed_decoder, 4096
+    )
     forged = Signed(mine.body.replace(ALICE.peer.encode(), BOB.peer.encode()), mine.signature)
+    with pytest.raises(BadMessage, match=f"{BOB.peer} did not sign"):
+        open_peer(codec.encode(forged))
+
+
+def test_a_record_that_nobody_signed_does_not_pass() -> None:
+    body = codec.encode(ProvisionBody(NAME, ALICE.peer, NOW_MS + 1000))
+    for unsigned in (codec.encode([body]), codec.encode([body, b""]), body):
+        with pytest.raises(BadMessage):
+            open_provision(unsigned)
     with pytest.raises(BadMessage, match="did not sign"):
-        open_peer(forged, NOW_MS)
+        open_provision(codec.encode([body, bytes(64)]))
 
 
-def test_a_record_lives_a_day_and_does_not_come_from_the_future() -> None:
-    signed = sign_peer(ALICE, [], seq=1, now_ms=NOW_MS)
-    assert open_peer(signed, NOW_MS + PEER_RECORD_MS - 1)
-    with pytest.raises(BadMessage, match="older"):
-        open_peer(signed, NOW_MS + PEER_RECORD_MS)
-    with pytest.raises(BadMessage, match="future"):
-        open_peer(signed, NOW_MS - 30_001)
+def test_a_signature_for_one_kind_is_none_for_another() -> None:
+    with pytest.raises(BadMessage):
+        open_provision(seal_peer(ALICE, [], seq=1, now_ms=NOW_MS).sealed)
+    with pytest.raises(BadMessage, match="did not sign"):
+        open_peer(seal(ALICE, PROVIDER_TAG, PeerBody(ALICE.peer, (), 1, NOW_MS)))
+
+
+def test_records_that_are_not_canonical_are_refused() -> None:
+    body = codec.encode(ProvisionBody(NAME, ALICE.peer, NOW_MS + 1000))
+    loose = b"\xdc\x00\x03" + body[1:]  # an array of 3 with a longer head than it needs
+    signed = codec.encode([loose, ALICE.sign(PROVIDER_TAG, loose)])
+    with pytest.raises(BadMessage, match="canonical"):
+        open_provision(signed)
+    good = codec.encode([body, ALICE.sign(PROVIDER_TAG, body)])
+    assert open_provision(good)
+    with pytest.raises(BadMessage, match="canonical"):
+        open_provision(b"\xdc\x00\x02" + good[1:])
+
+
+def test_oversized_records_are_refused() -> None:
+    long = "/dns4/" + "h" * 200
+    many = PeerBody(ALICE.peer, tuple(f"{long}{i:02}" for i in range(ADDRESSES_MAX)), 1, NOW_MS)
+    with pytest.raises(BadMessage, match="over the limit"):
+        open_peer(seal(ALICE, PEER_TAG, many))
+    for addrs in ((long + "h" * 60,), ("/ip4/1.2.3.4",) * (ADDRESSES_MAX + 1), ("no multiaddr",)):
+        with pytest.raises(BadMessage):
+            open_peer(seal(ALICE, PEER_TAG, PeerBody(ALICE.peer, addrs, 1, NOW_MS)))
+    for name in (b"", b"n" * (NAME_MAX + 1)):
+        with pytest.raises(BadMessage):
+            open_provision(seal(ALICE, PROVIDER_TAG, ProvisionBody(name, ALICE.peer, NOW_MS)))
+        with pytest.raises(UsageError, match="a name of"):
+            seal_provision(ALICE, name, expires_ms=NOW_MS)
 
 
 def test_our_own_record_is_cut_to_the_bounds() -> None:
     addrs = ["no multiaddr", "/x" + "y" * 300] + [f"/dns4/{'h' * 200}{i}/tcp/1" for i in range(30)]
-    signed = sign_peer(ALICE, addrs, seq=1, now_ms=NOW_MS)
-    contact = open_peer(signed, NOW_MS)
-    assert len(signed.body) <= BODY_MAX
+    contact = open_peer(seal_peer(ALICE, addrs, seq=1, now_ms=NOW_MS).sealed)
+    assert len(contact.sealed) <= PEER_BODY_MAX + 72
     assert 5 < len(contact.addrs) <= 16
     assert all(one.startswith("/dns4/") for one in contact.addrs)
 
 
-def test_a_provider_record_dies_at_its_expiry_and_may_not_last_too_long() -> None:
-    record, signed = provider(1)
-    assert (record.peer, record.key) == (ALICE.peer, KEY)
-    with pytest.raises(BadMessage, match="expires"):
-        open_provider(signed, NOW_MS + 1000)
-    lasting = sign_provider(ALICE, KEY, expires_ms=NOW_MS + PROVIDER_MAX_MS + 60_000)
-    with pytest.raises(BadMessage, match="expires"):
-        open_provider(lasting, NOW_MS)
+def test_the_longest_records_pass() -> None:
+    longest = seal_provision(ALICE, b"n" * NAME_MAX, expires_ms=STAMP_MAX)
+    assert open_provision(longest.sealed) == longest
+    assert open_peer(seal_peer(ALICE, [], seq=STAMP_MAX, now_ms=STAMP_MAX).sealed).seq == STAMP_MAX
 
 
-def test_a_peer_record_is_not_a_provider_record() -> None:
-    with pytest.raises(BadMessage):
-        open_provider(sign_peer(ALICE, [], seq=1, now_ms=NOW_MS), NOW_MS)
+def test_a_peer_record_lives_a_day_and_does_not_come_from_the_future() -> None:
+    contact = seal_peer(ALICE, [], seq=1, now_ms=NOW_MS)
+    assert why_not(contact, NOW_MS + LIFE_MAX_MS - 1) == why_not(contact, NOW_MS - 30_000) == ""
+    assert why_not(contact, NOW_MS + LIFE_MAX_MS) == EXPIRED
+    assert why_not(contact, NOW_MS - 30_001) == FUTURE
+    assert is_fresh_peer(contact, NOW_MS)
+    assert not is_fresh_peer(contact, NOW_MS + LIFE_MAX_MS)
+    assert is_fresh_peer(hearsay(BOB.peer, ()), NOW_MS)  # has no time that could be wrong
 
 
-def test_records_that_are_not_canonical_are_refused() -> None:
-    signed = sign_provider(ALICE, KEY, expires_ms=NOW_MS + 1000)
-    body = b"\xdc\x00\x04" + signed.body[1:]
-    with pytest.raises(BadMessage, match="canonical"):
-        open_provider(Signed(body, ALICE.sign("dht/provider/1", body)), NOW_MS)
-
-
-def test_the_shelf_hands_out_live_records_and_forgets_the_dead() -> None:
-    shelf = Providers()
-    for number in (1, 2):
-        record, signed = provider(number, expires_ms=NOW_MS + number * 1000)
-        assert shelf.store(record, signed, NOW_MS)
-    assert len(shelf.get(KEY, NOW_MS)) == 2
-    assert shelf.get(KEY, NOW_MS + 1000) == [provider(2, expires_ms=NOW_MS + 2000)[1]]
-    shelf.expire(NOW_MS + 2000)
-    assert len(shelf) == 0
-    assert shelf == Providers()
-
-
-def test_an_older_record_does_not_replace_a_newer_one() -> None:
-    shelf = Providers()
-    new, old = provider(1, expires_ms=NOW_MS + 2000), provider(1, expires_ms=NOW_MS + 1000)
-    assert shelf.store(*new, NOW_MS)
-    assert not shelf.store(*old, NOW_MS)
-    assert shelf.get(KEY, NOW_MS) == [new[1]]
-    assert len(shelf) == 1
-
-
-def test_keys_peers_and_providers_of_a_key_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dht.providers, "PER_KEY_MAX", 2)
-    monkeypatch.setattr(dht.providers, "PER_PEER_MAX", 3)
-    monkeypatch.setattr(dht.providers, "KEYS_MAX", 4)
-    shelf = Providers()
-    assert [shelf.store(*provider(n), NOW_MS) for n in (1, 2)] == [True, True]
-    others = [content_key(bytes([n])) for n in range(6)]
-    assert [shelf.store(*provider(1, key), NOW_MS) for key in others] == [True, True, *[False] * 4]
-    for number, key in enumerate(others, 10):
-        shelf.store(*provider(number, key), NOW_MS)
-    assert sum(bool(shelf.get(key, NOW_MS)) for key in [KEY, *others]) == 4
-
-
-def test_who_came_first_or_comes_often_does_not_keep_others_out_of_a_key(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(dht.providers, "PER_KEY_MAX", 4)
-    records, kept = [provider(number) for number in range(1, 9)], 0
-    honest = records[-1]
-    for _ in range(60):  # nodes, each with a secret of its own
-        shelf = Providers()
-        for record in [*records, *records[:-1], *records[:-1]]:
-            shelf.store(*record, NOW_MS)
-        assert len(shelf) == len(shelf.get(KEY, NOW_MS)) == 4
-        again = Providers(_secret=shelf._secret)
-        for record in reversed(records):
-            again.store(*record, NOW_MS)
-        assert set(again.get(KEY, NOW_MS)) == set(shelf.get(KEY, NOW_MS))
-        kept += honest[1] in shelf.get(KEY, NOW_MS)
-    assert 12 < kept < 48  # a half of 60 on average; first come, first served would be none
-
-
-def test_the_largest_answer_fits_a_frame() -> None:
-    addrs = [f"/dns4/{'h' * 180}{i:04}/tcp/1" for i in range(30)]
-    contacts = [sign_peer(signer(n), addrs, seq=2**52, now_ms=NOW_MS) for n in range(1, K + 2)]
-    records = [provider(n)[1] for n in range(1, wire.PER_KEY_MAX + 1)]
-    frame = codec.encode(wire.Found(contacts[0], records, contacts[1:]))
-    assert len(contacts[0].body) > BODY_MAX - 250
-    assert len(frame) <= wire.FRAME_MAX
-    assert codec.decode(frame, wire.answer_decoder, wire.FRAME_MAX)
+def test_other_records_die_at_their_expiry_and_may_not_last_too_long() -> None:
+    key = Value(b"/pk/", None, 0, STAMP_MAX, b"", b"")
+    assert why_not(key, NOW_MS) == ""
+    for record in (
+        seal_provision(ALICE, NAME, expires_ms=NOW_MS),
+        Value(NAME, ALICE.peer, 1, NOW_MS, b"", b"sealed"),
+    ):
+        assert why_not(record, NOW_MS - 1) == why_not(record, NOW_MS - LIFE_MAX_MS - 30_000) == ""
+        assert why_not(record, NOW_MS) == EXPIRED
+        assert why_not(record, NOW_MS - LIFE_MAX_MS - 30_001) == LASTING
 
 
 @given(st.binary(max_size=300))
 def test_any_bytes(frame: bytes) -> None:
-    for decoder in (wire.request_decoder, wire.answer_decoder):
-        try:
-            message: object = codec.decode(frame, decoder, wire.FRAME_MAX)  # type: ignore[arg-type]
-        except BadMessage:
-            continue
-        assert codec.decode(codec.encode(message), decoder, wire.FRAME_MAX) == message  # type: ignore[arg-type]
-    for open_record in (open_peer, open_provider):
+    for open_record in (open_peer, open_provision):
         with pytest.raises(BadMessage):
-            open_record(Signed(frame, bytes(64)), NOW_MS)
+            open_record(frame)
+    for sealed in (codec.encode([frame, bytes(64)]), codec.encode([frame, frame])):
+        with pytest.raises(BadMessage):
+            open_peer(sealed)
+
+
+@given(st.integers(0, 8 * 200), st.sampled_from(["peer", "provision"]))
+def test_no_bit_can_be_changed(bit: int, kind: str) -> None:
+    contact: Contact | Provision = seal_peer(ALICE, ADDRS, seq=1, now_ms=NOW_MS)
+    if kind == "provision":
+        contact = seal_provision(ALICE, NAME, expires_ms=NOW_MS)
+    changed = bytearray(contact.sealed)
+    changed[bit // 8 % len(changed)] ^= 1 << bit % 8
+    with pytest.raises(BadMessage):
+        (open_peer if kind == "peer" else open_provision)(bytes(changed))

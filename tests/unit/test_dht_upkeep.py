@@ -1,0 +1,310 @@
+"""What a node of the DHT does by itself, on a virtual clock."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from dht.key import common_bits, key_of
+from dht.messages import (
+    AddProviders,
+    Ask,
+    Contact,
+    FindNode,
+    Moment,
+    Nodes,
+    Ping,
+    Provision,
+    PutValue,
+    Stored,
+    Value,
+)
+from dht.node import Node
+from dht.refresh import FILL
+from dht.sending import BATCH, BATCH_BYTES, WIDTH, Sending, addressed, packed
+from dht.serving import NO_SERVER
+from dht.table import K
+from dht.upkeep import GIVEN_UP_S, HALF_LIFE_S, LEAVE_S, RETRY_S, SETTLE_S
+from tests.unit.dht_swarm import DAY_MS, WALL_MS, Author, Swarm, head, nearest
+from wire.ids import PeerId
+
+NAME = b"/shoal/multi/x"
+HOUR_S = 3600.0
+
+
+def joined(count: int) -> Swarm:
+    swarm = Swarm(count)
+    swarm.join()
+    swarm.run(60)
+    return swarm
+
+
+def is_store(ask: Ask) -> bool:
+    return isinstance(ask.request, AddProviders)
+
+
+def peer_of(node: Node) -> PeerId:
+    return node.state.author.peer
+
+
+def holders(swarm: Swarm, name: bytes) -> set[PeerId]:
+    now_ms = swarm.moment.wall_ms
+    return {
+        peer
+        for peer, node in swarm.nodes.items()
+        if peer not in swarm.dead
+        and (node.holding.values(name, now_ms) or node.holding.provisions(name, now_ms))
+    }
+
+
+# --- joining and refreshing ----------------------------------------------------------------------
+
+
+def test_who_joins_knows_its_nearest_and_somebody_everywhere() -> None:
+    swarm = joined(100)
+    newcomer = swarm.add()
+    swarm.do(newcomer, newcomer.bootstrap, [swarm.contact(next(iter(swarm.nodes.values())))])
+    swarm.run(30)
+    others = [node for node in swarm.nodes.values() if node is not newcomer]
+    own = newcomer.state.key
+    assert set(nearest(others, own, K)) <= {one.contact.peer for one in newcomer.table.entries()}
+    buckets = Counter(common_bits(own, entry.contact.key) for entry in newcomer.table.entries())
+    assert all(buckets[index] >= FILL for index in range(2))
+    assert 50 < newcomer.size.size() < 200
+    assert newcomer.stats.asked < 150
+    # and those nearest to it know it, although nobody looked for it
+    near = [swarm.nodes[peer] for peer in nearest(others, own, K)]
+    assert sum(peer_of(newcomer) in node.table for node in near) >= K - 1
+
+
+def test_a_swarm_that_has_nothing_to_do_says_little() -> None:
+    swarm = joined(30)
+    swarm.run(HOUR_S)
+    swarm.asks.clear()
+    swarm.run(5 * HOUR_S)
+    per_node_hour = len(swarm.asks) / 30 / 5
+    assert 10 < per_node_hour < 190
+
+
+def test_one_that_is_alone_asks_nobody() -> None:
+    swarm = Swarm(1)
+    swarm.run(24 * HOUR_S)
+    assert swarm.asks == []
+
+
+def test_dead_entries_make_room_for_those_who_live() -> None:
+    swarm = joined(60)
+    dead = swarm.rng.sample(sorted(swarm.nodes), 30)
+    swarm.dead.update(dead)
+    swarm.run(3 * HOUR_S)
+    live = [node for peer, node in swarm.nodes.items() if peer not in swarm.dead]
+    peers = [entry.contact.peer for node in live for entry in node.table.entries()]
+    assert sum(peer in swarm.dead for peer in peers) < len(peers) / 4
+    assert all(len(node.table) > K for node in live)
+    name, asking = b"anything", live[0]
+    found: list[Contact] = swarm.do(asking, asking.find_closest, name)
+    assert [one.peer for one in found] == nearest(live[1:], key_of(name), K)
+
+
+def test_targets_of_looks_are_inside_their_buckets() -> None:
+    swarm = joined(60)
+    node = next(iter(swarm.nodes.values()))
+    for entry in node.table.entries():
+        index = common_bits(node.state.key, entry.contact.key)
+        name = node.upkeep.refresh.name_in(index)
+        assert common_bits(node.state.key, key_of(name)) == index
+    assert node.upkeep.refresh.name_in(200)  # nobody is there: some name
+
+
+# --- publishing again ----------------------------------------------------------------------------
+
+
+def test_what_is_provided_is_provided_again_at_half_life_until_it_is_withdrawn() -> None:
+    swarm = joined(4)
+    node = next(iter(swarm.nodes.values()))
+    swarm.do(node, node.provide, b"kept")
+    swarm.do(node, node.provide, b"dropped")
+    node.withdraw(b"dropped")
+    swarm.asks.clear()
+    swarm.run(HALF_LIFE_S - HOUR_S)
+    assert not any(peer == peer_of(node) for peer, ask in swarm.asks if is_store(ask))
+    swarm.run(24 * HOUR_S)
+    asking = list(swarm.nodes.values())[-1]
+    assert len(swarm.do(asking, asking.providers, b"kept")) == 1
+    assert swarm.do(asking, asking.providers, b"dropped") == ()
+
+
+def test_what_nobody_took_is_offered_again_soon_and_then_less_often() -> None:
+    swarm = Swarm(2)
+    alone, other = swarm.nodes.values()
+    assert swarm.do(alone, alone.provide, b"cid").kept == 0
+    swarm.run(3 * RETRY_S)
+    swarm.do(alone, alone.bootstrap, [swarm.contact(other)])
+    swarm.run(8 * RETRY_S)
+    assert holders(swarm, b"cid") == {peer_of(alone), peer_of(other)}
+
+
+# --- handing over --------------------------------------------------------------------------------
+
+
+def test_records_follow_the_close_set_while_all_who_took_them_leave_without_a_word() -> None:
+    swarm = joined(60)
+    owner = next(iter(swarm.nodes.values()))
+    value = head(swarm.authors[peer_of(owner)], NAME, 1)
+    swarm.do(owner, owner.put, replace(value, expires_ms=swarm.moment.wall_ms + DAY_MS - 1))
+    swarm.do(owner, owner.provide, b"cid")
+    first = list(swarm.nodes)  # whoever holds it now
+    swarm.rng.shuffle(first)
+    for peer in first:
+        alive = swarm.rng.choice([n for p, n in swarm.nodes.items() if p not in swarm.dead])
+        newcomer = swarm.add()
+        swarm.do(newcomer, newcomer.bootstrap, [swarm.contact(alive)])
+        swarm.dead.add(peer)
+        swarm.run(60)
+    asking = list(swarm.nodes.values())[-1]
+    assert [one.seq for one in swarm.do(asking, asking.get, NAME)] == [1]
+    assert len(swarm.do(asking, asking.providers, b"cid")) == 1
+    assert len(holders(swarm, NAME)) >= K // 2
+
+
+def test_a_newcomer_of_the_close_set_is_sent_what_it_should_hold_once() -> None:
+    swarm = joined(40)
+    owner = next(iter(swarm.nodes.values()))
+    swarm.do(owner, owner.provide, b"cid")
+    swarm.run(60)
+    swarm.asks.clear()
+    newcomer = swarm.add()
+    swarm.do(newcomer, newcomer.bootstrap, [swarm.contact(owner)])
+    swarm.run(SETTLE_S + 5)
+    sent = [ask for _, ask in swarm.asks if isinstance(ask.request, AddProviders)]
+    is_close = peer_of(newcomer) in nearest(swarm.nodes.values(), key_of(b"cid"), K)
+    assert len(newcomer.holding) == (1 if sent else 0)
+    assert len(sent) <= 2
+    assert newcomer.holding or not is_close
+
+
+def with_newcomer() -> tuple[Swarm, Node, Node]:
+    """A swarm, its member nearest to a record, and one who came just now and does not have it."""
+    swarm = joined(15)
+    owner = next(iter(swarm.nodes.values()))
+    swarm.do(owner, owner.provide, b"cid")
+    nearest_one = swarm.nodes[nearest(swarm.nodes.values(), key_of(b"cid"), 1)[0]]
+    newcomer = swarm.add()
+    swarm.do(newcomer, newcomer.bootstrap, [swarm.contact(owner)])
+    assert peer_of(newcomer) not in holders(swarm, b"cid")
+    return swarm, nearest_one, newcomer
+
+
+def test_who_leaves_hands_over_within_a_second_and_answers_no_more() -> None:
+    swarm, leaving, newcomer = with_newcomer()
+    began_s = swarm.now_s
+    assert swarm.do(leaving, leaving.leave) == 1
+    assert swarm.now_s - began_s <= LEAVE_S
+    assert peer_of(newcomer) in holders(swarm, b"cid")
+    assert (leaving.is_server, len(leaving.holding)) == (False, 0)
+    ping = leaving.received(peer_of(newcomer), None, Ping(), swarm.moment)
+    assert ping == Stored(0, NO_SERVER)
+
+
+def test_leaving_among_the_dead_takes_no_longer_than_a_second() -> None:
+    swarm, leaving, _ = with_newcomer()
+    swarm.dead.update(peer for peer in swarm.nodes if peer != peer_of(leaving))
+    began_s = swarm.now_s
+    assert swarm.do(leaving, leaving.leave) == 0
+    assert swarm.now_s - began_s == pytest.approx(LEAVE_S)
+
+
+def test_a_server_that_becomes_a_client_hands_over_and_holds_nothing() -> None:
+    swarm, first, newcomer = with_newcomer()
+    first.set_mode(is_server=False, moment=swarm.moment)
+    swarm.drive(first)
+    swarm.run(1)
+    assert (first.is_server, len(first.holding)) == (False, 0)
+    assert peer_of(newcomer) in holders(swarm, b"cid")
+    first.set_mode(is_server=True, moment=swarm.moment)
+    assert first.received(peer_of(newcomer), None, FindNode(b"x"), swarm.moment) == Nodes(
+        tuple(first.table.closest(key_of(b"x"), K))
+    )
+
+
+def test_a_client_that_becomes_a_server_is_known_to_those_near_it() -> None:
+    swarm = joined(15)
+    client = swarm.add(is_server=False)
+    swarm.do(client, client.bootstrap, [swarm.contact(next(iter(swarm.nodes.values())))])
+    client.set_mode(is_server=True, moment=swarm.moment)
+    swarm.drive(client)
+    swarm.run(5)
+    others = [node for node in swarm.nodes.values() if node is not client]
+    assert all(peer_of(client) in node.table for node in others)
+
+
+def test_what_was_given_up_is_published_within_the_hour() -> None:
+    swarm = joined(4)
+    node = next(iter(swarm.nodes.values()))
+    number = node.provide_many([b"cid"], swarm.moment)
+    assert node.end(number) is not None
+    swarm.run(GIVEN_UP_S + 60)
+    assert len(holders(swarm, b"cid")) == 4
+
+
+def test_after_a_restart_the_contacts_of_the_table_are_enough() -> None:
+    swarm = joined(30)
+    old = list(swarm.nodes.values())[-1]
+    contacts = old.snapshot()
+    assert len(contacts) == len(old.table)
+    new = swarm.add()
+    swarm.do(new, new.bootstrap, contacts[:3])
+    assert len(new.table) >= K
+
+
+# --- sending -------------------------------------------------------------------------------------
+
+
+def word(number: int) -> Contact:
+    return Author(number).contact(WALL_MS)
+
+
+def provision(number: int, size: int = 100) -> Provision:
+    return Provision(b"%d" % number, PeerId("peer"), WALL_MS + DAY_MS, bytes(size))
+
+
+@pytest.mark.parametrize("size", [100, 700])
+def test_records_are_packed_into_few_messages_that_are_not_too_large(size: int) -> None:
+    value = head(Author(1), NAME, 1)
+    records: list[Provision | Value] = [provision(number, size) for number in range(1100)]
+    records.append(value)
+    requests = packed(records)
+    batches = [request.provisions for request in requests if isinstance(request, AddProviders)]
+    assert [one for batch in batches for one in batch] == records[:-1]
+    assert [one for one in requests if isinstance(one, PutValue)] == [PutValue(value)]
+    for batch in batches:
+        assert 0 < len(batch) <= BATCH
+        assert sum(len(one.sealed) for one in batch) <= BATCH_BYTES
+    assert len(requests) <= 2 + max(1100 // BATCH + 1, 1100 * size // BATCH_BYTES + 1)
+    assert packed([]) == []
+
+
+def test_so_many_fly_at_once_and_the_rest_follows() -> None:
+    now = Moment(0.0, WALL_MS)
+    sending = Sending(addressed([(word(n), [provision(n)]) for n in range(WIDTH + 5)]), now)
+    first = sending.next_asks(now)
+    assert len(first) == WIDTH
+    sending.answered(first[0].tag, Stored(1), now)
+    sending.failed(first[1].tag, "timeout", now)
+    second = sending.next_asks(now)
+    assert len(second) == 2
+    for wanted in [*first[2:], *second]:
+        sending.answered(wanted.tag, Stored(1), now)
+    third = sending.next_asks(now)
+    assert len(third) == 3
+    assert not sending.is_done
+    for wanted in third:
+        sending.answered(wanted.tag, Stored(0, "no room"), now)
+    sending.next_asks(now)
+    assert sending.is_done
+    assert sending.result == WIDTH + 1
+
+
+def test_nothing_to_send_is_done_at_once() -> None:
+    now = Moment(0.0, WALL_MS)
+    assert Sending([], now).is_done
