@@ -241,7 +241,12 @@ class DhtService:
         return kept
 
     async def put_head(self, name: str, data: bytes, *, trace: Trace | None = None) -> Kept:
-        """Sign and store `/shoal/head/US/NAME`, and store it again at half-life until `forget`."""
+        """Sign and store `/shoal/head/US/NAME`, and store it again at half-life until `forget`.
+
+        Raises UsageError if it does not fit, there are too many, or the name is kept for ourselves.
+        """
+        if name == WHERE:
+            raise UsageError(f"the name {WHERE!r} says where a client is: choose another one")
         return await self._put_own(self._own.head(name, data, self._clock.wall_ms()), trace)
 
     async def put_multi(self, name: str, data: bytes, *, trace: Trace | None = None) -> Kept:
@@ -355,7 +360,7 @@ class DhtService:
         mine = self._own.contact(self._clock.wall_ms())
         told = [one.addrs for value in self._own.values() for one in _told_by(mine.peer, [value])]
         if mine.addrs not in told:
-            await self.put_head(WHERE, mine.sealed)
+            await self._put_own(self._own.head(WHERE, mine.sealed, self._clock.wall_ms()), None)
 
     async def _put_again(self, name: bytes) -> None:
         value = self._own.again(name, self._clock.wall_ms())
