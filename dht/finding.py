@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import base58
 
+from dht.candidates import groups_of, take_place
 from dht.key import Key, key_of
 from dht.lookup import Lookup, Query
 from dht.messages import (
@@ -30,7 +31,7 @@ from dht.records import why_not
 from dht.values import PK, merge
 from wire.ids import PeerId
 
-AGREE = 5  # of the nearest that say the same: 20 % liars are all of the first five once in 3,000
+AGREE = 5  # of the nearest, of as many networks: 20 % liars are all of the first five once in 3,000
 PROVIDERS_MAX = 256  # found in one lookup: 20 honest holders show the same 64 at most
 VALUES_MAX = 1024  # likewise: 64 authors of `/shoal/multi` at each of the close set; 8 MB
 REPAIRS_MAX = 32  # values sent to holders that lacked them, after one get
@@ -278,7 +279,12 @@ class FindValue(Looking):
             return False
         if self._name.startswith(PK):
             return True
-        return sum(self._agrees(*heard) for heard in self._heard) >= AGREE
+        return self._are_enough(peer for peer, held in self._heard if self._agrees(peer, held))
+
+    def _are_enough(self, contacts: Iterable[Contact]) -> bool:
+        """Whether these are of so many networks: Sybils of four must not agree with themselves."""
+        groups = dict[str, int]()
+        return sum(take_place(groups_of(one), groups, 1) for one in contacts) >= AGREE
 
     def next_asks(self, moment: Moment) -> list[Wanted]:
         """As in `Operation`; with the end come the repairs."""
