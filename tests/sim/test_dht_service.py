@@ -121,6 +121,12 @@ async def test_too_many_names_and_names_that_are_none_are_the_callers_fault(
         with pytest.raises(UsageError):
             await alone.provide_many(names)
     assert alone.view().provided == 0
+    for name in ("", "peer", "a" * 300, "a\n"):
+        with pytest.raises(UsageError):
+            await alone.put_head(name, b"1")
+    with pytest.raises(UsageError):
+        await alone.put_multi("a", bytes(8193))
+    assert alone.published() == []
 
 
 async def test_values_are_found_and_the_newest_of_each_author_wins(
