@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 JS := tests/interop/js
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: docs help demo test test-net check bench bench-talk bench-agree bench-learn bench-answer bench-reach soak-agree soak-learn soak-answer soak-find results format clean env
+.PHONY: docs help demo test test-net sim check bench bench-talk bench-agree bench-learn bench-answer bench-reach soak-agree soak-learn soak-answer soak-find results format clean env
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -46,6 +46,9 @@ $(JS)/node_modules/.installed: $(JS)/package.json $(JS)/package-lock.json
 	  (cd $(JS) && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null && \
 	    touch node_modules/.installed) || echo "npm failed: tests/interop will be skipped" >&2; \
 	fi
+
+sim: env ## simulate a swarm of configs/sim/: SCENARIO=calm_1k (SEED=3, SET="swarm.nodes=500 work.looks=50")
+	@$(BIN)/python -m tests.sim.run $(SCENARIO) $(if $(SEED),--seed $(SEED)) $(SET)
 
 check: env ## formatting, types, layers, tidiness
 	@$(BIN)/ruff check .

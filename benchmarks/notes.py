@@ -155,5 +155,35 @@ _NOTES = {
         "`_moves`: the machine joins another site's network; `_vanishes`: the relay's machine is "
         "gone without a FIN. `_lost`: writes acknowledged before it that the other end lacks."
     ),
+    "find.sim_": (
+        "Real DHT machines (dht/) on one event heap, virtual time, seed 1, scenarios in "
+        "configs/sim/: log-normal delays of 40 ms one way (median), three more round trips to "
+        "dial, 1.5 servers in a /24. Tables are as after a long time, made of the truth when a "
+        "node is first asked."
+    ),
+    "find.sim_hops": (
+        "Requests in a row that led to the nearest's own answer; `find.sim_messages_`: requests of "
+        "a lookup."
+    ),
+    "find.sim_wall": "Wall time of 1,000 lookups in 10,000 nodes, in one process.",
+    "find.sim_dead_": (
+        "200 values are stored; then that share is killed at once and stays in all tables, half of "
+        "them hang. p95 of a get, in time-outs of one request (3 s)."
+    ),
+    "find.sim_churn_": (
+        "2,000 values stored and 4,000 gets over two hours, by and from nodes that came (by "
+        "bootstrapping from three others) and go without a word; sessions are exponential with a "
+        "median of 30 minutes. Counted if the owner is alive; nobody stores again in that time."
+    ),
+    "find.sim_hostile_": (
+        "A fifth of the servers drops, lies, invents contacts, withholds or replays older values. "
+        "Gets over 4 disjoint paths; correct is the newest value."
+    ),
+    "find.sim_sybils_": (
+        "COUNT Sybils from 4 or 100 /24s share 7 bits more with the key than the nearest honest "
+        "node, before the value is stored, and replay an older one. 20 keys, 20 gets each, over 4 "
+        "paths."
+    ),
+    "find.sim_many": "One node provides 10,000 names to 1,000 nodes; then 500 are looked for.",
 }
 NOTES = {start: f"- `{start}…`: {text}\n" for start, text in _NOTES.items()}

@@ -4,10 +4,11 @@ Each is a lookup that knows what it is looking for, and when it has enough.
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import base58
 
+from dht.candidates import groups_of, take_place
 from dht.key import Key, key_of
 from dht.lookup import Lookup, Query
 from dht.messages import (
@@ -30,11 +31,13 @@ from dht.records import why_not
 from dht.values import PK, merge
 from wire.ids import PeerId
 
-AGREE = 5  # of the nearest that say the same: 20 % liars are all of the first five once in 3,000
+AGREE = 5  # of the nearest, of as many networks: 20 % liars are all of the first five once in 3,000
 PROVIDERS_MAX = 256  # found in one lookup: 20 honest holders show the same 64 at most
-VALUES_MAX = 256  # likewise: `/shoal/multi` has 64 authors
+VALUES_MAX = 1024  # likewise: 64 authors of `/shoal/multi` at each of the close set; 8 MB
 REPAIRS_MAX = 32  # values sent to holders that lacked them, after one get
 FIRST_REPAIR_TAG = 1 << 20  # beyond the tags of every lookup
+
+_Held = frozenset[int]  # marks of values: what a peer showed is not kept, it may be 128 KiB
 
 
 class Looking:
@@ -252,7 +255,7 @@ class FindValue(Looking):
         """`held`: what we hold ourselves, and nobody has to tell us."""
         self._name, self._may_end = name, paths == 1
         self._best = held
-        self._heard = list[tuple[Contact, tuple[Value, ...]]]()
+        self._heard = list[tuple[Contact, _Held]]()
         super().__init__(
             key_of(name),
             GetValue(name),
@@ -269,14 +272,19 @@ class FindValue(Looking):
         if not isinstance(answer, Values):
             return False
         values = tuple(value for value in answer.values if self._is_valid(value))
-        self._heard.append((contact, values))
+        self._heard.append((contact, frozenset(map(_mark, values))))
         if values and values != self._best:
             self._best = merge((*self._best, *values))[:VALUES_MAX]
         if not values or not self._may_end:
             return False
         if self._name.startswith(PK):
             return True
-        return sum(self._agrees(*heard) for heard in self._heard) >= AGREE
+        return self._are_enough(peer for peer, held in self._heard if self._agrees(peer, held))
+
+    def _are_enough(self, contacts: Iterable[Contact]) -> bool:
+        """Whether these are of so many networks: Sybils of four must not agree with themselves."""
+        groups = dict[str, int]()
+        return sum(take_place(groups_of(one), groups, 1) for one in contacts) >= AGREE
 
     def next_asks(self, moment: Moment) -> list[Wanted]:
         """As in `Operation`; with the end come the repairs."""
@@ -294,16 +302,13 @@ class FindValue(Looking):
     def _is_valid(self, value: Value) -> bool:
         return value.name == self._name and not why_not(value, self._now_ms)
 
-    def _agrees(self, contact: Contact, values: Sequence[Value]) -> bool:
+    def _agrees(self, contact: Contact, held: _Held) -> bool:
         """Whether one of the nearest holds all that is the newest."""
-        return self._lacks(values) == () and self.lookup.is_near(contact)
+        return bool(held) and not self._lacks(held) and self.lookup.is_near(contact)
 
-    def _lacks(self, values: Sequence[Value]) -> tuple[Value, ...]:
-        """Return what of the newest is not among these."""
-        if values == self._best:
-            return ()
-        sealed = {value.sealed for value in values}
-        return tuple(value for value in self._best if value.sealed not in sealed)
+    def _lacks(self, held: _Held) -> tuple[Value, ...]:
+        """Return what of the newest is not held."""
+        return tuple(value for value in self._best if _mark(value) not in held)
 
     def _repairs(self) -> list[Wanted]:
         """Return what to send to those of the close set that answered without the newest."""
@@ -311,11 +316,16 @@ class FindValue(Looking):
             return []
         puts = [
             (contact, PutValue(value))
-            for contact, values in self._heard
+            for contact, held in self._heard
             if self.lookup.is_near(contact)
-            for value in self._lacks(values)
+            for value in self._lacks(held)
         ]
         return [
             Wanted(FIRST_REPAIR_TAG + number, contact, request)
             for number, (contact, request) in enumerate(puts[:REPAIRS_MAX])
         ]
+
+
+def _mark(value: Value) -> int:
+    """Tell values apart. Python salts hashes of bytes, so nobody chooses them to collide."""
+    return hash((value.author, value.seq, value.sealed))

@@ -87,7 +87,7 @@ class Lookup:
         self._paths = [Path(alpha, need) for _ in range(paths)]
         self._in_region = 0  # asked there
         self._is_crowded = False
-        self._around = set[int]()  # distances of those who were asked about themselves
+        self._around = set[int]()  # distances of those who were asked past the crowd
         self._has_enough = False
         self._is_done = False
         self._wake_at = -math.inf
@@ -114,7 +114,8 @@ class Lookup:
                 wanted.append(self._ask(path, candidate, now_s))
             is_settled = is_settled and is_path_settled and not fresh
             is_flying = is_flying or bool(path.flying)
-        if self.region and (not is_flying or is_settled) and not self._waits_for_region():
+        is_idle = not is_flying or is_settled
+        if self.region and is_idle and (self._is_crowded or not self._waits_for_region()):
             around = self._ask_around(now_s)
             wanted += around
             is_flying = is_flying or bool(around)
@@ -229,6 +230,7 @@ class Lookup:
 
     def _unasked_in_region(self, path: Path) -> list[Candidate]:
         """Return whom to ask in the region: evenly over it, as long as there is room."""
+        self._see_crowd()
         fresh = path.unasked_within(self.region)
         room = REGION_MAX - self._in_region
         if self._is_crowded or len(fresh) > room:
@@ -241,23 +243,36 @@ class Lookup:
         flying = (flight for path in self._paths for flight in path.flying.values())
         return any(self._is_crowded or one.candidate.distance <= self.region for one in flying)
 
-    def _ask_around(self, now_s: float) -> list[Wanted]:
-        """Ask past a crowd: first seeds from all over our table, then the region about itself."""
-        known, region = self._known, self.region
-        alive = sorted(d for d, one in known.items() if d <= region and one.state == ALIVE)
-        if not self._is_crowded:
-            if region >= SPACE - 1 or not is_crowded(alive, region):
-                return []
+    def _see_crowd(self) -> None:
+        """If the region is crowded, more may fly from now on: there is much to ask."""
+        if self._is_crowded or self.region >= SPACE - 1:  # the size is not known yet
+            return
+        if is_crowded(self._alive_in_region(), self.region):
             self._is_crowded = True
             for path in self._paths:
                 path.alpha = ALPHA
+
+    def _alive_in_region(self) -> list[int]:
+        within = (d for d, one in self._known.items() if d <= self.region and one.state == ALIVE)
+        return sorted(within)
+
+    def _ask_around(self, now_s: float) -> list[Wanted]:
+        """Ask past a crowd: first seeds from all over our table, then the region about itself."""
+        if not self._is_crowded:
+            return []
+        room = AROUND_AT_ONCE - sum(len(path.flying) for path in self._paths)
+        room = min(room, REQUESTS_MAX - len(self._flights), AROUND_MAX - len(self._around))
+        if room <= 0:
+            return []
+        known = self._known
+        if not self._around:
             seeds = [one for one in known.values() if one.depth == 0 and one.state == FRESH]
             seeds.sort(key=lambda one: one.distance, reverse=True)
-            return [self._ask(self._any_path(), seed, now_s) for seed in seeds[:FAR]]
-        left = [known[distance] for distance in alive if distance not in self._around]
-        room = min(AROUND_AT_ONCE, AROUND_MAX - len(self._around))
-        room = min(room, REQUESTS_MAX - len(self._flights))
-        chosen = self._evenly(left)[: max(room, 0)]
+            self._around.update(one.distance for one in seeds[:FAR])
+            if seeds:
+                return [self._ask(self._any_path(), seed, now_s) for seed in seeds[:FAR]]
+        left = [known[d] for d in self._alive_in_region() if d not in self._around]
+        chosen = self._evenly(left)[:room]
         self._around.update(one.distance for one in chosen)
         return [self._ask_about_itself(one, now_s) for one in chosen]
 

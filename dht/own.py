@@ -13,7 +13,8 @@ from wire.ids import Signer
 
 HALF_LIFE_MS = LIFE_MAX_MS // 2  # our values are stored again after this: one republishing may fail
 RECORD_AGE_MS = 3_600_000  # our own peer record is signed anew after this
-RETRY_MS = 60_000  # until a value that nobody took is due again; a store takes 30 s at most
+RETRY_MS = 60_000  # until a value that nobody took is due again, doubled each time; a store
+RETRY_MAX_MS = 3_600_000  # takes 30 s at most
 PUBLISHED_MAX = 1000  # values: others keep no more of one author
 
 
@@ -29,6 +30,7 @@ class Own:
         self._sealed: dict[bytes, Provision] = {}
         self._values: dict[bytes, Value] = {}
         self._due_ms: dict[bytes, int] = {}  # when each value has to be stored (again)
+        self._tries: dict[bytes, int] = {}  # in vain, since it was stored last
         self._last_seq = 0
 
     def contact(self, wall_ms: int) -> Contact:
@@ -88,6 +90,7 @@ class Own:
         """Do not store our value of a name again."""
         self._values.pop(name, None)
         self._due_ms.pop(name, None)
+        self._tries.pop(name, None)
 
     def values(self) -> list[Value]:
         """Those that we republish."""
@@ -110,12 +113,15 @@ class Own:
         """Somebody keeps our value: it is due at half-life."""
         if name in self._due_ms:
             self._due_ms[name] = wall_ms + HALF_LIFE_MS
+            self._tries.pop(name, None)
 
     def _keep(self, value: Value, wall_ms: int) -> Value:
         if value.name not in self._values and len(self._values) >= PUBLISHED_MAX:
             raise UsageError(f"this node publishes {PUBLISHED_MAX} values already")
         self._values[value.name] = value
-        self._due_ms[value.name] = wall_ms + RETRY_MS
+        tries = self._tries.get(value.name, 0)
+        self._tries[value.name] = tries + 1
+        self._due_ms[value.name] = wall_ms + min(RETRY_MS << tries, RETRY_MAX_MS)
         return value
 
     def _next_seq(self, wall_ms: int) -> int:

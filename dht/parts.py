@@ -11,11 +11,10 @@ from bisect import bisect_left
 from collections.abc import Callable
 
 from dht.atlas import Atlas
-from dht.key import SPACE, Key
+from dht.key import Key
 from dht.lookup import Lookup
 from dht.messages import Contact, Provision
 from dht.storing import STORES_AT_ONCE
-from dht.table import K
 
 Sign = Callable[[bytes, int], Provision]  # (name, wall_ms): a fresh provider record of ours
 
@@ -23,7 +22,6 @@ RECORDS_MAX = 500  # in one message
 MESSAGE_BYTES = 96 * 1024  # of records in one message: a message has 128 KiB
 RECORD_BYTES = 8  # around each record, at most
 NAMES_MAX = 2000  # planned and sent together: of 125 servers each gets 400, one message
-THIN = 2  # regions: a look that sees its k nearest no nearer than this is repeated with care
 CONFIRMED_MAX = 3  # careful looks as thin: then nobody lied, the network is smaller than thought
 LOOKS_AT_ONCE = 8
 LOOKS_MAX = 500  # in one part: liars who crowd every look cost no more
@@ -37,10 +35,11 @@ ROUNDS_MAX = 4  # of finding others in the place of who did not answer: 30 % dea
 class Parcel:
     """Records for one peer: which names, by their number in the part."""
 
-    __slots__ = ("contact", "names", "tries")
+    __slots__ = ("contact", "names", "rest", "tries")
 
     def __init__(self, contact: Contact, names: list[int]) -> None:
         self.contact, self.names, self.tries = contact, names, 1
+        self.rest = list[int]()  # for its next message: one is in flight to each peer
 
 
 class Part:
@@ -102,17 +101,13 @@ class Part:
         for contact in look.failures():
             self.atlas.lose(contact)
         known, target = look.known(), look.target
-        if self._is_thin(target, known):
+        if self.atlas.is_thin(target, known):
             if target not in self.doubted and self._confirmed < CONFIRMED_MAX:
                 self.doubted.add(target)
                 self._to_repeat.append((target, self._looked_at[target]))
                 return
             self._confirmed += 1
         self.atlas.learn(target, known)
-
-    def _is_thin(self, target: Key, known: list[Contact]) -> bool:
-        farthest = known[K - 1].key ^ target if len(known) >= K else SPACE
-        return farthest > THIN * self._region and self._region < SPACE - 1
 
     def _look_at(self, at: int) -> tuple[Key, bytes]:
         key, name = self.names[at]
@@ -174,10 +169,8 @@ class Part:
             if records and size > MESSAGE_BYTES:
                 break
             records.append(record)
-        rest = parcel.names[len(records) :]
+        parcel.rest += parcel.names[len(records) :]
         del parcel.names[len(records) :]
-        if rest:
-            self._pending[parcel.contact.key] = Parcel(parcel.contact, rest)
         return tuple(records)
 
     def landed(self, parcel: Parcel, has_too_many: bool, now_s: float) -> None:
@@ -186,15 +179,14 @@ class Part:
         if has_too_many and parcel.tries < TRIES_MAX:
             parcel.tries += 1
             self._paused.append((now_s + PAUSE_S, parcel))
+        elif parcel.rest:
+            self._pending[parcel.contact.key] = Parcel(parcel.contact, parcel.rest)
 
     def lost(self, parcel: Parcel) -> None:
         """It was not answered: its names go to others, as does what else the peer was to get."""
         self._flying -= 1
         self.atlas.lose(parcel.contact)
-        self._again.update(parcel.names)
-        waiting = self._pending.pop(parcel.contact.key, None)
-        if waiting is not None:
-            self._again.update(waiting.names)
+        self._again.update(parcel.names, parcel.rest)
 
     @property
     def _is_idle(self) -> bool:

@@ -1,10 +1,11 @@
 """Providing many names at once, by regions of the key space: a message a server, no lookup each.
 
 Names are sorted by key and done in parts, neighbours together. Of each part an `Atlas` is made by
-looks at some of its names: short ones, that ask the nearest three whom they know around there, and
-as many as it takes to have seen the whole part (one for every dozen servers). So the close set of
-every name is known without asking for it. Then each server is sent all it should hold in one
-message, which also shows whether it lives; of who does not, the names go to the next nearest.
+looks at some of its names: short ones, that ask the two nearest whom they know around there, over
+disjoint paths, and as many as it takes to have seen the whole part (one for every dozen servers).
+So the close set of every name is known without asking for it. Then each server is sent all it
+should hold in one message, which also shows whether it lives; of who does not, the names go to the
+next nearest.
 """
 
 import math
@@ -35,8 +36,8 @@ Nearest = Callable[[Key, int], Sequence[Contact]]  # `Table.closest`
 
 NAMES_MIN = 250  # in one part, if there are: with fewer, looks and stores of several run at once
 BLOCK = 4  # a part ends at blocks of so many regions: they hold the close sets of their names
-NEED = 3  # of the nearest have answered in each path of a look: two of them may know too little
-LOOK_PATHS = 2  # of a look: a liar who is asked first has the whole of one path
+LOOK_PATHS = 3  # of a look: a liar who is asked first has the whole of one path
+NEED = 2  # of the nearest answer in each path of a look; one may have gaps in its table
 TOO_MANY = "too many requests"
 
 
@@ -209,13 +210,12 @@ class ProvideMany:
 
     def _new_look(self, part: Part, key: Key, name: bytes, moment: Moment) -> Lookup:
         is_careful = key in part.doubted
-        seeds = {contact.key: contact for contact in self._nearest(key, K)}
-        seeds.update((contact.key, contact) for contact in part.atlas.nearest(key))
+        seeds = self._nearest(key, K)  # not the atlas: there, liars name each other
         return Lookup(
             key,
             self._own,
             FindNode(name),
-            seeds.values(),
+            seeds,
             moment,
             paths=PATHS if is_careful else LOOK_PATHS,
             need=K if is_careful else NEED,

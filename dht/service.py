@@ -5,12 +5,9 @@ cancelled ends it.
 """
 
 import logging
-import math
 import random
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,57 +15,32 @@ import trio
 
 from dht import snapshot
 from dht.driver import Driver
-from dht.key import common_bits, key_of_peer
 from dht.messages import Answer, Contact, Provision, Request, Trace, Value, hearsay
 from dht.node import Node
 from dht.own import Own
 from dht.ports import Book, Transport
-from dht.records import NAME_MAX
+from dht.records import NAME_MAX, open_peer
 from dht.regions import Provided
 from dht.snapshot import Snapshot
 from dht.storing import Kept
 from dht.table import K
-from wire.errors import Busy, UsageError
-from wire.ids import PeerId, Signer
+from dht.values import head_name
+from dht.view import TableView, view_of
+from wire.errors import BadMessage, Busy, UsageError
+from wire.ids import PeerId, Signer, public_key_of
 from wire.ports import Clock, OffLoop
 from wire.threads import Threads
 
+WHERE = "peer"  # `/shoal/head/PEER/peer` has the peer record of a client
 EARLY_S = (5.0, 25.0)  # after the first look: those who start together meet at these
 PROVIDED_MAX = 20_000  # names that we provide: their records take 8 MB while they are sent
 SEALED_AT_ONCE = 500  # provider records that a thread signs before others have their turn: 20 ms
 SAVE_S = 60.0  # between two snapshots
 LEAVE_S = 1.0  # for handing over what we hold
+SETTLE_S = 1.0  # after our addresses changed: what changes with them comes with them
 PUBLISH_LOOK_S = 30.0  # between two looks for values of ours that are due
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TableRow:
-    """One contact of the table, for people. bucket: leading bits in common with us."""
-
-    peer: PeerId
-    bucket: int
-    addrs: tuple[str, ...]
-    address: str  # at which it answered
-    group: str  # its address group; "" for private ones
-    seen_s: float  # ago
-    useful_s: float | None  # ago; None: not yet
-    failures: int
-
-
-@dataclass(frozen=True)
-class TableView:
-    """What `shoal dht table` shows: nearest first."""
-
-    peer: PeerId
-    is_server: bool
-    size: float  # of the network, estimated
-    rows: tuple[TableRow, ...]
-    spares: dict[int, int]  # how many wait for a place, by bucket
-    held: int  # records that we hold for others
-    provided: int  # names that we provide
-    published: int  # values of our own that we store again
 
 
 class DhtService:
@@ -100,6 +72,7 @@ class DhtService:
         self._file, self._kept, self._saved = file, Snapshot(), b""
         self._provided: set[bytes] = set()
         self._joined = trio.Event()
+        self._news = trio.Event()  # there may be something to publish
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Read the snapshot, then drive the machine until cancelled."""
@@ -146,6 +119,11 @@ class DhtService:
         if is_server != self.node.is_server:
             self.node.set_mode(is_server=is_server, moment=self._driver.moment())
             self._driver.pump()
+            self._news.set()
+
+    def moved(self) -> None:
+        """Our addresses have changed: a client says so soon; a server's record goes with all."""
+        self._news.set()
 
     # --- looking ---------------------------------------------------------------------------------
 
@@ -170,6 +148,9 @@ class DhtService:
         found: Contact | None = await self._driver.do(
             partial(self.node.find_peer, peer, trace=trace)
         )
+        with suppress(BadMessage):  # an ID without a key in it signs no values
+            if found is None and public_key_of(peer):
+                found = next(_told_by(peer, await self.get(head_name(peer, WHERE))), None)
         return [] if found is None else list(found.addrs)
 
     async def providers(
@@ -229,7 +210,12 @@ class DhtService:
         return kept
 
     async def put_head(self, name: str, data: bytes, *, trace: Trace | None = None) -> Kept:
-        """Sign and store `/shoal/head/US/NAME`, and store it again at half-life until `forget`."""
+        """Sign and store `/shoal/head/US/NAME`, and store it again at half-life until `forget`.
+
+        Raises UsageError if it does not fit, there are too many, or the name is kept for ourselves.
+        """
+        if name == WHERE:
+            raise UsageError(f"the name {WHERE!r} says where a client is: choose another one")
         return await self._put_own(self._own.head(name, data, self._clock.wall_ms()), trace)
 
     async def put_multi(self, name: str, data: bytes, *, trace: Trace | None = None) -> Kept:
@@ -246,6 +232,10 @@ class DhtService:
         with trio.move_on_after(LEAVE_S):
             await self._driver.do(self.node.leave)
 
+    def provides(self, name: bytes) -> bool:
+        """Whether we say to have it."""
+        return name in self._provided
+
     def provided(self) -> list[bytes]:
         """Return the names that we provide, sorted."""
         return sorted(self._provided)
@@ -258,28 +248,9 @@ class DhtService:
 
     def view(self) -> TableView:
         """What we know of the network."""
-        node, now, own = self.node, self._clock.now(), key_of_peer(self._own.peer)
-        entries = sorted(node.table.entries(), key=lambda one: one.contact.key ^ own)
-        rows = [
-            TableRow(
-                peer=one.contact.peer,
-                bucket=common_bits(one.contact.key, own),
-                addrs=one.contact.addrs,
-                address=one.address or "",
-                group=one.group or "",
-                seen_s=now - one.seen_s,
-                useful_s=None if math.isinf(one.useful_s) else now - one.useful_s,
-                failures=one.failures,
-            )
-            for one in entries
-        ]
-        return TableView(
-            peer=self._own.peer,
-            is_server=self.is_server,
-            size=node.size.size(),
-            rows=tuple(rows),
-            spares=Counter(common_bits(one.contact.key, own) for one in node.table.spares()),
-            held=len(node.holding),
+        return view_of(
+            self.node,
+            self._clock.now(),
             provided=len(self._provided),
             published=len(self._own.values()),
         )
@@ -321,11 +292,25 @@ class DhtService:
     async def _publish(self) -> None:
         """Store our values again at half-life, and after a restart."""
         while True:
+            self._news = trio.Event()
             if self.contacts:
-                for name in self._own.due(self._clock.wall_ms()):
-                    with suppress(Busy):  # the next look may find a place
+                with suppress(Busy):  # the next look may find a place
+                    await self._say_where()
+                    for name in self._own.due(self._clock.wall_ms()):
                         await self._put_again(name)
-            await trio.sleep(PUBLISH_LOOK_S)
+            with trio.move_on_after(PUBLISH_LOOK_S):
+                await self._news.wait()
+                await trio.sleep(SETTLE_S)
+
+    async def _say_where(self) -> None:
+        """A client is in no table: its peer record is a value."""
+        if self.is_server:
+            self._own.forget(head_name(self._own.peer, WHERE))
+            return
+        mine = self._own.contact(self._clock.wall_ms())
+        told = [one.addrs for value in self._own.values() for one in _told_by(mine.peer, [value])]
+        if mine.addrs not in told:
+            await self._put_own(self._own.head(WHERE, mine.sealed, self._clock.wall_ms()), None)
 
     async def _put_again(self, name: bytes) -> None:
         value = self._own.again(name, self._clock.wall_ms())
@@ -351,3 +336,11 @@ class DhtService:
         if data != self._saved:
             await self._off_loop(partial(snapshot.write, self._file, data))
             self._saved = data
+
+
+def _told_by(peer: PeerId, values: Iterable[Value]) -> Iterator[Contact]:
+    """Yield a client's peer record out of its value; nothing of other values."""
+    for value in values:
+        if value.name == head_name(peer, WHERE):
+            with suppress(BadMessage):
+                yield open_peer(value.data)

@@ -87,6 +87,8 @@ class Storing(Looking):
             self._flying.add(len(self._stores))
             wanted.append(Wanted(FIRST_STORE_TAG + len(self._stores), contact, self._request))
             self._stores.append(_Store(contact, moment.s))
+        for number in self._flying if is_late else ():
+            self._stores[number].outcome = "timeout"
         self._is_over = is_late or not self._flying
         return wanted
 

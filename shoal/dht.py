@@ -54,7 +54,7 @@ class Dht:
 
     def get(self, name: str, *, paths: int = 1, trace: bool = False) -> DhtValues:
         """Return the newest value of `/shoal/head/PEER/NAME`, each author's of `/shoal/multi/NAME`,
-        or the public key of `/pk/PEER`. No value is no error.
+        or the public key of `/pk/ID`. No value is no error.
         """
         return self._ask(_get(name, paths, trace=trace))
 
@@ -102,7 +102,7 @@ class AsyncDht:
 
     async def get(self, name: str, *, paths: int = 1, trace: bool = False) -> DhtValues:
         """Return the newest value of `/shoal/head/PEER/NAME`, each author's of `/shoal/multi/NAME`,
-        or the public key of `/pk/PEER`. No value is no error.
+        or the public key of `/pk/ID`. No value is no error.
         """
         return await self._ask(_get(name, paths, trace=trace))
 

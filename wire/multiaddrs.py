@@ -52,7 +52,7 @@ def pack(text: str) -> bytes | None:
         except BadMessage:
             return None
         at += 2
-    return packed if len(packed) <= PACKED_MAX else None
+    return packed
 
 
 @functools.lru_cache(maxsize=_KNOWN)

@@ -147,7 +147,7 @@ def get(context: Context, name: str, verbose: bool, paths: int, trace: bool, as_
     NAME is one of
       /shoal/head/PEER/NAME   a peer's newest word (without PEER/, this node's own)
       /shoal/multi/NAME       each author's newest word
-      /pk/PEER                a peer's public key
+      /pk/ID                  the public key of a peer ID that only has its hash
 
     Example: shoal dht get /shoal/head/node-3/best
     """

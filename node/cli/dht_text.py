@@ -112,7 +112,7 @@ def _text(data: bytes, *, lines: bool = False) -> str:
     try:
         text = data.decode()
     except UnicodeDecodeError:
-        return f"<{len(data)} bytes, binary; --json shows them, and a pipe gets them>"
+        return f"<{len(data)} bytes, binary; --json shows them>"
     return "\n".join(map(plain, text.splitlines())) if lines else plain(text)
 
 
@@ -139,9 +139,7 @@ def echo_table_of(found: DhtTable, *, with_all: bool) -> None:
     click.echo()
     if with_all:
         heads = ("BITS", "NAME", "PEER", "GROUP", "SEEN", "USEFUL", "FAILED", "ADDRESS")
-        rows = [
-            _contact_row(bucket.bits, one) for bucket in found.buckets for one in bucket.contacts
-        ]
+        rows = [_contact_row(bucket, one) for bucket in found.buckets for one in bucket.contacts]
         echo_table(heads, rows)
     else:
         heads = ("BITS", "SERVERS", "SPARES", "GROUPS", "LAST SEEN", "WHO")

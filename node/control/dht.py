@@ -10,7 +10,8 @@ from msgspec import Meta
 from dht.key import common_bits, key_of, key_of_peer
 from dht.messages import Contact, Hop, Trace, Value
 from dht.records import STAMP_MAX
-from dht.service import DhtService, TableRow
+from dht.service import DhtService
+from dht.view import TableRow
 from dht.storing import Kept
 from node.control.api import Api, Request
 from node.control.dht_names import (
@@ -24,11 +25,13 @@ from node.control.dht_names import (
 from node.finding import PUBLIC, Finding
 from node.parts import Node
 from shoal import dht_api as shapes
-from wire.errors import ShoalError
+from wire.errors import NotFound, ShoalError
 from wire.ids import PeerId
 
 KEY_MAX = 512  # characters typed: a name has 256 bytes, a head's the peer's name or ID before it
 PROVIDED_SHOWN = 100  # keys that we provide: there may be 20,000
+
+_SHOWS = "`shoal dht table` shows what it does"
 
 _Key = Annotated[str, Meta(min_length=1, max_length=KEY_MAX)]
 _Paths = Annotated[int, Meta(ge=1, le=shapes.PATHS_MAX)]
@@ -133,7 +136,10 @@ class DhtRoutes:
 
     async def withdraw(self, request: Request) -> None:
         """Say it no more."""
-        self._dht.withdraw(key_named(request.read(_KeyBody).key))
+        key = key_named(request.read(_KeyBody).key)
+        if not self._dht.provides(key):
+            raise NotFound(f"this node does not provide {shown(key)}", hint=_SHOWS)
+        self._dht.withdraw(key)
 
     async def providers(self, request: Request) -> shapes.DhtProviders:
         """Find who has it."""
@@ -173,6 +179,8 @@ class DhtRoutes:
     async def forget(self, request: Request) -> None:
         """Store it no more."""
         _, _, full = own_named(request.read(_KeyBody).key, self._node.host.peer)
+        if full not in {one.name for one in self._dht.published()}:
+            raise NotFound(f"this node does not publish {shown(full)}", hint=_SHOWS)
         self._dht.forget(full)
 
     async def table(self, _: Request) -> shapes.DhtTable:

@@ -8,13 +8,13 @@ from collections.abc import Callable
 import base58
 
 from dht.records import NAME_MAX
-from dht.values import HEAD, MULTI, PK, check_name, head_name, multi_name, pk_name, public_key_bytes
+from dht.values import HEAD, MULTI, PK, check_name, head_name, multi_name, public_key_bytes
 from protocols.blobs.wire import parse_cid
 from wire.errors import BadMessage, NotFound, UsageError
 from wire.ids import PeerId
 
 _HEAD, _MULTI, _PK = HEAD.decode(), MULTI.decode(), PK.decode()
-_GET_HINT = "there are /shoal/head/PEER/NAME, /shoal/multi/NAME and /pk/PEER"
+_GET_HINT = "there are /shoal/head/PEER/NAME, /shoal/multi/NAME and /pk/ID"
 _PUT_HINT = "there are /shoal/head/NAME and /shoal/multi/NAME"
 
 Resolve = Callable[[str], PeerId]  # a member's name, a peer ID or a part of one; raises ShoalError
@@ -65,9 +65,9 @@ def value_named(text: str, own: PeerId, resolve: Resolve) -> bytes:
         name = head_name(resolve(peer), rest) if slash else head_name(own, peer)
     elif text.startswith(_PK):
         try:
-            name = pk_name(public_key_bytes(resolve(text.removeprefix(_PK))))
-        except BadMessage as error:
-            raise UsageError(str(error)) from error
+            name = PK + base58.b58decode(text.removeprefix(_PK))
+        except ValueError as error:
+            raise UsageError(f"{text[:80]!r} has no peer ID behind /pk/") from error
     elif text.startswith(_MULTI):
         name = multi_name(text.removeprefix(_MULTI))
     else:

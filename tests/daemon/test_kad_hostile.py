@@ -49,8 +49,13 @@ async def test_who_floods_with_records_is_slowed_and_not_one_is_opened(
         false = seal_provision(a.signer, b"name", expires_ms=1).sealed[:-1] + b"?"
         message = pb.Message(type=2, key=b"name", provisions=[false] * 500).SerializeToString()
         line, _ = await a.streams._line_to(b.contact)
-        said = [pb.Message.FromString(await line.ask(message)).refusal for _ in range(3)]
-        assert [TOO_MANY.encode() in each for each in said] == [False, False, True]
+        said = [pb.Message.FromString(await line.ask(message)).refusal for _ in range(2)]
+        assert not any(TOO_MANY.encode() in each for each in said)
+        began = trio.current_time()
+        assert pb.Message.FromString(await line.ask(message)).refusal == TOO_MANY.encode()
+        b.answer = Stored(0, TOO_MANY)  # the node's own limits
+        assert (await a.ask(b, FindNode(b"name"))).answer == Stored(0, TOO_MANY)
+        assert trio.current_time() - began >= 2 * kad.PAUSE_S
 
 
 @pytest.mark.parametrize("body", [b"\xff" * 10, b"\x08\x09", bytes(200)])
@@ -159,11 +164,14 @@ async def test_who_gives_up_early_takes_nobodys_answer() -> None:
         serve_instead(b, slow)
         with pytest.raises(DeadlineExceeded):
             await a.ask(b, FindNode(b"given up"), timeout_s=0.1)
+        (line,) = a.streams._lines.values()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(a.ask, b, Ping())
             await trio.sleep(0.01)
             go_on.set()
         assert (await a.ask(b, Ping())).answer == Pong()
+        assert list(a.streams._lines.values()) == [line]
+        assert not line.is_over
 
 
 async def test_nobody_waits_for_more_answers_of_one_peer_than_there_may_be() -> None:
@@ -213,7 +221,7 @@ async def test_a_broken_answer_is_an_error_of_that_peer_only(said: bytes) -> Non
         assert a.host.connected() == [b.host.peer]
 
 
-async def test_an_answer_to_nothing_ends_the_stream() -> None:
+async def test_an_answer_to_nothing_ends_the_stream(caplog: pytest.LogCaptureFixture) -> None:
     a, b = make_end(), make_end()
     async with ends(a, b):
 
@@ -225,6 +233,7 @@ async def test_an_answer_to_nothing_ends_the_stream() -> None:
         serve_instead(b, say_too_much)
         assert (await a.ask(b, Ping())).answer == Pong()
         await eventually(lambda: all(line.is_over for line in a.streams._lines.values()))
+        assert [each for each in caplog.records if each.levelname == "ERROR"] == []
 
 
 async def test_a_stream_that_breaks_at_once_is_not_tried_for_ever() -> None:

@@ -23,7 +23,7 @@ from dht.records import seal_peer, seal_provision
 from dht.values import seal_multi
 from node import kad
 from tests.daemon.hosts import eventually
-from tests.daemon.kad_ends import ends, make_end, serve_instead
+from tests.daemon.kad_ends import PROTOCOL, ends, make_end, serve_instead
 from wire import frames
 from wire.errors import PeerUnreachable
 from wire.ids import PeerId, Signer
@@ -115,19 +115,23 @@ async def test_a_client_refuses_and_says_nothing_of_itself() -> None:
         b.mode(is_server=True)
         assert (await a.ask(b, Ping())).answer == Pong()
         b.mode(is_server=False)
-        with pytest.raises(PeerUnreachable):
+        with pytest.raises(PeerUnreachable, match="does not speak"):
             await a.ask(b, Ping())
+        assert PROTOCOL not in b.host._sessions.servers
 
 
-async def test_streams_that_nobody_uses_are_closed() -> None:
-    a, b = make_end(), make_end()
-    async with ends(a, b):
+async def test_streams_that_nobody_uses_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kad, "LINE_IDLE_S", 0.3)
+    a, b, c = make_end(), make_end(), make_end()
+    async with ends(a, b, c):
         await a.ask(b, Ping())
-        a.streams._close_idle(trio.current_time() - 60)
-        assert len(a.streams._lines) == 1
-        a.streams._close_idle(trio.current_time() + 1)
-        assert not a.streams._lines
+        while b.host.peer in a.streams._lines:
+            await a.ask(c, Ping())
+            await trio.sleep(0.01)
+        assert set(a.streams._lines) == {c.host.peer}
+        assert len(c.asked) > 20
         await eventually(lambda: not b.streams._asking)
+        assert c.streams._asking
 
 
 async def test_a_stream_on_which_nothing_is_asked_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +142,10 @@ async def test_a_stream_on_which_nothing_is_asked_ends(monkeypatch: pytest.Monke
             assert (await a.ask(b, Ping())).answer == Pong()
             (line,) = a.streams._lines.values()
             await eventually(lambda line=line: line.is_over)
+            (connection,) = a.host._peers.of(b.host.peer)
+            assert line.stream._muxed not in connection.muxed.streams.values()
+            with pytest.raises(PeerUnreachable, match="ended the stream"):
+                await line.ask(b"")
 
 
 async def test_no_more_streams_are_kept_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,11 +169,13 @@ async def test_a_stream_of_a_worse_connection_is_left_with_its_last_answer() -> 
             nonlocal streams
             streams += 1
             is_first = streams == 1
-            while await stream.read(1000):
-                if is_first:
-                    await go_on.wait()
-                await stream.write(frames.pack(kad_wire.encode_answer(Ping(), Pong(), None)))
-            streams -= 1
+            try:
+                while await stream.read(1000):
+                    if is_first:
+                        await go_on.wait()
+                    await stream.write(frames.pack(kad_wire.encode_answer(Ping(), Pong(), None)))
+            finally:
+                streams -= 1
 
         serve_instead(b, first_waits)
         async with trio.open_nursery() as nursery:
@@ -178,6 +188,7 @@ async def test_a_stream_of_a_worse_connection_is_left_with_its_last_answer() -> 
             assert old.is_over
             go_on.set()
         assert old not in a.streams._lines.values()
+        await eventually(lambda: streams == 1)
         connection.retire(is_retired=False)
         assert (await a.ask(b, Ping())).answer == Pong()
 

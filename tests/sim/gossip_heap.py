@@ -4,10 +4,9 @@ Links have a fixed delay each and lose RPCs; a node sends one byte after the oth
 uplink of its own. Subscriptions, which a real stream carries when it opens, are not lost.
 """
 
-import heapq
-import itertools
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from protocols.channels.effects import Drop, Effect, Send, Validate, Verdict
@@ -22,6 +21,7 @@ from protocols.channels.wire import (
     author_of,
     message,
 )
+from tests.sim.heap import Heap
 from wire.ids import PeerId, peer_id_of
 
 TOPIC = "news"
@@ -145,9 +145,8 @@ class Swarm:
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario, self.outcome = scenario, Outcome()
-        self.rng = random.Random(scenario.seed)
-        self._count = itertools.count()
-        self._heap: list[tuple[float, int, str, _Node, PeerId, Rpc]] = []
+        self._heap = Heap(scenario.seed)
+        self.rng = self._heap.rng
         self._published: dict[bytes, tuple[float, PeerId]] = {}
         self._hops: dict[tuple[PeerId, bytes], int] = {}
         self._times: dict[tuple[PeerId, bytes], float] = {}
@@ -158,24 +157,8 @@ class Swarm:
 
     def run(self) -> Outcome:
         """Publish, wait, count."""
-        scenario, end = self.scenario, self._plan()
-        while self._heap and self._heap[0][0] <= end:
-            now, _, what, node, peer, rpc = heapq.heappop(self._heap)
-            if not node.is_alive:
-                continue
-            if what == "rpc":
-                self._arrive(node, peer, rpc, now)
-            elif what == "tick":
-                self._tick(node, now)
-            elif what == "publish":
-                self._publish(node, int(peer), now)
-            elif what == "leave":
-                node.is_alive = False
-                for other in node.links:
-                    self._at(now + DOWN_AFTER_S, "down", self.nodes[other], node.peer)
-            elif what == "down":
-                self._cut(node, peer, now)
-        assert len(self._published) == scenario.messages
+        self._heap.run(self._plan())
+        assert len(self._published) == self.scenario.messages
         return self._count_up()
 
     def _build(self) -> None:
@@ -215,20 +198,29 @@ class Swarm:
         publishers = rng.sample(honest, min(scenario.publishers, len(honest)))
         for number in range(scenario.messages):
             at = scenario.warm_up_s + number * scenario.gap_s
-            self._at(at, "publish", rng.choice(publishers), PeerId(str(number)))
+            self._at(at, self._publish, rng.choice(publishers), number)
         last = scenario.warm_up_s + scenario.messages * scenario.gap_s
         for node in self.nodes.values():
             if node.leaves:
-                self._at(rng.uniform(scenario.warm_up_s, last), "leave", node, node.peer)
+                self._at(rng.uniform(scenario.warm_up_s, last), self._leave, node)
         return last + scenario.settle_s
 
-    def _at(self, time: float, what: str, node: _Node, peer: PeerId, rpc: Rpc = Rpc()) -> None:  # noqa: B008
-        heapq.heappush(self._heap, (time, next(self._count), what, node, peer, rpc))
+    def _at(self, time: float, call: Callable[..., None], node: _Node, *args: object) -> None:
+        self._heap.at(time, self._happen, call, node, args)
+
+    def _happen(self, call: Callable[..., None], node: _Node, args: tuple[object, ...]) -> None:
+        if node.is_alive:
+            call(node, *args, self._heap.now_s)
+
+    def _leave(self, node: _Node, now: float) -> None:
+        node.is_alive = False
+        for other in node.links:
+            self._at(now + DOWN_AFTER_S, self._cut, self.nodes[other], node.peer)
 
     def _arm(self, node: _Node, deadline: float) -> None:
         if deadline < node.alarm_at:
             node.alarm_at = deadline
-            self._at(deadline, "tick", node, node.peer)
+            self._at(deadline, self._tick, node)
 
     def _tick(self, node: _Node, now: float) -> None:
         if now < node.alarm_at:
@@ -278,7 +270,7 @@ class Swarm:
                     self.outcome.dropped += is_hostile
                     self.outcome.wronged += not is_hostile
                     self._cut(node, peer, now)
-                    self._at(now + node.links[peer], "down", self.nodes[peer], node.peer)
+                    self._at(now + node.links[peer], self._cut, self.nodes[peer], node.peer)
         machine = node.machine or node.hostile
         assert machine is not None
         self._arm(node, machine.deadline)
@@ -303,7 +295,7 @@ class Swarm:
             self.outcome.pushed_bytes += size
             if is_hello or self.rng.random() >= self.scenario.loss:
                 at = node.uplink_free_at + node.links[peer]
-                self._at(at, "rpc", self.nodes[peer], node.peer, rpc)
+                self._at(at, self._arrive, self.nodes[peer], node.peer, rpc)
 
     def _cut(self, node: _Node, peer: PeerId, now: float) -> None:
         if peer not in node.cut:

@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--json", action="store_true", dest="as_json")
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     try:
         scenario = with_changes(load(args.scenario), args.changes)
     except UsageError as error:

@@ -1,5 +1,6 @@
 """Twenty real DHT services on simulated links and a virtual clock."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,28 @@ from dht.messages import FindNode, Nodes, Ping, Pong, Stored, Trace
 from dht.service import PROVIDED_MAX, DhtService
 from dht.state import new_holding
 from dht.values import head_name, multi_name
+from node.rendezvous import Rendezvous
 from tests.sim.dht_links import Links, address, start_member, start_swarm
 from tests.sim.replicas import signer
 from wire.errors import Busy, UsageError
+from wire.ids import PeerId
 
 HOUR_S = 3600.0
+
+
+@dataclass
+class Party:
+    """A host that connects to whom it is told."""
+
+    peer: PeerId
+    met: dict[PeerId, list[str]] = field(default_factory=dict[PeerId, list[str]])
+
+    def connected(self) -> list[PeerId]:
+        return list(self.met)
+
+    async def connect(self, target: PeerId, addrs: list[str]) -> None:
+        await trio.lowlevel.checkpoint()
+        self.met[target] = addrs
 
 
 async def test_everybody_finds_everybody_through_one_bootstrap_peer(
@@ -103,6 +121,12 @@ async def test_too_many_names_and_names_that_are_none_are_the_callers_fault(
         with pytest.raises(UsageError):
             await alone.provide_many(names)
     assert alone.view().provided == 0
+    for name in ("", "peer", "a" * 300, "a\n"):
+        with pytest.raises(UsageError):
+            await alone.put_head(name, b"1")
+    with pytest.raises(UsageError):
+        await alone.put_multi("a", bytes(8193))
+    assert alone.published() == []
 
 
 async def test_values_are_found_and_the_newest_of_each_author_wins(
@@ -181,11 +205,16 @@ async def test_a_client_is_in_no_table_and_holds_nothing_but_finds_everything(
     assert client.contacts >= 5
     await swarm[1].put_head("a", b"1")
     assert (await client.provide(b"cid")).kept >= 5
-    assert client.view().held <= 1  # its own
+    assert client.view().held <= 2  # its own
     assert [one.data for one in await client.get(head_name(signer(2).peer, "a"))] == [b"1"]
     assert signer(7).peer not in {row.peer for row in swarm[0].view().rows}
+    assert await swarm[3].find_peer(signer(7).peer) == [address(7)]
+    links.there[signer(7).peer].addrs[:] = [address(77)]
+    await trio.sleep(60)
+    assert await swarm[3].find_peer(signer(7).peer) == [address(77)]
     client.set_mode(is_server=True)
     await trio.sleep(2 * HOUR_S)
+    assert client.published() == []
     assert signer(7).peer in {row.peer for row in swarm[0].view().rows}
 
 
@@ -296,3 +325,21 @@ async def test_a_service_that_ends_ends_its_requests(
     assert member.flying > 0
     await links.stop(signer(1).peer)
     assert member.flying == 0
+
+
+async def test_members_of_a_run_that_know_nobody_meet_in_the_dht(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    links, there = Links(), list[Party]()
+    for number, each in enumerate(await start_swarm(nursery, links, 9), 1):
+        there.append(Party(signer(number).peer))
+        is_in = number in (3, 6)
+        names = ["tiny"] if is_in else list[str]()
+        kinds = {"run": (names.copy, names.copy)}
+        rendezvous = Rendezvous(each, there[-1], [address(number)].copy, kinds)
+        await nursery.start(rendezvous.run)
+    await trio.sleep(60)
+    assert [each.met for each in there if each.met] == [
+        {signer(6).peer: [address(6)]},
+        {signer(3).peer: [address(3)]},
+    ]

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 import trio
@@ -12,12 +13,14 @@ import trio
 from node.answering import Options
 from node.model_answers import Prompt
 from node.models import Models
+from protocols.sharding.records import NAMESPACE, ModelRecord, manifest_key
 from shoal.models import Answer, ServeProgress, ServeRequest
+from tests.sim.boards import SharedStore
 from tests.sim.net import Net
 from tests.sim.serving import ServingSwarm, peer_of
 from tests.unit.sharding_models import LAYERS, save_model
 from tests.unit.sharding_tokenizer import save_tokenizer
-from wire.errors import NotFound, UsageError
+from wire.errors import NotFound, ShoalError, UsageError
 
 PATIENCE_S = 120.0  # seconds for anything here: four processes import torch on shared cores
 TEXT = "to be or not"
@@ -160,4 +163,33 @@ async def test_a_span_that_cannot_be_loaded_says_why_and_is_tried_again(
     await wait_until(has_failed)
     assert any(state == "loading" and note for state, note in seen)  # once is no failure yet
     assert any(state == "failed" and "ended while it started" in note for state, note in seen)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_model_that_nobody_told_us_of_is_looked_for_elsewhere(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    swarm = ServingSwarm(Net(nursery, latency_s=0.0))
+    models = await swarm.add(tmp_path, "asker", memory_gib=0.0)
+    record = msgspec.to_builtins(ModelRecord("ab" * 32, "b" + "a2" * 29, [], 1, hosted=True))
+    asked, store = list[str](), SharedStore(swarm.board, peer_of("host"))
+
+    async def look(name: str) -> int:
+        """Somebody who hosts `there` is met; its store then tells of it."""
+        asked.append(name)
+        if name == "there":
+            nursery.start_soon(store.put, NAMESPACE, manifest_key(name), record)
+        return int(name == "there")
+
+    models.look_for = look
+    with pytest.raises(NotFound, match="there is no model 'nowhere'"):
+        await models.answer("nowhere", Prompt(text=TEXT), Options())
+    with pytest.raises(ShoalError) as caught:  # its manifest is on no shelf
+        await models.answer("there", Prompt(text=TEXT), Options())
+    assert "there is no model" not in str(caught.value)
+    assert models.names() == ["there"]
+    with pytest.raises(ShoalError):
+        await models.answer("there", Prompt(text=TEXT), Options())
+    assert asked == ["nowhere", "there"]
+    assert models.without_hosts() == ["there"]
     nursery.cancel_scope.cancel()

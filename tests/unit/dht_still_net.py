@@ -12,6 +12,8 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable
 
+import base58
+
 from dht.key import KEY_BITS, Key, key_of
 from dht.messages import (
     AddProviders,
@@ -62,18 +64,22 @@ class StillNet:
         self.asked = Counter[str]()
         self.to = Counter[PeerId]()
         self.members = dict[PeerId, Member]()
+        self._named = dict[bytes, Key]()  # keys of servers, by the bytes of their IDs
         for number in range(n):
             key = Key(self.rng.getrandbits(KEY_BITS))
             group = self.rng.randrange(groups) if groups else 0
             host = f"20.{group >> 8}.{group & 255}" if groups else f"10.0.{number >> 8 & 255}"
             self.add(key, f"/ip4/{host}.{number & 255}/tcp/1")
-        self._sort()
+        self.sort()
 
     def add(self, key: Key, address: str, kind: str = ALIVE) -> Contact:
-        """Add a server; call before anybody is asked, or it is in no table."""
-        contact = Contact(PeerId(f"peer-{len(self.members)}"), key, (address,), 1, EPOCH_MS, b"-")
-        self.members[contact.peer] = Member(contact)
-        self.members[contact.peer].kind = kind
+        """Add a server with a key of our choice; call `sort` afterwards, and before asking."""
+        name = b"peer %d" % len(self.members)
+        self._named[name] = key
+        peer = PeerId(base58.b58encode(name).decode())
+        contact = Contact(peer, key, (address,), 1, EPOCH_MS, b"-")
+        self.members[peer] = Member(contact)
+        self.members[peer].kind = kind
         return contact
 
     def kill(self, share: float, *, hanging: float = 0.5) -> None:
@@ -85,7 +91,7 @@ class StillNet:
         """Let a share of all be hostile: they hold nothing, and name each other only."""
         for member in self.rng.sample(list(self.members.values()), int(share * len(self.members))):
             member.kind = HOSTILE
-        self._sort()
+        self.sort()
 
     def nearest(self, key: Key, count: int = K, kind: str = ALIVE) -> list[Contact]:
         """Return the truth: the nearest of a kind (honest and alive)."""
@@ -137,7 +143,7 @@ class StillNet:
     def _answer(self, member: Member, request: Request) -> Answer:
         match request:
             case FindNode(name):
-                return Nodes(self._closer(member, key_of(name)))
+                return Nodes(self._closer(member, self._named.get(name) or key_of(name)))
             case GetValue(name):
                 return Values(self._held(member, name), self._closer(member, key_of(name)))
             case GetProviders(name):
@@ -163,7 +169,8 @@ class StillNet:
             return tuple(_nearest_of(self._hostile, self._hostile_keys, key))
         return tuple(sorted(self.table(member), key=lambda one: one.key ^ key)[:K])
 
-    def _sort(self) -> None:
+    def sort(self) -> None:
+        """Know who is where; call after `add`."""
         everybody = sorted((one.contact for one in self.members.values()), key=lambda one: one.key)
         self._sorted, self._keys = everybody, [one.key for one in everybody]
         self._hostile = [one for one in everybody if self.members[one.peer].kind == HOSTILE]

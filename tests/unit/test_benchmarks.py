@@ -9,6 +9,7 @@ import pytest
 from msgspec import inspect
 
 from benchmarks import report as reporting
+from benchmarks.find_sim import CHURN, DEAD, HOPS, HOSTILE, MANY, WALL
 from benchmarks.fuzz import TARGETS, mutate
 from benchmarks.fuzz_messages import examples
 from benchmarks.notes import NOTES
@@ -16,6 +17,7 @@ from benchmarks.orders import Child, Failed
 from benchmarks.report import percentile, report
 from benchmarks.results import table
 from protocols.rpc import wire
+from tests.sim.scenario import load
 from wire import codec
 
 
@@ -125,3 +127,14 @@ def test_every_figure_of_reaching_says_how_it_is_measured() -> None:
     starts = tuple(start for start in NOTES if start.startswith("reach.") and start != "reach.")
     named = {name for name in names if not name.startswith("reach.{")}
     assert {name for name in named if not name.startswith(starts)} == set()
+
+
+def test_every_simulated_figure_of_finding_comes_from_a_scenario_and_says_how() -> None:
+    wanted = [*HOPS, *WALL, *DEAD, *CHURN, *HOSTILE, *MANY]
+    starts = tuple(start for start in NOTES if start.startswith("find.sim_"))
+    assert all(f"find.sim_{figure.bench}".startswith(starts) for figure in wanted)
+    for figure in wanted:
+        goals = load(figure.scenario).goals
+        if figure.goal is not None and figure.key in goals:
+            goal = goals[figure.key]
+            assert figure.goal in (goal.at_least, goal.at_most), figure.bench

@@ -70,6 +70,22 @@ def test_values_are_due_at_half_life_or_soon_if_nobody_took_them() -> None:
     assert mine.due(later_ms) == []
 
 
+def test_what_nobody_takes_is_tried_less_and_less_often() -> None:
+    mine, now_ms, waits = Own(ME, list[str]), EPOCH_MS, list[int]()
+    name = mine.head("a", b"1", now_ms).name
+    for _ in range(10):
+        before_ms = now_ms
+        while not mine.due(now_ms):
+            now_ms += RETRY_MS
+        waits.append((now_ms - before_ms) // RETRY_MS)
+        mine.again(name, now_ms)
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60, 60]
+    mine.stored(name, now_ms)
+    assert mine.due(now_ms + HALF_LIFE_MS) == [name]
+    mine.again(name, now_ms + HALF_LIFE_MS)
+    assert mine.due(now_ms + HALF_LIFE_MS + RETRY_MS) == [name]
+
+
 def test_after_a_restart_our_values_are_due_and_numbered_after_the_last() -> None:
     before, mine = Own(ME, list[str]), Own(ME, list[str])
     before.head("a", b"1", EPOCH_MS)

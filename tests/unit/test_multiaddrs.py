@@ -48,6 +48,7 @@ def test_it_is_what_the_library_makes_of_it(text: str) -> None:
         "/unix/a/tcp/1",
         "x/ip4/192.0.2.1/tcp/4001",
         "/ip4/1\0/tcp/1",
+        "/ip4/192.0.2.1/tcp/4001" + f"/p2p/{A}" * 5,
     ],
 )
 def test_what_we_do_not_dial_has_no_form(text: str) -> None:
