@@ -99,7 +99,7 @@ def test_dead_entries_make_room_for_those_who_live() -> None:
     swarm = joined(60)
     dead = swarm.rng.sample(sorted(swarm.nodes), 30)
     swarm.dead.update(dead)
-    swarm.run(3 * HOUR_S)
+    swarm.run(2 * HOUR_S)
     live = [node for peer, node in swarm.nodes.items() if peer not in swarm.dead]
     peers = [entry.contact.peer for node in live for entry in node.table.entries()]
     assert sum(peer in swarm.dead for peer in peers) < len(peers) / 4
@@ -131,7 +131,7 @@ def test_what_is_provided_is_provided_again_at_half_life_until_it_is_withdrawn()
     swarm.asks.clear()
     swarm.run(HALF_LIFE_S - HOUR_S)
     assert not any(peer == peer_of(node) for peer, ask in swarm.asks if is_store(ask))
-    swarm.run(24 * HOUR_S)
+    swarm.run(14 * HOUR_S)
     asking = list(swarm.nodes.values())[-1]
     assert len(swarm.do(asking, asking.providers, b"kept")) == 1
     assert swarm.do(asking, asking.providers, b"dropped") == ()
@@ -145,7 +145,7 @@ def test_what_is_withdrawn_while_it_is_published_is_not_published_again() -> Non
     swarm.drive(node)
     swarm.run(60)
     swarm.asks.clear()
-    swarm.run(2 * HALF_LIFE_S)
+    swarm.run(HALF_LIFE_S + HOUR_S)
     assert not any(peer == peer_of(node) for peer, ask in swarm.asks if is_store(ask))
 
 
@@ -173,7 +173,7 @@ def test_what_nobody_took_is_offered_again_soon_and_then_less_often() -> None:
 
 
 def test_records_follow_the_close_set_while_all_who_took_them_leave_without_a_word() -> None:
-    swarm = joined(60)
+    swarm = joined(36)
     owner = next(iter(swarm.nodes.values()))
     value = head(swarm.authors[peer_of(owner)], NAME, 1)
     swarm.do(owner, owner.put, replace(value, expires_ms=swarm.moment.wall_ms + DAY_MS - 1))
