@@ -90,7 +90,7 @@ class Path:
         need = self._need
         groups = dict[str, int]()
         fresh, is_settled = list[Candidate](), True
-        quick = slow = 0
+        quick = 0
         for candidate in self._candidates:
             state = candidate.state
             if state == DEAD:
@@ -98,9 +98,8 @@ class Path:
             if candidate.groups != () and not candidate.takes_place(groups, PER_GROUP):
                 continue
             if state == FLYING:
-                is_settled = is_settled and quick + slow >= need
+                is_settled = False
                 if candidate.slow_at_s <= now_s:
-                    slow += 1
                     continue
             elif state == FRESH:
                 fresh.append(candidate)
