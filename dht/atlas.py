@@ -8,7 +8,7 @@ exact if the smallest block that holds them all is.
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
-from dht.candidates import REGION_PER_GROUP, groups_of
+from dht.candidates import REGION_PER_GROUP, groups_of, take_place
 from dht.diversity import PER_GROUP
 from dht.key import KEY_BITS, SPACE, Key
 from dht.messages import Contact
@@ -79,10 +79,10 @@ class Atlas:
         count = 0
         for distance in self._nearest(key, self._region):
             its = self._groups[distance ^ key]
-            is_in = count < K and _takes_place(its, near, PER_GROUP)
+            is_in = count < K and take_place(its, near, PER_GROUP)
             count += is_in
             if distance <= self._region and len(chosen) < REGION_MAX:
-                is_in = _takes_place(its, wide, REGION_PER_GROUP) or is_in
+                is_in = take_place(its, wide, REGION_PER_GROUP) or is_in
             if is_in:
                 chosen.append(self._contacts[distance ^ key])
         return chosen
@@ -123,12 +123,3 @@ class Atlas:
             low, high = min(low, self._lows[first]), max(high, self._highs[last - 1])
         self._lows[first:last] = [low]
         self._highs[first:last] = [high]
-
-
-def _takes_place(groups: tuple[str, ...], taken: dict[str, int], per_group: int) -> bool:
-    """Count one in its address groups; False if one of them is full."""
-    if any(taken.get(group, 0) >= per_group for group in groups):
-        return False
-    for group in groups:
-        taken[group] = taken.get(group, 0) + 1
-    return True

@@ -36,12 +36,7 @@ class Candidate:
         groups = self.groups
         if groups is None:
             groups = self.groups = groups_of(self.contact)
-        for group in groups:
-            if taken.get(group, 0) >= per_group:
-                return False
-        for group in groups:
-            taken[group] = taken.get(group, 0) + 1
-        return True
+        return take_place(groups, taken, per_group)
 
 
 class Flight:
@@ -95,7 +90,7 @@ class Path:
         need = self._need
         groups = dict[str, int]()
         fresh, is_settled = list[Candidate](), True
-        quick = slow = 0
+        quick = 0
         for candidate in self._candidates:
             state = candidate.state
             if state == DEAD:
@@ -103,9 +98,8 @@ class Path:
             if candidate.groups != () and not candidate.takes_place(groups, PER_GROUP):
                 continue
             if state == FLYING:
-                is_settled = is_settled and quick + slow >= need
+                is_settled = False
                 if candidate.slow_at_s <= now_s:
-                    slow += 1
                     continue
             elif state == FRESH:
                 fresh.append(candidate)
@@ -136,6 +130,16 @@ class Path:
         """Return how many more may fly: a failure makes one place more, who is slow takes none."""
         busy = sum(flight.slow_at_s > now_s for flight in self.flying.values())
         return max(0, min(self.alpha + self.failures, PLACES_MAX) - busy)
+
+
+def take_place(groups: tuple[str, ...], taken: dict[str, int], per_group: int) -> bool:
+    """Count one in its address groups; False if one of them is full."""
+    for group in groups:
+        if taken.get(group, 0) >= per_group:
+            return False
+    for group in groups:
+        taken[group] = taken.get(group, 0) + 1
+    return True
 
 
 def groups_of(contact: Contact) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import base58
 
+from dht.candidates import groups_of, take_place
 from dht.key import Key, key_of
 from dht.lookup import Lookup, Query
 from dht.messages import (
@@ -30,8 +31,8 @@ from dht.records import why_not
 from dht.values import PK, merge
 from wire.ids import PeerId
 
+AGREE = 5  # of the nearest, of as many networks: 20 % liars are all of the first five once in 3,000
 SPARE = 1  # asked beyond those who must agree: one of them may be slow, or lack it
-AGREE = 5  # of the nearest that say the same: 20 % liars are all of the first five once in 3,000
 PROVIDERS_MAX = 256  # found in one lookup: 20 honest holders show the same 64 at most
 VALUES_MAX = 1024  # likewise: 64 authors of `/shoal/multi` at each of the close set; 8 MB
 REPAIRS_MAX = 32  # values sent to holders that lacked them, after one get
@@ -308,7 +309,10 @@ class FindValue(Looking):
         return value.name == self._name and not why_not(value, self._now_ms)
 
     def _agreeing(self) -> int:
-        return sum(self._agrees(*heard) for heard in self._heard)
+        """How many networks say the same: Sybils of four must not agree with themselves."""
+        agree = (peer for peer, held in self._heard if self._agrees(peer, held))
+        groups = dict[str, int]()
+        return sum(take_place(groups_of(one), groups, 1) for one in agree)
 
     def _enough(self) -> int:
         """How many more have to say the same, and one to spare; 0 if all are read."""

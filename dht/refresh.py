@@ -177,10 +177,11 @@ class Refresh:
         The last resort, if nobody is in it, is a bucket nearby.
         """
         state = self._state
+        name = state.rng.randbytes(NAME_BYTES)
         for _ in range(TRIES):
-            name = state.rng.randbytes(NAME_BYTES)
             if common_bits(state.key, key_of(name)) == index:
                 return name
+            name = state.rng.randbytes(NAME_BYTES)
         inside = [
             entry.contact.peer
             for entry in state.table.entries()

@@ -5,12 +5,9 @@ cancelled ends it.
 """
 
 import logging
-import math
 import random
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +15,6 @@ import trio
 
 from dht import snapshot
 from dht.driver import Driver
-from dht.key import common_bits, key_of_peer
 from dht.messages import Answer, Contact, Provision, Request, Trace, Value, hearsay
 from dht.node import Node
 from dht.own import Own
@@ -29,6 +25,7 @@ from dht.snapshot import Snapshot
 from dht.storing import Kept
 from dht.table import K
 from dht.values import head_name
+from dht.view import TableView, view_of
 from wire.errors import BadMessage, Busy, UsageError
 from wire.ids import PeerId, Signer, public_key_of
 from wire.ports import Clock, OffLoop
@@ -40,37 +37,10 @@ PROVIDED_MAX = 20_000  # names that we provide: their records take 8 MB while th
 SEALED_AT_ONCE = 500  # provider records that a thread signs before others have their turn: 20 ms
 SAVE_S = 60.0  # between two snapshots
 LEAVE_S = 1.0  # for handing over what we hold
+SETTLE_S = 1.0  # after our addresses changed: what changes with them comes with them
 PUBLISH_LOOK_S = 30.0  # between two looks for values of ours that are due
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TableRow:
-    """One contact of the table, for people. bucket: leading bits in common with us."""
-
-    peer: PeerId
-    bucket: int
-    addrs: tuple[str, ...]
-    address: str  # at which it answered
-    group: str  # its address group; "" for private ones
-    seen_s: float  # ago
-    useful_s: float | None  # ago; None: not yet
-    failures: int
-
-
-@dataclass(frozen=True)
-class TableView:
-    """What `shoal dht table` shows: nearest first."""
-
-    peer: PeerId
-    is_server: bool
-    size: float  # of the network, estimated
-    rows: tuple[TableRow, ...]
-    spares: dict[int, int]  # how many wait for a place, by bucket
-    held: int  # records that we hold for others
-    provided: int  # names that we provide
-    published: int  # values of our own that we store again
 
 
 class DhtService:
@@ -150,6 +120,10 @@ class DhtService:
             self.node.set_mode(is_server=is_server, moment=self._driver.moment())
             self._driver.pump()
             self._news.set()
+
+    def moved(self) -> None:
+        """Our addresses have changed: a client says so soon; a server's record goes with all."""
+        self._news.set()
 
     # --- looking ---------------------------------------------------------------------------------
 
@@ -236,7 +210,12 @@ class DhtService:
         return kept
 
     async def put_head(self, name: str, data: bytes, *, trace: Trace | None = None) -> Kept:
-        """Sign and store `/shoal/head/US/NAME`, and store it again at half-life until `forget`."""
+        """Sign and store `/shoal/head/US/NAME`, and store it again at half-life until `forget`.
+
+        Raises UsageError if it does not fit, there are too many, or the name is kept for ourselves.
+        """
+        if name == WHERE:
+            raise UsageError(f"the name {WHERE!r} says where a client is: choose another one")
         return await self._put_own(self._own.head(name, data, self._clock.wall_ms()), trace)
 
     async def put_multi(self, name: str, data: bytes, *, trace: Trace | None = None) -> Kept:
@@ -269,28 +248,9 @@ class DhtService:
 
     def view(self) -> TableView:
         """What we know of the network."""
-        node, now, own = self.node, self._clock.now(), key_of_peer(self._own.peer)
-        entries = sorted(node.table.entries(), key=lambda one: one.contact.key ^ own)
-        rows = [
-            TableRow(
-                peer=one.contact.peer,
-                bucket=common_bits(one.contact.key, own),
-                addrs=one.contact.addrs,
-                address=one.address or "",
-                group=one.group or "",
-                seen_s=now - one.seen_s,
-                useful_s=None if math.isinf(one.useful_s) else now - one.useful_s,
-                failures=one.failures,
-            )
-            for one in entries
-        ]
-        return TableView(
-            peer=self._own.peer,
-            is_server=self.is_server,
-            size=node.size.size(),
-            rows=tuple(rows),
-            spares=Counter(common_bits(one.contact.key, own) for one in node.table.spares()),
-            held=len(node.holding),
+        return view_of(
+            self.node,
+            self._clock.now(),
             provided=len(self._provided),
             published=len(self._own.values()),
         )
@@ -340,6 +300,7 @@ class DhtService:
                         await self._put_again(name)
             with trio.move_on_after(PUBLISH_LOOK_S):
                 await self._news.wait()
+                await trio.sleep(SETTLE_S)
 
     async def _say_where(self) -> None:
         """A client is in no table: its peer record is a value."""
@@ -349,7 +310,7 @@ class DhtService:
         mine = self._own.contact(self._clock.wall_ms())
         told = [one.addrs for value in self._own.values() for one in _told_by(mine.peer, [value])]
         if mine.addrs not in told:
-            await self.put_head(WHERE, mine.sealed)
+            await self._put_own(self._own.head(WHERE, mine.sealed, self._clock.wall_ms()), None)
 
     async def _put_again(self, name: bytes) -> None:
         value = self._own.again(name, self._clock.wall_ms())

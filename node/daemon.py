@@ -131,7 +131,7 @@ class Daemon:
         self.membership = Membership(
             self.store, self.host, self._about_us, self.clock, finder=self.dht
         )
-        self.reach.on_change = self.membership.moved
+        self.reach.on_change = self._moved
         self.membership.on_moved = self.reach.peer_moved
         self.modelsync = ModelSync(self.rpc, self.store, start.signer, peers=peers, bulk=self.bulk)
         self.runs = Runs(
@@ -248,6 +248,10 @@ class Daemon:
         hosting_routes.routes(api, self.models)
         openai_routes.routes(api, self.models)
         return api
+
+    def _moved(self) -> None:
+        self.membership.moved()
+        self.dht.moved()
 
     def _about_us(self) -> MemberInfo:
         return MemberInfo(

@@ -8,6 +8,7 @@ from pathlib import Path
 import structlog
 import trio
 
+from dht.messages import Answer, Contact, Request
 from dht.service import DhtService
 from node.host.service import LibP2pHost
 from node.kad import KadStreams
@@ -50,7 +51,7 @@ class Finding:
         self.streams = KadStreams(
             host,
             self.protocol,
-            lambda peer, sender, request: self.dht.answer(peer, sender, request),
+            self._answer,
             lambda: self.dht.is_server,
             own=lambda: self.dht.sender(),
             clock=clock,
@@ -86,6 +87,9 @@ class Finding:
             await self.dht.leave()
         except ShoalError as error:
             _log.warning("dht.leave", error=error)
+
+    def _answer(self, peer: PeerId, sender: Contact | None, request: Request) -> Answer:
+        return self.dht.answer(peer, sender, request)
 
     async def _bootstrap(self) -> None:
         """Look for ourselves as soon as the first peer is there."""

@@ -21,7 +21,7 @@ from wire.errors import BadMessage, ShoalError
 from wire.ids import PeerId
 
 PREFIX = "/shoal/multi/"
-LOOK_S = 5.0  # between two looks at what we take part in, and who is alone
+LOOK_S = 2.0  # between two looks at what we take part in, and who is alone
 PATIENCE_S = 5.0  # somebody alone may wait for the store, which is told in a second or two
 AGAIN_S = (10.0, 600.0)  # until the DHT is asked again for the same name: doubled each time
 ASKED_MAX = 4  # names that are asked for in a round
@@ -147,7 +147,8 @@ class Rendezvous:
     async def _tell(self) -> None:
         """Put what is new, and once more what is over: with no addresses in it."""
         here = {f"{PREFIX}{kind}/{n}" for kind, (names, _) in self._kinds.items() for n in names()}
-        data = codec.encode(_Place(_fitting(self._addresses())))
+        named = f"/p2p/{self._host.peer}"  # the author of the value says it
+        data = codec.encode(_Place(_fitting(a.removesuffix(named) for a in self._addresses())))
         ours = tuple(f"{PREFIX}{kind}/" for kind in self._kinds)
         told = {value.name.decode(): value.data for value in self._dht.published()}
         for name in here:

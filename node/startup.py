@@ -111,7 +111,8 @@ def make_swarm(home: Home, *, name: str | None, join: str | None, force: bool) -
                 f"{home.path} belongs to swarm {mine.swarm_name!r} already",
                 hint="`shoal init --force` leaves it",
             )
-        for path in (home.store, *home.path.glob(f"{home.store.name}-*"), home.peers):
+        told = (home.store, *home.path.glob(f"{home.store.name}-*"), home.peers, home.dht)
+        for path in told:
             path.unlink(missing_ok=True)
         save_swarm(home.swarm, swarm)
     return swarm

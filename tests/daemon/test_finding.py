@@ -4,10 +4,12 @@ import os
 import secrets
 import signal
 import stat
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import trio
 
 from dht.values import head_name
@@ -15,7 +17,7 @@ from node.finding import Finding
 from node.host.service import LibP2pHost
 from node.reach.service import Reach, ReachOptions
 from tests.daemon.hosts import ANY_PORT, KEY
-from tests.daemon.processes import Daemon, daemons
+from tests.daemon.processes import SHOAL, Daemon, clean_environment, daemons, run
 from wire.clock import SystemClock
 from wire.ids import Signer
 
@@ -79,7 +81,7 @@ async def test_who_cannot_be_dialled_is_a_client_until_it_can(
     reach.on_verdict("relayed")
     assert not fc.dht.is_server
     assert (await fb.dht.put_head("a", b"2")).kept == 1  # a's
-    assert await fc.dht.provide(b"cid") == 2
+    assert (await fc.dht.provide(b"cid")).kept == 2
     found = await fc.dht.get(head_name(b.peer, "a"))
     assert [value.data for value in found] == [b"2"]
     reach.on_verdict("mapped")
@@ -90,9 +92,9 @@ async def test_who_cannot_be_dialled_is_a_client_until_it_can(
 
 
 def test_a_restart_finds_the_swarm_again_without_its_bootstrap_peer(tmp_path: Path) -> None:
-    with daemons(tmp_path, "a", "b", "c", "d") as (a, b, c, d):
-        swarm_of(a, b, c, d)
-        assert wait_for(lambda: len(b.client.peers()) == 3)
+    with daemons(tmp_path, "a", "b", "c") as (a, b, c):
+        swarm_of(a, b, c)
+        assert wait_for(lambda: len(b.client.peers()) == 2)
         assert wait_for(lambda: "dht.bootstrap" in b.said)
         began = time.monotonic()
         os.kill(b.pid, signal.SIGTERM)
@@ -105,9 +107,33 @@ def test_a_restart_finds_the_swarm_again_without_its_bootstrap_peer(tmp_path: Pa
         for path in (b.home / "peers.json", b.home / "ports.json", *b.home.glob("store.db*")):
             path.unlink()
         b.start()
-        there = {c.client.status().peer, d.client.status().peer}
-        assert wait_for(lambda: {peer.peer for peer in b.client.peers()} == there)
+        there = c.client.status().peer
+        assert wait_for(lambda: [each.peer for each in b.client.peers()] == [there])
         assert "dht.rejoined" in b.said
+
+
+def test_members_of_a_run_say_in_the_dht_where_they_are(tmp_path: Path) -> None:
+    script = tmp_path / "nap.py"
+    script.write_text("import time; time.sleep(60)\n")
+    with daemons(tmp_path, "a", "b") as (a, b):
+        swarm_of(a, b)
+
+        def places() -> list[object]:
+            values = b.client.dht.get("/shoal/multi/run/nap").values
+            return [msgspec.msgpack.decode(one.data)[0] for one in values]
+
+        log = subprocess.Popen(
+            [*SHOAL, "train", str(script), "--name", "nap"],
+            env=clean_environment(SHOAL_HOME=str(a.home)),
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            own = [one.rpartition("/p2p/")[0] for one in a.client.status().addresses]
+            assert wait_for(lambda: places() == [own])
+        finally:
+            run(a.home, "run", "stop", "nap")
+            log.wait(10)
+        assert wait_for(lambda: places() == [[]])
 
 
 def test_a_damaged_snapshot_is_reported_and_left_out(tmp_path: Path) -> None:

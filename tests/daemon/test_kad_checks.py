@@ -1,5 +1,7 @@
 """Where a peer of the DHT is known to answer; peers of other implementations."""
 
+from dataclasses import dataclass
+
 import pytest
 
 from dht import kad_pb2 as pb
@@ -15,6 +17,7 @@ from node.host.addresses import parse_address
 from tests.daemon.kad_ends import PUBLIC, ends, make_end, place_of
 from wire import frames
 from wire.errors import BadMessage, PeerUnreachable
+from wire.ids import PeerId, peer_id_of
 from wire.ports import Stream
 
 
@@ -55,6 +58,46 @@ async def test_who_claims_nothing_local_is_not_believed_for_coming_from_there() 
 )
 def test_what_strangers_could_dial(address: str, *, is_global: bool) -> None:
     assert kad._is_global(parse_address(address)) == is_global
+
+
+SOMEBODY = peer_id_of(bytes(32))
+
+
+@dataclass
+class Way:
+    """As much of a stream as tells where it leads."""
+
+    remote: str
+    came_in_at: float | None = None
+    path: str = "direct"
+    peer: PeerId = SOMEBODY
+
+
+HERE, THERE, FAR = "/ip4/10.0.0.1/tcp/1", "/ip4/10.0.0.2/tcp/1", "/ip4/8.8.8.8/tcp/1"
+
+
+@pytest.mark.parametrize(
+    ("way", "claims", "proved"),
+    [
+        (Way(FAR), [HERE, FAR], FAR),
+        (Way(FAR), ["/ip4/8.8.8.8/tcp/2", "/ip4/8.8.4.4/tcp/1"], None),
+        (Way(FAR), ["/dns4/example.org/tcp/1"], FAR),
+        (Way(FAR), ["/dns4/example.org/tcp/2"], None),
+        (Way(FAR, came_in_at=1.0), [FAR], None),  # any port of a router may look like that
+        (Way(FAR, came_in_at=1.0), [HERE], None),
+        (Way(FAR, path="relayed"), [FAR], None),
+        (Way(HERE, path="relayed"), [HERE], None),
+        (Way("/ip4/10.0.0.1/tcp/9", came_in_at=1.0), [FAR, THERE, HERE], HERE),
+        (Way("/ip4/10.0.0.3/tcp/9", came_in_at=1.0), [FAR, THERE, HERE], THERE),
+        (Way("/ip4/10.0.0.1/tcp/9", came_in_at=1.0), [FAR, "/dns/a/tcp/9"], None),
+        (Way("/ip6/fe80::1%eth0/tcp/9", came_in_at=1.0), [HERE], None),
+        (Way(HERE), [f"{FAR}/p2p/{Way.peer}/p2p-circuit", f"{HERE}/p2p/{Way.peer}"], HERE),
+        (Way(HERE), [f"{HERE}/p2p/{peer_id_of(bytes([1]) * 32)}"], None),
+    ],
+)
+def test_what_a_connection_proves(way: Way, claims: list[str], proved: str | None) -> None:
+    found = kad._answering_at(way, kad._claims(way.peer, tuple(claims)))  # type: ignore[arg-type]
+    assert found == proved
 
 
 @pytest.fixture

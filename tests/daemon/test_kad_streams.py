@@ -23,7 +23,7 @@ from dht.records import seal_peer, seal_provision
 from dht.values import seal_multi
 from node import kad
 from tests.daemon.hosts import eventually
-from tests.daemon.kad_ends import ends, make_end, serve_instead
+from tests.daemon.kad_ends import PROTOCOL, ends, make_end, serve_instead
 from wire import frames
 from wire.errors import PeerUnreachable
 from wire.ids import PeerId, Signer
@@ -115,19 +115,23 @@ async def test_a_client_refuses_and_says_nothing_of_itself() -> None:
         b.mode(is_server=True)
         assert (await a.ask(b, Ping())).answer == Pong()
         b.mode(is_server=False)
-        with pytest.raises(PeerUnreachable):
+        with pytest.raises(PeerUnreachable, match="does not speak"):
             await a.ask(b, Ping())
+        assert PROTOCOL not in b.host._sessions.servers
 
 
-async def test_streams_that_nobody_uses_are_closed() -> None:
-    a, b = make_end(), make_end()
-    async with ends(a, b):
+async def test_streams_that_nobody_uses_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kad, "LINE_IDLE_S", 0.3)
+    a, b, c = make_end(), make_end(), make_end()
+    async with ends(a, b, c):
         await a.ask(b, Ping())
-        a.streams._close_idle(trio.current_time() - 60)
-        assert len(a.streams._lines) == 1
-        a.streams._close_idle(trio.current_time() + 1)
-        assert not a.streams._lines
+        while b.host.peer in a.streams._lines:
+            await a.ask(c, Ping())
+            await trio.sleep(0.01)
+        assert set(a.streams._lines) == {c.host.peer}
+        assert len(c.asked) > 20
         await eventually(lambda: not b.streams._asking)
+        assert c.streams._asking
 
 
 async def test_a_stream_on_which_nothing_is_asked_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,18 @@ def stop(made: Stage, host: str) -> None:
     eventually(lambda: has_ended(node.forged_pid), within_s=STOP_S)
 
 
+def servers_of(made: Stage) -> set[str]:
+    """The hosts of the DHT's servers."""
+    modes = {name: node.client.dht.table().mode for name, node in made.nodes.items()}
+    return {name for name, mode in modes.items() if mode == "server"}
+
+
+def is_found(made: Stage, host: str, by: str) -> bool:
+    """Whether the DHT tells one node where another is: at its relays, for who is a client."""
+    found = made.nodes[by].client.dht.lookup(made.nodes[host].peer).addresses
+    return any("p2p-circuit" in address for address in found)
+
+
 def test_a_node_behind_a_router_is_joined_by_its_ticket_and_outlives_its_relay() -> None:
     with stage(SITES) as made:
         made.up(["a1"])
@@ -74,6 +86,14 @@ def test_a_node_behind_a_router_is_joined_by_its_ticket_and_outlives_its_relay()
         assert made.await_talk("b1", "a1", timeout_s=PATIENCE_S) is not None
         assert made.judge("a1", "b1") == "relayed"
         eventually(lambda: relays_of(made, "b1") == set(RELAYS))
+        eventually(lambda: servers_of(made) == set(RELAYS))
+        relays = {made.nodes[name].peer for name in RELAYS}
+        for node in made.nodes.values():
+            table = node.client.dht.table()
+            assert {one.peer for each in table.buckets for one in each.contacts} <= relays
+        assert made.nodes["a1"].client.dht.put("/shoal/multi/lab", b"1").kept == len(RELAYS)
+        assert [one.data for one in made.nodes["b1"].client.dht.get("/shoal/multi/lab").values]
+        eventually(lambda: is_found(made, "a1", "b1"), within_s=2 * PATIENCE_S)
 
         made.nodes["pub1"].kill()
         assert made.await_talk("b1", "a1", timeout_s=PATIENCE_S) is not None

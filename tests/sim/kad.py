@@ -72,6 +72,11 @@ class Member:
         self.state = State.ALIVE
         self.stranger: Stranger | None = None
 
+    def claim(self, *addresses: str) -> None:
+        """Say that it can be reached there too."""
+        addrs = (self.address, *addresses)
+        self.contact = Contact(self.peer, self.key, addrs, WALL_MS, WALL_MS, SEALED)
+
 
 class Author:
     """A member's own word, without cryptography."""

@@ -24,12 +24,13 @@ from dht.messages import (
 )
 from tests.sim.kad import SEALED, WALL_MS, K, Member, State, Stranger, World, address_in
 from tests.sim.kad_ring import Ring
-from tests.sim.scenario import Behaviour
+from tests.sim.scenario import Behaviour, SybilOptions
 from wire.ids import PeerId
 
 GHOST_BITS = 16  # a ghost is nearer to the key than anybody who is there
 KNOCKS = 40  # more than go into one bucket, and to its spares
 KNOCK_S = 30.0  # until all checks are over
+VICTIMS = 25  # around a key, whose networks are claimed: those of a region
 SYBIL_OCTET = 150  # addresses of Sybils begin with it, so they share no /24 with others
 
 
@@ -51,24 +52,28 @@ class Conspiracy:
         known = self.old.get(value.name, Values((), ()))
         self.old[value.name] = Values((*known.values, value), ())
 
-    def grind(self, key: Key, count: int, groups: int, bits: int) -> list[Member]:
+    def grind(self, key: Key, options: SybilOptions) -> list[Member]:
         """Bring in Sybils who share that many more bits with a key than the nearest server does.
 
-        Keys are drawn, not searched for: 20 bits are a million identities, 20 s of a core each.
+        Keys are drawn, not searched for (20 bits are a million identities, 20 s of a core). They
+        may claim addresses in the networks of the honest ones around the key, beside their own.
         """
-        world = self.world
-        nearest = world.ring.nearest(key, 1)[0]
-        free = max(8, (nearest.key ^ key).bit_length() - bits)
+        world, rng = self.world, self.world.rng
+        nearest = world.ring.nearest(key, VICTIMS)
+        free = max(8, (nearest[0].key ^ key).bit_length() - options.bits)
         made: list[Member] = []
-        for number in range(count):
-            where = Key(key ^ world.rng.getrandbits(free))
-            address = address_in(number % groups, 1 + number // groups, SYBIL_OCTET)
+        for number in range(options.count):
+            where = Key(key ^ rng.getrandbits(free))
+            address = address_in(number % options.groups, 1 + number // options.groups, SYBIL_OCTET)
             if not (world.scenario.defences.diversity and world.scenario.swarm.per_group):
                 address = f"/ip4/10.255.{number >> 8}.{number & 255}/tcp/4001"
             member = world.enter(key=where, address=address, is_hidden=False)
+            victims = rng.sample(nearest, min(options.claims, len(nearest)))
+            member.claim(*(victim.address for victim in victims))
             self.win(member, "lie")
-            world.ring.add(member)
             made.append(member)
+        for member in made:
+            world.ring.add(member)
         return made
 
     def knock(self, sybils: list[Member]) -> None:

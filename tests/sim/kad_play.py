@@ -238,7 +238,7 @@ class Play:
     def _surround(self, record: Record) -> None:
         sybils = self.scenario.sybils
         if sybils.count:
-            made = self.conspiracy.grind(record.key, sybils.count, sybils.groups, sybils.bits)
+            made = self.conspiracy.grind(record.key, sybils)
             if not sybils.before_put:
                 self.conspiracy.knock(made)
 

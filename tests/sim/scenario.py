@@ -67,6 +67,7 @@ class SybilOptions(_Section, frozen=True):
         7  # more in common with the key than the nearest has
     )
     before_put: bool = True  # or only after it was stored
+    claims: Annotated[int, Meta(ge=0, le=16)] = 0  # addresses beside honest nodes that each claims
 
 
 class PartitionOptions(_Section, frozen=True):

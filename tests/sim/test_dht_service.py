@@ -1,7 +1,6 @@
 """Twenty real DHT services on simulated links and a virtual clock."""
 
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -122,6 +121,12 @@ async def test_too_many_names_and_names_that_are_none_are_the_callers_fault(
         with pytest.raises(UsageError):
             await alone.provide_many(names)
     assert alone.view().provided == 0
+    for name in ("", "peer", "a" * 300, "a\n"):
+        with pytest.raises(UsageError):
+            await alone.put_head(name, b"1")
+    with pytest.raises(UsageError):
+        await alone.put_multi("a", bytes(8193))
+    assert alone.published() == []
 
 
 async def test_values_are_found_and_the_newest_of_each_author_wins(
@@ -331,7 +336,7 @@ async def test_members_of_a_run_that_know_nobody_meet_in_the_dht(
         is_in = number in (3, 6)
         names = ["tiny"] if is_in else list[str]()
         kinds = {"run": (names.copy, names.copy)}
-        rendezvous = Rendezvous(each, there[-1], partial(list, [address(number)]), kinds)
+        rendezvous = Rendezvous(each, there[-1], [address(number)].copy, kinds)
         await nursery.start(rendezvous.run)
     await trio.sleep(60)
     assert [each.met for each in there if each.met] == [

@@ -86,6 +86,14 @@ def test_sybils_of_four_networks_gain_nothing() -> None:
     assert played("sybils_45_1k", *SYBILS)["correct"] == 100.0
 
 
+def test_nor_over_one_path_since_they_are_not_five_networks() -> None:
+    assert played("sybils_45_1k", *SYBILS, "work.paths=1")["correct"] == 100.0
+
+
+def test_sybils_gain_nothing_by_claiming_their_neighbours_networks() -> None:
+    assert played("sybils_200_1k", *SYBILS, "work.trials=2", "sybils.claims=2")["correct"] >= 90.0
+
+
 def test_without_diversity_and_region_sybils_of_four_networks_own_the_key() -> None:
     off = [f"defences.{name}=false" for name in DEFENCES]
     assert played("sybils_45_1k", *SYBILS, *off)["correct"] < 10.0

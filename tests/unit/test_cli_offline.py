@@ -82,7 +82,9 @@ async def test_init_makes_a_swarm_and_force_leaves_it(tmp_path: Path) -> None:
     assert b"belongs to swarm 'reef' already" in again.stderr
     (home / "store.db").write_text("old")
     other = fresh_swarm("atoll").text()
+    (home / "dht.msgpack").write_bytes(b"contacts in the swarm that is left")
     assert (await shoal(home, "init", "--force", "--join", other)).returncode == 0
+    assert not (home / "dht.msgpack").exists()
     assert (home / "swarm.key").read_text().strip() == other
     assert not (home / "store.db").exists()
 

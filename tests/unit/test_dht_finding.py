@@ -174,6 +174,20 @@ def test_who_is_far_is_not_sent_it() -> None:
     assert puts(operation.next_asks(NOW)) == {}
 
 
+def test_who_turns_out_to_be_far_as_it_ends_is_not_sent_it_either() -> None:
+    far = [
+        Contact(PeerId(f"far {n}"), Key(key_of(NAME) ^ SPACE // 2 ^ n), ("/ip4/10.0.0.1/tcp/1",))
+        for n in range(ALPHA)
+    ]
+    operation = FindValue(NAME, OWN, far, NOW)
+    wanted = operation.next_asks(NOW)
+    others = [Values((value(),), ())] * AGREE
+    give(operation, wanted, Values((), tuple(seeds(K))), Values((), ()), *others)
+    repairs = operation.next_asks(NOW)
+    assert operation.is_done
+    assert repairs == []
+
+
 def test_repairs_are_bounded() -> None:
     operation = get(K)
     values = tuple(value(author=f"author {n}") for n in range(60))
@@ -236,6 +250,20 @@ def test_providers_end_when_five_in_a_row_knew_nobody_new() -> None:
     operation.next_asks(NOW)
     assert operation.is_done
     assert operation.result == (a, b)
+
+
+def test_a_new_provider_starts_the_count_again() -> None:
+    operation = providers()
+    a, b = provision("a"), provision("b")
+    first = operation.next_asks(NOW)
+    give(operation, first, *[Providers((a,), ())] * (AGREE - 1), Providers((b,), ()))
+    second = operation.next_asks(NOW)
+    assert not operation.is_done
+    give(operation, second, *[Providers((a, b), ())] * (AGREE - 2))
+    assert operation.next_asks(NOW)
+    give(operation, second[AGREE - 2 :], Providers((a,), ()))
+    operation.next_asks(NOW)
+    assert operation.is_done
 
 
 def test_providers_of_several_paths_are_read_to_the_end() -> None:

@@ -1,12 +1,14 @@
 """One lookup by script; and what lookups cost and find where nobody comes or goes."""
 
 import random
+from dataclasses import replace
 from statistics import mean
 
+from base58 import b58encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dht.candidates import GROUPS_MAX, groups_of
+from dht.candidates import GROUPS_MAX, PLACES_MAX, REGION_PER_GROUP, groups_of
 from dht.key import KEY_BITS, SPACE, Key, key_of
 from dht.lookup import ALPHA, PATHS, REGION_MAX, REQUESTS_MAX, Lookup
 from dht.messages import Contact, FindNode, Moment, Nodes, Stored
@@ -118,6 +120,53 @@ def test_a_failure_adds_a_place() -> None:
         lookup.failed(flying.pop(0).tag, "unreachable", moment())
         flying += lookup.next_asks(moment())
     assert len(flying) == K  # all of the nearest are in flight: no more are needed
+
+
+def test_not_more_fly_than_there_are_places_however_many_failed() -> None:
+    lookup = begin([at(key) for key in range(1, 400)], region=SPACE - 1)
+    failed = 0
+    while True:
+        wanted = lookup.next_asks(moment())
+        assert len(wanted) <= PLACES_MAX
+        if failed >= 2 * PLACES_MAX and len(wanted) == PLACES_MAX:
+            break  # in the region, after the k nearest have answered
+        for one in wanted:
+            if failed < 2 * PLACES_MAX:
+                failed += 1
+                lookup.failed(one.tag, "unreachable", moment())
+            else:
+                lookup.answered(one.tag, Nodes(()), moment())
+        assert not lookup.is_done
+
+
+def test_the_shortest_way_to_a_peer_counts_as_its_hops() -> None:
+    lookup = begin([at(1000), at(2000)])
+    first, second = lookup.next_asks(moment())
+    lookup.answered(first.tag, Nodes((at(500),)), moment())
+    (third,) = lookup.next_asks(moment())
+    lookup.answered(third.tag, Nodes((at(5),)), moment())
+    lookup.answered(second.tag, Nodes((at(5),)), moment())
+    answer_all(lookup, lookup.next_asks(moment()))
+    assert lookup.next_asks(moment()) == []
+    assert lookup.hops == 2
+    assert [hop.depth for hop in lookup.trace.hops] == [0, 0, 1, 1]
+
+
+def test_who_answered_counts_though_it_fails_when_asked_about_itself() -> None:
+    seeds = [replace(at(key), peer=PeerId(b58encode(b"%d" % key).decode())) for key in range(1, 31)]
+    lookup = begin(seeds, region=10_000)  # a crowd: all of the k nearest in a thousandth of it
+    asked = set[PeerId]()
+    again = 0
+    while not lookup.is_done:
+        for one in lookup.next_asks(moment()):
+            if one.contact.peer in asked:
+                again += 1
+                lookup.failed(one.tag, "timeout", moment())
+            else:
+                asked.add(one.contact.peer)
+                lookup.answered(one.tag, Nodes(()), moment())
+    assert again > 0
+    assert len(lookup.close_set()) == 30
 
 
 def test_a_refusal_is_a_failure_with_its_reason_in_the_trace() -> None:
@@ -243,6 +292,8 @@ def test_of_a_region_that_is_too_full_a_bounded_number_is_asked() -> None:
     while not lookup.is_done:
         answer_all(lookup, lookup.next_asks(moment()))
     assert REGION_MAX <= lookup.requests <= REGION_MAX + K
+    farthest = max(one.key for one in lookup.in_region())
+    assert farthest > 2 * REGION_MAX  # nearness is no merit there
 
 
 def test_ten_of_an_address_group_are_asked_in_a_region() -> None:
@@ -251,6 +302,7 @@ def test_ten_of_an_address_group_are_asked_in_a_region() -> None:
     while not lookup.is_done:
         answer_all(lookup, lookup.next_asks(moment()))
     assert [one.key for one in lookup.close_set()] == list(range(1, 11))
+    assert lookup.requests == REGION_PER_GROUP == 10
 
 
 @settings(max_examples=60, deadline=None)

@@ -4,14 +4,16 @@ import math
 import random
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dht.atlas import Atlas
 from dht.key import KEY_BITS, SPACE, Key, key_of
+from dht.lookup import Lookup
 from dht.messages import AddProviders, Contact, FindNode, Moment, Nodes, Provision, Stored
 from dht.operation import Wanted
-from dht.parts import MESSAGE_BYTES, NAMES_MAX, PART_S, PAUSE_S, RECORDS_MAX, TRIES_MAX
+from dht.parts import MESSAGE_BYTES, NAMES_MAX, PART_S, PAUSE_S, RECORDS_MAX, TRIES_MAX, Part
 from dht.regions import TOO_MANY, ProvideMany
 from dht.table import K
 from tests.unit.dht_still_net import EPOCH_MS, StillNet
@@ -19,11 +21,11 @@ from wire.ids import PeerId
 
 OWN = PeerId("own")
 NOW = Moment(0.0, EPOCH_MS)
-SEALED = bytes(180)  # as long as a real one
+SEALED = 180  # bytes of a real record
 
 
-def sign(name: bytes, wall_ms: int) -> Provision:
-    return Provision(name, OWN, wall_ms + 1000, SEALED)
+def sign(name: bytes, wall_ms: int, size: int = SEALED) -> Provision:
+    return Provision(name, OWN, wall_ms + 1000, bytes(size))
 
 
 def names(count: int) -> list[bytes]:
@@ -123,7 +125,8 @@ def test_no_names_are_done_at_once() -> None:
 class Script:
     """A few servers that all know each other, and hand over what they are asked to keep."""
 
-    def __init__(self, count: int, many: int) -> None:
+    def __init__(self, count: int, many: int, size: int = SEALED) -> None:
+        self.size = size
         self.servers = [
             Contact(PeerId(f"peer {n}"), key_of(b"%d" % n), ("/ip4/10.0.0.1/tcp/1",))
             for n in range(count)
@@ -133,7 +136,7 @@ class Script:
 
     def sign(self, name: bytes, wall_ms: int) -> Provision:
         self.signed.append(name)
-        return sign(name, wall_ms)
+        return sign(name, wall_ms, self.size)
 
     def nearest(self, key: Key, count: int) -> list[Contact]:
         return sorted(self.servers, key=lambda one: one.key ^ key)[:count]
@@ -159,17 +162,17 @@ class Script:
             self.operation.answered(one.tag, kept, Moment(s, EPOCH_MS))
 
 
-def test_a_message_has_a_bounded_number_of_records_and_of_bytes() -> None:
-    script = Script(1, 1_000)
+@pytest.mark.parametrize(("size", "most"), [(SEALED, RECORDS_MAX), (500, MESSAGE_BYTES // 508)])
+def test_a_message_has_a_bounded_number_of_records_and_of_bytes(size: int, most: int) -> None:
+    script = Script(1, 1_000, size)
     sizes = list[int]()
     while stores := script.stores():
         (one,) = stores  # one at a time to each peer
         assert isinstance(one.request, AddProviders)
         sizes.append(len(one.request.provisions))
-        assert sizes[-1] * len(SEALED) <= MESSAGE_BYTES
         script.keep(stores)
     assert sum(sizes) == 1_000
-    assert max(sizes) == RECORDS_MAX
+    assert max(sizes) == most
     assert script.operation.result.kept == 1_000
     assert sorted(script.signed) == sorted(names(1_000))  # each once
 
@@ -267,6 +270,39 @@ def test_what_the_atlas_calls_exact_is_the_truth(seed: int, servers: int, looks:
         key = Key(rng.getrandbits(KEY_BITS))
         if atlas.is_exact(key):
             assert atlas.close_set(key)[: len(nearest(key))] == nearest(key)
+
+
+def around(target: int, farthest: int) -> list[Contact]:
+    """Return k contacts of a key, the last one at this distance."""
+    distances = [*range(1, K), farthest]
+    return [Contact(PeerId(f"at {n ^ target}"), Key(n ^ target)) for n in distances]
+
+
+def test_blocks_that_touch_are_complete_together() -> None:
+    atlas = Atlas(1 << 20)
+    atlas.learn(Key(0), around(0, 1500))
+    assert atlas.complete_until(0) == 1024
+    atlas.learn(Key(5000), around(5000, 1500))
+    assert atlas.complete_until(0) == 1024
+    atlas.learn(Key(1100), around(1100, 1500))
+    assert atlas.complete_until(0) == 2048
+    atlas.learn(Key(2100), around(2100, 3000))
+    assert atlas.complete_until(0) == 5120
+    assert atlas.complete_until(6000) == 6000
+
+
+def test_a_look_that_sees_too_few_is_repeated_with_care_before_it_is_believed() -> None:
+    places = sorted((key_of(name), name) for name in names(3))
+    part = Part(places, region=SPACE // 100, now_s=0.0)
+    for count in range(2):
+        name = part.next_to_look_at()
+        assert name == places[0]
+        assert (name[0] in part.doubted) == bool(count)
+        far = [Contact(PeerId(f"far {n}"), Key(name[0] ^ SPACE // 2 ^ n)) for n in range(K)]
+        look = Lookup(name[0], OWN, FindNode(name[1]), far, NOW)
+        part.looks.append(look)
+        part.looked(look)
+    assert part.next_to_look_at() != places[0]
 
 
 def test_who_is_lost_is_not_learnt_again() -> None:

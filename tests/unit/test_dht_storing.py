@@ -2,6 +2,8 @@
 
 import math
 
+import base58
+
 from dht.key import SPACE, Key, key_of
 from dht.lookup import PATHS
 from dht.messages import (
@@ -29,7 +31,11 @@ NOW = Moment(0.0, EPOCH_MS)
 
 def seeds(count: int) -> list[Contact]:
     return [
-        Contact(PeerId(f"peer {n}"), Key(key_of(NAME) ^ n), ("/ip4/10.0.0.1/tcp/1",))
+        Contact(
+            PeerId(base58.b58encode(b"peer %d" % n).decode()),
+            Key(key_of(NAME) ^ n),
+            ("/ip4/10.0.0.1/tcp/1",),
+        )
         for n in range(1, count + 1)
     ]
 

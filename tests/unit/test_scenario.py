@@ -21,7 +21,7 @@ def test_every_scenario_of_the_repository_is_right_and_has_goals(name: str) -> N
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("nodes = 5", "x.toml: unknown key 'nodes': did you mean 'links'?"),
+        ("link = 5", "x.toml: unknown key 'link': did you mean 'links'?"),
         ("[swarm]\nnode = 5", r"x.toml \[swarm\]: unknown key 'node': did you mean 'nodes'?"),
         ("[churn]\nmedian = 5", "did you mean 'median_session_s'?"),
         ("[swarm]\nnodes = 1", "Expected `int` >= 2"),
