@@ -112,14 +112,16 @@ class Lookup:
         is_settled, is_flying = True, False
         for path in self._paths:
             fresh, is_path_settled = path.nearest(now_s)
-            if is_path_settled and self.region:
+            places = path.places(now_s)
+            if is_path_settled and self.region and places:
                 fresh = self._unasked_in_region(path)
-            fresh_now = fresh[: path.places(now_s)]
+            fresh_now = fresh[:places]
             for candidate in self._hopeful(path, fresh_now, enough, now_s) if enough else fresh_now:
                 if len(self._flights) >= REQUESTS_MAX:
                     break
                 wanted.append(self._ask(path, candidate, now_s))
-            is_settled = is_settled and is_path_settled and not fresh
+            is_free = places > 0 or not self.region
+            is_settled = is_settled and is_path_settled and is_free and not fresh
             is_flying = is_flying or bool(path.flying)
         is_idle = not is_flying or is_settled
         if self.region and is_idle and (self._is_crowded or not self._waits_for_region()):
