@@ -1,6 +1,6 @@
 """Whom a lookup may ask: the candidates of one path, nearest first; who of them is next. Pure."""
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 
 from dht.diversity import PER_GROUP, UNPLACED, group_of
 from dht.messages import Contact
@@ -116,15 +116,13 @@ class Path:
 
         At most `REGION_PER_GROUP` of an address group are asked there.
         """
-        fresh = list[Candidate]()
+        within = self._candidates[: bisect_right(self._distances, region)]
+        if all(candidate.state != FRESH for candidate in within):
+            return []  # soon told, most of the time
         groups = dict[str, int]()
-        for candidate in self._candidates:
-            if candidate.distance > region:
-                break
-            is_in = candidate.state != DEAD and candidate.takes_place(groups, REGION_PER_GROUP)
-            if is_in and candidate.state == FRESH:
-                fresh.append(candidate)
-        return fresh
+        alive = (candidate for candidate in within if candidate.state != DEAD)
+        inside = [one for one in alive if one.takes_place(groups, REGION_PER_GROUP)]
+        return [candidate for candidate in inside if candidate.state == FRESH]
 
     def places(self, now_s: float) -> int:
         """Return how many more may fly: a failure makes one place more, who is slow takes none."""

@@ -32,6 +32,7 @@ from dht.values import PK, merge
 from wire.ids import PeerId
 
 AGREE = 5  # of the nearest, of as many networks: 20 % liars are all of the first five once in 3,000
+SPARE = 1  # asked beyond those who must agree: one of them may be slow, or lack it
 PROVIDERS_MAX = 256  # found in one lookup: 20 honest holders show the same 64 at most
 VALUES_MAX = 1024  # likewise: 64 authors of `/shoal/multi` at each of the close set; 8 MB
 REPAIRS_MAX = 32  # values sent to holders that lacked them, after one get
@@ -53,8 +54,10 @@ class Looking:
         *,
         paths: int = 1,
         region: int = 0,
+        near: int = 0,
         rng: random.Random | None = None,
     ) -> None:
+        """`near`: the distance within which holders are expected; 0 if it is not to end early."""
         self.lookup = Lookup(
             target,
             own,
@@ -63,6 +66,7 @@ class Looking:
             moment,
             paths=paths,
             region=region,
+            near=near,
             look=self.saw,
             salt=rng.getrandbits(256) if rng is not None else 0,
         )
@@ -199,6 +203,7 @@ class FindProviders(Looking):
             moment,
             paths=paths,
             region=region if paths > 1 else 0,
+            near=region,
             rng=rng,
         )
 
@@ -214,6 +219,11 @@ class FindProviders(Looking):
         elif answer.provisions and self.lookup.is_near(contact):
             self._in_row += 1
         return self._may_end and bool(self._found) and self._in_row >= AGREE - 1
+
+    def next_asks(self, moment: Moment) -> list[Wanted]:
+        """As in `Operation`."""
+        missing = max(AGREE - self._in_row - bool(self._found), 0)
+        return self.lookup.next_asks(moment, enough=missing + SPARE if self._may_end else 0)
 
     @property
     def result(self) -> tuple[Provision, ...]:
@@ -264,6 +274,7 @@ class FindValue(Looking):
             moment,
             paths=paths,
             region=region if paths > 1 else 0,
+            near=region,
             rng=rng,
         )
 
@@ -279,17 +290,12 @@ class FindValue(Looking):
             return False
         if self._name.startswith(PK):
             return True
-        return self._are_enough(peer for peer, held in self._heard if self._agrees(peer, held))
-
-    def _are_enough(self, contacts: Iterable[Contact]) -> bool:
-        """Whether these are of so many networks: Sybils of four must not agree with themselves."""
-        groups = dict[str, int]()
-        return sum(take_place(groups_of(one), groups, 1) for one in contacts) >= AGREE
+        return self._agreeing() >= AGREE
 
     def next_asks(self, moment: Moment) -> list[Wanted]:
         """As in `Operation`; with the end come the repairs."""
         was_done = self.lookup.is_done
-        wanted = self.lookup.next_asks(moment)
+        wanted = self.lookup.next_asks(moment, enough=self._enough())
         if was_done or not self.lookup.is_done:
             return wanted
         return self._repairs()
@@ -301,6 +307,16 @@ class FindValue(Looking):
 
     def _is_valid(self, value: Value) -> bool:
         return value.name == self._name and not why_not(value, self._now_ms)
+
+    def _agreeing(self) -> int:
+        """How many networks say the same: Sybils of four must not agree with themselves."""
+        agree = (peer for peer, held in self._heard if self._agrees(peer, held))
+        groups = dict[str, int]()
+        return sum(take_place(groups_of(one), groups, 1) for one in agree)
+
+    def _enough(self) -> int:
+        """How many more have to say the same, and one to spare; 0 if all are read."""
+        return max(AGREE - self._agreeing(), 0) + SPARE if self._may_end else 0
 
     def _agrees(self, contact: Contact, held: _Held) -> bool:
         """Whether one of the nearest holds all that is the newest."""

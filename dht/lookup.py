@@ -55,8 +55,9 @@ class Lookup:
 
     seeds: whom we know nearest to it, and with a region some from all over our table. paths:
     disjoint ones. region: a distance; 0 for none. need: how many of the nearest must have answered.
-    alpha: requests in flight in a path; 0 for the default. look: called with each answer; True ends
-    it. salt: a random number, by which a crowd is asked.
+    alpha: requests in flight in a path; 0 for the default. near: who is within this distance should
+    hold what is looked for (`next_asks`). look: called with each answer; True ends it. salt: a
+    random number, by which a crowd is asked.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Lookup:
         region: int = 0,
         need: int = K,
         alpha: int = 0,
+        near: int = 0,
         look: Look | None = None,
         salt: int = 0,
     ) -> None:
@@ -78,6 +80,7 @@ class Lookup:
         assert need >= 1
         self.target = target
         self.region = region
+        self._near = near
         self._own, self._request = own, request
         self._look, self._salt = look, salt
         self._began_s = moment.s
@@ -97,8 +100,11 @@ class Lookup:
 
     # --- events ----------------------------------------------------------------------------------
 
-    def next_asks(self, moment: Moment) -> list[Wanted]:
-        """Return what to send now. It is here, and nowhere else, that `is_done` turns true."""
+    def next_asks(self, moment: Moment, *, enough: int = 0) -> list[Wanted]:
+        """Return what to send now. It is here, and nowhere else, that `is_done` turns true.
+
+        enough: so many more answers of those who are near would do; no more of them fly at a time.
+        """
         now_s = moment.s
         if self._is_done or self._has_enough or now_s >= self._began_s + OPERATION_S:
             return self._end(now_s)
@@ -106,13 +112,16 @@ class Lookup:
         is_settled, is_flying = True, False
         for path in self._paths:
             fresh, is_path_settled = path.nearest(now_s)
-            if is_path_settled and self.region:
+            places = path.places(now_s)
+            if is_path_settled and self.region and places:
                 fresh = self._unasked_in_region(path)
-            for candidate in fresh[: path.places(now_s)]:
+            fresh_now = fresh[:places]
+            for candidate in self._hopeful(path, fresh_now, enough, now_s) if enough else fresh_now:
                 if len(self._flights) >= REQUESTS_MAX:
                     break
                 wanted.append(self._ask(path, candidate, now_s))
-            is_settled = is_settled and is_path_settled and not fresh
+            is_free = places > 0 or not self.region
+            is_settled = is_settled and is_path_settled and is_free and not fresh
             is_flying = is_flying or bool(path.flying)
         is_idle = not is_flying or is_settled
         if self.region and is_idle and (self._is_crowded or not self._waits_for_region()):
@@ -227,6 +236,17 @@ class Lookup:
                 if is_only:
                     continue
             path.add(candidate)
+
+    def _hopeful(
+        self, path: Path, fresh: list[Candidate], enough: int, now_s: float
+    ) -> list[Candidate]:
+        """Return those of whom to ask that may be needed beside those who are asked already."""
+        near = self._near
+        flying = (one.candidate for one in path.flying.values())
+        room = enough - sum(one.distance <= near and one.slow_at_s > now_s for one in flying)
+        if sum(one.distance <= near for one in fresh) >= room:
+            return fresh[: max(room, 0)]  # nearest first
+        return fresh
 
     def _unasked_in_region(self, path: Path) -> list[Candidate]:
         """Return whom to ask in the region: evenly over it, as long as there is room."""

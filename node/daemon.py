@@ -231,7 +231,7 @@ class Daemon:
         api = Api()
         core = core_routes.routes(api, node, metrics)
         netcheck_routes.routes(api, node)
-        dht_routes.routes(api, self.finding, node, core.resolve)
+        dht_routes.routes(api, self.finding, node, core.resolve, self.membership.name_of)
         desk = ChannelDesk(self.channels, self.membership.name_of, core.resolve)
         channel_routes.routes(api, desk)
         self.blob_routes = blob_routes.BlobRoutes(self.blobs, core.resolve)

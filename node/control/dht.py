@@ -1,5 +1,6 @@
 """The routes of the DHT, under /v1/dht: what `shoal dht` and `client.dht` ask."""
 
+from collections.abc import Callable, Iterable, Mapping
 from itertools import groupby
 from typing import Annotated
 
@@ -11,8 +12,8 @@ from dht.key import common_bits, key_of, key_of_peer
 from dht.messages import Contact, Hop, Trace, Value
 from dht.records import STAMP_MAX
 from dht.service import DhtService
-from dht.view import TableRow
 from dht.storing import Kept
+from dht.view import TableRow
 from node.control.api import Api, Request
 from node.control.dht_names import (
     Resolve,
@@ -30,6 +31,8 @@ from wire.ids import PeerId
 
 KEY_MAX = 512  # characters typed: a name has 256 bytes, a head's the peer's name or ID before it
 PROVIDED_SHOWN = 100  # keys that we provide: there may be 20,000
+
+NameOf = Callable[[PeerId], str]
 
 _SHOWS = "`shoal dht table` shows what it does"
 
@@ -84,8 +87,9 @@ class _KeyBody(msgspec.Struct):
 class DhtRoutes:
     """The handlers; each is one route."""
 
-    def __init__(self, finding: Finding, node: Node, resolve: Resolve) -> None:
-        self._finding, self._node, self._resolve = finding, node, resolve
+    def __init__(self, finding: Finding, node: Node, resolve: Resolve, name_of: NameOf) -> None:
+        self._finding, self._node = finding, node
+        self._resolve, self._name_of = resolve, name_of
 
     @property
     def _dht(self) -> DhtService:
@@ -97,7 +101,7 @@ class DhtRoutes:
         target = target_named(body.target, self._resolve)
         if not isinstance(target, bytes):
             return await self._find_peer(PeerId(target), is_traced=body.trace)
-        work = _Work(self._names(), is_traced=body.trace)
+        work = _Work(self._name_of, is_traced=body.trace)
         found = await self._dht.closest(target, paths=body.paths, trace=work.trace)
         work.check_asked()
         return shapes.DhtLookedUp(
@@ -111,7 +115,7 @@ class DhtRoutes:
         )
 
     async def _find_peer(self, peer: PeerId, *, is_traced: bool) -> shapes.DhtLookedUp:
-        work = _Work(self._names(), is_traced=is_traced)
+        work = _Work(self._name_of, is_traced=is_traced)
         if peer == self._node.host.peer:
             addresses = self._node.addresses()
         else:
@@ -122,7 +126,7 @@ class DhtRoutes:
             target=peer,
             hash=f"{key_of_peer(peer):064x}",
             peer=peer,
-            name=work.names.get(peer, ""),
+            name=self._name_of(peer),
             addresses=addresses,
             nearest=[],
             effort=work.effort(),
@@ -131,7 +135,7 @@ class DhtRoutes:
     async def provide(self, request: Request) -> shapes.DhtKept:
         """Say that we have it."""
         body = request.read(_ProvideBody)
-        key, work = key_named(body.key), _Work(self._names(), is_traced=body.trace)
+        key, work = key_named(body.key), _Work(self._name_of, is_traced=body.trace)
         return work.kept(key, await self._dht.provide(key, trace=work.trace))
 
     async def withdraw(self, request: Request) -> None:
@@ -144,7 +148,7 @@ class DhtRoutes:
     async def providers(self, request: Request) -> shapes.DhtProviders:
         """Find who has it."""
         body = request.read(_AskBody)
-        key, work = key_named(body.key), _Work(self._names(), is_traced=body.trace)
+        key, work = key_named(body.key), _Work(self._name_of, is_traced=body.trace)
         found = await self._dht.providers(key, paths=body.paths, trace=work.trace)
         if not found:
             work.check_asked()
@@ -152,7 +156,7 @@ class DhtRoutes:
         return shapes.DhtProviders(
             key=shown(key),
             providers=[
-                shapes.DhtProvider(one, work.names.get(one, ""), one == me, one in connected)
+                shapes.DhtProvider(one, self._name_of(one), one == me, one in connected)
                 for one in found
             ],
             effort=work.effort(),
@@ -162,7 +166,7 @@ class DhtRoutes:
         """Find a value."""
         body = request.read(_AskBody)
         name = value_named(body.key, self._node.host.peer, self._resolve)
-        work = _Work(self._names(), is_traced=body.trace)
+        work = _Work(self._name_of, is_traced=body.trace)
         found = await self._dht.get(name, paths=body.paths, trace=work.trace)
         if not found:
             work.check_asked()
@@ -172,7 +176,7 @@ class DhtRoutes:
         """Store a value of ours, and again until it is forgotten."""
         body = request.read(_PutBody)
         is_head, name, full = own_named(body.key, self._node.host.peer)
-        work = _Work(self._names(), is_traced=body.trace)
+        work = _Work(self._name_of, is_traced=body.trace)
         put = self._dht.put_head if is_head else self._dht.put_multi
         return work.kept(full, await put(name, body.data, trace=work.trace))
 
@@ -185,7 +189,7 @@ class DhtRoutes:
 
     async def table(self, _: Request) -> shapes.DhtTable:
         """Say what we know, hold and publish."""
-        view, names = self._dht.view(), self._names()
+        view = self._dht.view()
         rows = groupby(sorted(view.rows, key=_place), key=lambda row: row.bucket)
         return shapes.DhtTable(
             peer=view.peer,
@@ -195,12 +199,7 @@ class DhtRoutes:
             protocol=self._finding.protocol,
             network_size=round(view.size),
             contacts=len(view.rows),
-            buckets=[
-                shapes.DhtBucket(
-                    bits, [_contact(row, names) for row in bucket], view.spares.get(bits, 0)
-                )
-                for bits, bucket in rows
-            ],
+            buckets=[self._bucket(*one, view.spares) for one in rows],
             held=view.held,
             provided=view.provided,
             provided_first=[shown(name) for name in self._dht.provided()[:PROVIDED_SHOWN]],
@@ -210,15 +209,18 @@ class DhtRoutes:
             ],
         )
 
-    def _names(self) -> dict[PeerId, str]:
-        return {member.peer: member.name for member in self._node.membership.members()}
+    def _bucket(
+        self, bits: int, rows: Iterable[TableRow], spares: Mapping[int, int]
+    ) -> shapes.DhtBucket:
+        contacts = [_contact(row, self._name_of(row.peer)) for row in rows]
+        return shapes.DhtBucket(bits, contacts, spares.get(bits, 0))
 
 
 class _Work:
     """One operation: what it took, in the shapes of the API."""
 
-    def __init__(self, names: dict[PeerId, str], *, is_traced: bool) -> None:
-        self.names, self._is_traced = names, is_traced
+    def __init__(self, name_of: NameOf, *, is_traced: bool) -> None:
+        self._name_of, self._is_traced = name_of, is_traced
         self.trace, self._began = Trace(), trio.current_time()
 
     def effort(self) -> shapes.DhtEffort:
@@ -245,15 +247,15 @@ class _Work:
     def server(self, contact: Contact, name: bytes) -> shapes.DhtServer:
         """One of the nearest."""
         bits = common_bits(contact.key, key_of(name))
-        named = self.names.get(contact.peer, "")
-        return shapes.DhtServer(contact.peer, named, bits, list(contact.addrs))
+        name_ = self._name_of(contact.peer)
+        return shapes.DhtServer(contact.peer, name_, bits, list(contact.addrs))
 
     def value(self, value: Value) -> shapes.DhtValue:
         """One value."""
         return shapes.DhtValue(
             key=shown(value.name),
             author=value.author or "",
-            author_name=self.names.get(value.author, "") if value.author else "",
+            author_name=self._name_of(value.author) if value.author else "",
             seq=value.seq,
             expires_ms=0 if value.expires_ms >= STAMP_MAX else value.expires_ms,
             data=value.data,
@@ -262,7 +264,7 @@ class _Work:
     def _hop(self, hop: Hop) -> shapes.DhtHop:
         return shapes.DhtHop(
             peer=hop.peer,
-            name=self.names.get(hop.peer, ""),
+            name=self._name_of(hop.peer),
             bits=hop.bits,
             depth=hop.depth,
             path=hop.path,
@@ -274,9 +276,9 @@ class _Work:
         )
 
 
-def routes(api: Api, finding: Finding, node: Node, resolve: Resolve) -> None:
-    """Declare the routes."""
-    it, root = DhtRoutes(finding, node, resolve), "/v1/dht"
+def routes(api: Api, finding: Finding, node: Node, resolve: Resolve, name_of: NameOf) -> None:
+    """Declare the routes. name_of: a member's name, or ""; not worth a look into the store."""
+    it, root = DhtRoutes(finding, node, resolve, name_of), "/v1/dht"
     for verb, handler, summary, body, reply in (
         ("lookup", it.lookup, "Find a peer, or who is near a key", _LookUpBody, shapes.DhtLookedUp),
         ("provide", it.provide, "Say that we have it", _ProvideBody, shapes.DhtKept),
@@ -290,10 +292,10 @@ def routes(api: Api, finding: Finding, node: Node, resolve: Resolve) -> None:
     api.add("GET", f"{root}/table", it.table, summary="Whom we know", reply=shapes.DhtTable)
 
 
-def _contact(row: TableRow, names: dict[PeerId, str]) -> shapes.DhtContact:
+def _contact(row: TableRow, name: str) -> shapes.DhtContact:
     return shapes.DhtContact(
         peer=row.peer,
-        name=names.get(row.peer, ""),
+        name=name,
         address=row.address,
         addresses=list(row.addrs),
         group=row.group,

@@ -62,7 +62,10 @@ def value_named(text: str, own: PeerId, resolve: Resolve) -> bytes:
     """
     if text.startswith(_HEAD):
         peer, slash, rest = text.removeprefix(_HEAD).partition("/")
-        name = head_name(resolve(peer), rest) if slash else head_name(own, peer)
+        if not slash:
+            name = head_name(own, peer)
+        else:
+            name = head_name(PeerId(peer) if _is_peer(peer) else resolve(peer), rest)
     elif text.startswith(_PK):
         try:
             name = PK + base58.b58decode(text.removeprefix(_PK))

@@ -22,7 +22,7 @@ def played(name: str, *changes: str) -> dict[str, float]:
 
 
 def test_every_lookup_finds_the_nearest_in_three_hops_and_forty_messages() -> None:
-    found = played("calm_10k", "swarm.nodes=2000", "work.looks=100")
+    found = played("calm_10k", "swarm.nodes=2000", "work.looks=50")
     assert found["found"] == 100.0
     assert found["nearest_20"] > 99.0
     assert found["hops_p99"] <= 3
@@ -58,16 +58,16 @@ def test_a_network_that_was_cut_in_two_is_whole_again() -> None:
 
 
 def test_records_outlive_those_who_held_them() -> None:
-    churn = ("swarm.nodes=100", "hours=0.5", "churn.median_session_s=600")
-    found = played("churn_10k", *churn, "work.records=60", "work.looks=200")
-    assert found["correct_n"] > 150
+    churn = ("swarm.nodes=60", "hours=0.4", "churn.median_session_s=600")
+    found = played("churn_10k", *churn, "work.records=40", "work.looks=100")
+    assert found["correct_n"] > 80
     assert found["correct"] >= 99.0
 
 
 def test_a_part_of_those_who_leave_says_good_bye() -> None:
-    churn = ("swarm.nodes=100", "hours=0.5", "churn.median_session_s=600", "churn.graceful=0.7")
-    found = played("churn_10k", *churn, "work.records=60", "work.looks=200")
-    assert found["correct"] >= 99.5
+    churn = ("swarm.nodes=60", "hours=0.4", "churn.median_session_s=600", "churn.graceful=0.7")
+    found = played("churn_10k", *churn, "work.records=40", "work.looks=100")
+    assert found["correct"] >= 99.0
 
 
 # --- with enemies ---------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ def test_a_fifth_of_liars_changes_nothing_over_four_paths() -> None:
     assert found["correct"] == 100.0
 
 
-SYBILS = ("swarm.nodes=300", "work.trials=3", "work.looks=10")
+SYBILS = ("swarm.nodes=300", "work.trials=2", "work.looks=5")
 DEFENCES = ("diversity", "region")
 
 
@@ -91,7 +91,7 @@ def test_nor_over_one_path_since_they_are_not_five_networks() -> None:
 
 
 def test_sybils_gain_nothing_by_claiming_their_neighbours_networks() -> None:
-    assert played("sybils_200_1k", *SYBILS, "work.trials=2", "sybils.claims=2")["correct"] >= 90.0
+    assert played("sybils_200_1k", *SYBILS, "sybils.claims=2")["correct"] >= 90.0
 
 
 def test_without_diversity_and_region_sybils_of_four_networks_own_the_key() -> None:

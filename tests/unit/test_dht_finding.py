@@ -2,7 +2,7 @@
 
 import base58
 
-from dht.finding import AGREE, REPAIRS_MAX, FindClosest, FindPeer, FindProviders, FindValue
+from dht.finding import AGREE, REPAIRS_MAX, SPARE, FindClosest, FindPeer, FindProviders, FindValue
 from dht.key import SPACE, Key, key_of
 from dht.lookup import ALPHA, PATHS
 from dht.messages import (
@@ -16,7 +16,7 @@ from dht.messages import (
     Value,
     Values,
 )
-from dht.operation import Wanted
+from dht.operation import SLOW_S, Wanted
 from dht.table import K
 from tests.unit.dht_still_net import EPOCH_MS, HANGING, HOSTILE, StillNet
 from wire.ids import PeerId
@@ -48,8 +48,12 @@ def seeds(count: int, name: bytes = NAME) -> list[Contact]:
     ]
 
 
-def get(count: int = 60, *, paths: int = 1, name: bytes = NAME) -> FindValue:
-    return FindValue(name, OWN, seeds(count, name), NOW, paths=paths, region=100)
+def get(
+    count: int = 60, *, paths: int = 1, name: bytes = NAME, region: int | None = None
+) -> FindValue:
+    """By default, who is read to the end knows the region; else nobody is expected to hold it."""
+    region = (100 if paths > 1 else 0) if region is None else region
+    return FindValue(name, OWN, seeds(count, name), NOW, paths=paths, region=region)
 
 
 def give(operation: FindValue | FindProviders, wanted: list[Wanted], *answers: Answer) -> None:
@@ -90,6 +94,29 @@ def test_a_newer_value_starts_the_count_again() -> None:
     operation.next_asks(NOW)
     assert operation.is_done
     assert operation.result == (value(2),)
+
+
+def test_of_those_who_should_hold_it_no_more_are_asked_than_may_be_needed() -> None:
+    operation = get(region=40)
+    wanted = operation.next_asks(NOW)
+    assert len(wanted) == AGREE + SPARE
+    give(operation, wanted, *[Values((value(),), ())] * 3)
+    assert operation.next_asks(NOW) == []
+    operation.answered(wanted[3].tag, Values((), ()), NOW)  # one that lacks it
+    operation.failed(wanted[4].tag, "unreachable", NOW)
+    more = operation.next_asks(NOW)
+    assert len(more) == 2
+    slow = Moment(NOW.s + SLOW_S, EPOCH_MS)  # who is slow no longer counts
+    assert len(operation.next_asks(slow)) == 3
+    give(operation, more, *[Values((value(),), ())] * 2)
+    operation.next_asks(slow)
+    assert operation.is_done
+
+
+def test_while_few_are_near_as_many_are_asked_as_ever() -> None:
+    assert len(get(region=3).next_asks(NOW)) == ALPHA
+    operation = FindValue(NAME, OWN, seeds(60)[10:], NOW, region=3)
+    assert len(operation.next_asks(NOW)) == ALPHA
 
 
 def test_the_newest_of_each_author_is_found_in_pieces() -> None:
