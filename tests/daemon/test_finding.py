@@ -152,7 +152,7 @@ def test_a_public_dht_in_a_closed_swarm_is_refused_in_words(tmp_path: Path) -> N
     with daemons(tmp_path, "a") as (a,):
         a.environment["SHOAL_DHT__PUBLIC"] = "true"
         a.launch()
-        assert a.wait() == 2
+        assert a.wait(timeout_s=30) == 2
         assert "[dht] public" in a.said
         assert "Traceback" not in a.said
 
