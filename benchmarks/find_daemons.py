@@ -24,7 +24,7 @@ CALLS = 10 if QUICK else 25  # of each kind in a round
 DATA = "x" * 64
 START_S = 240.0  # for fifty hivemind peers: a second each
 MEET_S = 60.0
-KNOWN = 0.9  # of the others are in a daemon's table before it begins
+KNOWN = 0.7  # of the others are in every table before it begins: all that a busy machine lets
 GET_GOAL_MS = 20.0  # p50 at 50 daemons (the issue)
 
 Times = dict[str, list[float]]  # ms by kind of call

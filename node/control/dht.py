@@ -12,8 +12,8 @@ from dht.key import common_bits, key_of, key_of_peer
 from dht.messages import Contact, Hop, Trace, Value
 from dht.records import STAMP_MAX
 from dht.service import DhtService
-from dht.view import TableRow
 from dht.storing import Kept
+from dht.view import TableRow
 from node.control.api import Api, Request
 from node.control.dht_names import (
     Resolve,
