@@ -126,7 +126,10 @@ class Refresh:
         target = key_of(name)
 
         def seen(nearest: list[Contact], at: Moment) -> None:
-            self._state.size.saw(target, nearest)
+            if len(nearest) >= min(K, len(self._state.table)):
+                self._state.size.saw(target, nearest)
+            else:  # it ended too early: what we know tells more
+                self._see_who_is_near(at)
             if target != self._state.key:
                 self._state.table.refreshed(common_bits(self._state.key, target), at.s)
 
