@@ -86,7 +86,8 @@ class KadStreams:
                 await trio.sleep(LINE_IDLE_S / 2)
                 self._close_idle(trio.current_time() - LINE_IDLE_S)
         finally:
-            self._close_idle(float("inf"))
+            for line in self._lines.values():
+                line.end("the node stops")
 
     def mode_changed(self) -> None:
         """Offer the protocol to others, or no more."""
@@ -219,7 +220,7 @@ class KadStreams:
     def _close_idle(self, before_s: float) -> None:
         """Close what was used last before then, and forget what is over."""
         for peer, line in list(self._lines.items()):
-            if line.used_at < before_s:
+            if line.used_at < before_s and not line.waiting:
                 line.end("not used any more")
             if line.is_over:
                 del self._lines[peer]

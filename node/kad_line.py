@@ -33,6 +33,7 @@ class Line:
     def __init__(self, stream: HostStream) -> None:
         self.stream = stream
         self.used_at = now()
+        self.waiting = 0  # for an answer, now
         self._why = ""  # it is over
         self._asked: deque[_Asked] = deque()  # the oldest first; given up ones too
         self._outbox: deque[bytes] = deque()  # pieces that wait for room; at most IN_FLIGHT_MAX
@@ -63,9 +64,11 @@ class Line:
         self._asked.append(asked)
         self.used_at = now()
         self._send(frames.pack(message))
+        self.waiting += 1
         try:
             await asked.ended.wait()
         finally:
+            self.waiting -= 1
             is_given_up = not asked.ended.is_set()
             if is_given_up and (self.is_over or self._asked[0].since + STUCK_S <= now()):
                 self.end(f"{self.stream.peer} does not answer")  # nor will it the others

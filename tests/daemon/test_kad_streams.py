@@ -121,17 +121,20 @@ async def test_a_client_refuses_and_says_nothing_of_itself() -> None:
 
 
 async def test_streams_that_nobody_uses_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kad, "LINE_IDLE_S", 0.3)
     a, b, c = make_end(), make_end(), make_end()
     async with ends(a, b, c):
         await a.ask(b, Ping())
-        while b.host.peer in a.streams._lines:
-            await a.ask(c, Ping())
-            await trio.sleep(0.01)
+        await a.ask(c, Ping())
+        a.streams._lines[b.host.peer].used_at -= kad.LINE_IDLE_S + 1
+        a.streams._close_idle(trio.current_time() - kad.LINE_IDLE_S)
         assert set(a.streams._lines) == {c.host.peer}
-        assert len(c.asked) > 20
         await eventually(lambda: not b.streams._asking)
         assert c.streams._asking
+    monkeypatch.setattr(kad, "LINE_IDLE_S", 0.02)
+    a, b = make_end(), make_end()
+    async with ends(a, b):
+        await a.ask(b, Ping())
+        await eventually(lambda: not a.streams._lines)
 
 
 async def test_a_stream_on_which_nothing_is_asked_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,7 +165,7 @@ async def test_we_provide_and_find_providers_on_a_server_of_js() -> None:
         js_peer("kad_peer.mjs", server=True) as another,
     ):
         await ours.meet(js)
-        assert await ours.dht.provide(NAME) == 1
+        assert (await ours.dht.provide(NAME)).kept == 1
         assert list(await js.do("providers", key=text(NAME))) == [ours.host.peer]
         await another.do("dial", address=js.addresses[0])
         await another.until("knows", True, peer=js.peer)

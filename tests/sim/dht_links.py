@@ -44,6 +44,7 @@ class Member:
     addrs: list[str]
     peers: list[PeerId] = field(default_factory=list[PeerId])  # connected from the beginning
     flying: int = 0
+    flying_most: int = 0
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ended: trio.Event = field(default_factory=trio.Event)
     clock: SimClock = field(default_factory=SimClock)
@@ -84,6 +85,7 @@ class Member:
         is_check: bool,
     ) -> Reply:
         self.flying += 1
+        self.flying_most = max(self.flying, self.flying_most)
         try:
             with trio.move_on_after(timeout_s):
                 return await self._ask(contact.peer, request, sender)

@@ -8,6 +8,7 @@ import trio
 from trio.testing import MockClock
 
 import dht.driver
+from dht.lookup import ALPHA
 from dht.messages import FindNode, Nodes, Ping, Pong, Stored, Trace
 from dht.service import PROVIDED_MAX, DhtService
 from dht.state import new_holding
@@ -111,6 +112,7 @@ async def test_many_are_provided_at_a_fraction_of_the_messages(
     for name in names[:3]:
         swarm[2].withdraw(name)
     assert swarm[2].view().provided == len(names) - 3
+    assert not swarm[2]._own._sealed
 
 
 async def test_too_many_names_and_names_that_are_none_are_the_callers_fault(
@@ -150,6 +152,34 @@ async def test_values_are_found_and_the_newest_of_each_author_wins(
         signer(4).peer: b"3",
     }
     assert await swarm[8].get(multi_name("run/other")) == ()
+
+
+async def test_a_value_that_is_kept_is_not_put_again_before_half_life(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    swarm = await start_swarm(nursery, Links(), 3)
+    await swarm[1].put_multi("a", b"1")
+    [first] = swarm[1].published()
+    await trio.sleep(11 * HOUR_S)
+    assert swarm[1].published() == [first]
+    await trio.sleep(1.1 * HOUR_S)
+    [second] = swarm[1].published()
+    assert (second.seq > first.seq, second.data) == (True, b"1")
+
+
+async def test_requests_in_flight_are_bounded_whatever_is_asked(
+    autojump_clock: MockClock, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dht.driver, "FLYING_MAX", 12)
+    links = Links()
+    swarm = await start_swarm(nursery, links, 10)
+    member = links.there[signer(1).peer]
+    member.flying_most = 0
+    async with trio.open_nursery() as callers:
+        for number in range(20):
+            callers.start_soon(swarm[0].providers, b"%d" % number)
+    assert member.flying_most == 12
+    assert len(await swarm[0].closest(b"x")) == 9
 
 
 async def test_our_values_live_as_long_as_we_do_and_no_longer(
@@ -280,9 +310,12 @@ async def test_who_gives_up_ends_the_operation_and_leaves_nothing_behind(
     links = Links()
     swarm = await start_swarm(nursery, links, 20)
     links.silent |= {signer(number).peer for number in range(2, 21)}
-    with trio.move_on_after(1) as scope:
+    before = links.requests
+    with trio.move_on_after(0.7) as scope:
         await swarm[0].providers(b"cid")
     assert scope.cancelled_caught
+    assert links.requests - before == 2 * ALPHA  # those that are slow fill no place
+    assert not swarm[0].node._running
     await trio.sleep(3.1)
     member = links.there[signer(1).peer]
     before = links.requests

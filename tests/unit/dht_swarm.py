@@ -32,6 +32,8 @@ class Author:
     def __init__(self, number: int) -> None:
         name = b"\x00\x24\x08\x01\x12\x20" + random.Random(number).randbytes(32)
         self.peer = PeerId(base58.b58encode(name).decode())
+        self.signed = 0  # provider records
+        self.life_ms = DAY_MS  # of these
         addrs = (f"/ip4/10.0.{number >> 8}.{number & 255}/tcp/4001",)
         self._word = Contact(self.peer, key_of(name), addrs, WALL_MS, WALL_MS, SEALED)
 
@@ -42,8 +44,9 @@ class Author:
         return self._word
 
     def provision(self, name: bytes, wall_ms: int) -> Provision:
-        """A day long."""
-        return Provision(name, self.peer, wall_ms + DAY_MS, SEALED)
+        """Good for a day."""
+        self.signed += 1
+        return Provision(name, self.peer, wall_ms + self.life_ms, SEALED)
 
 
 def head(author: Author, name: bytes, seq: int, data: bytes = b"data") -> Value:

@@ -6,7 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from dht.checks import AGAIN_S, IN_FLIGHT_MAX, KNOCK_S, KNOCKS_MAX, WAITING_MAX, Checks
+from dht.checks import (
+    AGAIN_S,
+    IN_FLIGHT_MAX,
+    KNOCK_S,
+    KNOCKS_MAX,
+    SILENT_MAX,
+    WAITING_MAX,
+    Checks,
+)
 from dht.key import Key, key_of
 from dht.limits import RATES, TOO_MANY
 from dht.messages import (
@@ -231,12 +239,50 @@ def test_a_peer_that_moved_is_asked_at_its_new_address() -> None:
     us = knowing(1)
     again = replace(word(0), seq=word(0).seq + 1)
     us.peer_up(again, NOW)
-    assert us.effects() == []  # signed anew, at the same address
+    us.peer_up(replace(word(0), seq=1, addrs=("/ip4/10.8.8.8/tcp/1",)), NOW)
+    assert us.effects() == []  # signed anew, at the same address; and an older word
     moved = replace(again, addrs=("/ip4/10.9.9.9/tcp/1",))
-    us.peer_up(moved, NOW)
+    us.received(moved.peer, moved, FindNode(NAME), NOW)
+    assert us.table.get(moved.peer) == word(0)  # until it answered there
     (check,) = asked(us.effects())
     answer(us, check, Pong())
     assert us.table.get(moved.peer) == moved
+
+
+def test_an_entry_that_asks_us_is_renewed_unless_it_did_not_answer() -> None:
+    us = knowing(2)
+    us.find_closest(NAME, NOW)
+    first, second = asked(us.effects())
+    us.failed(first.number, "timeout", NOW)
+    for ask in (first, second):
+        us.received(ask.contact.peer, ask.contact, Ping(), later(60))
+    seen = {entry.contact.peer: entry.seen_s for entry in us.table.entries()}
+    assert seen == {first.contact.peer: NOW.s, second.contact.peer: later(60).s}
+
+
+def test_checks_that_are_refused_or_fail_make_room_for_others() -> None:
+    us = node()
+    for number in range(3 * IN_FLIGHT_MAX):
+        us.peer_up(word(number), NOW)
+    for _ in range(2):
+        for ask in asked(us.effects()):
+            answer(us, ask, Stored(0, TOO_MANY))
+        for ask in asked(us.effects()):
+            us.failed(ask.number, "timeout", NOW)
+    assert us.stats.checks == 3 * IN_FLIGHT_MAX
+    us.peer_up(word(99), NOW)
+    (check,) = asked(us.effects())
+    assert check.contact == word(99)
+
+
+def test_few_silent_strangers_are_remembered() -> None:
+    checks = Checks()
+    for number in range(SILENT_MAX + 1):
+        checks.failed(word(number).peer, 0.0)
+    checks.offer(word(1), 0.0, is_stranger=True)
+    assert checks.next() is None
+    checks.offer(word(0), 0.0, is_stranger=True)
+    assert checks.next() == (word(0), True)
 
 
 def test_few_are_checked_at_a_time_few_wait_and_a_silent_one_has_to_wait_longer() -> None:

@@ -1,5 +1,6 @@
 """What a node of the DHT does by itself, on a virtual clock."""
 
+import random
 from collections import Counter
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from dht.messages import (
     Moment,
     Nodes,
     Ping,
+    Pong,
     Provision,
     PutValue,
     Stored,
@@ -23,8 +25,9 @@ from dht.node import Node
 from dht.refresh import FILL
 from dht.sending import BATCH, BATCH_BYTES, WIDTH, Sending, addressed, packed
 from dht.serving import NO_SERVER
+from dht.state import name_of_peer
 from dht.table import K
-from dht.upkeep import GIVEN_UP_S, HALF_LIFE_S, LEAVE_S, RETRY_S, SETTLE_S
+from dht.upkeep import DOUBT_S, GIVEN_UP_S, HALF_LIFE_S, LEAVE_S, RETRY_S, SETTLE_S, TIDY_S
 from tests.unit.dht_swarm import DAY_MS, WALL_MS, Author, Swarm, head, nearest
 from wire.ids import PeerId
 
@@ -96,7 +99,7 @@ def test_dead_entries_make_room_for_those_who_live() -> None:
     swarm = joined(60)
     dead = swarm.rng.sample(sorted(swarm.nodes), 30)
     swarm.dead.update(dead)
-    swarm.run(3 * HOUR_S)
+    swarm.run(2 * HOUR_S)
     live = [node for peer, node in swarm.nodes.items() if peer not in swarm.dead]
     peers = [entry.contact.peer for node in live for entry in node.table.entries()]
     assert sum(peer in swarm.dead for peer in peers) < len(peers) / 4
@@ -128,10 +131,32 @@ def test_what_is_provided_is_provided_again_at_half_life_until_it_is_withdrawn()
     swarm.asks.clear()
     swarm.run(HALF_LIFE_S - HOUR_S)
     assert not any(peer == peer_of(node) for peer, ask in swarm.asks if is_store(ask))
-    swarm.run(24 * HOUR_S)
+    swarm.run(14 * HOUR_S)
     asking = list(swarm.nodes.values())[-1]
     assert len(swarm.do(asking, asking.providers, b"kept")) == 1
     assert swarm.do(asking, asking.providers, b"dropped") == ()
+
+
+def test_what_is_withdrawn_while_it_is_published_is_not_published_again() -> None:
+    swarm = joined(3)
+    node = next(iter(swarm.nodes.values()))
+    node.provide(b"cid", swarm.moment)
+    node.withdraw(b"cid")
+    swarm.drive(node)
+    swarm.run(60)
+    swarm.asks.clear()
+    swarm.run(HALF_LIFE_S + HOUR_S)
+    assert not any(peer == peer_of(node) for peer, ask in swarm.asks if is_store(ask))
+
+
+def test_what_everybody_refuses_is_offered_less_and_less_often() -> None:
+    swarm = joined(3)
+    node = next(iter(swarm.nodes.values()))
+    author = swarm.authors[peer_of(node)]
+    author.life_ms = 0
+    assert swarm.do(node, node.provide, b"cid").kept == 0
+    swarm.run(10 * HOUR_S)
+    assert 10 < author.signed < 20
 
 
 def test_what_nobody_took_is_offered_again_soon_and_then_less_often() -> None:
@@ -148,7 +173,7 @@ def test_what_nobody_took_is_offered_again_soon_and_then_less_often() -> None:
 
 
 def test_records_follow_the_close_set_while_all_who_took_them_leave_without_a_word() -> None:
-    swarm = joined(60)
+    swarm = joined(36)
     owner = next(iter(swarm.nodes.values()))
     value = head(swarm.authors[peer_of(owner)], NAME, 1)
     swarm.do(owner, owner.put, replace(value, expires_ms=swarm.moment.wall_ms + DAY_MS - 1))
@@ -181,6 +206,67 @@ def test_a_newcomer_of_the_close_set_is_sent_what_it_should_hold_once() -> None:
     assert len(newcomer.holding) == (1 if sent else 0)
     assert len(sent) <= 2
     assert newcomer.holding or not is_close
+
+
+def holder(nearer: int) -> tuple[Node, list[Contact]]:
+    """One that holds a record to which so many (of 3 at least) are nearer, and those."""
+    contacts = [word(number) for number in range(40)]
+    for number in range(1000):
+        name, node = b"%d" % number, Node(Author(10_000 + number), random.Random(1))
+        key = key_of(name)
+        those = [one for one in contacts if one.key ^ key < node.state.key ^ key]
+        if len(those) == nearer or len(those) >= nearer > 2:
+            for one in contacts:
+                node.table.answered(one, one.addrs[0], 0.0)
+            store = AddProviders((provision(number),))
+            kept = node.received(PeerId("peer"), None, store, Moment(1.0, WALL_MS))
+            assert kept == Stored(1)
+            return node, those
+    raise AssertionError("no such name")
+
+
+def pinged(node: Node, now_s: float) -> list[Ask]:
+    node.tick(Moment(now_s, WALL_MS))
+    asks = [effect for effect in node.effects() if isinstance(effect, Ask)]
+    return [ask for ask in asks if ask.request == Ping()]
+
+
+@pytest.mark.parametrize("nearer", [1, 2])
+def test_a_holder_looks_whether_those_live_whose_duty_would_be_its_next(nearer: int) -> None:
+    node, those = holder(nearer)
+    assert pinged(node, 1.0) == []
+    asks = pinged(node, 1.0 + TIDY_S)
+    assert {ask.contact.peer for ask in asks} == {one.peer for one in those}
+    for ask in asks:
+        node.failed(ask.number, "timeout", Moment(700.0, WALL_MS))
+    assert node.wake_at <= 700.0 + DOUBT_S
+    for ask in pinged(node, 700.0 + DOUBT_S):
+        node.failed(ask.number, "timeout", Moment(800.0, WALL_MS))
+    assert all(one.peer not in node.table for one in those)
+
+
+def test_a_holder_far_from_a_record_asks_nobody() -> None:
+    node, _ = holder(5)
+    assert pinged(node, 1.0) == []
+    assert pinged(node, 1.0 + TIDY_S) == []
+
+
+def test_a_holder_looks_for_its_neighbours_once_an_hour() -> None:
+    node, _ = holder(5)
+    name = name_of_peer(peer_of(node))
+    node.tick(Moment(1.0, WALL_MS))
+    found = 0
+    for minute in range(121):
+        now = Moment(1.0 + 60 * minute, WALL_MS)
+        node.tick(now)
+        for effect in node.effects():
+            if isinstance(effect, Ask):
+                found += effect.request == FindNode(name) and effect.contact == word(0)
+                sender = effect.contact
+                answer = Pong() if effect.request == Ping() else Nodes(())
+                node.answered(effect.number, answer, sender, sender.addrs[0], now)
+    assert found <= 3
+    assert node.stats.upkeep > 20
 
 
 def with_newcomer() -> tuple[Swarm, Node, Node]:
