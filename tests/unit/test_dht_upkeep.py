@@ -84,19 +84,6 @@ def test_who_joins_knows_its_nearest_and_somebody_everywhere() -> None:
     assert sum(peer_of(newcomer) in node.table for node in near) >= K - 1
 
 
-def test_a_look_that_ended_too_early_does_not_tell_how_large_the_network_is() -> None:
-    swarm = joined(100)
-    node = swarm.add()
-    swarm.do(node, node.bootstrap, [swarm.contact(next(iter(swarm.nodes.values())))])
-    swarm.run(30)
-    before = node.size.size()
-    assert before > 2 * K
-    chore = node.upkeep.refresh.ourselves(swarm.moment)
-    few = node.table.closest(node.state.key, K - 2)
-    chore.then(few, swarm.moment)
-    assert node.size.size() > before / 2
-
-
 def test_a_swarm_that_has_nothing_to_do_says_little() -> None:
     swarm = joined(30)
     swarm.run(HOUR_S)
