@@ -310,8 +310,8 @@ class FindValue(Looking):
 
     def _agreeing(self) -> int:
         """How many networks say the same: Sybils of four must not agree with themselves."""
-        groups = dict[str, int]()
         agree = (peer for peer, held in self._heard if self._agrees(peer, held))
+        groups = dict[str, int]()
         return sum(take_place(groups_of(one), groups, 1) for one in agree)
 
     def _enough(self) -> int:

@@ -42,6 +42,7 @@ from wire.ids import PeerId
 
 ALPHA = 8  # requests in flight over one path: the facts' reference has 10, and 38 messages
 PATHS = 4  # disjoint ones, for stores and for reads that ask for it: 20 % liars own none of them
+SEEDS = 3 * K  # to begin with: of k, when 70 % are dead, one lookup in 1,000 finds nobody alive
 PATH_ALPHA = 3  # in flight in each of several paths: 12 in all
 REQUESTS_MAX = 400  # of one lookup: 70 % dead at 10,000 peers take 83 (facts: state, 2)
 REGION_MAX = 200  # asked within a region: k are expected there, and ten times as many Sybils

@@ -11,12 +11,12 @@ from dht.crowd import FAR
 from dht.finding import FindClosest, FindPeer, FindProviders, FindValue
 from dht.holding import Holding
 from dht.key import key_of
+from dht.lookup import SEEDS
 from dht.messages import Contact, Moment, Trace, Value
 from dht.running import Runner
 from dht.size import NetworkSize
 from dht.state import name_of_peer
 from dht.storing import Provide, StoreValue
-from dht.table import K
 from wire.ids import PeerId
 
 
@@ -163,7 +163,7 @@ class Node(Runner):
         return tuple(self.table.closest(self.state.key, len(self.table)))
 
     def _seeds(self, name: bytes) -> list[Contact]:
-        return self.table.closest(key_of(name), K)
+        return self.table.closest(key_of(name), SEEDS)
 
     def _seeds_all_over(self, name: bytes) -> list[Contact]:
         """The nearest, and some whom nobody chose by the name: against a crowd beside it."""

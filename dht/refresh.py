@@ -6,7 +6,8 @@ bucket at most); such a look takes some 10 requests. One whole lookup of a rando
 which the size of the network is told, and one of ourselves (35) for who holds records. So 190 at
 most, 150 in an idle network of 10,000, and 70 where people's lookups keep the buckets fresh. A join
 costs one lookup (40) and as much as a look for each far bucket that lacks entries: about 5 of them
-in a network of 10,000, so 90.
+in a network of 10,000, so 90. Reckoned, not measured; checks, holders' pings and handing over come
+on top. Measured at 2,500 nodes with sessions of 30 min: 338 in all, of which 140 checks.
 """
 
 import math
@@ -125,7 +126,10 @@ class Refresh:
         target = key_of(name)
 
         def seen(nearest: list[Contact], at: Moment) -> None:
-            self._state.size.saw(target, nearest)
+            if len(nearest) >= min(K, len(self._state.table)):
+                self._state.size.saw(target, nearest)
+            else:  # it ended too early: what we know tells more
+                self._see_who_is_near(at)
             if target != self._state.key:
                 self._state.table.refreshed(common_bits(self._state.key, target), at.s)
 

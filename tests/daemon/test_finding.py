@@ -16,6 +16,7 @@ from dht.values import head_name
 from node.finding import Finding
 from node.host.service import LibP2pHost
 from node.reach.service import Reach, ReachOptions
+from node.tickets import fresh_swarm
 from tests.daemon.hosts import ANY_PORT, KEY
 from tests.daemon.processes import SHOAL, Daemon, clean_environment, daemons, run
 from wire.clock import SystemClock
@@ -151,6 +152,20 @@ def test_a_public_dht_in_a_closed_swarm_is_refused_in_words(tmp_path: Path) -> N
     with daemons(tmp_path, "a") as (a,):
         a.environment["SHOAL_DHT__PUBLIC"] = "true"
         a.launch()
-        assert a.wait() == 2
+        assert a.wait(timeout_s=30) == 2
         assert "[dht] public" in a.said
         assert "Traceback" not in a.said
+
+
+def test_an_open_swarm_may_be_public(tmp_path: Path) -> None:
+    ticket = fresh_swarm("reef", is_open=True).text()
+    with daemons(tmp_path, "a", "b") as (a, b):
+        for each in (a, b):
+            each.environment["SHOAL_DHT__PUBLIC"] = "true"
+        a.start("--join", ticket)
+        b.start("--join", a.client.ticket())
+        assert wait_for(lambda: b.client.dht.table().contacts == 1)
+        assert b.client.dht.table().protocol == "/ipfs/kad/1.0.0"
+        assert a.client.dht.put("/shoal/head/latest", b"1").kept == 1
+        found = b.client.dht.get(f"/shoal/head/{a.client.status().peer}/latest").values
+        assert [one.data for one in found] == [b"1"]

@@ -8,7 +8,7 @@ import trio
 from trio.testing import MockClock
 
 import dht.driver
-from dht.lookup import ALPHA
+from dht.finding import AGREE, SPARE
 from dht.messages import FindNode, Nodes, Ping, Pong, Stored, Trace
 from dht.service import PROVIDED_MAX, DhtService
 from dht.state import new_holding
@@ -314,7 +314,7 @@ async def test_who_gives_up_ends_the_operation_and_leaves_nothing_behind(
     with trio.move_on_after(0.7) as scope:
         await swarm[0].providers(b"cid")
     assert scope.cancelled_caught
-    assert links.requests - before == 2 * ALPHA  # those that are slow fill no place
+    assert links.requests - before == 2 * (AGREE + SPARE)  # those that are slow fill no place
     assert not swarm[0].node._running
     await trio.sleep(3.1)
     member = links.there[signer(1).peer]

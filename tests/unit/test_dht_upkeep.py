@@ -15,15 +15,11 @@ from dht.messages import (
     Moment,
     Nodes,
     Ping,
-    Pong,
     Provision,
-    PutValue,
     Stored,
-    Value,
 )
 from dht.node import Node
 from dht.refresh import FILL
-from dht.sending import BATCH, BATCH_BYTES, WIDTH, Sending, addressed, packed
 from dht.serving import NO_SERVER
 from dht.state import name_of_peer
 from dht.table import K
@@ -33,6 +29,14 @@ from wire.ids import PeerId
 
 NAME = b"/shoal/multi/x"
 HOUR_S = 3600.0
+
+
+def word(number: int) -> Contact:
+    return Author(number).contact(WALL_MS)
+
+
+def provision(number: int, size: int = 100) -> Provision:
+    return Provision(b"%d" % number, PeerId("peer"), WALL_MS + DAY_MS, bytes(size))
 
 
 def joined(count: int) -> Swarm:
@@ -78,6 +82,19 @@ def test_who_joins_knows_its_nearest_and_somebody_everywhere() -> None:
     # and those nearest to it know it, although nobody looked for it
     near = [swarm.nodes[peer] for peer in nearest(others, own, K)]
     assert sum(peer_of(newcomer) in node.table for node in near) >= K - 1
+
+
+def test_a_look_that_ended_too_early_does_not_tell_how_large_the_network_is() -> None:
+    swarm = joined(100)
+    node = swarm.add()
+    swarm.do(node, node.bootstrap, [swarm.contact(next(iter(swarm.nodes.values())))])
+    swarm.run(30)
+    before = node.size.size()
+    assert before > 2 * K
+    chore = node.upkeep.refresh.ourselves(swarm.moment)
+    few = node.table.closest(node.state.key, K - 2)
+    chore.then(few, swarm.moment)
+    assert node.size.size() > before / 2
 
 
 def test_a_swarm_that_has_nothing_to_do_says_little() -> None:
@@ -253,20 +270,29 @@ def test_a_holder_far_from_a_record_asks_nobody() -> None:
 
 def test_a_holder_looks_for_its_neighbours_once_an_hour() -> None:
     node, _ = holder(5)
-    name = name_of_peer(peer_of(node))
-    node.tick(Moment(1.0, WALL_MS))
-    found = 0
-    for minute in range(121):
+    found = Counter[bytes]()
+    for minute in range(150):
         now = Moment(1.0 + 60 * minute, WALL_MS)
+        for number in range(40):  # no bucket is idle, so nothing else needs a look
+            node.table.answered(word(number), None, now.s)
         node.tick(now)
-        for effect in node.effects():
-            if isinstance(effect, Ask):
-                found += effect.request == FindNode(name) and effect.contact == word(0)
-                sender = effect.contact
-                answer = Pong() if effect.request == Ping() else Nodes(())
-                node.answered(effect.number, answer, sender, sender.addrs[0], now)
-    assert found <= 3
-    assert node.stats.upkeep > 20
+        while effects := node.effects():
+            for ask in effects:
+                if isinstance(ask, Ask) and isinstance(ask.request, FindNode):
+                    found[ask.request.name] += 1
+                    node.answered(ask.number, Nodes(()), ask.contact, None, now)
+    own = name_of_peer(peer_of(node))
+    assert 2 * K <= found.pop(own) <= 3 * (K + 8)
+    assert all(count >= K for count in found.values())  # whole lookups of random targets
+    assert len(found) <= 3
+
+
+def test_what_has_expired_is_thrown_away() -> None:
+    node, _ = holder(5)
+    node.tick(Moment(1.0, WALL_MS))
+    assert len(node.holding) == 1
+    node.tick(Moment(2.0 + TIDY_S, WALL_MS + DAY_MS + 1))
+    assert len(node.holding) == 0
 
 
 def with_newcomer() -> tuple[Swarm, Node, Node]:
@@ -341,56 +367,3 @@ def test_after_a_restart_the_contacts_of_the_table_are_enough() -> None:
     new = swarm.add()
     swarm.do(new, new.bootstrap, contacts[:3])
     assert len(new.table) >= K
-
-
-# --- sending -------------------------------------------------------------------------------------
-
-
-def word(number: int) -> Contact:
-    return Author(number).contact(WALL_MS)
-
-
-def provision(number: int, size: int = 100) -> Provision:
-    return Provision(b"%d" % number, PeerId("peer"), WALL_MS + DAY_MS, bytes(size))
-
-
-@pytest.mark.parametrize("size", [100, 700])
-def test_records_are_packed_into_few_messages_that_are_not_too_large(size: int) -> None:
-    value = head(Author(1), NAME, 1)
-    records: list[Provision | Value] = [provision(number, size) for number in range(1100)]
-    records.append(value)
-    requests = packed(records)
-    batches = [request.provisions for request in requests if isinstance(request, AddProviders)]
-    assert [one for batch in batches for one in batch] == records[:-1]
-    assert [one for one in requests if isinstance(one, PutValue)] == [PutValue(value)]
-    for batch in batches:
-        assert 0 < len(batch) <= BATCH
-        assert sum(len(one.sealed) for one in batch) <= BATCH_BYTES
-    assert len(requests) <= 2 + max(1100 // BATCH + 1, 1100 * size // BATCH_BYTES + 1)
-    assert packed([]) == []
-
-
-def test_so_many_fly_at_once_and_the_rest_follows() -> None:
-    now = Moment(0.0, WALL_MS)
-    sending = Sending(addressed([(word(n), [provision(n)]) for n in range(WIDTH + 5)]), now)
-    first = sending.next_asks(now)
-    assert len(first) == WIDTH
-    sending.answered(first[0].tag, Stored(1), now)
-    sending.failed(first[1].tag, "timeout", now)
-    second = sending.next_asks(now)
-    assert len(second) == 2
-    for wanted in [*first[2:], *second]:
-        sending.answered(wanted.tag, Stored(1), now)
-    third = sending.next_asks(now)
-    assert len(third) == 3
-    assert not sending.is_done
-    for wanted in third:
-        sending.answered(wanted.tag, Stored(0, "no room"), now)
-    sending.next_asks(now)
-    assert sending.is_done
-    assert sending.result == WIDTH + 1
-
-
-def test_nothing_to_send_is_done_at_once() -> None:
-    now = Moment(0.0, WALL_MS)
-    assert Sending([], now).is_done
