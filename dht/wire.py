@@ -188,7 +188,7 @@ def encode_answer(request: Request, answer: Answer, sender: Contact | None) -> b
         case Providers(provisions, closer):
             message.provisions.extend([each.sealed for each in provisions if each.sealed])
             known = {each.peer: each.addrs for each in (*closer, *([sender] if sender else []))}
-            providers = {each.peer: each.addrs or known.get(each.peer, ()) for each in provisions}
+            providers = {each.peer: known.get(each.peer) or each.addrs for each in provisions}
             return _with_contacts(message, providers, closer)
         case Values(found, closer):
             if found:

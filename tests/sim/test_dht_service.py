@@ -257,6 +257,8 @@ async def test_a_client_is_in_no_table_and_holds_nothing_but_finds_everything(
     assert client.contacts >= 5
     await swarm[1].put_head("a", b"1")
     assert (await client.provide(b"cid")).kept >= 5
+    assert await swarm[4].providers(b"cid") == [signer(7).peer]
+    assert links.there[signer(5).peer].heard == {signer(7).peer: [address(7)]}
     assert client.view().held <= 2  # its own
     assert [one.data for one in await client.get(head_name(signer(2).peer, "a"))] == [b"1"]
     assert signer(7).peer not in {row.peer for row in swarm[0].view().rows}

@@ -242,7 +242,8 @@ def test_providers_with_many_long_addresses_leave_room_for_contacts() -> None:
         replace(seal_provision(each, name, expires_ms=NOW_MS + 1), addrs=long) for each in signers
     )
     addrs = [f"/ip4/10.0.0.{number}/tcp/4001" for number in range(16)]
-    closer = tuple(seal_peer(each, addrs, seq=1, now_ms=NOW_MS) for each in signers[:20])
+    others = [Signer(bytes([8, number]) * 16) for number in range(20)]
+    closer = tuple(seal_peer(each, addrs, seq=1, now_ms=NOW_MS) for each in others)
     got, _ = answered(GetProviders(name), Providers(records, closer), OWN)
     assert isinstance(got, Providers)
     assert [each.sealed for each in got.provisions] == [each.sealed for each in records]
