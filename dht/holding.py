@@ -105,6 +105,10 @@ class Holding:
             return "" if known.sealed == value.sealed else STALE
         return "" if self._values.put(value, value.author, value.author, moment.s) else NO_ROOM
 
+    def drop_provision(self, name: bytes, peer: PeerId) -> None:
+        """Forget a provider record of a name, if we hold one of that peer."""
+        self._provisions.drop(name, peer)
+
     def provisions(self, name: bytes, now_ms: int) -> tuple[Provision, ...]:
         """Return the live provider records of a name, in an order that nobody can choose."""
         return self._provisions.live(name, now_ms)
@@ -246,6 +250,11 @@ class _Shelf(Generic[R]):
             largest = self._by_owner[self._by_load[-1][2]]
             self._remove(max(largest.values(), key=lambda it: it.rank))
         return self._by_name.get(record.name, {}).get(author) is new
+
+    def drop(self, name: bytes, author: str) -> None:
+        held = self._by_name.get(name, {}).get(author)
+        if held is not None:
+            self._remove(held)
 
     def expire(self, now_ms: int) -> None:
         if not self._by_expiry or self._by_expiry[0][0] > now_ms:

@@ -5,7 +5,7 @@ the driver drains `effects()`, and it calls `tick` at `wake_at`. What is begun r
 an operation: when `Done` comes with it, `end` returns that operation with its result.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, KeysView
 
 from dht.crowd import FAR
 from dht.finding import FindClosest, FindPeer, FindProviders, FindValue
@@ -106,6 +106,11 @@ class Node(Runner):
     def withdraw(self, name: bytes) -> None:
         """Say it no longer; what others hold dies within a day."""
         self.upkeep.withdraw(name)
+
+    @property
+    def provided(self) -> KeysView[bytes]:
+        """The names that we provide: until `withdraw`, whatever came of it."""
+        return self.upkeep.provided
 
     # --- joining and leaving ---------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ to the next nearest.
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from dht.atlas import Atlas
 from dht.key import Key
@@ -68,6 +68,7 @@ class Part:
         self._again = set[int]()  # names of which a holder was lost
         self._rounds = 0
         self._ends_s = now_s + PART_S
+        self._refused = set[int]()  # names that a holder had no time for, however often asked
 
     # --- looking ---------------------------------------------------------------------------------
 
@@ -179,7 +180,10 @@ class Part:
         if has_too_many and parcel.tries < TRIES_MAX:
             parcel.tries += 1
             self._paused.append((now_s + PAUSE_S, parcel))
-        elif parcel.rest:
+            return
+        if has_too_many:
+            self._refused.update(parcel.names)
+        if parcel.rest:
             self._pending[parcel.contact.key] = Parcel(parcel.contact, parcel.rest)
 
     def lost(self, parcel: Parcel) -> None:
@@ -187,6 +191,15 @@ class Part:
         self._flying -= 1
         self.atlas.lose(parcel.contact)
         self._again.update(parcel.names, parcel.rest)
+
+    def missed(self, flying: Iterable[Parcel]) -> list[bytes]:
+        """Return names that were not offered to all of their close set, or not taken for lack of
+        time: theirs, or ours. flying: what is not answered yet.
+        """
+        numbers = self._refused.union(self._to_plan, range(self._planned, len(self.names)))
+        for parcel in (*flying, *self._pending.values(), *(one for _, one in self._paused)):
+            numbers.update(parcel.names, parcel.rest)
+        return [self.names[number][1] for number in sorted(numbers)]
 
     @property
     def _is_idle(self) -> bool:

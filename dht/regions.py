@@ -51,6 +51,7 @@ class Provided:
     looks: int  # requests of lookups
     stores: int  # requests with records
     refusals: Mapping[str, int] = field(default_factory=dict[str, int])  # reason -> requests
+    missed: tuple[bytes, ...] = ()  # names that somebody had no time for: to be provided again
 
 
 class ProvideMany:
@@ -77,6 +78,7 @@ class ProvideMany:
         self._part: Part | None = None
         self._count = Counter[str]()
         self._refusals = Counter[str]()
+        self._missed = list[bytes]()
         self._tags = 0
         self._looks = dict[int, tuple[Lookup, int]]()  # tag -> whose request, by its own tag
         self._stores = dict[int, Parcel]()
@@ -100,6 +102,7 @@ class ProvideMany:
             count["looks"],
             count["stores"],
             dict(self._refusals),
+            tuple(self._missed),
         )
 
     @property
@@ -129,6 +132,7 @@ class ProvideMany:
             if not part.is_done:
                 break
             self._done += len(part.names)
+            self._missed += part.missed(self._stores.values())
             self._part = None
             self._looks.clear()
             self._stores.clear()

@@ -70,7 +70,6 @@ class DhtService:
         self._driver = Driver(self.node, transport, clock)
         self._off_loop: OffLoop = off_loop or Threads()
         self._file, self._kept, self._saved = file, Snapshot(), b""
-        self._provided: set[bytes] = set()
         self._joined = trio.Event()
         self._news = trio.Event()  # there may be something to publish
 
@@ -183,7 +182,7 @@ class DhtService:
 
         Raises UsageError if we provide too many already.
         """
-        self._promise([name])
+        self._check_names([name])
         kept: Kept = await self._driver.do(partial(self.node.provide, name, trace=trace))
         return kept
 
@@ -193,7 +192,7 @@ class DhtService:
         Raises UsageError if we would provide too many.
         """
         wanted = list(dict.fromkeys(names))
-        self._promise(wanted)
+        self._check_names(wanted)
         try:
             for first in range(0, len(wanted), SEALED_AT_ONCE):
                 part = wanted[first : first + SEALED_AT_ONCE]
@@ -206,7 +205,6 @@ class DhtService:
 
     def withdraw(self, name: bytes) -> None:
         """Stop saying that we have `name`; what is out there dies within a day."""
-        self._provided.discard(name)
         self.node.withdraw(name)
 
     async def put(self, value: Value, *, trace: Trace | None = None) -> Kept:
@@ -239,11 +237,11 @@ class DhtService:
 
     def provides(self, name: bytes) -> bool:
         """Whether we say to have it."""
-        return name in self._provided
+        return name in self.node.provided
 
     def provided(self) -> list[bytes]:
         """Return the names that we provide, sorted."""
-        return sorted(self._provided)
+        return sorted(self.node.provided)
 
     def published(self) -> list[Value]:
         """Return our own values, which are stored again and again."""
@@ -256,19 +254,18 @@ class DhtService:
         return view_of(
             self.node,
             self._clock.now(),
-            provided=len(self._provided),
+            provided=len(self.node.provided),
             published=len(self._own.values()),
         )
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _promise(self, names: Sequence[bytes]) -> None:
-        fresh = self._provided.union(names)
+    def _check_names(self, names: Sequence[bytes]) -> None:
         if not all(0 < len(name) <= NAME_MAX for name in names):
             raise UsageError(f"names have 1 to {NAME_MAX} bytes")
-        if len(fresh) > PROVIDED_MAX:
+        fresh = sum(name not in self.node.provided for name in names)
+        if len(self.node.provided) + fresh > PROVIDED_MAX:
             raise UsageError(f"a node provides {PROVIDED_MAX} names at most")
-        self._provided = fresh
 
     async def _put_own(self, value: Value, trace: Trace | None) -> Kept:
         kept = await self.put(value, trace=trace)

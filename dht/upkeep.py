@@ -7,13 +7,13 @@ each one that left among the close sets of what we hold.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, KeysView, Sequence
 from typing import Protocol
 
 from dht.handover import Handover, Parcel
 from dht.messages import Contact, Moment, Ping, Provision
 from dht.refresh import Refresh
-from dht.regions import ProvideMany
+from dht.regions import Provided, ProvideMany
 from dht.sending import Sending, addressed
 from dht.serving import Serving
 from dht.state import Chore, State, new_holding
@@ -22,6 +22,7 @@ from wire.ids import PeerId
 HALF_LIFE_S = 12 * 3600.0  # provider records are published again
 RETRY_S = 60.0  # until records that nobody took are offered again; doubles each time
 RETRY_MAX_S = 3600.0
+MISSED_S = 1800.0  # doubled, until records are offered again that some had no time for
 GIVEN_UP_S = 3600.0  # until records are published again whose publishing was given up
 TOGETHER_S = 600.0  # records due within this go with those that are due: one lookup for many
 SETTLE_S = 5.0  # between a change of the table and handing over: a newcomer learns its region first
@@ -51,7 +52,7 @@ class Upkeep:
         self.refresh = Refresh(state)
         self._published: dict[bytes, float] = {}  # names that we provide: when to do it again
         self._publish_at = math.inf
-        self._retry_s = RETRY_S
+        self._retry_s, self._missed_s = RETRY_S, MISSED_S
         self._handover = Handover(state.holding, state.table, state.key)
         self._hand_over_at = math.inf
         self._ready = self.refresh.ready  # what follows from chores that are done
@@ -96,6 +97,11 @@ class Upkeep:
 
     # --- what we provide -------------------------------------------------------------------------
 
+    @property
+    def provided(self) -> KeysView[bytes]:
+        """The names that we provide."""
+        return self._published.keys()
+
     def provides(self, names: Sequence[bytes], moment: Moment) -> Callable[[KeptBy, Moment], None]:
         """These are being published now; whoever gives that up has it done within the hour.
 
@@ -116,7 +122,7 @@ class Upkeep:
 
     def provide_many(self, names: Sequence[bytes], moment: Moment) -> Chore:
         """Return what publishes these, and publishes again soon what was not done."""
-        state = self._state
+        state, then = self._state, self.provides(names, moment)
         operation = ProvideMany(
             names,
             self.signed,
@@ -125,7 +131,14 @@ class Upkeep:
             moment,
             region=state.size.region(),
         )
-        return Chore(operation, self.provides(names, moment))
+
+        def done(result: Provided, at: Moment) -> None:
+            then(result, at)
+            self._missed_s = min(2 * self._missed_s, HALF_LIFE_S) if result.missed else MISSED_S
+            if result.kept:
+                self._again(result.missed, at.s + self._missed_s)
+
+        return Chore(operation, done)
 
     def signed(self, name: bytes, wall_ms: int) -> Provision:
         """Return our provider record, which we hold ourselves too if it belongs here."""
@@ -134,8 +147,9 @@ class Upkeep:
         return provision
 
     def withdraw(self, name: bytes) -> None:
-        """Do not publish it again."""
+        """Do not publish it again, nor tell it to others; they forget it within a day."""
         self._published.pop(name, None)
+        self._state.holding.drop_provision(name, self._state.author.peer)
 
     def _again(self, names: Iterable[bytes], at_s: float) -> None:
         """Publish these then, unless they are withdrawn."""

@@ -200,6 +200,19 @@ def test_who_had_too_many_is_asked_again_later_a_few_times() -> None:
             s += PAUSE_S
     assert script.operation.is_done
     assert script.operation.result.refusals == {TOO_MANY: TRIES_MAX}
+    assert set(script.operation.result.missed) == set(script.signed)
+
+
+def test_what_there_was_no_time_for_is_told() -> None:
+    script = Script(1, 3 * NAMES_MAX)
+    script.keep(script.stores())
+    waiting = script.stores()
+    assert waiting
+    assert script.stores(PART_S) == []
+    assert script.operation.is_done
+    result = script.operation.result
+    assert 0 < result.kept < result.total
+    assert len(result.missed) == result.total - result.kept
 
 
 def test_other_refusals_are_final() -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from dht.key import common_bits, key_of
+from dht.limits import Kind, Limits
 from dht.messages import (
     AddProviders,
     Ask,
@@ -150,6 +151,30 @@ def test_what_is_withdrawn_while_it_is_published_is_not_published_again() -> Non
     swarm.run(60)
     swarm.asks.clear()
     swarm.run(HALF_LIFE_S + HOUR_S)
+    assert not any(peer == peer_of(node) for peer, ask in swarm.asks if is_store(ask))
+
+
+class OnlyRequests(Limits):
+    """Somebody who has no time for records."""
+
+    def allows(self, peer: PeerId, kind: Kind, now_s: float, count: int = 1) -> bool:
+        return kind == "request"
+
+
+def test_what_one_had_no_time_for_is_offered_again_within_hours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    swarm = joined(3)
+    node, one, _ = swarm.nodes.values()
+    names = [b"%d" % number for number in range(10)]
+    with monkeypatch.context() as busy:
+        busy.setattr(one.serving, "_limits", OnlyRequests())
+        assert swarm.do(node, node.provide_many, names).kept == len(names)
+    assert len(one.holding) == 0
+    swarm.run(2 * HOUR_S)
+    assert len(one.holding) == len(names)
+    swarm.asks.clear()
+    swarm.run(HALF_LIFE_S - 2 * HOUR_S)
     assert not any(peer == peer_of(node) for peer, ask in swarm.asks if is_store(ask))
 
 
