@@ -1,4 +1,4 @@
-"""The driver of the DHT under load, and when callers or it itself are cancelled; a virtual clock."""
+"""The driver of the DHT under load, and cancelled: by callers, or itself; a virtual clock."""
 
 import pytest
 import trio
