@@ -57,6 +57,6 @@ class Book(Protocol):
         """What we know of a peer's addresses."""
         ...
 
-    def hear(self, peer: PeerId, addrs: list[str], /) -> object:
-        """Remember where others say that a peer is, behind what is known."""
+    def learn(self, peer: PeerId, addrs: list[str], /, *, is_hearsay: bool) -> object:
+        """Remember where a peer is; what others say pushes out nothing that is known."""
         ...

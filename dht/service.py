@@ -163,7 +163,7 @@ class DhtService:
             partial(self.node.providers, name, paths=paths, trace=trace)
         )
         for one in found:
-            self._book.hear(one.peer, list(one.addrs))
+            self._book.learn(one.peer, list(one.addrs), is_hearsay=True)
         return list(dict.fromkeys(one.peer for one in found))
 
     async def get(

@@ -3,6 +3,7 @@
 `dht` is what the other parts ask; docs/protocols/dht.md.
 """
 
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -13,6 +14,7 @@ from dht.service import DhtService
 from node.host.service import LibP2pHost
 from node.kad import KadStreams
 from node.reach.family import State
+from node.reach.identify import listens_at
 from node.reach.service import Reach
 from node.tickets import SwarmKey, swarm_tag
 from wire.errors import ShoalError, UsageError
@@ -23,6 +25,8 @@ PUBLIC = "/ipfs/kad/1.0.0"  # libp2p/specs, kad-dht
 # Who cannot be dialled holds nothing for others. `unknown` is a LAN, or a node that nobody has
 # looked at yet: there are no strangers, or not for long.
 CLIENTS: tuple[State, ...] = ("punchable", "relayed")
+STRANGERS_AT_ONCE = 4  # other implementations that have dialled us, and are asked who they are
+STRANGERS_MAX = 64  # that wait for it; one more comes into the table when a lookup meets it
 
 _log = structlog.get_logger("dht")
 
@@ -65,7 +69,8 @@ class Finding:
             is_public=is_public,
             file=file,
         )
-        self._met = trio.Event()
+        self._host, self._met = host, trio.Event()
+        self._strangers, self._next_stranger = trio.open_memory_channel[PeerId](STRANGERS_MAX)
         reach.on_verdict = self._judged
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -74,12 +79,17 @@ class Finding:
             await nursery.start(self.streams.run)
             await nursery.start(self.dht.run)
             nursery.start_soon(self._bootstrap)
+            for _ in range(STRANGERS_AT_ONCE):
+                nursery.start_soon(self._ask_strangers)
             task_status.started()
 
     def peer_up(self, peer: PeerId) -> None:
         """A connection to a peer is there."""
         self.dht.peer_up(peer)
         self._met.set()
+        if self.protocol == PUBLIC and not self._host.addresses_of(peer):
+            with suppress(trio.WouldBlock):
+                self._strangers.send_nowait(peer)
 
     async def leave(self) -> None:
         """Hand over what we hold, and save the snapshot: a second or so."""
@@ -90,6 +100,13 @@ class Finding:
 
     def _answer(self, peer: PeerId, sender: Contact | None, request: Request) -> Answer:
         return self.dht.answer(peer, sender, request)
+
+    async def _ask_strangers(self) -> None:
+        """Other implementations do not say with their requests where they are."""
+        async for peer in self._next_stranger:
+            if found := await listens_at(self._host, peer, self.protocol):
+                self._host.learn(peer, found)
+                self.dht.peer_up(peer)
 
     async def _bootstrap(self) -> None:
         """Look for ourselves as soon as the first peer is there."""

@@ -120,9 +120,9 @@ class Reach:
         """What we know of a peer's addresses."""
         return self._host.addresses_of(peer)
 
-    def hear(self, peer: PeerId, addrs: list[str]) -> None:
-        """Remember where others say that a peer is, behind what is known."""
-        self._host.learn(peer, addrs, is_hearsay=True)
+    def learn(self, peer: PeerId, addrs: list[str], *, is_hearsay: bool) -> None:
+        """Remember where a peer is; what others say pushes out nothing that is known."""
+        self._host.learn(peer, addrs, is_hearsay=is_hearsay)
 
     def offer(self) -> ReachOffer:
         """What goes into `offers["reach"]` of our member lease."""

@@ -18,6 +18,7 @@ from node.host.service import LibP2pHost
 from node.reach.service import Reach, ReachOptions
 from node.tickets import fresh_swarm
 from tests.daemon.hosts import ANY_PORT, KEY
+from tests.daemon.kad_ends import PUBLIC, make_end, place_of
 from tests.daemon.processes import SHOAL, Daemon, clean_environment, daemons, run
 from wire.clock import SystemClock
 from wire.ids import Signer
@@ -43,15 +44,17 @@ def swarm_of(first: Daemon, *others: Daemon) -> None:
         each.start("--join", ticket)
 
 
-async def start_node(nursery: trio.Nursery, folder: Path) -> tuple[LibP2pHost, Reach, Finding]:
+async def start_node(
+    nursery: trio.Nursery, folder: Path, *, is_public: bool = False
+) -> tuple[LibP2pHost, Reach, Finding]:
     """A host with nothing but reach and the DHT, wired as the daemon does it."""
-    seed = secrets.token_bytes(32)
-    host = LibP2pHost(seed, KEY, [ANY_PORT])
+    seed, key = secrets.token_bytes(32), None if is_public else KEY
+    host = LibP2pHost(seed, key, [ANY_PORT])
     reach = Reach(host, list, ReachOptions(port_mapping=False))
     finding = Finding(
         *(host, reach, Signer(seed), SystemClock()),
-        swarm=KEY,
-        is_public=False,
+        swarm=key,
+        is_public=is_public,
         file=folder / f"{host.peer}.msgpack",
     )
     for part in (host, finding):
@@ -90,6 +93,22 @@ async def test_who_cannot_be_dialled_is_a_client_until_it_can(
     await fc.dht.bootstrap()
     await until(lambda: c.peer in {row.peer for row in fb.dht.view().rows})
     assert (await fb.dht.put_head("a", b"3")).kept == 2
+
+
+async def test_a_public_server_of_another_kind_that_dials_us_comes_into_the_table(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    host, _, finding = await start_node(nursery, tmp_path, is_public=True)
+    server, client = [make_end(protocol=PUBLIC, is_server=is_it) for is_it in (True, False)]
+    for end in (server, client):
+        end.streams._own = lambda: None  # others send no record of theirs
+        await nursery.start(end.host.run)
+        await nursery.start(end.streams.run)
+        await end.host.connect(host.addresses()[0])
+    await until(lambda: finding.dht.contacts == 1)
+    (row,) = finding.dht.view().rows
+    assert (row.peer, row.address) == (server.host.peer, place_of(server))
+    assert not client.asked
 
 
 def test_a_restart_finds_the_swarm_again_without_its_bootstrap_peer(tmp_path: Path) -> None:

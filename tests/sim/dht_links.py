@@ -76,8 +76,8 @@ class Member:
         other = self.links.there.get(peer)
         return other.addrs if other is not None else []
 
-    def hear(self, peer: PeerId, addrs: list[str]) -> None:
-        if addrs:
+    def learn(self, peer: PeerId, addrs: list[str], *, is_hearsay: bool) -> None:
+        if addrs and is_hearsay:
             self.heard[peer] = addrs
 
     async def ask(
