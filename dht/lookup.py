@@ -244,7 +244,8 @@ class Lookup:
         """Return those of whom to ask that may be needed beside those who are asked already."""
         near = self._near
         flying = (one.candidate for one in path.flying.values())
-        room = enough - sum(one.distance <= near and one.slow_at_s > now_s for one in flying)
+        busy = sum(one.distance <= near and one.slow_at_s > now_s for one in flying)
+        room = enough + path.failures - busy  # where some are dead, more may be
         if sum(one.distance <= near for one in fresh) >= room:
             return fresh[: max(room, 0)]  # nearest first
         return fresh

@@ -70,7 +70,7 @@ def value_named(text: str, own: PeerId, resolve: Resolve) -> bytes:
         try:
             name = PK + base58.b58decode(text.removeprefix(_PK))
         except ValueError as error:
-            raise UsageError(f"{text[:80]!r} has no peer ID behind /pk/") from error
+            raise UsageError(f"{text[:80]!r} has no peer ID behind /pk/", hint=_GET_HINT) from error
     elif text.startswith(_MULTI):
         name = multi_name(text.removeprefix(_MULTI))
     else:
