@@ -179,6 +179,7 @@ async def test_requests_in_flight_are_bounded_whatever_is_asked(
         for number in range(20):
             callers.start_soon(swarm[0].providers, b"%d" % number)
     assert member.flying_most == 12
+    assert not any(row.failures for row in swarm[0].view().rows)  # it was not their fault
     assert len(await swarm[0].closest(b"x")) == 9
 
 
