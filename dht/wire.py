@@ -33,7 +33,7 @@ from dht.messages import (
     Values,
     hearsay,
 )
-from dht.records import ADDRESSES_MAX, LIFE_MAX_MS, NAME_MAX, open_peer, open_provision
+from dht.records import ADDRESSES_MAX, LIFE_MAX_MS, NAME_MAX, open_peer, open_provision, why_not
 from dht.values import open_value
 from wire import frames, multiaddrs
 from wire.errors import BadMessage
@@ -47,6 +47,9 @@ PROVIDERS_MAX = 64  # of an answer; as many as a name may have
 PROVISIONS_MAX = 500  # records to be stored, of one message
 AUTHORS_MAX = 64  # values of one name
 REFUSAL_MAX = 200  # characters; it is shown to people
+PROVIDERS_BYTES = (
+    32 * 1024
+)  # of an answer, for where providers are: 64 with 512 B, contacts fit too
 
 _PUT_VALUE, _GET_VALUE, _ADD_PROVIDER, _GET_PROVIDERS, _FIND_NODE, _PING = range(6)
 _TYPES: dict[type[Request], int] = {
@@ -195,7 +198,7 @@ def decode_answer(
 ) -> tuple[Answer, Contact | None]:
     """Read what `peer` answered to a request, and its own record. Safe in a thread.
 
-    is_public: provider records without signatures are believed. Raises BadMessage; nothing else.
+    is_public: what is not signed is believed. Raises BadMessage; nothing else.
     """
     message = _parse(frame)
     if message.type != _TYPES[type(request)]:
@@ -207,12 +210,13 @@ def decode_answer(
         case Ping():
             return Pong(), sender
         case FindNode():
-            return Nodes(_closer(message)), sender
+            return Nodes(_closer(message, wall_ms, is_public=is_public)), sender
         case GetProviders(name):
             found = _providers(message, name, wall_ms, is_public=is_public)
-            return Providers(found, _closer(message)), sender
+            return Providers(found, _closer(message, wall_ms, is_public=is_public)), sender
         case GetValue(name):
-            return Values(_values(message, name), _closer(message)), sender
+            closer = _closer(message, wall_ms, is_public=is_public)
+            return Values(_values(message, name), closer), sender
         case PutValue(value):
             is_echoed = message.record.value == value.sealed
             return _stored(message, 1, by_default=int(is_echoed)), sender
@@ -266,7 +270,8 @@ def _providers(
     return tuple(found.values())[:PROVIDERS_MAX]
 
 
-def _closer(message: pb.Message) -> tuple[Contact, ...]:
+def _closer(message: pb.Message, wall_ms: int, *, is_public: bool) -> tuple[Contact, ...]:
+    """Read contacts; only a public DHT believes what others say of where a peer is."""
     found = list[Contact]()
     for each in message.closerPeers[:CLOSER_MAX]:
         try:
@@ -274,7 +279,8 @@ def _closer(message: pb.Message) -> tuple[Contact, ...]:
             contact = open_peer(each.sealed) if each.sealed else hearsay(peer, _addrs(each))
         except BadMessage:
             continue
-        if contact.peer == peer:
+        is_told = is_public or contact.sealed
+        if contact.peer == peer and is_told and not why_not(contact, wall_ms):
             found.append(contact)
     return tuple(found)
 
@@ -355,6 +361,14 @@ def _peer_of_others(peer: PeerId, addrs: Iterable[str], sealed: bytes = b"") -> 
     return pb.Peer(id=bytes_of(peer), addrs=[each for each in packed if each], sealed=sealed)
 
 
+def _provider(peer: PeerId, addrs: Iterable[str], room: int) -> bytes:
+    """Write a provider, with the first of its addresses that fit."""
+    written = _peer_of_others(peer, addrs)
+    while written.addrs and written.ByteSize() > room:
+        del written.addrs[-1]
+    return written.SerializeToString()
+
+
 @functools.lru_cache(maxsize=4096)
 def _packed_contact(contact: Contact) -> bytes:
     """Write one of closerPeers. Contacts are equal if they are the same object."""
@@ -365,11 +379,15 @@ def _packed_contact(contact: Contact) -> bytes:
 def _with_contacts(
     message: pb.Message, providers: dict[PeerId, tuple[str, ...]], closer: Iterable[Contact]
 ) -> bytes:
-    """Add providers in the form of others, and contacts, as long as there is room."""
+    """Add providers in the form of others, and contacts, as long as there is room.
+
+    Where providers are is what they say themselves, as much as they like: first all are named.
+    """
     parts = [message.SerializeToString()]
     room = MESSAGE_MAX - len(parts[0])
+    room_of_one = PROVIDERS_BYTES // max(len(providers), 1)
     for peer, addrs in providers.items():
-        parts.append(_PROVIDERS_TAG + frames.pack(_peer_of_others(peer, addrs).SerializeToString()))
+        parts.append(_PROVIDERS_TAG + frames.pack(_provider(peer, addrs, room_of_one)))
         room -= len(parts[-1])
     for contact in closer:
         packed = _packed_contact(contact)

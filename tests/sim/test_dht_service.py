@@ -175,10 +175,13 @@ async def test_requests_in_flight_are_bounded_whatever_is_asked(
     swarm = await start_swarm(nursery, links, 10)
     member = links.there[signer(1).peer]
     member.flying_most = 0
+    blamed = list[PeerId]()
+    monkeypatch.setattr(swarm[0].node.table, "failed", lambda peer, now_s: blamed.append(peer))
     async with trio.open_nursery() as callers:
         for number in range(20):
             callers.start_soon(swarm[0].providers, b"%d" % number)
     assert member.flying_most == 12
+    assert blamed == []  # it was not their fault
     assert len(await swarm[0].closest(b"x")) == 9
 
 

@@ -212,9 +212,21 @@ def test_too_long_a_message_is_not_parsed() -> None:
 def test_no_more_contacts_are_read_than_an_answer_may_have() -> None:
     message = pb.Message(type=4)
     message.closerPeers.extend([pb.Peer(id=bytes_of(PEER))] * 1000)
-    answer = told(FindNode(NAME), message)
+    answer = told(FindNode(NAME), message, is_public=True)
     assert isinstance(answer, Nodes)
     assert len(answer.closer) == wire.CLOSER_MAX
+
+
+def test_only_a_public_dht_believes_what_others_say_of_where_a_peer_is() -> None:
+    old = seal_peer(SIGNERS[1], ["/ip4/10.0.0.9/tcp/1"], seq=1, now_ms=NOW_MS - LIFE_MAX_MS)
+    said = hearsay(PEER, ("/ip4/10.0.0.7/tcp/1",))
+    answer = Nodes((said, old, OTHERS[2]))
+    got, _ = answered(FindNode(NAME), answer)
+    assert isinstance(got, Nodes)
+    assert _said(got.closer) == _said((OTHERS[2],))
+    got, _ = answered(FindNode(NAME), answer, is_public=True)
+    assert isinstance(got, Nodes)
+    assert _said(got.closer) == _said((said, OTHERS[2]))
 
 
 def test_an_answer_fits_a_message_whatever_it_holds() -> None:
@@ -231,6 +243,18 @@ def test_an_answer_fits_a_message_whatever_it_holds() -> None:
     assert isinstance(got, Values)
     assert got.values == tuple(big)
     assert _said(got.closer) == _said(closer[: len(got.closer)])
+
+
+def test_providers_who_claim_much_leave_room_in_an_answer() -> None:
+    addrs = tuple(f"/dns4/{number:0>127}/tcp/1/p2p/{PEER}" for number in range(16))
+    signers = [Signer(bytes([8, number]) * 16) for number in range(wire.PROVIDERS_MAX)]
+    many = [seal_provision(each, NAME, expires_ms=NOW_MS + LIFE_MAX_MS) for each in signers]
+    claims = tuple(replace(each, addrs=addrs) for each in many)
+    got, _ = answered(GetProviders(NAME), Providers(claims, tuple(OTHERS)))
+    assert isinstance(got, Providers)
+    assert [each.peer for each in got.provisions] == [each.peer for each in claims]
+    assert {each.addrs for each in got.provisions} == {addrs[:2]}
+    assert _said(got.closer) == _said(tuple(OTHERS))
 
 
 def test_other_implementations_see_peers_with_binary_addresses() -> None:
