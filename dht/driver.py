@@ -99,6 +99,8 @@ class Driver:
             node.failed(ask.number, "timeout", self.moment())
         except PeerUnreachable:
             node.failed(ask.number, "unreachable", self.moment())
+        except Busy:  # of ours: too many wait for that peer
+            node.failed(ask.number, OURS, self.moment())
         except ShoalError as error:
             node.failed(ask.number, f"refused: {error}", self.moment())
         else:

@@ -44,12 +44,10 @@ R = TypeVar("R")
 MESSAGE_MAX = 128 * 1024  # bytes; 64 KiB of values, and 20 contacts with what they claim
 CLOSER_MAX = 32  # contacts of an answer that are read; we send up to 21, others 20
 PROVIDERS_MAX = 64  # of an answer; as many as a name may have
+PROVIDER_BYTES = 400  # of one in the form of others, six addresses: contacts have room beside 64
 PROVISIONS_MAX = 500  # records to be stored, of one message
 AUTHORS_MAX = 64  # values of one name
 REFUSAL_MAX = 200  # characters; it is shown to people
-PROVIDERS_BYTES = (
-    32 * 1024
-)  # of an answer, for where providers are: 64 with 512 B, contacts fit too
 
 _PUT_VALUE, _GET_VALUE, _ADD_PROVIDER, _GET_PROVIDERS, _FIND_NODE, _PING = range(6)
 _TYPES: dict[type[Request], int] = {
@@ -89,13 +87,19 @@ def encode_request(request: Request, sender: Contact | None) -> bytes:
 def _set_provisions(
     message: pb.Message, provisions: tuple[Provision, ...], sender: Contact | None
 ) -> None:
-    """Signed ones as ours; the first in the form of others, too, who know one in a message."""
+    """Signed ones as ours; the first in the form of others, too, who know one in a message, and
+    where the other providers are.
+    """
     assert provisions
     first = provisions[0]
     message.key = first.name
     message.provisions.extend([each.sealed for each in provisions if each.sealed])
-    addrs = first.addrs or (sender.addrs if sender and sender.peer == first.peer else ())
-    message.providerPeers.append(_peer_of_others(first.peer, addrs))
+    known = {sender.peer: sender.addrs} if sender else {}
+    places = {first.peer: first.addrs or known.get(first.peer, ())}
+    for each in provisions:
+        if each.addrs and len(places) < PROVIDERS_MAX:
+            places.setdefault(each.peer, each.addrs)
+    message.providerPeers.extend([_provider(*each) for each in places.items()])
 
 
 class Draft:
@@ -184,7 +188,7 @@ def encode_answer(request: Request, answer: Answer, sender: Contact | None) -> b
         case Providers(provisions, closer):
             message.provisions.extend([each.sealed for each in provisions if each.sealed])
             known = {each.peer: each.addrs for each in (*closer, *([sender] if sender else []))}
-            providers = {each.peer: each.addrs or known.get(each.peer, ()) for each in provisions}
+            providers = {each.peer: known.get(each.peer) or each.addrs for each in provisions}
             return _with_contacts(message, providers, closer)
         case Values(found, closer):
             if found:
@@ -361,12 +365,12 @@ def _peer_of_others(peer: PeerId, addrs: Iterable[str], sealed: bytes = b"") -> 
     return pb.Peer(id=bytes_of(peer), addrs=[each for each in packed if each], sealed=sealed)
 
 
-def _provider(peer: PeerId, addrs: Iterable[str], room: int) -> bytes:
-    """Write a provider, with the first of its addresses that fit."""
-    written = _peer_of_others(peer, addrs)
-    while written.addrs and written.ByteSize() > room:
-        del written.addrs[-1]
-    return written.SerializeToString()
+def _provider(peer: PeerId, addrs: Iterable[str]) -> pb.Peer:
+    """Write a provider, with as many of its addresses as have room: others said them."""
+    one = _peer_of_others(peer, addrs)
+    while one.ByteSize() > PROVIDER_BYTES:
+        del one.addrs[-1]
+    return one
 
 
 @functools.lru_cache(maxsize=4096)
@@ -379,15 +383,11 @@ def _packed_contact(contact: Contact) -> bytes:
 def _with_contacts(
     message: pb.Message, providers: dict[PeerId, tuple[str, ...]], closer: Iterable[Contact]
 ) -> bytes:
-    """Add providers in the form of others, and contacts, as long as there is room.
-
-    Where providers are is what they say themselves, as much as they like: first all are named.
-    """
+    """Add providers in the form of others, and contacts, as long as there is room."""
     parts = [message.SerializeToString()]
     room = MESSAGE_MAX - len(parts[0])
-    room_of_one = PROVIDERS_BYTES // max(len(providers), 1)
     for peer, addrs in providers.items():
-        parts.append(_PROVIDERS_TAG + frames.pack(_provider(peer, addrs, room_of_one)))
+        parts.append(_PROVIDERS_TAG + frames.pack(_provider(peer, addrs).SerializeToString()))
         room -= len(parts[-1])
     for contact in closer:
         packed = _packed_contact(contact)
