@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 JS := tests/interop/js
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: docs help demo test test-net sim check bench bench-talk bench-agree bench-learn bench-answer bench-reach soak-agree soak-learn soak-answer soak-find results format clean env
+.PHONY: docs help demo test test-net sim check bench bench-talk bench-agree bench-learn bench-answer bench-reach bench-find soak-agree soak-learn soak-answer soak-find results format clean env
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -62,7 +62,7 @@ format: env ## let ruff rewrite the code
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: bench-talk bench-agree bench-learn bench-answer bench-reach ## measure everything; prints one JSON object a line (QUICK=1 for a short version)
+bench: bench-talk bench-agree bench-learn bench-answer bench-reach bench-find ## measure everything; prints one JSON object a line (QUICK=1 for a short version)
 
 bench-talk: env ## measure how peers talk, beside Lattica and plain sockets
 	@$(BIN)/python -m benchmarks.talk $(PARTS)
@@ -78,6 +78,9 @@ bench-answer: env ## measure served models, beside the same model whole and over
 
 bench-reach: env ## measure how peers are reached, in the NAT lab (needs root; TRIALS=5 for fewer of each pair)
 	@$(BIN)/python -m benchmarks.reach $(PARTS)
+
+bench-find: env ## measure the DHT: daemons beside hivemind and Lattica, and simulated swarms (PARTS="daemons hops" for some)
+	@$(BIN)/python -m benchmarks.find $(PARTS)
 
 soak-agree: env ## all generated histories, simulations and kills that the goals name (a quarter of an hour)
 	@LONG=1 $(BIN)/python -m benchmarks.agree_converge

@@ -155,6 +155,21 @@ _NOTES = {
         "`_moves`: the machine joins another site's network; `_vanishes`: the relay's machine is "
         "gone without a FIN. `_lost`: writes acknowledged before it that the other end lacks."
     ),
+    "find.get_": (
+        "SIZE daemons on loopback, all of a system's on this machine; 64 B values, the writer and "
+        "the reader are two nodes by chance. What a call takes is measured by a program outside: "
+        "ours over the control socket, hivemind.DHT over its pipe, Lattica in its process. All "
+        "three swarms run at once and are asked in turn. Ours believes 5 holders who say the same; "
+        "theirs take the first answer. `_hops`: answers in a row that led to the first that had it."
+    ),
+    "find.put_": (
+        "Until all of the close set have answered: the 20 nearest and the region (hivemind: 5 "
+        "nearest; Lattica: one has it)."
+    ),
+    "find.provide": (
+        "Saying to have something, and asking who has it. Lattica's `start_providing` does not "
+        "wait, and `get_providers` often finds nobody: only what it found is timed."
+    ),
     "find.sim_": (
         "Real DHT machines (dht/) on one event heap, virtual time, seed 1, scenarios in "
         "configs/sim/: log-normal delays of 40 ms one way (median), three more round trips to "

@@ -182,7 +182,7 @@ class DhtService:
 
         Raises UsageError if we provide too many already.
         """
-        self._check_names([name])
+        self._promise([name])
         kept: Kept = await self._driver.do(partial(self.node.provide, name, trace=trace))
         return kept
 
@@ -192,7 +192,7 @@ class DhtService:
         Raises UsageError if we would provide too many.
         """
         wanted = list(dict.fromkeys(names))
-        self._check_names(wanted)
+        self._promise(wanted)
         try:
             for first in range(0, len(wanted), SEALED_AT_ONCE):
                 part = wanted[first : first + SEALED_AT_ONCE]
@@ -254,18 +254,18 @@ class DhtService:
         return view_of(
             self.node,
             self._clock.now(),
-            provided=len(self.node.provided),
             published=len(self._own.values()),
         )
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _check_names(self, names: Sequence[bytes]) -> None:
+    def _promise(self, names: Sequence[bytes]) -> None:
         if not all(0 < len(name) <= NAME_MAX for name in names):
             raise UsageError(f"names have 1 to {NAME_MAX} bytes")
-        fresh = sum(name not in self.node.provided for name in names)
-        if len(self.node.provided) + fresh > PROVIDED_MAX:
+        if len(self.node.provided | set(names)) > PROVIDED_MAX:
             raise UsageError(f"a node provides {PROVIDED_MAX} names at most")
+        self.node.promise(names, self._driver.moment())
+        self._driver.pump()
 
     async def _put_own(self, value: Value, trace: Trace | None) -> Kept:
         kept = await self.put(value, trace=trace)

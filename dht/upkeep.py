@@ -13,16 +13,16 @@ from typing import Protocol
 from dht.handover import Handover, Parcel
 from dht.messages import Contact, Moment, Ping, Provision
 from dht.refresh import Refresh
-from dht.regions import Provided, ProvideMany
+from dht.regions import ProvideMany
 from dht.sending import Sending, addressed
 from dht.serving import Serving
 from dht.state import Chore, State, new_holding
 from wire.ids import PeerId
 
 HALF_LIFE_S = 12 * 3600.0  # provider records are published again
-RETRY_S = 60.0  # until records that nobody took are offered again; doubles each time
+RETRY_S = 60.0  # until records that too few took are offered again; doubles each time
 RETRY_MAX_S = 3600.0
-MISSED_S = 1800.0  # doubled, until records are offered again that some had no time for
+DOUBLED_MAX = 10  # tries that are counted
 GIVEN_UP_S = 3600.0  # until records are published again whose publishing was given up
 TOGETHER_S = 600.0  # records due within this go with those that are due: one lookup for many
 SETTLE_S = 5.0  # between a change of the table and handing over: a newcomer learns its region first
@@ -37,9 +37,8 @@ LEAVE_S = 1.0  # for handing over when we go
 class KeptBy(Protocol):
     """What came of a store."""
 
-    @property
-    def kept(self) -> int:
-        """How many servers keep it."""
+    def too_few(self, names: Sequence[bytes]) -> Sequence[bytes]:
+        """Those of the names that too few servers keep."""
         ...
 
 
@@ -52,7 +51,8 @@ class Upkeep:
         self.refresh = Refresh(state)
         self._published: dict[bytes, float] = {}  # names that we provide: when to do it again
         self._publish_at = math.inf
-        self._retry_s, self._missed_s = RETRY_S, MISSED_S
+        self._tries: dict[bytes, int] = {}  # of names that too few keep
+        self._is_publishing = False
         self._handover = Handover(state.holding, state.table, state.key)
         self._hand_over_at = math.inf
         self._ready = self.refresh.ready  # what follows from chores that are done
@@ -99,30 +99,41 @@ class Upkeep:
 
     @property
     def provided(self) -> KeysView[bytes]:
-        """The names that we provide."""
+        """The names that we provide, and publish again and again."""
         return self._published.keys()
+
+    def promise(self, names: Iterable[bytes], moment: Moment) -> None:
+        """Publish these within the hour, if nobody does it before."""
+        self._published.update(dict.fromkeys(names, moment.s + GIVEN_UP_S))
+        self._publish_at = min(self._publish_at, moment.s + GIVEN_UP_S)
 
     def provides(self, names: Sequence[bytes], moment: Moment) -> Callable[[KeptBy, Moment], None]:
         """These are being published now; whoever gives that up has it done within the hour.
 
-        Returns what to do when it has been done: again at half-life; if nobody took any, soon.
+        Returns what to do when it has been done: again at half-life; what too few keep, soon.
         """
-        self._published.update(dict.fromkeys(names, moment.s + GIVEN_UP_S))
-        self._publish_by(moment.s + GIVEN_UP_S)
+        self.promise(names, moment)
 
         def done(result: KeptBy, at: Moment) -> None:
-            if result.kept:
-                self._retry_s = RETRY_S
-                self._again(names, at.s + HALF_LIFE_S)
-            else:
-                self._again(names, at.s + self._retry_s)
-                self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
+            weak = set(result.too_few(names))
+            for name in names:
+                if name in self._published:  # it is not withdrawn
+                    self._published[name] = at.s + self._pause_s(name, is_weak=name in weak)
+            self._publish_at = min(self._published.values(), default=math.inf)
 
         return done
 
+    def _pause_s(self, name: bytes, *, is_weak: bool) -> float:
+        """Return when to publish it again."""
+        if not is_weak:
+            self._tries.pop(name, None)
+            return HALF_LIFE_S
+        self._tries[name] = tries = min(self._tries.get(name, 0) + 1, DOUBLED_MAX)
+        return min(RETRY_S * 2.0 ** (tries - 1), RETRY_MAX_S)
+
     def provide_many(self, names: Sequence[bytes], moment: Moment) -> Chore:
         """Return what publishes these, and publishes again soon what was not done."""
-        state, then = self._state, self.provides(names, moment)
+        state = self._state
         operation = ProvideMany(
             names,
             self.signed,
@@ -131,14 +142,7 @@ class Upkeep:
             moment,
             region=state.size.region(),
         )
-
-        def done(result: Provided, at: Moment) -> None:
-            then(result, at)
-            self._missed_s = min(2 * self._missed_s, HALF_LIFE_S) if result.missed else MISSED_S
-            if result.kept:
-                self._again(result.missed, at.s + self._missed_s)
-
-        return Chore(operation, done)
+        return Chore(operation, self.provides(names, moment))
 
     def signed(self, name: bytes, wall_ms: int) -> Provision:
         """Return our provider record, which we hold ourselves too if it belongs here."""
@@ -149,23 +153,27 @@ class Upkeep:
     def withdraw(self, name: bytes) -> None:
         """Do not publish it again, nor tell it to others; they forget it within a day."""
         self._published.pop(name, None)
+        self._tries.pop(name, None)
         self._state.holding.drop_provision(name, self._state.author.peer)
 
-    def _again(self, names: Iterable[bytes], at_s: float) -> None:
-        """Publish these then, unless they are withdrawn."""
-        again = [name for name in names if name in self._published]
-        self._published.update(dict.fromkeys(again, at_s))
-        if again:
-            self._publish_by(at_s)
-
     def _publish(self, moment: Moment) -> list[Chore]:
+        """Publish what is due; if that is still being done, when it has been."""
+        if self._is_publishing:
+            self._publish_at = math.inf
+            return []
         due = [name for name, at in self._published.items() if at <= moment.s + TOGETHER_S]
-        chores = [self.provide_many(due, moment)] if due else []
-        self._publish_at = min(self._published.values(), default=math.inf)
-        return chores
+        if not due:
+            self._publish_at = min(self._published.values(), default=math.inf)
+            return []
+        self._publish_at = math.inf
+        self._is_publishing = True
+        operation, then = self.provide_many(due, moment)
 
-    def _publish_by(self, at_s: float) -> None:
-        self._publish_at = min(self._publish_at, at_s)
+        def done(result: KeptBy, at: Moment) -> None:
+            self._is_publishing = False
+            then(result, at)
+
+        return [Chore(operation, done)]
 
     # --- handing over ----------------------------------------------------------------------------
 

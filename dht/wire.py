@@ -33,7 +33,7 @@ from dht.messages import (
     Values,
     hearsay,
 )
-from dht.records import ADDRESSES_MAX, LIFE_MAX_MS, NAME_MAX, open_peer, open_provision
+from dht.records import ADDRESSES_MAX, LIFE_MAX_MS, NAME_MAX, open_peer, open_provision, why_not
 from dht.values import open_value
 from wire import frames, multiaddrs
 from wire.errors import BadMessage
@@ -202,7 +202,7 @@ def decode_answer(
 ) -> tuple[Answer, Contact | None]:
     """Read what `peer` answered to a request, and its own record. Safe in a thread.
 
-    is_public: provider records without signatures are believed. Raises BadMessage; nothing else.
+    is_public: what is not signed is believed. Raises BadMessage; nothing else.
     """
     message = _parse(frame)
     if message.type != _TYPES[type(request)]:
@@ -214,12 +214,13 @@ def decode_answer(
         case Ping():
             return Pong(), sender
         case FindNode():
-            return Nodes(_closer(message)), sender
+            return Nodes(_closer(message, wall_ms, is_public=is_public)), sender
         case GetProviders(name):
             found = _providers(message, name, wall_ms, is_public=is_public)
-            return Providers(found, _closer(message)), sender
+            return Providers(found, _closer(message, wall_ms, is_public=is_public)), sender
         case GetValue(name):
-            return Values(_values(message, name), _closer(message)), sender
+            closer = _closer(message, wall_ms, is_public=is_public)
+            return Values(_values(message, name), closer), sender
         case PutValue(value):
             is_echoed = message.record.value == value.sealed
             return _stored(message, 1, by_default=int(is_echoed)), sender
@@ -273,7 +274,8 @@ def _providers(
     return tuple(found.values())[:PROVIDERS_MAX]
 
 
-def _closer(message: pb.Message) -> tuple[Contact, ...]:
+def _closer(message: pb.Message, wall_ms: int, *, is_public: bool) -> tuple[Contact, ...]:
+    """Read contacts; only a public DHT believes what others say of where a peer is."""
     found = list[Contact]()
     for each in message.closerPeers[:CLOSER_MAX]:
         try:
@@ -281,7 +283,8 @@ def _closer(message: pb.Message) -> tuple[Contact, ...]:
             contact = open_peer(each.sealed) if each.sealed else hearsay(peer, _addrs(each))
         except BadMessage:
             continue
-        if contact.peer == peer:
+        is_told = is_public or contact.sealed
+        if contact.peer == peer and is_told and not why_not(contact, wall_ms):
             found.append(contact)
     return tuple(found)
 

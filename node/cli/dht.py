@@ -105,7 +105,7 @@ def provide(context: Context, key: str, stop: bool, trace: bool, as_json: bool) 
     else:
         echo_hops(kept.effort)
         echo_kept(kept)
-    _check_kept(kept.stores, kept.kept)
+    check_kept(kept.stores, kept.kept)
 
 
 @dht.command()
@@ -195,7 +195,7 @@ def put(
             raise click.UsageError("--stop takes no data")
         client.dht.forget(name)
         return
-    raw = _data(data, file)
+    raw = data_of(data, file)
     with _waiting(as_json):
         kept = client.dht.put(name, raw, trace=trace)
     if as_json:
@@ -203,7 +203,7 @@ def put(
     else:
         echo_hops(kept.effort)
         echo_kept(kept)
-    _check_kept(kept.stores, kept.kept)
+    check_kept(kept.stores, kept.kept)
 
 
 @dht.command()
@@ -219,7 +219,8 @@ def table(context: Context, verbose: bool, as_json: bool) -> None:
         echo_table_of(found, with_all=verbose)
 
 
-def _data(data: str | None, file: Any) -> bytes:
+def data_of(data: str | None, file: Any) -> bytes:
+    """Return what is to be put: of an argument, a file, or standard input. Raises ClientError."""
     if file is not None:
         if data is not None:
             raise click.UsageError("DATA or --file, not both")
@@ -233,7 +234,7 @@ def _data(data: str | None, file: Any) -> bytes:
     return raw
 
 
-def _check_kept(stores: int, kept: int) -> None:
+def check_kept(stores: int, kept: int) -> None:
     """Fail if servers were there and none took it. Without any, the daemon offers it again."""
     if not stores:
         click.echo(

@@ -7,14 +7,17 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+import dht.driver
+from dht.finding import AGREE, SPARE
 from dht.messages import FindNode, Nodes, Ping, Pong, Stored, Trace
-from dht.service import PROVIDED_MAX
+from dht.ports import Reply
+from dht.service import DhtService
 from dht.state import new_holding
 from dht.values import head_name, multi_name
 from node.rendezvous import Rendezvous
 from tests.sim.dht_links import Links, address, start_member, start_swarm
 from tests.sim.replicas import signer
-from wire.errors import UsageError
+from wire.errors import Busy
 from wire.ids import PeerId
 
 HOUR_S = 3600.0
@@ -83,17 +86,6 @@ async def test_a_withdrawn_provider_is_forgotten_after_a_day_and_a_live_one_is_n
     assert await swarm[4].providers(b"cid") == [signer(2).peer]
 
 
-async def test_what_is_withdrawn_is_told_to_nobody_by_us(
-    autojump_clock: MockClock, nursery: trio.Nursery
-) -> None:
-    alone = await start_member(nursery, Links(), 1, [])
-    await alone.provide(b"cid")
-    assert (alone.provides(b"cid"), alone.view().held) == (True, 1)
-    alone.withdraw(b"cid")
-    assert (alone.provides(b"cid"), alone.view().held) == (False, 0)
-    assert await alone.providers(b"cid") == []
-
-
 async def test_what_nobody_took_is_offered_again(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
@@ -105,39 +97,6 @@ async def test_what_nobody_took_is_offered_again(
     other = await start_member(nursery, links, 2, [signer(1).peer])
     await trio.sleep(300)
     assert other.view().held == 2
-
-
-async def test_many_are_provided_at_a_fraction_of_the_messages(
-    autojump_clock: MockClock, nursery: trio.Nursery
-) -> None:
-    links = Links()
-    swarm = await start_swarm(nursery, links, 12)
-    names = [b"%d" % number for number in range(1200)]
-    before = links.requests
-    assert await swarm[2].provide_many(names) >= 11 * len(names)
-    assert links.requests - before < 400
-    for name in names[::200]:
-        assert await swarm[7].providers(name) == [signer(3).peer]
-    for name in names[:3]:
-        swarm[2].withdraw(name)
-    assert swarm[2].view().provided == len(names) - 3
-    assert not swarm[2]._own._sealed
-
-
-async def test_too_many_names_and_names_that_are_none_are_the_callers_fault(
-    autojump_clock: MockClock, nursery: trio.Nursery
-) -> None:
-    alone = await start_member(nursery, Links(), 1, [])
-    for names in ([b""], [b"a" * 257], [b"%d" % number for number in range(PROVIDED_MAX + 1)]):
-        with pytest.raises(UsageError):
-            await alone.provide_many(names)
-    assert alone.view().provided == 0
-    for name in ("", "peer", "a" * 300, "a\n"):
-        with pytest.raises(UsageError):
-            await alone.put_head(name, b"1")
-    with pytest.raises(UsageError):
-        await alone.put_multi("a", bytes(8193))
-    assert alone.published() == []
 
 
 async def test_values_are_found_and_the_newest_of_each_author_wins(
@@ -174,6 +133,45 @@ async def test_a_value_that_is_kept_is_not_put_again_before_half_life(
     await trio.sleep(1.1 * HOUR_S)
     [second] = swarm[1].published()
     assert (second.seq > first.seq, second.data) == (True, b"1")
+
+
+async def test_requests_in_flight_are_bounded_whatever_is_asked(
+    autojump_clock: MockClock, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dht.driver, "FLYING_MAX", 12)
+    links = Links()
+    swarm = await start_swarm(nursery, links, 10)
+    member = links.there[signer(1).peer]
+    member.flying_most = 0
+    blamed = list[PeerId]()
+    monkeypatch.setattr(swarm[0].node.table, "failed", lambda peer, now_s: blamed.append(peer))
+    async with trio.open_nursery() as callers:
+        for number in range(20):
+            callers.start_soon(swarm[0].providers, b"%d" % number)
+    assert member.flying_most == 12
+    assert blamed == []  # it was not their fault
+    assert len(await swarm[0].closest(b"x")) == 9
+
+
+async def test_what_we_could_not_send_costs_no_peer_its_place_in_the_table(
+    autojump_clock: MockClock, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links = Links()
+    swarm = await start_swarm(nursery, links, 10)
+    with monkeypatch.context() as busy:
+        busy.setattr(dht.driver, "FLYING_MAX", 0)
+        for _ in range(3):
+            assert await swarm[0].providers(b"a") == []
+    assert swarm[0].contacts == 9
+
+    async def full(*_: object, **__: object) -> Reply:
+        await trio.lowlevel.checkpoint()
+        raise Busy("64 requests wait already")
+
+    monkeypatch.setattr(links.there[signer(1).peer], "ask", full)
+    for _ in range(3):
+        assert await swarm[0].providers(b"a") == []
+    assert swarm[0].contacts == 9
 
 
 async def test_our_values_live_as_long_as_we_do_and_no_longer(
@@ -298,6 +296,62 @@ async def test_a_peer_that_only_asks_and_never_answers_does_not_enter(
     assert one.answer(signer(2).peer, sender, FindNode(b"x")) == Nodes(())
     await trio.sleep(30)
     assert one.contacts == 0
+
+
+async def test_who_gives_up_ends_the_operation_and_leaves_nothing_behind(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    links = Links()
+    swarm = await start_swarm(nursery, links, 20)
+    links.silent |= {signer(number).peer for number in range(2, 21)}
+    before = links.requests
+    with trio.move_on_after(0.7) as scope:
+        await swarm[0].providers(b"cid")
+    assert scope.cancelled_caught
+    assert links.requests - before == 2 * (AGREE + SPARE)  # those that are slow fill no place
+    assert not swarm[0].node._running
+    await trio.sleep(3.1)
+    member = links.there[signer(1).peer]
+    before = links.requests
+    assert member.flying == 0
+    await trio.sleep(20)
+    assert links.requests - before < 20  # it looks who is left, and goes on with no lookup
+
+
+async def test_a_flood_of_callers_waits_for_its_turn_and_the_rest_is_told(
+    autojump_clock: MockClock, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dht.driver, "WAITING_MAX", 100)
+    links = Links()
+    swarm = await start_swarm(nursery, links, 8)
+    done, refused = list[int](), list[int]()
+
+    async def look(one: DhtService, number: int) -> None:
+        try:
+            assert await one.providers(b"%d" % number) == []
+            done.append(number)
+        except Busy:
+            refused.append(number)
+
+    async with trio.open_nursery() as callers:
+        for number in range(400):
+            callers.start_soon(look, swarm[0], number)
+    assert len(done) == 164
+    assert len(refused) == 236
+
+
+async def test_a_service_that_ends_ends_its_requests(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    links = Links()
+    swarm = await start_swarm(nursery, links, 8)
+    links.silent |= {signer(number).peer for number in range(2, 9)}
+    member = links.there[signer(1).peer]
+    nursery.start_soon(swarm[0].providers, b"cid")
+    await trio.sleep(0.5)
+    assert member.flying > 0
+    await links.stop(signer(1).peer)
+    assert member.flying == 0
 
 
 async def test_members_of_a_run_that_know_nobody_meet_in_the_dht(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from msgspec import inspect
 
+from benchmarks import find_daemons
 from benchmarks import report as reporting
 from benchmarks.find_sim import CHURN, DEAD, HOPS, HOSTILE, MANY, WALL
 from benchmarks.fuzz import TARGETS, mutate
@@ -138,3 +139,13 @@ def test_every_simulated_figure_of_finding_comes_from_a_scenario_and_says_how() 
         if figure.goal is not None and figure.key in goals:
             goal = goals[figure.key]
             assert figure.goal in (goal.at_least, goal.at_most), figure.bench
+
+
+def test_every_figure_of_finding_says_how_it_is_measured() -> None:
+    folder = Path(reporting.__file__).parent
+    text = "".join(path.read_text() for path in folder.glob("find_*.py"))
+    names = set(re.findall(r'f?"(find\.[a-z0-9_{}]+)', text))
+    assert {"find.{kind}_p50_{size}", "find.get_hops_{size}"} <= names
+    starts = tuple(start for start in NOTES if start.startswith("find."))
+    made = {name.replace("{kind}", kind) for name in names for kind in find_daemons.KINDS}
+    assert {name for name in made if not name.startswith(starts)} == {"find.sim"}  # its parts

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from node.cli import dht_text
-from node.cli.dht import _check_kept, _data
+from node.cli.dht import check_kept, data_of
 from shoal.dht_api import (
     DATA_MAX,
     DhtBucket,
@@ -58,20 +58,20 @@ async def test_without_a_daemon_it_says_so(tmp_path: Path) -> None:
 
 
 def test_what_is_too_large_is_not_sent() -> None:
-    assert _data("x" * DATA_MAX, None) == b"x" * DATA_MAX
+    assert data_of("x" * DATA_MAX, None) == b"x" * DATA_MAX
     with pytest.raises(ClientError, match="8192 B") as caught:
-        _data("x" * (DATA_MAX + 1), None)
+        data_of("x" * (DATA_MAX + 1), None)
     assert "shoal add" in caught.value.hint
 
 
 def test_a_store_that_nobody_keeps_fails_unless_there_is_nobody(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    _check_kept(stores=0, kept=0)
+    check_kept(stores=0, kept=0)
     assert "as soon as there is one" in capsys.readouterr().err
-    _check_kept(stores=3, kept=1)
+    check_kept(stores=3, kept=1)
     with pytest.raises(ClientError, match="none of 3 servers"):
-        _check_kept(stores=3, kept=0)
+        check_kept(stores=3, kept=0)
 
 
 def test_one_value_is_printed_byte_for_byte(capfdbinary: pytest.CaptureFixture[bytes]) -> None:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from dht import limits, parts
 from dht.key import common_bits, key_of
-from dht.limits import Kind, Limits
 from dht.messages import (
     AddProviders,
     Ask,
@@ -154,30 +154,6 @@ def test_what_is_withdrawn_while_it_is_published_is_not_published_again() -> Non
     assert not any(peer == peer_of(node) for peer, ask in swarm.asks if is_store(ask))
 
 
-class OnlyRequests(Limits):
-    """Somebody who has no time for records."""
-
-    def allows(self, peer: PeerId, kind: Kind, now_s: float, count: int = 1) -> bool:
-        return kind == "request"
-
-
-def test_what_one_had_no_time_for_is_offered_again_within_hours(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    swarm = joined(3)
-    node, one, _ = swarm.nodes.values()
-    names = [b"%d" % number for number in range(10)]
-    with monkeypatch.context() as busy:
-        busy.setattr(one.serving, "_limits", OnlyRequests())
-        assert swarm.do(node, node.provide_many, names).kept == len(names)
-    assert len(one.holding) == 0
-    swarm.run(2 * HOUR_S)
-    assert len(one.holding) == len(names)
-    swarm.asks.clear()
-    swarm.run(HALF_LIFE_S - 2 * HOUR_S)
-    assert not any(peer == peer_of(node) for peer, ask in swarm.asks if is_store(ask))
-
-
 def test_what_everybody_refuses_is_offered_less_and_less_often() -> None:
     swarm = joined(3)
     node = next(iter(swarm.nodes.values()))
@@ -186,6 +162,27 @@ def test_what_everybody_refuses_is_offered_less_and_less_often() -> None:
     assert swarm.do(node, node.provide, b"cid").kept == 0
     swarm.run(10 * HOUR_S)
     assert 10 < author.signed < 20
+
+
+def test_in_a_small_swarm_everybody_holds_all_that_one_of_them_provides() -> None:
+    swarm = joined(4)
+    owner, *others = swarm.nodes.values()
+    names = [b"cid %d" % number for number in range(3_000)]
+    result = swarm.do(owner, owner.provide_many, names)
+    assert (result.kept, result.weak) == (3 * len(names), ())
+    assert [len(other.holding) for other in others] == [len(names)] * 3
+
+
+def test_what_too_few_took_is_offered_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(limits.RATES, "record", limits.Rate(1.0, 100))
+    swarm = joined(4)
+    owner, *others = swarm.nodes.values()
+    monkeypatch.setattr(parts, "RECORDS_MAX", 50)
+    names = [b"cid %d" % number for number in range(150)]
+    result = swarm.do(owner, owner.provide_many, names)
+    assert (result.kept, len(result.weak)) == (3 * 100, 50)
+    swarm.run(2 * RETRY_S)
+    assert [len(other.holding) for other in others] == [len(names)] * 3
 
 
 def test_what_nobody_took_is_offered_again_soon_and_then_less_often() -> None:

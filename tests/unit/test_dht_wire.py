@@ -213,9 +213,21 @@ def test_too_long_a_message_is_not_parsed() -> None:
 def test_no_more_contacts_are_read_than_an_answer_may_have() -> None:
     message = pb.Message(type=4)
     message.closerPeers.extend([pb.Peer(id=bytes_of(PEER))] * 1000)
-    answer = told(FindNode(NAME), message)
+    answer = told(FindNode(NAME), message, is_public=True)
     assert isinstance(answer, Nodes)
     assert len(answer.closer) == wire.CLOSER_MAX
+
+
+def test_only_a_public_dht_believes_what_others_say_of_where_a_peer_is() -> None:
+    old = seal_peer(SIGNERS[1], ["/ip4/10.0.0.9/tcp/1"], seq=1, now_ms=NOW_MS - LIFE_MAX_MS)
+    said = hearsay(PEER, ("/ip4/10.0.0.7/tcp/1",))
+    answer = Nodes((said, old, OTHERS[2]))
+    got, _ = answered(FindNode(NAME), answer)
+    assert isinstance(got, Nodes)
+    assert _said(got.closer) == _said((OTHERS[2],))
+    got, _ = answered(FindNode(NAME), answer, is_public=True)
+    assert isinstance(got, Nodes)
+    assert _said(got.closer) == _said((said, OTHERS[2]))
 
 
 def test_an_answer_fits_a_message_whatever_it_holds() -> None:
