@@ -51,9 +51,7 @@ class Provided:
     looks: int  # requests of lookups
     stores: int  # requests with records
     refusals: Mapping[str, int] = field(default_factory=dict[str, int])  # reason -> requests
-    weak: tuple[
-        bytes, ...
-    ] = ()  # names done that fewer than half of their close sets keep
+    weak: tuple[bytes, ...] = ()  # names done that fewer than half of their close sets keep
 
     def too_few(self, names: Sequence[bytes]) -> Sequence[bytes]:
         """Return those of the names that should be provided again soon."""

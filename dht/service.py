@@ -72,6 +72,7 @@ class DhtService:
         self._file, self._kept, self._saved = file, Snapshot(), b""
         self._joined = trio.Event()
         self._news = trio.Event()  # there may be something to publish
+        self._publishing = trio.CancelScope()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Read the snapshot, then drive the machine until cancelled."""
@@ -230,7 +231,8 @@ class DhtService:
         self._own.forget(name)
 
     async def leave(self) -> None:
-        """Hand over what we hold (1 s at most), and save the snapshot."""
+        """Hand over what we hold (1 s at most), and save the snapshot. We publish nothing more."""
+        self._publishing.cancel()
         await self._save()
         with trio.move_on_after(LEAVE_S):
             await self._driver.do(self.node.leave)
@@ -293,16 +295,20 @@ class DhtService:
 
     async def _publish(self) -> None:
         """Store our values again at half-life, and after a restart."""
-        while True:
-            self._news = trio.Event()
-            if self.contacts:
-                with suppress(Busy):  # the next look may find a place
-                    await self._say_where()
-                    for name in self._own.due(self._clock.wall_ms()):
-                        await self._put_again(name)
-            with trio.move_on_after(PUBLISH_LOOK_S):
-                await self._news.wait()
-                await trio.sleep(SETTLE_S)
+        with self._publishing:
+            while True:
+                self._news = trio.Event()
+                if self.contacts:
+                    with suppress(Busy):  # the next look may find a place
+                        await self._publish_due()
+                with trio.move_on_after(PUBLISH_LOOK_S):
+                    await self._news.wait()
+                    await trio.sleep(SETTLE_S)
+
+    async def _publish_due(self) -> None:
+        await self._say_where()
+        for name in self._own.due(self._clock.wall_ms()):
+            await self._put_again(name)
 
     async def _say_where(self) -> None:
         """A client is in no table: its peer record is a value."""

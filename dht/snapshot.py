@@ -101,6 +101,8 @@ def write(path: Path, data: bytes) -> None:
         temporary.replace(path)
     except OSError as error:
         log.warning("dht.snapshot_not_saved path=%s error=%s", path, error)
+        with contextlib.suppress(OSError):  # it would keep what is left of the disk
+            temporary.unlink(missing_ok=True)
 
 
 def _contact(row: _Contact) -> Contact:

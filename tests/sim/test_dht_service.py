@@ -196,6 +196,17 @@ async def test_the_dead_leave_the_table(autojump_clock: MockClock, nursery: trio
     assert swarm[0].contacts == 4
 
 
+async def test_a_leaving_node_does_not_say_where_it_was(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    first, other = await start_swarm(nursery, Links(), 2)
+    await trio.sleep(5)
+    first.moved()  # the mapping of its port is given back
+    await first.leave()
+    await trio.sleep(3)
+    assert (first.published(), other.view().held) == ([], 0)
+
+
 async def test_a_leaving_node_hands_over_what_it_holds(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:

@@ -1,5 +1,7 @@
 """HOME/dht.msgpack: what comes back from it, and what a damaged or forged one does."""
 
+import errno
+import os
 import stat
 from pathlib import Path
 
@@ -48,6 +50,21 @@ def test_a_disk_that_cannot_be_written_is_reported_only(
 ) -> None:
     snapshot.write(tmp_path / "missing" / "dht.msgpack", b"")
     assert "not_saved" in caplog.text
+
+
+def test_a_full_disk_keeps_what_was_there_and_is_not_filled_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "dht.msgpack"
+    snapshot.write(file, b"old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    snapshot.write(file, b"new")
+    assert "No space left" in caplog.text
+    assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [(file.name, b"old")]
 
 
 @pytest.mark.parametrize("data", [b"", b"\xc1", b"\x93\x02\x90\x90", bytes(1000)])
