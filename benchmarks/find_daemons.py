@@ -144,15 +144,15 @@ class Swarms:
 
     def __init__(self, stack: ExitStack, size: int) -> None:
         self.rivals, self.why = dict[str, Rival](), dict[str, str]()
+        progress(f"starting {size} daemons")
+        self.ours = Ours(stack.enter_context(daemons(size)))
+        self.ours.meet()
         for name, start in (("lattica", lattica), ("hivemind", hivemind)):
             progress(f"starting {size} nodes of {name}")
             try:
                 self.rivals[name] = start(stack, size)
             except (Missing, Failed) as error:
                 self._exclude(name, error)
-        progress(f"starting {size} daemons")
-        self.ours = Ours(stack.enter_context(daemons(size)))
-        self.ours.meet()
         self.rounds: dict[str, list[Times]] = {"shoal": [], "lattica": [], "hivemind": []}
 
     def measure(self, rng: random.Random, number: int) -> None:
