@@ -12,6 +12,7 @@ import trio
 from dht.messages import Ask, Done, Moment
 from dht.node import Node
 from dht.ports import Transport
+from dht.running import OURS
 from wire.errors import Busy, DeadlineExceeded, PeerUnreachable, ShoalError
 from wire.ports import Clock
 
@@ -77,7 +78,7 @@ class Driver:
 
     def _ask(self, ask: Ask) -> None:
         if self._nursery is None or self._flying >= FLYING_MAX:
-            self._node.failed(ask.number, "busy", self.moment())
+            self._node.failed(ask.number, OURS, self.moment())
             return
         self._flying += 1
         self._nursery.start_soon(self._fly, ask)
@@ -98,6 +99,8 @@ class Driver:
             node.failed(ask.number, "timeout", self.moment())
         except PeerUnreachable:
             node.failed(ask.number, "unreachable", self.moment())
+        except Busy:  # of ours: too many wait for that peer
+            node.failed(ask.number, OURS, self.moment())
         except ShoalError as error:
             node.failed(ask.number, f"refused: {error}", self.moment())
         else:

@@ -4,6 +4,7 @@ Each is a lookup that knows what it is looking for, and when it has enough.
 """
 
 import random
+from collections import Counter
 from collections.abc import Iterable
 
 import base58
@@ -33,8 +34,9 @@ from wire.ids import PeerId
 
 AGREE = 5  # of the nearest, of as many networks: 20 % liars are all of the first five once in 3,000
 SPARE = 1  # asked beyond those who must agree: one of them may be slow, or lack it
-PROVIDERS_MAX = 256  # found in one lookup: 20 honest holders show the same 64 at most
-VALUES_MAX = 1024  # likewise: 64 authors of `/shoal/multi` at each of the close set; 8 MB
+PROVIDERS_MAX = 256  # that are returned: 20 honest holders show the same 64 at most
+HEARD_MAX = 8192  # of which these are chosen; 5 MB. Each liar shows 64 of its own
+VALUES_MAX = 1024  # 64 authors of `/shoal/multi` at each of the close set; 8 MB
 REPAIRS_MAX = 32  # values sent to holders that lacked them, after one get
 FIRST_REPAIR_TAG = 1 << 20  # beyond the tags of every lookup
 
@@ -176,7 +178,8 @@ class FindPeer(Looking):
 class FindProviders(Looking):
     """Who has what a name names: `result` is a tuple of provider records, one of each provider.
 
-    Ends early, over one path, when 5 of the nearest in a row knew some and none that is new.
+    Ends early, over one path, when 5 of the nearest in a row, no two of an address group, knew some
+    and none that is new.
     """
 
     def __init__(
@@ -194,7 +197,8 @@ class FindProviders(Looking):
         """`held`: what we hold ourselves, and nobody has to tell us."""
         self._name, self._may_end = name, paths == 1
         self._found = {provision.peer: provision for provision in held}
-        self._in_row = 0
+        self._told = Counter(self._found)  # how many told of a provider
+        self._in_row, self._row = 0, dict[str, int]()  # and their groups
         super().__init__(
             key_of(name),
             GetProviders(name),
@@ -211,13 +215,16 @@ class FindProviders(Looking):
         """Collect provider records that are of this name and have not expired."""
         if not isinstance(answer, Providers):
             return False
+        told = {one.peer for one in answer.provisions if self._is_valid(one)}
         is_new = False
         for provision in answer.provisions:
-            is_new = self._keep(provision) or is_new
+            is_new = (provision.peer in told and self._keep(provision)) or is_new
+        self._told.update(told.intersection(self._found))
         if is_new:
-            self._in_row = 0
-        elif answer.provisions and self.lookup.is_near(contact):
-            self._in_row += 1
+            self._in_row, self._row = 0, {}
+            take_place(groups_of(contact), self._row, 1)
+        elif told and self.lookup.is_near(contact):
+            self._in_row += take_place(groups_of(contact), self._row, 1)
         return self._may_end and bool(self._found) and self._in_row >= AGREE - 1
 
     def next_asks(self, moment: Moment) -> list[Wanted]:
@@ -227,15 +234,18 @@ class FindProviders(Looking):
 
     @property
     def result(self) -> tuple[Provision, ...]:
-        """What was found, in the order of finding."""
-        return tuple(self._found.values())
+        """What was found; those of whom most told come first, since a liar's own only it tells."""
+        found = sorted(self._found.values(), key=lambda one: -self._told[one.peer])
+        return tuple(found[:PROVIDERS_MAX])
+
+    def _is_valid(self, provision: Provision) -> bool:
+        is_live = not (provision.sealed and why_not(provision, self._now_ms))
+        return provision.name == self._name and is_live
 
     def _keep(self, provision: Provision) -> bool:
         """Take a record in; True if its provider was not known."""
-        if provision.name != self._name or (provision.sealed and why_not(provision, self._now_ms)):
-            return False
         known = self._found.get(provision.peer)
-        if known is None and len(self._found) >= PROVIDERS_MAX:
+        if known is None and len(self._found) >= HEARD_MAX:
             return False
         if known is None or provision.expires_ms > known.expires_ms:
             self._found[provision.peer] = provision
@@ -285,7 +295,7 @@ class FindValue(Looking):
         values = tuple(value for value in answer.values if self._is_valid(value))
         self._heard.append((contact, frozenset(map(_mark, values))))
         if values and values != self._best:
-            self._best = merge((*self._best, *values))[:VALUES_MAX]
+            self._best = self._most_told(merge((*self._best, *values)))
         if not values or not self._may_end:
             return False
         if self._name.startswith(PK):
@@ -304,6 +314,13 @@ class FindValue(Looking):
     def result(self) -> tuple[Value, ...]:
         """The newest; () if nobody had any."""
         return self._best
+
+    def _most_told(self, values: tuple[Value, ...]) -> tuple[Value, ...]:
+        """Return as many as may be; a liar's own only it tells."""
+        if len(values) <= VALUES_MAX:
+            return values
+        told = Counter(mark for _, held in self._heard for mark in held)
+        return merge(sorted(values, key=lambda one: -told[_mark(one)])[:VALUES_MAX])
 
     def _is_valid(self, value: Value) -> bool:
         return value.name == self._name and not why_not(value, self._now_ms)

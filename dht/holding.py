@@ -26,7 +26,7 @@ from dht.values import is_newer
 from wire.ids import PeerId
 
 PROVIDERS_MAX = 64  # of one name: more would not fit an answer, and nobody needs them
-PROVISIONS_OF_PEER_MAX = 2_000  # by one provider
+PROVISIONS_OF_PEER_MAX = 20_000  # by one provider: all it has, in a swarm where all hold everything
 PROVISION_BYTES_MAX = 32 * 1024 * 1024  # of all provider records: about 40,000
 AUTHORS_MAX = 64  # of one `/shoal/multi` name
 VALUES_OF_NAME_BYTES = 64 * 1024  # of one `/shoal/multi` name: what fits an answer
@@ -193,7 +193,7 @@ class _Shelf(Generic[R]):
         self._size_of: Callable[[R], int] = size_of
         self._size = 0
         self._by_name: dict[bytes, dict[str, _Held[R]]] = {}
-        self._by_owner: dict[PeerId, dict[tuple[bytes, str], _Held[R]]] = {}
+        self._by_owner: dict[PeerId, list[tuple[int, bytes, str]]] = {}  # sorted by rank
         self._loads: dict[PeerId, int] = {}  # bytes
         # Sorted lists: at 40,000 entries a place in one costs 10 µs to take, and the ends nothing.
         self._by_load: list[tuple[int, int, PeerId]] = []  # load, secret rank, owner
@@ -230,21 +230,20 @@ class _Shelf(Generic[R]):
         doomed = self._crowd_of_name(new)
         if doomed is None:
             return False
-        of_owner = self._by_owner.get(owner, {})
-        if len(of_owner) >= self._bounds.of_owner and (record.name, author) not in of_owner:
-            worst = max(of_owner.values(), key=lambda it: it.rank)
+        old = self._by_name.get(record.name, {}).get(author)
+        is_one_more = old is None or old.owner != owner
+        if is_one_more and len(self._by_owner.get(owner, ())) >= self._bounds.of_owner:
+            worst = self._worst_of(owner)
             if worst.rank < rank:
                 return False
             doomed.append(worst)
-        old = self._by_name.get(record.name, {}).get(author)
         if old is not None:
             doomed.append(old)
         for held in set(doomed):  # the worst of its name may be the worst of its owner too
             self._remove(held)
         self._insert(new)
         while self._size > self._bounds.in_all_bytes:
-            largest = self._by_owner[self._by_load[-1][2]]
-            self._remove(max(largest.values(), key=lambda it: it.rank))
+            self._remove(self._worst_of(self._by_load[-1][2]))
         return self._by_name.get(record.name, {}).get(author) is new
 
     def expire(self, now_ms: int) -> None:
@@ -257,6 +256,10 @@ class _Shelf(Generic[R]):
 
     def __len__(self) -> int:
         return len(self._by_expiry)
+
+    def _worst_of(self, owner: PeerId) -> _Held[R]:
+        _, name, author = self._by_owner[owner][-1]
+        return self._by_name[name][author]
 
     def _crowd_of_name(self, new: _Held[R]) -> list[_Held[R]] | None:
         """Return who has to go from its name for a newcomer; None: the newcomer itself."""
@@ -277,7 +280,9 @@ class _Shelf(Generic[R]):
         if not of_name:
             bisect.insort(self._by_key, (key_of(record.name), record.name))
         of_name[held.author] = held
-        self._by_owner.setdefault(held.owner, {})[record.name, held.author] = held
+        bisect.insort(
+            self._by_owner.setdefault(held.owner, []), (held.rank, record.name, held.author)
+        )
         bisect.insort(self._by_expiry, (record.expires_ms, record.name, held.author))
         self._charge(held.owner, held.size)
 
@@ -289,7 +294,8 @@ class _Shelf(Generic[R]):
         """Remove a record from everywhere but `_by_expiry`."""
         record = held.record
         of_name, of_owner = self._by_name[record.name], self._by_owner[held.owner]
-        del of_name[held.author], of_owner[record.name, held.author]
+        del of_name[held.author]
+        _drop(of_owner, (held.rank, record.name, held.author))
         if not of_name:
             del self._by_name[record.name]
             _drop(self._by_key, (key_of(record.name), record.name))

@@ -1,8 +1,8 @@
-"""What nodes of the DHT say to each other, as typed values: checked before, and without their bytes.
+"""What nodes of the DHT say to each other: typed values, checked before, and without their bytes.
 
-`dht.wire` reads and writes them as `/ipfs/kad/1.0.0` does; signatures, sizes and canonical form have
-been checked there, so a machine never sees a false record. What depends on the time (expired, from
-the future, stale) the machine checks itself. Pure.
+`dht.wire` reads and writes them as `/ipfs/kad/1.0.0` does; signatures, sizes and canonical form
+have been checked there, so a machine never sees a false record. What depends on the time (expired,
+from the future, stale) the machine checks itself. Pure.
 """
 
 from dataclasses import dataclass, field
@@ -36,7 +36,7 @@ class Contact:
     sealed: bytes = b""
 
     def is_newer_than(self, other: "Contact") -> bool:
-        """Whether its addresses should take the place of the other's: a signed word beats hearsay."""
+        """Whether its addresses take the place of the other's: a signed word beats hearsay."""
         return self.seq > other.seq
 
 
@@ -49,7 +49,7 @@ def hearsay(peer: PeerId, addrs: tuple[str, ...]) -> Contact:
 class Provision:
     """A provider record: `peer` has what `name` (a CID's multihash, any bytes) names.
 
-    `sealed`: the signed envelope's bytes; b"" if only the connection proves who said it, as in other
+    `sealed`: the signed envelope's bytes; b"" if only the connection proves who said it, as other
     implementations: then it is taken from the provider itself and never handed on to be stored.
     `addrs`: hearsay about where the provider is, to save a lookup.
     """
@@ -198,7 +198,7 @@ Effect = Ask | Done
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """One request of an operation, for `--trace`: who was asked, how far it is, and what came of it.
+    """One request of an operation, for `--trace`: who was asked, how far it is, what came of it.
 
     bits: leading bits that its key has in common with the target. began_s: since the operation
     began. took_s: None while it is in flight. outcome: "answered", "refused: …", "timeout",

@@ -26,8 +26,8 @@ CONFIRMED_MAX = 3  # careful looks as thin: then nobody lied, the network is sma
 LOOKS_AT_ONCE = 8
 LOOKS_MAX = 500  # in one part: liars who crowd every look cost no more
 SLICE = 200  # names thought about, or records signed, before others have their turn: 10 ms
-PAUSE_S = 30.0  # until who had too many of us is asked again: it takes 20 records a second
-TRIES_MAX = 4  # of one message: 100 s, so each server can be given 2,000 records
+PAUSE_S = 12.0  # until who had too many of us is asked again: by then it takes 600 records
+TRIES_MAX = 4  # of one message
 PART_S = 600.0  # for one part; what is not done then is left undone
 ROUNDS_MAX = 4  # of finding others in the place of who did not answer: 30 % dead leave 1 %
 
@@ -62,6 +62,7 @@ class Part:
         self._to_plan = list[int]()  # numbers of names, last one first
         self._records = dict[int, Provision]()
         self._holders = [set[Key]() for _ in names]  # whom each was or will be sent to
+        self._kept = [0] * len(names)  # how many of them keep it
         self._pending = dict[Key, Parcel]()  # not sent yet
         self._paused = list[tuple[float, Parcel]]()
         self._flying = 0
@@ -173,9 +174,12 @@ class Part:
         del parcel.names[len(records) :]
         return tuple(records)
 
-    def landed(self, parcel: Parcel, has_too_many: bool, now_s: float) -> None:
-        """It was answered."""
+    def landed(self, parcel: Parcel, kept: int, has_too_many: bool, now_s: float) -> None:
+        """It was answered. Which were kept is not told: if most were, each probably was."""
         self._flying -= 1
+        if 2 * kept >= len(parcel.names):
+            for number in parcel.names:
+                self._kept[number] += 1
         if has_too_many and parcel.tries < TRIES_MAX:
             parcel.tries += 1
             self._paused.append((now_s + PAUSE_S, parcel))
@@ -187,6 +191,13 @@ class Part:
         self._flying -= 1
         self.atlas.lose(parcel.contact)
         self._again.update(parcel.names, parcel.rest)
+        for number in (*parcel.names, *parcel.rest):
+            self._holders[number].discard(parcel.contact.key)
+
+    def weak(self) -> list[bytes]:
+        """Return the names that fewer than half of their close sets keep."""
+        held = zip(self.names, self._holders, self._kept, strict=True)
+        return [name for (_, name), to, kept in held if not kept or 2 * kept < len(to)]
 
     @property
     def _is_idle(self) -> bool:

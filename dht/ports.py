@@ -56,3 +56,7 @@ class Book(Protocol):
     def addresses_of(self, peer: PeerId, /) -> list[str]:
         """What we know of a peer's addresses."""
         ...
+
+    def hear(self, peer: PeerId, addrs: list[str], /) -> object:
+        """Remember where others say that a peer is, behind what is known."""
+        ...

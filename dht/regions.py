@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dht.key import KEY_BITS, SPACE, Key, key_of
+from dht.limits import TOO_MANY
 from dht.lookup import PATHS, Lookup
 from dht.messages import (
     AddProviders,
@@ -38,7 +39,6 @@ NAMES_MIN = 250  # in one part, if there are: with fewer, looks and stores of se
 BLOCK = 4  # a part ends at blocks of so many regions: they hold the close sets of their names
 LOOK_PATHS = 3  # of a look: a liar who is asked first has the whole of one path
 NEED = 2  # of the nearest answer in each path of a look; one may have gaps in its table
-TOO_MANY = "too many requests"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,13 @@ class Provided:
     looks: int  # requests of lookups
     stores: int  # requests with records
     refusals: Mapping[str, int] = field(default_factory=dict[str, int])  # reason -> requests
+    weak: tuple[
+        bytes, ...
+    ] = ()  # names done that fewer than half of their close sets keep
+
+    def too_few(self, names: Sequence[bytes]) -> Sequence[bytes]:
+        """Return those of the names that should be provided again soon."""
+        return self.weak
 
 
 class ProvideMany:
@@ -75,6 +82,7 @@ class ProvideMany:
         self._sign, self._own, self._nearest = sign, own, nearest
         self._done = 0
         self._part: Part | None = None
+        self._weak = list[bytes]()
         self._count = Counter[str]()
         self._refusals = Counter[str]()
         self._tags = 0
@@ -100,6 +108,7 @@ class ProvideMany:
             count["looks"],
             count["stores"],
             dict(self._refusals),
+            tuple(self._weak),
         )
 
     @property
@@ -129,6 +138,7 @@ class ProvideMany:
             if not part.is_done:
                 break
             self._done += len(part.names)
+            self._weak += part.weak()
             self._part = None
             self._looks.clear()
             self._stores.clear()
@@ -144,10 +154,11 @@ class ProvideMany:
         if parcel is None or self._part is None:
             return
         kept, refusal = (answer.kept, answer.refusal) if isinstance(answer, Stored) else (0, "?")
-        self._count["kept"] += min(kept, len(parcel.names))
+        kept = min(kept, len(parcel.names))
+        self._count["kept"] += kept
         if refusal:
             self._refuse(refusal)
-        self._part.landed(parcel, refusal == TOO_MANY and not kept, moment.s)
+        self._part.landed(parcel, kept, refusal == TOO_MANY and not kept, moment.s)
 
     def failed(self, tag: int, why: str, moment: Moment) -> None:
         """A peer did not answer: if it was to hold records, others get them."""

@@ -156,10 +156,15 @@ class DhtService:
     async def providers(
         self, name: bytes, *, paths: int = 1, trace: Trace | None = None
     ) -> list[PeerId]:
-        """Return who says to have what this names, as far as the servers nearest to it know."""
-        found: Iterable[Provision] = await self._driver.do(
+        """Return who says to have what this names, as far as the servers nearest to it know.
+
+        Where they are, as far as it was told, can be dialled then.
+        """
+        found: tuple[Provision, ...] = await self._driver.do(
             partial(self.node.providers, name, paths=paths, trace=trace)
         )
+        for one in found:
+            self._book.hear(one.peer, list(one.addrs))
         return list(dict.fromkeys(one.peer for one in found))
 
     async def get(

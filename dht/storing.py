@@ -7,7 +7,7 @@ all of them: who grinds identities next to the key does not push the others out.
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dht.finding import Looking
@@ -43,6 +43,10 @@ class Kept:
     asked: int
     kept: int
     refusals: Mapping[str, int] = field(default_factory=dict[str, int])  # reason -> peers
+
+    def too_few(self, names: Sequence[bytes]) -> Sequence[bytes]:
+        """Return the names, if they should be stored again soon: fewer than half keep it."""
+        return () if self.kept and 2 * self.kept >= self.asked else names
 
 
 class Storing(Looking):

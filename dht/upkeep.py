@@ -7,7 +7,7 @@ each one that left among the close sets of what we hold.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from dht.handover import Handover, Parcel
@@ -20,8 +20,9 @@ from dht.state import Chore, State, new_holding
 from wire.ids import PeerId
 
 HALF_LIFE_S = 12 * 3600.0  # provider records are published again
-RETRY_S = 60.0  # until records that nobody took are offered again; doubles each time
+RETRY_S = 60.0  # until records that too few took are offered again; doubles each time
 RETRY_MAX_S = 3600.0
+DOUBLED_MAX = 10  # tries that are counted
 GIVEN_UP_S = 3600.0  # until records are published again whose publishing was given up
 TOGETHER_S = 600.0  # records due within this go with those that are due: one lookup for many
 SETTLE_S = 5.0  # between a change of the table and handing over: a newcomer learns its region first
@@ -36,9 +37,8 @@ LEAVE_S = 1.0  # for handing over when we go
 class KeptBy(Protocol):
     """What came of a store."""
 
-    @property
-    def kept(self) -> int:
-        """How many servers keep it."""
+    def too_few(self, names: Sequence[bytes]) -> Sequence[bytes]:
+        """Those of the names that too few servers keep."""
         ...
 
 
@@ -51,7 +51,8 @@ class Upkeep:
         self.refresh = Refresh(state)
         self._published: dict[bytes, float] = {}  # names that we provide: when to do it again
         self._publish_at = math.inf
-        self._retry_s = RETRY_S
+        self._tries: dict[bytes, int] = {}  # of names that too few keep
+        self._is_publishing = False
         self._handover = Handover(state.holding, state.table, state.key)
         self._hand_over_at = math.inf
         self._ready = self.refresh.ready  # what follows from chores that are done
@@ -99,20 +100,27 @@ class Upkeep:
     def provides(self, names: Sequence[bytes], moment: Moment) -> Callable[[KeptBy, Moment], None]:
         """These are being published now; whoever gives that up has it done within the hour.
 
-        Returns what to do when it has been done: again at half-life; if nobody took any, soon.
+        Returns what to do when it has been done: again at half-life; what too few keep, soon.
         """
         self._published.update(dict.fromkeys(names, moment.s + GIVEN_UP_S))
-        self._publish_by(moment.s + GIVEN_UP_S)
+        self._publish_at = min(self._publish_at, moment.s + GIVEN_UP_S)
 
         def done(result: KeptBy, at: Moment) -> None:
-            if result.kept:
-                self._retry_s = RETRY_S
-                self._again(names, at.s + HALF_LIFE_S)
-            else:
-                self._again(names, at.s + self._retry_s)
-                self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
+            weak = set(result.too_few(names))
+            for name in names:
+                if name in self._published:  # it is not withdrawn
+                    self._published[name] = at.s + self._pause_s(name, is_weak=name in weak)
+            self._publish_at = min(self._published.values(), default=math.inf)
 
         return done
+
+    def _pause_s(self, name: bytes, *, is_weak: bool) -> float:
+        """Return when to publish it again."""
+        if not is_weak:
+            self._tries.pop(name, None)
+            return HALF_LIFE_S
+        self._tries[name] = tries = min(self._tries.get(name, 0) + 1, DOUBLED_MAX)
+        return min(RETRY_S * 2.0 ** (tries - 1), RETRY_MAX_S)
 
     def provide_many(self, names: Sequence[bytes], moment: Moment) -> Chore:
         """Return what publishes these, and publishes again soon what was not done."""
@@ -136,22 +144,26 @@ class Upkeep:
     def withdraw(self, name: bytes) -> None:
         """Do not publish it again."""
         self._published.pop(name, None)
-
-    def _again(self, names: Iterable[bytes], at_s: float) -> None:
-        """Publish these then, unless they are withdrawn."""
-        again = [name for name in names if name in self._published]
-        self._published.update(dict.fromkeys(again, at_s))
-        if again:
-            self._publish_by(at_s)
+        self._tries.pop(name, None)
 
     def _publish(self, moment: Moment) -> list[Chore]:
+        """Publish what is due; if that is still being done, when it has been."""
+        if self._is_publishing:
+            self._publish_at = math.inf
+            return []
         due = [name for name, at in self._published.items() if at <= moment.s + TOGETHER_S]
-        chores = [self.provide_many(due, moment)] if due else []
-        self._publish_at = min(self._published.values(), default=math.inf)
-        return chores
+        if not due:
+            self._publish_at = min(self._published.values(), default=math.inf)
+            return []
+        self._publish_at = math.inf
+        self._is_publishing = True
+        operation, then = self.provide_many(due, moment)
 
-    def _publish_by(self, at_s: float) -> None:
-        self._publish_at = min(self._publish_at, at_s)
+        def done(result: KeptBy, at: Moment) -> None:
+            self._is_publishing = False
+            then(result, at)
+
+        return [Chore(operation, done)]
 
     # --- handing over ----------------------------------------------------------------------------
 

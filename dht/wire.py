@@ -33,7 +33,7 @@ from dht.messages import (
     Values,
     hearsay,
 )
-from dht.records import ADDRESSES_MAX, LIFE_MAX_MS, NAME_MAX, open_peer, open_provision
+from dht.records import ADDRESSES_MAX, LIFE_MAX_MS, NAME_MAX, open_peer, open_provision, why_not
 from dht.values import open_value
 from wire import frames, multiaddrs
 from wire.errors import BadMessage
@@ -44,6 +44,7 @@ R = TypeVar("R")
 MESSAGE_MAX = 128 * 1024  # bytes; 64 KiB of values, and 20 contacts with what they claim
 CLOSER_MAX = 32  # contacts of an answer that are read; we send up to 21, others 20
 PROVIDERS_MAX = 64  # of an answer; as many as a name may have
+PROVIDER_BYTES = 400  # of one in the form of others, six addresses: contacts have room beside 64
 PROVISIONS_MAX = 500  # records to be stored, of one message
 AUTHORS_MAX = 64  # values of one name
 REFUSAL_MAX = 200  # characters; it is shown to people
@@ -86,13 +87,19 @@ def encode_request(request: Request, sender: Contact | None) -> bytes:
 def _set_provisions(
     message: pb.Message, provisions: tuple[Provision, ...], sender: Contact | None
 ) -> None:
-    """Signed ones as ours; the first in the form of others, too, who know one in a message."""
+    """Signed ones as ours; the first in the form of others, too, who know one in a message, and
+    where the other providers are.
+    """
     assert provisions
     first = provisions[0]
     message.key = first.name
     message.provisions.extend([each.sealed for each in provisions if each.sealed])
-    addrs = first.addrs or (sender.addrs if sender and sender.peer == first.peer else ())
-    message.providerPeers.append(_peer_of_others(first.peer, addrs))
+    known = {sender.peer: sender.addrs} if sender else {}
+    places = {first.peer: first.addrs or known.get(first.peer, ())}
+    for each in provisions:
+        if each.addrs and len(places) < PROVIDERS_MAX:
+            places.setdefault(each.peer, each.addrs)
+    message.providerPeers.extend([_provider(*each) for each in places.items()])
 
 
 class Draft:
@@ -181,7 +188,7 @@ def encode_answer(request: Request, answer: Answer, sender: Contact | None) -> b
         case Providers(provisions, closer):
             message.provisions.extend([each.sealed for each in provisions if each.sealed])
             known = {each.peer: each.addrs for each in (*closer, *([sender] if sender else []))}
-            providers = {each.peer: each.addrs or known.get(each.peer, ()) for each in provisions}
+            providers = {each.peer: known.get(each.peer) or each.addrs for each in provisions}
             return _with_contacts(message, providers, closer)
         case Values(found, closer):
             if found:
@@ -195,7 +202,7 @@ def decode_answer(
 ) -> tuple[Answer, Contact | None]:
     """Read what `peer` answered to a request, and its own record. Safe in a thread.
 
-    is_public: provider records without signatures are believed. Raises BadMessage; nothing else.
+    is_public: what is not signed is believed. Raises BadMessage; nothing else.
     """
     message = _parse(frame)
     if message.type != _TYPES[type(request)]:
@@ -207,12 +214,13 @@ def decode_answer(
         case Ping():
             return Pong(), sender
         case FindNode():
-            return Nodes(_closer(message)), sender
+            return Nodes(_closer(message, wall_ms, is_public=is_public)), sender
         case GetProviders(name):
             found = _providers(message, name, wall_ms, is_public=is_public)
-            return Providers(found, _closer(message)), sender
+            return Providers(found, _closer(message, wall_ms, is_public=is_public)), sender
         case GetValue(name):
-            return Values(_values(message, name), _closer(message)), sender
+            closer = _closer(message, wall_ms, is_public=is_public)
+            return Values(_values(message, name), closer), sender
         case PutValue(value):
             is_echoed = message.record.value == value.sealed
             return _stored(message, 1, by_default=int(is_echoed)), sender
@@ -266,7 +274,8 @@ def _providers(
     return tuple(found.values())[:PROVIDERS_MAX]
 
 
-def _closer(message: pb.Message) -> tuple[Contact, ...]:
+def _closer(message: pb.Message, wall_ms: int, *, is_public: bool) -> tuple[Contact, ...]:
+    """Read contacts; only a public DHT believes what others say of where a peer is."""
     found = list[Contact]()
     for each in message.closerPeers[:CLOSER_MAX]:
         try:
@@ -274,7 +283,8 @@ def _closer(message: pb.Message) -> tuple[Contact, ...]:
             contact = open_peer(each.sealed) if each.sealed else hearsay(peer, _addrs(each))
         except BadMessage:
             continue
-        if contact.peer == peer:
+        is_told = is_public or contact.sealed
+        if contact.peer == peer and is_told and not why_not(contact, wall_ms):
             found.append(contact)
     return tuple(found)
 
@@ -355,6 +365,14 @@ def _peer_of_others(peer: PeerId, addrs: Iterable[str], sealed: bytes = b"") -> 
     return pb.Peer(id=bytes_of(peer), addrs=[each for each in packed if each], sealed=sealed)
 
 
+def _provider(peer: PeerId, addrs: Iterable[str]) -> pb.Peer:
+    """Write a provider, with as many of its addresses as have room: others said them."""
+    one = _peer_of_others(peer, addrs)
+    while one.ByteSize() > PROVIDER_BYTES:
+        del one.addrs[-1]
+    return one
+
+
 @functools.lru_cache(maxsize=4096)
 def _packed_contact(contact: Contact) -> bytes:
     """Write one of closerPeers. Contacts are equal if they are the same object."""
@@ -369,7 +387,7 @@ def _with_contacts(
     parts = [message.SerializeToString()]
     room = MESSAGE_MAX - len(parts[0])
     for peer, addrs in providers.items():
-        parts.append(_PROVIDERS_TAG + frames.pack(_peer_of_others(peer, addrs).SerializeToString()))
+        parts.append(_PROVIDERS_TAG + frames.pack(_provider(peer, addrs).SerializeToString()))
         room -= len(parts[-1])
     for contact in closer:
         packed = _packed_contact(contact)

@@ -131,8 +131,8 @@ def echo_table_of(found: DhtTable, *, with_all: bool) -> None:
         ("publishes", f"{len(found.published)} values"),
     ):
         click.echo(f"{name:<10} {plain(value)}")
-    for value in found.published[:OWN_SHOWN]:
-        click.echo(f"{'':<10} {plain(value.key)} ({size_text(value.bytes)})")
+    for own in found.published[:OWN_SHOWN]:
+        click.echo(f"{'':<10} {plain(own.key)} ({size_text(own.bytes)})")
     if not found.buckets:
         click.echo("no servers yet; `shoal peers` shows who is connected", err=True)
         return
@@ -142,8 +142,8 @@ def echo_table_of(found: DhtTable, *, with_all: bool) -> None:
         rows = [_contact_row(bucket, one) for bucket in found.buckets for one in bucket.contacts]
         echo_table(heads, rows)
     else:
-        heads = ("BITS", "SERVERS", "SPARES", "GROUPS", "LAST SEEN", "WHO")
-        echo_table(heads, [_bucket_row(bucket) for bucket in found.buckets])
+        columns = ("BITS", "SERVERS", "SPARES", "GROUPS", "LAST SEEN", "WHO")
+        echo_table(columns, [_bucket_row(bucket) for bucket in found.buckets])
 
 
 def _some(keys: Sequence[str], count: int) -> str:

@@ -120,9 +120,9 @@ class Reach:
         """What we know of a peer's addresses."""
         return self._host.addresses_of(peer)
 
-    def learn(self, peer: PeerId, addrs: list[str]) -> None:
-        """Remember addresses of a peer."""
-        self._host.learn(peer, addrs)
+    def hear(self, peer: PeerId, addrs: list[str]) -> None:
+        """Remember where others say that a peer is, behind what is known."""
+        self._host.learn(peer, addrs, is_hearsay=True)
 
     def offer(self) -> ReachOffer:
         """What goes into `offers["reach"]` of our member lease."""

@@ -43,6 +43,7 @@ class Member:
     own: Signer
     addrs: list[str]
     peers: list[PeerId] = field(default_factory=list[PeerId])  # connected from the beginning
+    heard: dict[PeerId, list[str]] = field(default_factory=dict[PeerId, list[str]])
     flying: int = 0
     flying_most: int = 0
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -74,6 +75,10 @@ class Member:
     def addresses_of(self, peer: PeerId) -> list[str]:
         other = self.links.there.get(peer)
         return other.addrs if other is not None else []
+
+    def hear(self, peer: PeerId, addrs: list[str]) -> None:
+        if addrs:
+            self.heard[peer] = addrs
 
     async def ask(
         self,

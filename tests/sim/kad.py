@@ -31,6 +31,7 @@ SEALED = b"s"  # stands for a signed envelope
 STEADY_TARGETS = 12  # buckets that were refreshed: lookups that the size was estimated from
 K = 20
 
+Start = Callable[[Node, Moment], int]
 Then = Callable[[Operation], object]
 
 
@@ -189,7 +190,7 @@ class World:
         """Now."""
         return Moment(self.heap.now_s, WALL_MS + int(self.heap.now_s * 1000))
 
-    def begin(self, member: Member, start: Callable[[Node, Moment], int], then: Then) -> None:
+    def begin(self, member: Member, start: Start, then: Then) -> None:
         """Let a node begin an operation; `then` gets it when it has ended."""
         node = self.node_of(member)
         member.running[start(node, self.moment)] = then

@@ -8,7 +8,6 @@ one look), `timeouts_p95` (how long a look took, in time-outs of one request), `
 
 import statistics
 from dataclasses import dataclass, field
-from typing import Any
 
 from dht.diversity import diverse
 from dht.key import Key, key_of
@@ -16,7 +15,7 @@ from dht.messages import Contact, Moment, Trace, Value
 from dht.node import Node
 from dht.operation import QUERY_S, Operation
 from dht.values import head_name, multi_name
-from tests.sim.kad import DAY_MS, SEALED, K, Member, State, World
+from tests.sim.kad import DAY_MS, SEALED, K, Member, Start, State, Then, World
 from tests.sim.kad_hostile import Conspiracy
 from tests.sim.kad_ring import Ring
 from tests.sim.scenario import Scenario
@@ -125,7 +124,7 @@ class Play:
     def _join_all(self) -> None:
         """Everybody comes by bootstrapping, one after the other."""
         world, gap_s = self.world, self.scenario.swarm.join_gap_s
-        members, world.ring = list(world.members), Ring()
+        members, world.ring = list(world.members), Ring[Member]()
         for number, member in enumerate(members):
             world.heap.at(number * gap_s, self.join, member)
         world.heap.run(len(members) * gap_s)
@@ -135,7 +134,10 @@ class Play:
     def join(self, member: Member) -> None:
         """Let one come in who knows a few others."""
         world = self.world
-        seeds = [world.rng.choice(world.ring).contact for _ in range(min(SEEDS, len(world.ring)))]
+        seeds = [
+            world.ring[world.rng.randrange(len(world.ring))].contact
+            for _ in range(min(SEEDS, len(world.ring)))
+        ]
         member.is_new, member.is_joined = True, False
 
         def done(_: Operation) -> None:
@@ -259,7 +261,7 @@ class Play:
         world.heap.run(world.heap.now_s + work.looks * work.gap_s)
         self._wait()
 
-    def _find(self, truth: Any) -> None:
+    def _find(self, truth: Ring[Member]) -> None:
         name, member = self.world.rng.randbytes(32), self._somebody()
         key, began_s = key_of(name), self.world.heap.now_s
         wanted = [one.contact for one in truth.nearest(key, 3 * K) if one is not member]
@@ -317,7 +319,7 @@ class Play:
 
     # --- time -------------------------------------------------------------------------------------
 
-    def begin(self, member: Member, start: Any, then: Any) -> None:
+    def begin(self, member: Member, start: Start, then: Then) -> None:
         """Begin an operation that the play waits for."""
         self.busy += 1
 

@@ -3,7 +3,7 @@
 import bisect
 import random
 from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from dht.key import KEY_BITS, Key
 
@@ -16,7 +16,7 @@ class _Placed(Protocol):
 Placed = TypeVar("Placed", bound=_Placed)
 
 
-class Ring(Sequence[Placed]):
+class Ring(Generic[Placed]):
     """Things with keys, in the order of their keys."""
 
     def __init__(self, placed: Sequence[Placed] = ()) -> None:
@@ -26,8 +26,11 @@ class Ring(Sequence[Placed]):
     def __len__(self) -> int:
         return len(self._all)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+    def __getitem__(self, index: int) -> Placed:
         return self._all[index]
+
+    def __iter__(self) -> Iterator[Placed]:
+        return iter(self._all)
 
     def add(self, one: Placed) -> None:
         """Put it in."""

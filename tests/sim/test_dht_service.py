@@ -10,6 +10,7 @@ from trio.testing import MockClock
 import dht.driver
 from dht.finding import AGREE, SPARE
 from dht.messages import FindNode, Nodes, Ping, Pong, Stored, Trace
+from dht.ports import Reply
 from dht.service import PROVIDED_MAX, DhtService
 from dht.state import new_holding
 from dht.values import head_name, multi_name
@@ -175,11 +176,35 @@ async def test_requests_in_flight_are_bounded_whatever_is_asked(
     swarm = await start_swarm(nursery, links, 10)
     member = links.there[signer(1).peer]
     member.flying_most = 0
+    blamed = list[PeerId]()
+    monkeypatch.setattr(swarm[0].node.table, "failed", lambda peer, now_s: blamed.append(peer))
     async with trio.open_nursery() as callers:
         for number in range(20):
             callers.start_soon(swarm[0].providers, b"%d" % number)
     assert member.flying_most == 12
+    assert blamed == []  # it was not their fault
     assert len(await swarm[0].closest(b"x")) == 9
+
+
+async def test_what_we_could_not_send_costs_no_peer_its_place_in_the_table(
+    autojump_clock: MockClock, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links = Links()
+    swarm = await start_swarm(nursery, links, 10)
+    with monkeypatch.context() as busy:
+        busy.setattr(dht.driver, "FLYING_MAX", 0)
+        for _ in range(3):
+            assert await swarm[0].providers(b"a") == []
+    assert swarm[0].contacts == 9
+
+    async def full(*_: object, **__: object) -> Reply:
+        await trio.lowlevel.checkpoint()
+        raise Busy("64 requests wait already")
+
+    monkeypatch.setattr(links.there[signer(1).peer], "ask", full)
+    for _ in range(3):
+        assert await swarm[0].providers(b"a") == []
+    assert swarm[0].contacts == 9
 
 
 async def test_our_values_live_as_long_as_we_do_and_no_longer(
@@ -235,6 +260,8 @@ async def test_a_client_is_in_no_table_and_holds_nothing_but_finds_everything(
     assert client.contacts >= 5
     await swarm[1].put_head("a", b"1")
     assert (await client.provide(b"cid")).kept >= 5
+    assert await swarm[4].providers(b"cid") == [signer(7).peer]
+    assert links.there[signer(5).peer].heard == {signer(7).peer: [address(7)]}
     assert client.view().held <= 2  # its own
     assert [one.data for one in await client.get(head_name(signer(2).peer, "a"))] == [b"1"]
     assert signer(7).peer not in {row.peer for row in swarm[0].view().rows}

@@ -35,12 +35,12 @@ def test_peers_and_kinds_do_not_share() -> None:
 
 def test_many_records_count_as_many_and_what_is_refused_costs_nothing() -> None:
     asked = Limits()
-    assert asked.allows(ALICE, "record", 0.0, 500)
+    assert asked.allows(ALICE, "record", 0.0, 1500)
     assert not asked.allows(ALICE, "record", 0.0, 501)
     assert asked.allows(ALICE, "record", 0.0, 500)
     assert not asked.allows(ALICE, "record", 0.0)
-    assert not asked.allows(BOB, "record", 0.0, 1001)  # more than a bucket ever holds
-    assert asked.allows(ALICE, "record", 10.0, 200)
+    assert not asked.allows(BOB, "record", 0.0, 2001)  # more than a bucket ever holds
+    assert asked.allows(ALICE, "record", 10.0, 500)
     assert not asked.allows(ALICE, "record", 10.0)
 
 

@@ -38,11 +38,11 @@ def test_prepared_records_are_used_and_sealed_anew_when_they_are_old() -> None:
     mine.prepare([b"a"], EPOCH_MS)
     prepared = mine.provision(b"a", EPOCH_MS + 1000)
     assert open_provision(prepared.sealed).expires_ms == EPOCH_MS + LIFE_MAX_MS
-    assert mine.provision(b"a", EPOCH_MS + 1000) is prepared
+    assert mine.provision(b"a", EPOCH_MS + 1000).sealed is prepared.sealed
     later = mine.provision(b"a", EPOCH_MS + HALF_LIFE_MS)
     assert later.expires_ms == EPOCH_MS + HALF_LIFE_MS + LIFE_MAX_MS
     mine.drop_prepared([b"a"])
-    assert mine.provision(b"a", EPOCH_MS + 1000) is not prepared
+    assert mine.provision(b"a", EPOCH_MS + 1000).sealed is not prepared.sealed
 
 
 def test_values_are_numbered_by_the_clock_and_always_forward() -> None:

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from dht.atlas import Atlas
 from dht.key import KEY_BITS, SPACE, Key, key_of
+from dht.limits import TOO_MANY
 from dht.lookup import Lookup
 from dht.messages import AddProviders, Contact, FindNode, Moment, Nodes, Provision, Stored
 from dht.operation import Wanted
 from dht.parts import MESSAGE_BYTES, NAMES_MAX, PART_S, PAUSE_S, RECORDS_MAX, TRIES_MAX, Part
-from dht.regions import TOO_MANY, ProvideMany
+from dht.regions import ProvideMany
 from dht.table import K
 from tests.unit.dht_still_net import EPOCH_MS, StillNet
 from wire.ids import PeerId
@@ -200,6 +201,7 @@ def test_who_had_too_many_is_asked_again_later_a_few_times() -> None:
             s += PAUSE_S
     assert script.operation.is_done
     assert script.operation.result.refusals == {TOO_MANY: TRIES_MAX}
+    assert sorted(script.operation.result.weak) == sorted(names(10))
 
 
 def test_other_refusals_are_final() -> None:
@@ -210,6 +212,18 @@ def test_other_refusals_are_final() -> None:
     assert script.operation.is_done
     assert script.operation.result.kept == 4
     assert script.operation.result.refusals == {"no room": 1}
+    assert len(script.operation.result.weak) == 10  # nobody tells which four
+
+
+def test_what_half_of_its_close_set_keeps_is_not_weak() -> None:
+    script = Script(4, 10)
+    stores = script.stores()
+    script.keep(stores[:2])
+    for one in stores[2:]:
+        script.operation.answered(one.tag, Stored(0, "no room"), NOW)
+    script.stores()
+    assert script.operation.result.weak == ()
+    assert script.operation.result.too_few(names(10)) == ()
 
 
 def test_a_peer_cannot_keep_more_than_it_was_given() -> None:

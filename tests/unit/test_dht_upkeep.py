@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from dht import limits, parts
 from dht.key import common_bits, key_of
 from dht.messages import (
     AddProviders,
@@ -82,19 +83,6 @@ def test_who_joins_knows_its_nearest_and_somebody_everywhere() -> None:
     # and those nearest to it know it, although nobody looked for it
     near = [swarm.nodes[peer] for peer in nearest(others, own, K)]
     assert sum(peer_of(newcomer) in node.table for node in near) >= K - 1
-
-
-def test_a_look_that_ended_too_early_does_not_tell_how_large_the_network_is() -> None:
-    swarm = joined(100)
-    node = swarm.add()
-    swarm.do(node, node.bootstrap, [swarm.contact(next(iter(swarm.nodes.values())))])
-    swarm.run(30)
-    before = node.size.size()
-    assert before > 2 * K
-    chore = node.upkeep.refresh.ourselves(swarm.moment)
-    few = node.table.closest(node.state.key, K - 2)
-    chore.then(few, swarm.moment)
-    assert node.size.size() > before / 2
 
 
 def test_a_swarm_that_has_nothing_to_do_says_little() -> None:
@@ -174,6 +162,27 @@ def test_what_everybody_refuses_is_offered_less_and_less_often() -> None:
     assert swarm.do(node, node.provide, b"cid").kept == 0
     swarm.run(10 * HOUR_S)
     assert 10 < author.signed < 20
+
+
+def test_in_a_small_swarm_everybody_holds_all_that_one_of_them_provides() -> None:
+    swarm = joined(4)
+    owner, *others = swarm.nodes.values()
+    names = [b"cid %d" % number for number in range(3_000)]
+    result = swarm.do(owner, owner.provide_many, names)
+    assert (result.kept, result.weak) == (3 * len(names), ())
+    assert [len(other.holding) for other in others] == [len(names)] * 3
+
+
+def test_what_too_few_took_is_offered_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(limits.RATES, "record", limits.Rate(1.0, 100))
+    swarm = joined(4)
+    owner, *others = swarm.nodes.values()
+    monkeypatch.setattr(parts, "RECORDS_MAX", 50)
+    names = [b"cid %d" % number for number in range(150)]
+    result = swarm.do(owner, owner.provide_many, names)
+    assert (result.kept, len(result.weak)) == (3 * 100, 50)
+    swarm.run(2 * RETRY_S)
+    assert [len(other.holding) for other in others] == [len(names)] * 3
 
 
 def test_what_nobody_took_is_offered_again_soon_and_then_less_often() -> None:

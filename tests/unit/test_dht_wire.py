@@ -28,6 +28,7 @@ from dht.messages import (
     hearsay,
 )
 from dht.records import LIFE_MAX_MS, seal_peer, seal_provision
+from dht.sending import packed
 from dht.values import multi_name, pk_value, public_key_bytes, seal_head, seal_multi
 from tests.soak import kad_bytes
 from tests.soak.kad_bytes import NAME, NOW_MS, PEER, SIGNERS
@@ -212,9 +213,21 @@ def test_too_long_a_message_is_not_parsed() -> None:
 def test_no_more_contacts_are_read_than_an_answer_may_have() -> None:
     message = pb.Message(type=4)
     message.closerPeers.extend([pb.Peer(id=bytes_of(PEER))] * 1000)
-    answer = told(FindNode(NAME), message)
+    answer = told(FindNode(NAME), message, is_public=True)
     assert isinstance(answer, Nodes)
     assert len(answer.closer) == wire.CLOSER_MAX
+
+
+def test_only_a_public_dht_believes_what_others_say_of_where_a_peer_is() -> None:
+    old = seal_peer(SIGNERS[1], ["/ip4/10.0.0.9/tcp/1"], seq=1, now_ms=NOW_MS - LIFE_MAX_MS)
+    said = hearsay(PEER, ("/ip4/10.0.0.7/tcp/1",))
+    answer = Nodes((said, old, OTHERS[2]))
+    got, _ = answered(FindNode(NAME), answer)
+    assert isinstance(got, Nodes)
+    assert _said(got.closer) == _said((OTHERS[2],))
+    got, _ = answered(FindNode(NAME), answer, is_public=True)
+    assert isinstance(got, Nodes)
+    assert _said(got.closer) == _said((said, OTHERS[2]))
 
 
 def test_an_answer_fits_a_message_whatever_it_holds() -> None:
@@ -231,6 +244,41 @@ def test_an_answer_fits_a_message_whatever_it_holds() -> None:
     assert isinstance(got, Values)
     assert got.values == tuple(big)
     assert _said(got.closer) == _said(closer[: len(got.closer)])
+
+
+def test_providers_with_many_long_addresses_leave_room_for_contacts() -> None:
+    signers = [Signer(bytes([9, number]) * 16) for number in range(64)]
+    name = bytes(256)
+    long = tuple(f"/dns4/{number:02}{'x' * 120}/tcp/4001" for number in range(16))
+    records = tuple(
+        replace(seal_provision(each, name, expires_ms=NOW_MS + 1), addrs=long) for each in signers
+    )
+    addrs = [f"/ip4/10.0.0.{number}/tcp/4001" for number in range(16)]
+    others = [Signer(bytes([8, number]) * 16) for number in range(20)]
+    closer = tuple(seal_peer(each, addrs, seq=1, now_ms=NOW_MS) for each in others)
+    got, _ = answered(GetProviders(name), Providers(records, closer), OWN)
+    assert isinstance(got, Providers)
+    assert [each.sealed for each in got.provisions] == [each.sealed for each in records]
+    assert {each.addrs for each in got.provisions} == {long[:2]}
+    assert _said(got.closer) == _said(closer)
+
+
+def test_records_of_many_providers_fit_a_request_with_where_they_are() -> None:
+    signers = [Signer(bytes([9, number]) * 16) for number in range(70)]
+    long = tuple(f"/dns4/{number:02}{'x' * 80}/tcp/4001" for number in range(16))
+    records = [
+        replace(seal_provision(each, bytes([n]) * 6, expires_ms=NOW_MS + 1), addrs=long)
+        for each in signers
+        for n in range(8)
+    ]
+    (request, *rest) = packed(records)
+    assert isinstance(request, AddProviders)
+    assert rest
+    assert len(wire.encode_request(request, OWN)) <= wire.MESSAGE_MAX
+    got, _ = asked(request, OWN)
+    assert isinstance(got, AddProviders)
+    assert [each.sealed for each in got.provisions] == [each.sealed for each in request.provisions]
+    assert sum(bool(each.addrs) for each in got.provisions) > 450
 
 
 def test_other_implementations_see_peers_with_binary_addresses() -> None:

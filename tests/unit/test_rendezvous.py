@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import trio
+import trio.lowlevel
 from trio.testing import MockClock
 
 from dht.messages import Stored, Value
@@ -34,13 +35,13 @@ class Dht:
 
     async def get(self, name: bytes) -> tuple[Value, ...]:
         self.asked.append(trio.current_time())
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
         if self.error is not None:
             raise self.error
         return tuple(self.there.get(name, {}).values())
 
     async def put_multi(self, name: str, data: bytes) -> Stored:
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
         self.puts += 1
         if self.error is not None:
             raise self.error
@@ -64,7 +65,7 @@ class Host:
         return [peer for peer, _ in self.dialled if peer not in self.dead]
 
     async def connect(self, target: PeerId, addrs: list[str]) -> PeerId:
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
         self.dialled.append((target, addrs))
         if target in self.dead:
             raise PeerUnreachable(target)
