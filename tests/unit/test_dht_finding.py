@@ -323,6 +323,14 @@ def test_authors_whom_each_liar_alone_tells_do_not_push_out_whom_many_tell() -> 
     assert len(operation.result) == VALUES_MAX
 
 
+def test_what_we_hold_ourselves_counts_as_told() -> None:
+    held = provision("held")
+    operation = FindProviders(b"cid", OWN, seeds(5, b"cid"), NOW, held=[held])
+    told = Providers((provision("other"), held), ())
+    give(operation, operation.next_asks(NOW), told)
+    assert [one.peer for one in operation.result] == ["held", "other"]
+
+
 def test_providers_of_several_paths_are_read_to_the_end() -> None:
     operation = providers(paths=2)
     asked = 0
