@@ -99,6 +99,20 @@ async def test_what_nobody_took_is_offered_again(
     assert other.view().held == 2
 
 
+async def test_what_the_caller_gave_up_is_provided_all_the_same(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    links = Links()
+    first, other = await start_swarm(nursery, links, 2)
+    with trio.move_on_after(0):
+        await first.provide_many([b"many"])
+    with trio.move_on_after(0):
+        await first.provide(b"one")
+    assert first.provided() == [b"many", b"one"]
+    await trio.sleep(1.1 * HOUR_S)
+    assert other.view().held == 2
+
+
 async def test_many_are_provided_at_a_fraction_of_the_messages(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
