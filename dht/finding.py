@@ -197,7 +197,7 @@ class FindProviders(Looking):
         """`held`: what we hold ourselves, and nobody has to tell us."""
         self._name, self._may_end = name, paths == 1
         self._found = {provision.peer: provision for provision in held}
-        self._told = Counter(self._found)  # how many told of a provider
+        self._told = Counter(self._found.keys())  # how many told of a provider
         self._in_row, self._row = 0, dict[str, int]()  # and their groups
         super().__init__(
             key_of(name),

@@ -5,7 +5,7 @@ the driver drains `effects()`, and it calls `tick` at `wake_at`. What is begun r
 an operation: when `Done` comes with it, `end` returns that operation with its result.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, KeysView
 
 from dht.crowd import FAR
 from dht.finding import FindClosest, FindPeer, FindProviders, FindValue
@@ -103,6 +103,10 @@ class Node(Runner):
         operation, then = self.upkeep.provide_many(list(dict.fromkeys(names)), moment)
         return self.start(operation, moment, then=then)
 
+    def promise(self, names: Iterable[bytes], moment: Moment) -> None:
+        """Say that we have these within the hour, whatever becomes of who is about to say it."""
+        self.upkeep.promise(names, moment)
+
     def withdraw(self, name: bytes) -> None:
         """Say it no longer; what others hold dies within a day."""
         self.upkeep.withdraw(name)
@@ -143,6 +147,11 @@ class Node(Runner):
     def is_server(self) -> bool:
         """Whether we answer others, and are in their tables."""
         return self.state.is_server
+
+    @property
+    def provided(self) -> KeysView[bytes]:
+        """The names that we say to have."""
+        return self.upkeep.provided
 
     @property
     def holding(self) -> Holding:

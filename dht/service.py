@@ -70,7 +70,6 @@ class DhtService:
         self._driver = Driver(self.node, transport, clock)
         self._off_loop: OffLoop = off_loop or Threads()
         self._file, self._kept, self._saved = file, Snapshot(), b""
-        self._provided: set[bytes] = set()
         self._joined = trio.Event()
         self._news = trio.Event()  # there may be something to publish
 
@@ -206,7 +205,6 @@ class DhtService:
 
     def withdraw(self, name: bytes) -> None:
         """Stop saying that we have `name`; what is out there dies within a day."""
-        self._provided.discard(name)
         self.node.withdraw(name)
 
     async def put(self, value: Value, *, trace: Trace | None = None) -> Kept:
@@ -239,11 +237,11 @@ class DhtService:
 
     def provides(self, name: bytes) -> bool:
         """Whether we say to have it."""
-        return name in self._provided
+        return name in self.node.provided
 
     def provided(self) -> list[bytes]:
         """Return the names that we provide, sorted."""
-        return sorted(self._provided)
+        return sorted(self.node.provided)
 
     def published(self) -> list[Value]:
         """Return our own values, which are stored again and again."""
@@ -256,19 +254,18 @@ class DhtService:
         return view_of(
             self.node,
             self._clock.now(),
-            provided=len(self._provided),
             published=len(self._own.values()),
         )
 
     # --- inside ----------------------------------------------------------------------------------
 
     def _promise(self, names: Sequence[bytes]) -> None:
-        fresh = self._provided.union(names)
         if not all(0 < len(name) <= NAME_MAX for name in names):
             raise UsageError(f"names have 1 to {NAME_MAX} bytes")
-        if len(fresh) > PROVIDED_MAX:
+        if len(self.node.provided | set(names)) > PROVIDED_MAX:
             raise UsageError(f"a node provides {PROVIDED_MAX} names at most")
-        self._provided = fresh
+        self.node.promise(names, self._driver.moment())
+        self._driver.pump()
 
     async def _put_own(self, value: Value, trace: Trace | None) -> Kept:
         kept = await self.put(value, trace=trace)

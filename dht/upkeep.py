@@ -7,7 +7,7 @@ each one that left among the close sets of what we hold.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, KeysView, Sequence
 from typing import Protocol
 
 from dht.handover import Handover, Parcel
@@ -97,13 +97,22 @@ class Upkeep:
 
     # --- what we provide -------------------------------------------------------------------------
 
+    @property
+    def provided(self) -> KeysView[bytes]:
+        """The names that we provide, and publish again and again."""
+        return self._published.keys()
+
+    def promise(self, names: Iterable[bytes], moment: Moment) -> None:
+        """Publish these within the hour, if nobody does it before."""
+        self._published.update(dict.fromkeys(names, moment.s + GIVEN_UP_S))
+        self._publish_at = min(self._publish_at, moment.s + GIVEN_UP_S)
+
     def provides(self, names: Sequence[bytes], moment: Moment) -> Callable[[KeptBy, Moment], None]:
         """These are being published now; whoever gives that up has it done within the hour.
 
         Returns what to do when it has been done: again at half-life; what too few keep, soon.
         """
-        self._published.update(dict.fromkeys(names, moment.s + GIVEN_UP_S))
-        self._publish_at = min(self._publish_at, moment.s + GIVEN_UP_S)
+        self.promise(names, moment)
 
         def done(result: KeptBy, at: Moment) -> None:
             weak = set(result.too_few(names))

@@ -37,7 +37,7 @@ class TableView:
     published: int  # values of our own that we store again
 
 
-def view_of(node: Node, now_s: float, *, provided: int, published: int) -> TableView:
+def view_of(node: Node, now_s: float, *, published: int) -> TableView:
     """Return what a node knows now."""
     own = node.state.key
     entries = sorted(node.table.entries(), key=lambda one: one.contact.key ^ own)
@@ -61,6 +61,6 @@ def view_of(node: Node, now_s: float, *, provided: int, published: int) -> Table
         rows=tuple(rows),
         spares=Counter(common_bits(one.contact.key, own) for one in node.table.spares()),
         held=len(node.holding),
-        provided=provided,
+        provided=len(node.provided),
         published=published,
     )

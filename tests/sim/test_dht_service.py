@@ -11,13 +11,13 @@ import dht.driver
 from dht.finding import AGREE, SPARE
 from dht.messages import FindNode, Nodes, Ping, Pong, Stored, Trace
 from dht.ports import Reply
-from dht.service import PROVIDED_MAX, DhtService
+from dht.service import DhtService
 from dht.state import new_holding
 from dht.values import head_name, multi_name
 from node.rendezvous import Rendezvous
 from tests.sim.dht_links import Links, address, start_member, start_swarm
 from tests.sim.replicas import signer
-from wire.errors import Busy, UsageError
+from wire.errors import Busy
 from wire.ids import PeerId
 
 HOUR_S = 3600.0
@@ -97,39 +97,6 @@ async def test_what_nobody_took_is_offered_again(
     other = await start_member(nursery, links, 2, [signer(1).peer])
     await trio.sleep(300)
     assert other.view().held == 2
-
-
-async def test_many_are_provided_at_a_fraction_of_the_messages(
-    autojump_clock: MockClock, nursery: trio.Nursery
-) -> None:
-    links = Links()
-    swarm = await start_swarm(nursery, links, 12)
-    names = [b"%d" % number for number in range(1200)]
-    before = links.requests
-    assert await swarm[2].provide_many(names) >= 11 * len(names)
-    assert links.requests - before < 400
-    for name in names[::200]:
-        assert await swarm[7].providers(name) == [signer(3).peer]
-    for name in names[:3]:
-        swarm[2].withdraw(name)
-    assert swarm[2].view().provided == len(names) - 3
-    assert not swarm[2]._own._sealed
-
-
-async def test_too_many_names_and_names_that_are_none_are_the_callers_fault(
-    autojump_clock: MockClock, nursery: trio.Nursery
-) -> None:
-    alone = await start_member(nursery, Links(), 1, [])
-    for names in ([b""], [b"a" * 257], [b"%d" % number for number in range(PROVIDED_MAX + 1)]):
-        with pytest.raises(UsageError):
-            await alone.provide_many(names)
-    assert alone.view().provided == 0
-    for name in ("", "peer", "a" * 300, "a\n"):
-        with pytest.raises(UsageError):
-            await alone.put_head(name, b"1")
-    with pytest.raises(UsageError):
-        await alone.put_multi("a", bytes(8193))
-    assert alone.published() == []
 
 
 async def test_values_are_found_and_the_newest_of_each_author_wins(

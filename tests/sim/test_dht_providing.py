@@ -1,0 +1,59 @@
+"""Real DHT services that say what they have, on simulated links and a virtual clock."""
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from dht.service import PROVIDED_MAX
+from tests.sim.dht_links import Links, start_member, start_swarm
+from tests.sim.replicas import signer
+from wire.errors import UsageError
+
+HOUR_S = 3600.0
+
+
+async def test_what_the_caller_gave_up_is_provided_all_the_same(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    links = Links()
+    first, other = await start_swarm(nursery, links, 2)
+    with trio.move_on_after(0):
+        await first.provide_many([b"many"])
+    with trio.move_on_after(0):
+        await first.provide(b"one")
+    assert first.provided() == [b"many", b"one"]
+    await trio.sleep(1.1 * HOUR_S)
+    assert other.view().held == 2
+
+
+async def test_many_are_provided_at_a_fraction_of_the_messages(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    links = Links()
+    swarm = await start_swarm(nursery, links, 12)
+    names = [b"%d" % number for number in range(1200)]
+    before = links.requests
+    assert await swarm[2].provide_many(names) >= 11 * len(names)
+    assert links.requests - before < 400
+    for name in names[::200]:
+        assert await swarm[7].providers(name) == [signer(3).peer]
+    for name in names[:3]:
+        swarm[2].withdraw(name)
+    assert swarm[2].view().provided == len(names) - 3
+    assert not swarm[2]._own._sealed
+
+
+async def test_too_many_names_and_names_that_are_none_are_the_callers_fault(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    alone = await start_member(nursery, Links(), 1, [])
+    for names in ([b""], [b"a" * 257], [b"%d" % number for number in range(PROVIDED_MAX + 1)]):
+        with pytest.raises(UsageError):
+            await alone.provide_many(names)
+    assert alone.view().provided == 0
+    for name in ("", "peer", "a" * 300, "a\n"):
+        with pytest.raises(UsageError):
+            await alone.put_head(name, b"1")
+    with pytest.raises(UsageError):
+        await alone.put_multi("a", bytes(8193))
+    assert alone.published() == []
