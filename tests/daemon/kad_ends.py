@@ -25,6 +25,7 @@ from wire.ports import Stream
 
 PROTOCOL = "/shoal/test/kad/1.0.0"
 PUBLIC = "/ipfs/kad/1.0.0"
+BORN_MS = SystemClock().wall_ms()
 
 
 @dataclass
@@ -55,7 +56,7 @@ class End:
 
     @property
     def contact(self) -> Contact:
-        return seal_peer(self.signer, self.host.addresses(), seq=1, now_ms=1)
+        return seal_peer(self.signer, self.host.addresses(), seq=1, now_ms=BORN_MS)
 
     async def ask(
         self,

@@ -23,7 +23,7 @@ from dht.records import seal_peer, seal_provision
 from dht.values import seal_multi
 from node import kad
 from tests.daemon.hosts import eventually
-from tests.daemon.kad_ends import PROTOCOL, ends, make_end, serve_instead
+from tests.daemon.kad_ends import BORN_MS, PROTOCOL, ends, make_end, serve_instead
 from wire import frames
 from wire.errors import PeerUnreachable
 from wire.ids import PeerId, Signer
@@ -33,7 +33,7 @@ from wire.ports import Stream
 async def test_a_question_is_answered_and_both_know_each_other() -> None:
     a, b = make_end(), make_end()
     async with ends(a, b):
-        b.answer = Nodes((hearsay(a.host.peer, ("/ip4/10.0.0.1/tcp/1",)),))
+        b.answer = Nodes((a.contact,))
         reply = await a.ask(b, FindNode(b"name"))
         assert isinstance(reply.answer, Nodes)
         assert [each.peer for each in reply.answer.closer] == [a.host.peer]
@@ -79,8 +79,8 @@ async def test_a_large_message_goes_there_and_a_large_answer_back() -> None:
         assert isinstance(request, AddProviders)
         assert [each.name for each in request.provisions] == names
         addrs = [f"/ip4/10.0.0.{number}/tcp/4001" for number in range(16)]
-        signers = [Signer(secrets.token_bytes(32)) for _ in range(30)]
-        b.answer = Nodes(tuple(seal_peer(each, addrs, seq=1, now_ms=1) for each in signers))
+        signers = [Signer(secrets.token_bytes(32)) for _ in range(20)]
+        b.answer = Nodes(tuple(seal_peer(each, addrs, seq=1, now_ms=BORN_MS) for each in signers))
         reply = await a.ask(b, FindNode(b"name"))
         assert isinstance(reply.answer, Nodes)
         assert [each.peer for each in reply.answer.closer] == [each.peer for each in signers]
