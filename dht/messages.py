@@ -7,7 +7,7 @@ from the future, stale) the machine checks itself. Pure.
 
 from dataclasses import dataclass, field
 
-from dht.key import Key, key_of, key_of_peer
+from dht.key import Key, key_of_peer
 from wire.ids import PeerId
 
 
@@ -161,11 +161,6 @@ class Stored:
 
 Request = Ping | FindNode | GetProviders | AddProviders | GetValue | PutValue
 Answer = Pong | Nodes | Providers | Values | Stored
-
-
-def target_of(request: FindNode | GetProviders | GetValue) -> Key:
-    """Return the key that a request is about. Cost: one SHA-256."""
-    return key_of(request.name)
 
 
 # --- what the machine asks of its driver ---------------------------------------------------------

@@ -130,11 +130,6 @@ def why_not(record: Contact | Provision | Value, now_ms: int) -> str:
     return LASTING if record.expires_ms > now_ms + LIFE_MAX_MS + FUTURE_MAX_MS else ""
 
 
-def is_fresh_peer(contact: Contact, now_ms: int) -> bool:
-    """Whether a contact may be believed and handed on now."""
-    return not why_not(contact, now_ms)
-
-
 def seal(signer: Signer, tag: str, body: Message) -> bytes:
     """Sign a body under its domain tag and return the envelope."""
     encoded = codec.encode(body)
