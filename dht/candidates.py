@@ -18,7 +18,9 @@ FRESH, FLYING, ALIVE, DEAD = range(4)
 class Candidate:
     """A contact in a lookup, shared by all paths that know it."""
 
-    __slots__ = ("contact", "depth", "distance", "groups", "slow_at_s", "state")
+    __slots__ = (
+        "contact", "depth", "distance", "groups", "is_again", "newer", "slow_at_s", "state",
+    )  # fmt: skip
 
     def __init__(self, contact: Contact, distance: int, depth: int) -> None:
         self.contact, self.distance = contact, distance
@@ -26,10 +28,32 @@ class Candidate:
         self.state = FRESH
         self.slow_at_s = 0.0  # when it was asked long ago
         self.groups: tuple[str, ...] | None = None  # not known yet: few candidates come so far
+        self.newer: Contact | None = None  # where it is to be asked if it does not answer
+        self.is_again = False
 
     def ask(self, now_s: float) -> None:
         """It is asked now."""
         self.state, self.slow_at_s = FLYING, now_s + SLOW_S
+
+    def hear(self, contact: Contact) -> None:
+        """Somebody has a newer word of where it is: who was told an old one must not lose it."""
+        if self.state == FRESH:
+            self.contact, self.groups = contact, None
+        elif self.state != ALIVE and not self.is_again and contact.addrs != self.contact.addrs:
+            self.newer = contact
+            if self.state == DEAD:
+                self._revive(contact)
+
+    def fail(self) -> None:
+        """It did not answer; once it is asked again where a newer word says that it is."""
+        if self.state == FLYING:  # else it has answered another request of ours
+            self.state = DEAD
+            if self.newer is not None:
+                self._revive(self.newer)
+
+    def _revive(self, contact: Contact) -> None:
+        self.contact, self.groups, self.newer = contact, None, None
+        self.state, self.is_again = FRESH, True
 
     def takes_place(self, taken: dict[str, int], per_group: int) -> bool:
         """Count it in its address groups; False if one of them is full."""

@@ -6,8 +6,8 @@ With a region it goes on until everybody known within that distance has answered
 crowded, until those have been found who are hidden behind the crowd (`dht.crowd`).
 
 Candidates stay sorted by distance (XOR: no two peers share one), so an event costs a walk over the
-nearest of them. Terminates: every peer is asked at most once, at most `REQUESTS_MAX` in all, and
-not after `OPERATION_S`.
+nearest of them. Terminates: every peer is asked at most once (twice, if somebody has a newer word
+of where it is), at most `REQUESTS_MAX` in all, and not after `OPERATION_S`.
 """
 
 import math
@@ -17,7 +17,7 @@ from itertools import islice
 
 import base58
 
-from dht.candidates import ALIVE, DEAD, FLYING, FRESH, REGION_PER_GROUP, Candidate, Flight, Path
+from dht.candidates import ALIVE, DEAD, FRESH, REGION_PER_GROUP, Candidate, Flight, Path
 from dht.crowd import AROUND_AT_ONCE, AROUND_MAX, FAR, evenly, is_crowded
 from dht.diversity import PER_GROUP
 from dht.key import KEY_BITS, SPACE, Key
@@ -156,8 +156,7 @@ class Lookup:
         flight = self._landed(tag, moment, why)
         if flight is not None:
             flight.path.failures += 1
-            if flight.candidate.state == FLYING:  # else it has answered another request of ours
-                flight.candidate.state = DEAD
+            flight.candidate.fail()
 
     # --- what came of it -------------------------------------------------------------------------
 
@@ -232,8 +231,8 @@ class Lookup:
             else:
                 if candidate.depth > depth and candidate.state != ALIVE:
                     candidate.depth = depth  # the shortest way to it that was found
-                if candidate.state == FRESH and contact.is_newer_than(candidate.contact):
-                    candidate.contact, candidate.groups = contact, None
+                if contact.is_newer_than(candidate.contact):
+                    candidate.hear(contact)
                 if is_only:
                     continue
             path.add(candidate)

@@ -61,8 +61,7 @@ class Provided:
 class ProvideMany:
     """Store provider records of many names. `result` is `Provided`, and can be read at any time.
 
-    sign: called once for each name, when its part comes. Dropping the operation cancels it; `left`
-    are then the names to go on with.
+    sign: called once for each name, when its part comes. Dropping the operation cancels it.
     """
 
     def __init__(
@@ -89,11 +88,6 @@ class ProvideMany:
         self.trace = Trace()  # stays empty: there are too many requests
 
     # --- what came of it -------------------------------------------------------------------------
-
-    @property
-    def left(self) -> list[bytes]:
-        """Names that are not done."""
-        return [name for _, name in self._names[self._done :]]
 
     @property
     def result(self) -> Provided:

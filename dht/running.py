@@ -288,7 +288,7 @@ class Runner:
         self.stats.answers += 1
         self._silence = 0
         if why == NO_SERVER:
-            self.state.table.failed(flying.contact.peer, moment.s)
+            self.state.table.failed(flying.contact.peer, moment.s, is_final=True)
         if flying.is_check:
             self._checks.failed(flying.contact.peer, moment.s)
         self._over(number, flying, moment, why=f"refused: {why}")

@@ -17,6 +17,7 @@ from dht import snapshot
 from dht.driver import Driver
 from dht.messages import Answer, Contact, Provision, Request, Trace, Value, hearsay
 from dht.node import Node
+from dht.operation import OPERATION_S
 from dht.own import Own
 from dht.ports import Book, Transport
 from dht.records import NAME_MAX, open_peer
@@ -70,7 +71,7 @@ class DhtService:
         self._driver = Driver(self.node, transport, clock)
         self._off_loop: OffLoop = off_loop or Threads()
         self._file, self._kept, self._saved = file, Snapshot(), b""
-        self._joined = trio.Event()
+        self._is_joining, self._joined = False, trio.Event()
         self._news = trio.Event()  # there may be something to publish
         self._publishing = trio.CancelScope()
 
@@ -130,8 +131,7 @@ class DhtService:
     async def bootstrap(self) -> int:
         """Look for ourselves, from who is connected and in the table; how many contacts we know."""
         seeds = [self._hearsay(peer) for peer in self._peers()[:K]]
-        await self._driver.do(partial(self.node.bootstrap, seeds))
-        self._joined.set()
+        await self._join(seeds)
         return self.contacts
 
     async def closest(
@@ -184,6 +184,7 @@ class DhtService:
         Raises UsageError if we provide too many already.
         """
         self._promise([name])
+        await self._settled()
         kept: Kept = await self._driver.do(partial(self.node.provide, name, trace=trace))
         return kept
 
@@ -199,6 +200,7 @@ class DhtService:
                 part = wanted[first : first + SEALED_AT_ONCE]
                 wall_ms = self._clock.wall_ms()
                 await self._off_loop(partial(self._own.prepare, part, wall_ms))
+            await self._settled()
             provided: Provided = await self._driver.do(partial(self.node.provide_many, wanted))
         finally:
             self._own.drop_prepared(wanted)
@@ -210,6 +212,7 @@ class DhtService:
 
     async def put(self, value: Value, *, trace: Trace | None = None) -> Kept:
         """Store a value once; how many servers keep it, and why one did not."""
+        await self._settled()
         kept: Kept = await self._driver.do(partial(self.node.put, value, trace=trace))
         return kept
 
@@ -280,9 +283,21 @@ class DhtService:
 
     async def _rejoin(self) -> None:
         """Ask those that were in the table when we stopped."""
-        await self._driver.do(partial(self.node.bootstrap, self._kept.contacts))
-        self._joined.set()
+        await self._join(self._kept.contacts)
         log.info("dht.rejoined contacts=%d of=%d", self.contacts, len(self._kept.contacts))
+
+    async def _join(self, seeds: Sequence[Contact]) -> None:
+        self._is_joining = True
+        try:
+            await self._driver.do(partial(self.node.bootstrap, seeds))
+        finally:
+            self._joined.set()
+
+    async def _settled(self) -> None:
+        """While we join, nobody knows how far a store has to go: it would go to everybody."""
+        if self._is_joining:
+            with trio.move_on_after(OPERATION_S):
+                await self._joined.wait()
 
     async def _look_early(self) -> None:
         """Look for ourselves again soon, if we know few: the others may have come with us."""

@@ -40,6 +40,11 @@ class NetworkSize:
             del self._looks[next(iter(self._looks))]
         self._looks[target] = self._estimate(target, nearest)
 
+    @property
+    def looks(self) -> int:
+        """How many looks the estimate rests on."""
+        return len(self._looks)
+
     def size(self) -> float:
         """Return the number of servers besides us; 0 before the first look.
 

@@ -104,10 +104,10 @@ class Table:
         self._keep_spare(bucket, stranger)
         return self._whom_to_check(bucket, now_s)
 
-    def failed(self, peer: PeerId, now_s: float) -> None:
+    def failed(self, peer: PeerId, now_s: float, *, is_final: bool = False) -> None:
         """A peer did not answer a request of ours. It goes if a spare waits, or at the second time.
 
-        Who was useful lately has its second time in any case.
+        Who was useful lately has its second time in any case. is_final: it goes now.
         """
         spare = self._spares.get(peer)
         if spare is not None:
@@ -118,7 +118,7 @@ class Table:
         entry.failures += 1
         bucket = self._bucket_of(entry)
         is_replaced = bool(bucket.spares) and now_s - entry.useful_s > USEFUL_S
-        if is_replaced or entry.failures >= FAILURES_MAX:
+        if is_final or is_replaced or entry.failures >= FAILURES_MAX:
             bucket.check_s = -math.inf  # there may be more of the dead: the next newcomer asks
             self._remove(bucket, entry)
 

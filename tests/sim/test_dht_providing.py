@@ -5,6 +5,7 @@ import trio
 from trio.testing import MockClock
 
 from dht.service import PROVIDED_MAX
+from dht.values import head_name
 from tests.sim.dht_links import Links, start_member, start_swarm
 from tests.sim.replicas import signer
 from wire.errors import UsageError
@@ -35,6 +36,20 @@ async def test_what_is_withdrawn_is_told_to_nobody_by_us(
     alone.withdraw(b"cid")
     assert (alone.provides(b"cid"), alone.view().held) == (False, 0)
     assert await alone.providers(b"cid") == []
+
+
+async def test_who_is_about_to_join_stores_when_it_has_joined(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    links = Links()
+    swarm = await start_swarm(nursery, links, 60)
+    late = await start_member(nursery, links, 99, [signer(1).peer])
+    await trio.sleep(0.01)  # it asks the only one whom it knows
+    before = links.requests
+    kept = await late.put_head("a", b"1")
+    assert 20 <= kept.asked < 45  # of 60
+    assert links.requests > before
+    assert (await swarm[0].get(head_name(signer(99).peer, "a")))[0].data == b"1"
 
 
 async def test_many_are_provided_at_a_fraction_of_the_messages(

@@ -37,6 +37,10 @@ def keys(wanted: list[Wanted]) -> list[int]:
     return [one.contact.key for one in wanted]
 
 
+def keys_of(lookup: Lookup) -> list[int]:
+    return [one.key for one in lookup.result]
+
+
 def answer_all(lookup: Lookup, wanted: list[Wanted], s: float = 0.0) -> None:
     for one in wanted:
         lookup.answered(one.tag, Nodes(()), moment(s))
@@ -49,6 +53,34 @@ def test_the_nearest_are_asked_first_and_only_alpha_at_a_time() -> None:
     assert lookup.next_asks(moment()) == []
     lookup.answered(first[3].tag, Nodes(()), moment(0.1))
     assert keys(lookup.next_asks(moment(0.1))) == [ALPHA + 1]
+
+
+def test_who_was_told_an_old_address_is_asked_once_more_at_the_newer() -> None:
+    old, new, newest = (at(1, f"/ip4/10.0.0.{seq}/tcp/1", seq=seq) for seq in (1, 2, 3))
+    lookup = begin([old, at(2), at(3), at(4)])
+    first, second, third, fourth = lookup.next_asks(moment())
+    lookup.answered(second.tag, Nodes((new,)), moment())  # while it flies
+    assert lookup.next_asks(moment()) == []
+    lookup.failed(first.tag, "unreachable", moment())
+    (again,) = lookup.next_asks(moment())
+    assert again.contact is new
+    lookup.failed(again.tag, "unreachable", moment())
+    lookup.answered(third.tag, Nodes((newest,)), moment())  # once, for it may sign many
+    assert lookup.next_asks(moment()) == []
+    lookup.answered(fourth.tag, Nodes(()), moment())
+    assert lookup.next_asks(moment()) == []
+    assert keys_of(lookup) == [2, 3, 4]
+
+
+def test_who_did_not_answer_is_asked_again_when_a_newer_word_comes() -> None:
+    old, new = (at(1, f"/ip4/10.0.0.{seq}/tcp/1", seq=seq) for seq in (1, 2))
+    lookup = begin([old, at(2)])
+    first, second = lookup.next_asks(moment())
+    lookup.failed(first.tag, "unreachable", moment())
+    lookup.answered(second.tag, Nodes((new,)), moment())
+    (again,) = lookup.next_asks(moment())
+    lookup.answered(again.tag, Nodes(()), moment())
+    assert keys_of(lookup) == [1, 2]
 
 
 def test_it_ends_when_the_k_nearest_have_answered_and_returns_them() -> None:

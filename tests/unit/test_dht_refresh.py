@@ -1,5 +1,6 @@
 """What a node learns of the network's size from its own looks."""
 
+from dht.refresh import EARLY_S, LOOKS, WHOLE_S
 from dht.table import K
 from tests.unit.dht_swarm import Swarm
 
@@ -17,3 +18,23 @@ def test_a_look_that_ended_too_early_does_not_tell_how_large_the_network_is() ->
     few = node.table.closest(node.state.key, K - 2)
     chore.then(few, swarm.moment)
     assert node.size.size() > before / 2
+
+
+def test_a_newcomer_looks_at_the_size_of_the_network_a_few_times_before_it_is_sure() -> None:
+    swarm = Swarm(60)
+    swarm.join()
+    swarm.run(60)
+    node = swarm.add()
+    swarm.do(node, node.bootstrap, [swarm.contact(next(iter(swarm.nodes.values())))])
+    assert node.size.looks == 1
+    swarm.run(2.5 * EARLY_S)
+    assert node.size.looks == LOOKS
+    swarm.run(0.7 * WHOLE_S)
+    assert node.size.looks == LOOKS
+
+
+def test_in_a_small_network_nobody_has_to_look_how_large_it_is() -> None:
+    swarm = Swarm(10)
+    swarm.join()
+    swarm.run(4 * EARLY_S)
+    assert max(node.size.looks for node in swarm.nodes.values()) == 1
