@@ -20,6 +20,7 @@ from dht.messages import AddProviders, Answer, Contact, Request, Stored
 from dht.ports import Reply
 from node.host.addresses import Address, parse_address
 from node.host.ping import PING, ping
+from node.host.race import Lanes, race
 from node.host.service import LibP2pHost
 from node.host.stream import HostStream
 from node.kad_line import Line
@@ -38,6 +39,7 @@ READ_BYTES = 64 * 1024
 WRITE_S = 30.0  # for a peer to take an answer
 PAUSE_S = 0.5  # before a refusal for too many requests: who floods is slowed to this rate
 CHECKED_MAX = 2  # addresses dialled to check one peer: its IPv4 and its IPv6 one
+CHECK_STAGGER_S = 1.0  # until the second is dialled, too: a firewall swallows what comes by IPv6
 OFF_LOOP_BYTES = 16 * 1024  # a larger message, of 60 signatures and more, is read in a thread
 PUBLIC = "/ipfs/"  # begins protocols that other implementations speak
 
@@ -148,23 +150,26 @@ class KadStreams:
         return Reply(answer, theirs, address)
 
     async def _dialled(self, peer: PeerId, claims: tuple[Address, ...]) -> str | None:
-        """Dial a peer that came to us where it claims to be; return where it answered.
+        """Dial a peer that came to us where it claims to be; return where it answered first.
 
         Only that it is there is asked, which needs no admission. Raises PeerUnreachable if it is
         not, None if it claims no global address.
         """
-        error: PeerUnreachable | None = None
-        for address in [each for each in claims if _is_global(each)][:CHECKED_MAX]:
-            try:
-                tcp = await self._host.once.connect(address)
-                async with self._host.once.stream(tcp, peer, PING) as stream:
-                    await ping(stream)
-                return str(address)
-            except PeerUnreachable as caught:
-                error = caught
-        if error is not None:
-            raise error
-        return None
+        places = [each for each in claims if _is_global(each)][:CHECKED_MAX]
+        if not places:
+            return None
+        ping_it = functools.partial(self._ping_at, peer)
+        return await race(Lanes([places]), ping_it, lambda _: None, stagger_s=CHECK_STAGGER_S)
+
+    async def _ping_at(self, peer: PeerId, address: Address) -> str:
+        """Return the address. Raises PeerUnreachable."""
+        try:
+            tcp = await self._host.once.connect(address)
+            async with self._host.once.stream(tcp, peer, PING) as stream:
+                await ping(stream)
+        except ShoalError as error:
+            raise PeerUnreachable(str(error)) from error
+        return str(address)
 
     async def _tell(
         self, contact: Contact, request: AddProviders, sender: Contact | None

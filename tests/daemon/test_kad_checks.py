@@ -1,5 +1,6 @@
 """Where a peer of the DHT is known to answer; peers of other implementations."""
 
+import socket
 from dataclasses import dataclass
 
 import pytest
@@ -125,10 +126,24 @@ async def test_a_peer_that_is_not_where_it_claims_to_be_fails_the_check() -> Non
     async with ends(a, b, c):
         await a.ask(b, Ping())
         for address in ("/ip4/127.0.0.1/tcp/1", c.host.addresses()[0].split("/p2p/")[0]):
-            a.host.addresses = lambda address=address: [address]  # type: ignore[method-assign]
+            a.host.addresses = [address].copy  # type: ignore[method-assign]
             with pytest.raises(PeerUnreachable):
                 await b.ask(a, Ping(), is_check=True)
         assert (await a.ask(b, Ping(), is_check=True)).address == place_of(b)
+
+
+@pytest.mark.usefixtures("everywhere_is_global")
+async def test_a_claim_that_leads_nowhere_does_not_hide_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kad, "CHECK_STAGGER_S", 0.02)
+    a, b = make_end(), make_end()
+    async with ends(a, b):
+        await a.ask(b, Ping())
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            there, dead = place_of(a), f"/ip4/127.0.0.1/tcp/{silent.getsockname()[1]}"
+            monkeypatch.setattr(a.host, "addresses", [dead, there].copy)
+            assert (await b.ask(a, Ping(), is_check=True)).address == there
 
 
 async def test_another_implementation_takes_providers_without_an_answer() -> None:
