@@ -221,7 +221,7 @@ class FindProviders(Looking):
             is_new = (provision.peer in told and self._keep(provision)) or is_new
         self._told.update(told.intersection(self._found))
         if is_new:
-            self._in_row, self._row = 0, {}
+            self._in_row, self._row = 0, dict[str, int]()
             take_place(groups_of(contact), self._row, 1)
         elif told and self.lookup.is_near(contact):
             self._in_row += take_place(groups_of(contact), self._row, 1)
