@@ -276,6 +276,7 @@ class DhtService:
         kept = await self.put(value, trace=trace)
         if kept.kept:
             self._own.stored(value.name, self._clock.wall_ms())
+        await self._save()  # what is answered for is stored again after a crash, too
         return kept
 
     def _hearsay(self, peer: PeerId) -> Contact:
@@ -352,13 +353,14 @@ class DhtService:
 
     async def _save(self) -> None:
         """Write the snapshot, if there is something new in it. An empty table forgets nothing."""
-        contacts, values = self.node.snapshot() or self._kept.contacts, self._own.values()
         if self._file is None:
             return
-        data = snapshot.pack(contacts, values)
-        if data != self._saved:
-            await self._off_loop(partial(snapshot.write, self._file, data))
-            self._saved = data
+        async with self._saving:
+            contacts = self.node.snapshot() or self._kept.contacts
+            data = snapshot.pack(contacts, self._own.values())
+            if data != self._saved:
+                await self._off_loop(partial(snapshot.write, self._file, data))
+                self._saved = data
 
 
 def _told_by(peer: PeerId, values: Iterable[Value]) -> Iterator[Contact]:
