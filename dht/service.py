@@ -292,7 +292,8 @@ class DhtService:
         try:
             await self._driver.do(partial(self.node.bootstrap, seeds))
         finally:
-            self._joined.set()
+            self._saving = trio.Lock()
+        self._joined.set()
 
     async def _settled(self) -> None:
         """While we join, nobody knows how far a store has to go: it would go to everybody."""
