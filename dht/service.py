@@ -72,6 +72,7 @@ class DhtService:
         self._off_loop: OffLoop = off_loop or Threads()
         self._file, self._kept, self._saved = file, Snapshot(), b""
         self._is_joining, self._joined = False, trio.Event()
+        self._saving = trio.Lock()
         self._news = trio.Event()  # there may be something to publish
         self._publishing = trio.CancelScope()
 
@@ -292,8 +293,7 @@ class DhtService:
         try:
             await self._driver.do(partial(self.node.bootstrap, seeds))
         finally:
-            self._saving = trio.Lock()
-        self._joined.set()
+            self._joined.set()
 
     async def _settled(self) -> None:
         """While we join, nobody knows how far a store has to go: it would go to everybody."""
