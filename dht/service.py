@@ -17,7 +17,7 @@ from dht import snapshot
 from dht.driver import Driver
 from dht.messages import Answer, Contact, Provision, Request, Trace, Value, hearsay
 from dht.node import Node
-from dht.operation import OPERATION_S
+from dht.operation import OPERATION_S, QUERY_S
 from dht.own import Own
 from dht.ports import Book, Transport
 from dht.records import NAME_MAX, open_peer
@@ -139,6 +139,7 @@ class DhtService:
         self, name: bytes, *, paths: int = 1, trace: Trace | None = None
     ) -> list[Contact]:
         """Return the live servers nearest to a name (any bytes), nearest first."""
+        await self._met()
         found: list[Contact] = await self._driver.do(
             partial(self.node.find_closest, name, paths=paths, trace=trace)
         )
@@ -146,6 +147,7 @@ class DhtService:
 
     async def find_peer(self, peer: PeerId, *, trace: Trace | None = None) -> list[str]:
         """Return a peer's addresses, its newest word; [] if nobody knows it."""
+        await self._met()
         found: Contact | None = await self._driver.do(
             partial(self.node.find_peer, peer, trace=trace)
         )
@@ -161,6 +163,7 @@ class DhtService:
 
         Where they are, as far as it was told, can be dialled then.
         """
+        await self._met()
         found: tuple[Provision, ...] = await self._driver.do(
             partial(self.node.providers, name, paths=paths, trace=trace)
         )
@@ -172,6 +175,7 @@ class DhtService:
         self, name: bytes, *, paths: int = 1, trace: Trace | None = None
     ) -> tuple[Value, ...]:
         """Return the newest value of a name, or of each author under `/shoal/multi`; () if none."""
+        await self._met()
         found: tuple[Value, ...] = await self._driver.do(
             partial(self.node.get, name, paths=paths, trace=trace)
         )
@@ -299,6 +303,12 @@ class DhtService:
         """While we join, nobody knows how far a store has to go: it would go to everybody."""
         if self._is_joining:
             with trio.move_on_after(OPERATION_S):
+                await self._joined.wait()
+
+    async def _met(self) -> None:
+        """Who asks in the moment between the first connection and the first contact waits."""
+        if not self.contacts and self._peers():
+            with trio.move_on_after(QUERY_S):
                 await self._joined.wait()
 
     async def _look_early(self) -> None:

@@ -49,6 +49,17 @@ async def test_everybody_finds_everybody_through_one_bootstrap_peer(
     assert await swarm[3].find_peer(signer(99).peer) == []
 
 
+async def test_who_asks_while_it_joins_waits_for_that(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    links = Links()
+    swarm = await start_swarm(nursery, links, 5)
+    await swarm[2].provide(b"cid")
+    late = await start_member(nursery, links, 7, [signer(1).peer])
+    assert late.contacts == 0
+    assert await late.providers(b"cid") == [signer(3).peer]
+
+
 async def test_a_new_address_is_found_after_its_owner_was_asked(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
