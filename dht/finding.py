@@ -3,9 +3,9 @@
 Each is a lookup that knows what it is looking for, and when it has enough.
 """
 
-import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import base58
 
@@ -43,36 +43,40 @@ FIRST_REPAIR_TAG = 1 << 20  # beyond the tags of every lookup
 _Held = frozenset[int]  # marks of values: what a peer showed is not kept, it may be 128 KiB
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where an operation begins: us, and whom we know at what moment.
+
+    region: the distance within which a record's holders are; 0: not known. salt: a random number.
+    """
+
+    own: PeerId
+    seeds: Sequence[Contact]
+    moment: Moment
+    region: int = 0
+    salt: int = 0
+
+
 class Looking:
     """An operation that is one lookup so far. `result` is what it is looking for."""
 
     def __init__(
-        self,
-        target: Key,
-        request: Query,
-        own: PeerId,
-        seeds: Iterable[Contact],
-        moment: Moment,
-        *,
-        paths: int = 1,
-        region: int = 0,
-        near: int = 0,
-        rng: random.Random | None = None,
+        self, target: Key, request: Query, start: Start, *, paths: int = 1, is_read: bool = False
     ) -> None:
-        """`near`: the distance within which holders are expected; 0 if it is not to end early."""
+        """is_read: over one path it may end before it has seen all of the region."""
         self.lookup = Lookup(
             target,
-            own,
+            start.own,
             request,
-            seeds,
-            moment,
+            start.seeds,
+            start.moment,
             paths=paths,
-            region=region,
-            near=near,
+            region=0 if is_read and paths == 1 else start.region,
+            near=start.region if is_read else 0,
             look=self.saw,
-            salt=rng.getrandbits(256) if rng is not None else 0,
+            salt=start.salt,
         )
-        self._now_ms = moment.wall_ms
+        self._now_ms = start.moment.wall_ms
 
     def saw(self, contact: Contact, answer: Answer) -> bool:
         """Take from an answer what is looked for; True if it is enough."""
@@ -113,20 +117,8 @@ class FindClosest(Looking):
     So for a peer's ID (its bytes), too; `result` is `list[Contact]`.
     """
 
-    def __init__(
-        self,
-        name: bytes,
-        own: PeerId,
-        seeds: Iterable[Contact],
-        moment: Moment,
-        *,
-        paths: int = 1,
-        region: int = 0,
-        rng: random.Random | None = None,
-    ) -> None:
-        super().__init__(
-            key_of(name), FindNode(name), own, seeds, moment, paths=paths, region=region, rng=rng
-        )
+    def __init__(self, name: bytes, start: Start, *, paths: int = 1) -> None:
+        super().__init__(key_of(name), FindNode(name), start, paths=paths)
 
     @property
     def result(self) -> list[Contact]:
@@ -140,22 +132,12 @@ class FindPeer(Looking):
     A client is in no table; of it tell only those that are connected to it.
     """
 
-    def __init__(
-        self,
-        peer: PeerId,
-        own: PeerId,
-        seeds: Iterable[Contact],
-        moment: Moment,
-        *,
-        paths: int = 1,
-        rng: random.Random | None = None,
-    ) -> None:
+    def __init__(self, peer: PeerId, start: Start) -> None:
         self.peer = peer
         self._found: Contact | None = None
-        seeds = list(seeds)
         name = base58.b58decode(peer)
-        super().__init__(key_of(name), FindNode(name), own, seeds, moment, paths=paths, rng=rng)
-        self._hear_of(seeds)
+        super().__init__(key_of(name), FindNode(name), start)
+        self._hear_of(start.seeds)
 
     def saw(self, contact: Contact, answer: Answer) -> bool:
         """Keep the newest contact of the peer; enough when it speaks itself."""
@@ -183,33 +165,14 @@ class FindProviders(Looking):
     """
 
     def __init__(
-        self,
-        name: bytes,
-        own: PeerId,
-        seeds: Iterable[Contact],
-        moment: Moment,
-        *,
-        paths: int = 1,
-        region: int = 0,
-        rng: random.Random | None = None,
-        held: Iterable[Provision] = (),
+        self, name: bytes, start: Start, *, paths: int = 1, held: Iterable[Provision] = ()
     ) -> None:
         """`held`: what we hold ourselves, and nobody has to tell us."""
         self._name, self._may_end = name, paths == 1
         self._found = {provision.peer: provision for provision in held}
         self._told = Counter(self._found.keys())  # how many told of a provider
         self._in_row, self._row = 0, dict[str, int]()  # and their groups
-        super().__init__(
-            key_of(name),
-            GetProviders(name),
-            own,
-            seeds,
-            moment,
-            paths=paths,
-            region=region if paths > 1 else 0,
-            near=region,
-            rng=rng,
-        )
+        super().__init__(key_of(name), GetProviders(name), start, paths=paths, is_read=True)
 
     def saw(self, contact: Contact, answer: Answer) -> bool:
         """Collect provider records that are of this name and have not expired."""
@@ -261,32 +224,13 @@ class FindValue(Looking):
     """
 
     def __init__(
-        self,
-        name: bytes,
-        own: PeerId,
-        seeds: Iterable[Contact],
-        moment: Moment,
-        *,
-        paths: int = 1,
-        region: int = 0,
-        rng: random.Random | None = None,
-        held: tuple[Value, ...] = (),
+        self, name: bytes, start: Start, *, paths: int = 1, held: tuple[Value, ...] = ()
     ) -> None:
         """`held`: what we hold ourselves, and nobody has to tell us."""
         self._name, self._may_end = name, paths == 1
         self._best = held
         self._heard = list[tuple[Contact, _Held]]()
-        super().__init__(
-            key_of(name),
-            GetValue(name),
-            own,
-            seeds,
-            moment,
-            paths=paths,
-            region=region if paths > 1 else 0,
-            near=region,
-            rng=rng,
-        )
+        super().__init__(key_of(name), GetValue(name), start, paths=paths, is_read=True)
 
     def saw(self, contact: Contact, answer: Answer) -> bool:
         """Keep the newest that has not expired; count who says the same."""

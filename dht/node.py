@@ -8,7 +8,7 @@ an operation: when `Done` comes with it, `end` returns that operation with its r
 from collections.abc import Iterable, KeysView
 
 from dht.crowd import FAR
-from dht.finding import FindClosest, FindPeer, FindProviders, FindValue
+from dht.finding import FindClosest, FindPeer, FindProviders, FindValue, Start
 from dht.holding import Holding
 from dht.key import key_of
 from dht.lookup import SEEDS
@@ -29,45 +29,28 @@ class Node(Runner):
         self, name: bytes, moment: Moment, *, paths: int = 1, trace: Trace | None = None
     ) -> int:
         """Look for the servers nearest to a name: `list[Contact]`, nearest first."""
-        seeds, own, rng = self._seeds(name), self.state.author.peer, self.state.rng
-        operation = FindClosest(name, own, seeds, moment, paths=paths, rng=rng)
+        operation = FindClosest(name, self._start_near(name, moment), paths=paths)
         return self.start(operation, moment, trace=trace)
 
     def find_peer(self, peer: PeerId, moment: Moment, *, trace: Trace | None = None) -> int:
         """Look for where a peer is: `Contact | None`."""
-        seeds, own, rng = self._seeds(name_of_peer(peer)), self.state.author.peer, self.state.rng
-        return self.start(FindPeer(peer, own, seeds, moment, rng=rng), moment, trace=trace)
+        operation = FindPeer(peer, self._start_near(name_of_peer(peer), moment))
+        return self.start(operation, moment, trace=trace)
 
     def providers(
         self, name: bytes, moment: Moment, *, paths: int = 1, trace: Trace | None = None
     ) -> int:
         """Look for who has what this names: `tuple[Provision, ...]`."""
-        operation = FindProviders(
-            name,
-            self.state.author.peer,
-            self._seeds_all_over(name),
-            moment,
-            paths=paths,
-            region=self.size.region(),
-            rng=self.state.rng,
-            held=self.holding.provisions(name, moment.wall_ms),
-        )
+        held = self.holding.provisions(name, moment.wall_ms)
+        operation = FindProviders(name, self._start_all_over(name, moment), paths=paths, held=held)
         return self.start(operation, moment, trace=trace)
 
     def get(
         self, name: bytes, moment: Moment, *, paths: int = 1, trace: Trace | None = None
     ) -> int:
         """Look for the newest value, or that of each author: `tuple[Value, ...]`."""
-        operation = FindValue(
-            name,
-            self.state.author.peer,
-            self._seeds_all_over(name),
-            moment,
-            paths=paths,
-            region=self.size.region(),
-            rng=self.state.rng,
-            held=self.holding.values(name, moment.wall_ms),
-        )
+        held = self.holding.values(name, moment.wall_ms)
+        operation = FindValue(name, self._start_all_over(name, moment), paths=paths, held=held)
         return self.start(operation, moment, trace=trace)
 
     # --- storing ---------------------------------------------------------------------------------
@@ -75,26 +58,13 @@ class Node(Runner):
     def put(self, value: Value, moment: Moment, *, trace: Trace | None = None) -> int:
         """Store a value once, with us too if it belongs here: `Kept`."""
         self.serving.hold_own(value, moment)
-        operation = StoreValue(
-            value,
-            self.state.author.peer,
-            self._seeds_all_over(value.name),
-            moment,
-            region=self.size.region(),
-            rng=self.state.rng,
-        )
+        operation = StoreValue(value, self._start_all_over(value.name, moment))
         return self.start(operation, moment, trace=trace)
 
     def provide(self, name: bytes, moment: Moment, *, trace: Trace | None = None) -> int:
         """Say that we have it, now and at half-life until `withdraw`: `Kept`."""
-        operation = Provide(
-            self.upkeep.signed(name, moment.wall_ms),
-            self.state.author.peer,
-            self._seeds_all_over(name),
-            moment,
-            region=self.size.region(),
-            rng=self.state.rng,
-        )
+        record = self.upkeep.signed(name, moment.wall_ms)
+        operation = Provide(record, self._start_all_over(name, moment))
         then = self.upkeep.provides([name], moment)
         return self.start(operation, moment, then=then, trace=trace)
 
@@ -171,12 +141,17 @@ class Node(Runner):
         """The contacts of the table, nearest first: `bootstrap` with them after a restart."""
         return tuple(self.table.closest(self.state.key, len(self.table)))
 
-    def _seeds(self, name: bytes) -> list[Contact]:
-        return self.table.closest(key_of(name), SEEDS)
+    def _start_near(self, name: bytes, moment: Moment) -> Start:
+        salt = self.state.rng.getrandbits(256)
+        return Start(self.state.author.peer, self._seeds(name), moment, salt=salt)
 
-    def _seeds_all_over(self, name: bytes) -> list[Contact]:
-        """The nearest, and some whom nobody chose by the name: against a crowd beside it."""
+    def _start_all_over(self, name: bytes, moment: Moment) -> Start:
+        """With the nearest, and some whom nobody chose by the name: against a crowd beside it."""
         entries = self.table.entries()
         some = self.state.rng.sample(entries, min(FAR, len(entries)))
-        seeds = {entry.contact.peer: entry.contact for entry in some}
-        return [*self._seeds(name), *seeds.values()]
+        seeds = [*self._seeds(name), *(entry.contact for entry in some)]
+        salt = self.state.rng.getrandbits(256)
+        return Start(self.state.author.peer, seeds, moment, self.size.region(), salt)
+
+    def _seeds(self, name: bytes) -> list[Contact]:
+        return self.table.closest(key_of(name), SEEDS)

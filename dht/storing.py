@@ -5,12 +5,11 @@ all of them: who grinds identities next to the key does not push the others out.
 """
 
 import math
-import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dht.finding import Looking
+from dht.finding import Looking, Start
 from dht.key import key_of
 from dht.lookup import PATHS
 from dht.messages import (
@@ -28,7 +27,6 @@ from dht.messages import (
     Value,
 )
 from dht.operation import OPERATION_S, Wanted
-from wire.ids import PeerId
 
 STORES_AT_ONCE = 24  # in flight: a close set of 20 to 30 at once, and one of 200 in nine rounds
 FIRST_STORE_TAG = 1 << 20  # beyond the tags of every lookup
@@ -52,23 +50,10 @@ class Kept:
 class Storing(Looking):
     """Find the close set of a name, and send a request to each. `result` is `Kept`."""
 
-    def __init__(
-        self,
-        name: bytes,
-        request: Request,
-        own: PeerId,
-        seeds: Iterable[Contact],
-        moment: Moment,
-        *,
-        paths: int = PATHS,
-        region: int = 0,
-        rng: random.Random | None = None,
-    ) -> None:
-        super().__init__(
-            key_of(name), FindNode(name), own, seeds, moment, paths=paths, region=region, rng=rng
-        )
+    def __init__(self, name: bytes, request: Request, start: Start) -> None:
+        super().__init__(key_of(name), FindNode(name), start, paths=PATHS)
         self._request = request
-        self._began_s = self._store_began_s = moment.s
+        self._began_s = self._store_began_s = start.moment.s
         self._left: Iterator[Contact] | None = None  # None while looking
         self._stores = list[_Store]()
         self._flying = set[int]()
@@ -168,46 +153,15 @@ class Storing(Looking):
 class StoreValue(Storing):
     """Store a value with its close set."""
 
-    def __init__(
-        self,
-        value: Value,
-        own: PeerId,
-        seeds: Iterable[Contact],
-        moment: Moment,
-        *,
-        paths: int = PATHS,
-        region: int = 0,
-        rng: random.Random | None = None,
-    ) -> None:
-        super().__init__(
-            value.name, PutValue(value), own, seeds, moment, paths=paths, region=region, rng=rng
-        )
+    def __init__(self, value: Value, start: Start) -> None:
+        super().__init__(value.name, PutValue(value), start)
 
 
 class Provide(Storing):
     """Store a provider record with its close set."""
 
-    def __init__(
-        self,
-        provision: Provision,
-        own: PeerId,
-        seeds: Iterable[Contact],
-        moment: Moment,
-        *,
-        paths: int = PATHS,
-        region: int = 0,
-        rng: random.Random | None = None,
-    ) -> None:
-        super().__init__(
-            provision.name,
-            AddProviders((provision,)),
-            own,
-            seeds,
-            moment,
-            paths=paths,
-            region=region,
-            rng=rng,
-        )
+    def __init__(self, provision: Provision, start: Start) -> None:
+        super().__init__(provision.name, AddProviders((provision,)), start)
 
 
 class _Store:

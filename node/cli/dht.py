@@ -18,7 +18,7 @@ from node.cli.dht_text import (
     echo_table_of,
     echo_values,
 )
-from shoal.dht_api import DATA_MAX, PATHS_MAX, DhtEffort
+from shoal.dht_api import DATA_MAX, PATHS_MAX, DhtEffort, DhtKept
 from shoal.errors import ClientError
 
 SHOWN_S = 1.0  # of silence, until a person is told that it goes on
@@ -100,12 +100,7 @@ def provide(context: Context, key: str, stop: bool, trace: bool, as_json: bool) 
         return
     with _waiting(as_json):
         kept = client.dht.provide(key, trace=trace)
-    if as_json:
-        echo_json(kept)
-    else:
-        echo_hops(kept.effort)
-        echo_kept(kept)
-    check_kept(kept.stores, kept.kept)
+    _tell_kept(kept, as_json=as_json)
 
 
 @dht.command()
@@ -198,12 +193,7 @@ def put(
     raw = data_of(data, file)
     with _waiting(as_json):
         kept = client.dht.put(name, raw, trace=trace)
-    if as_json:
-        echo_json(kept)
-    else:
-        echo_hops(kept.effort)
-        echo_kept(kept)
-    check_kept(kept.stores, kept.kept)
+    _tell_kept(kept, as_json=as_json)
 
 
 @dht.command()
@@ -217,6 +207,16 @@ def table(context: Context, verbose: bool, as_json: bool) -> None:
         echo_json(found)
     else:
         echo_table_of(found, with_all=verbose)
+
+
+def _tell_kept(kept: DhtKept, *, as_json: bool) -> None:
+    """Say who keeps a record; exit status 1 if nobody does."""
+    if as_json:
+        echo_json(kept)
+    else:
+        echo_hops(kept.effort)
+        echo_kept(kept)
+    check_kept(kept.stores, kept.kept)
 
 
 def data_of(data: str | None, file: Any) -> bytes:

@@ -56,7 +56,7 @@ def _line(row: dict[str, Any]) -> str:
 def main(argv: list[str]) -> int:
     """Run one scenario."""
     parser = argparse.ArgumentParser(prog="python -m tests.sim.run", description=__doc__)
-    parser.add_argument("scenario")
+    parser.add_argument("scenario", nargs="?", default="")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--json", action="store_true", dest="as_json")
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE")

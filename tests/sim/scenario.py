@@ -137,8 +137,9 @@ def load(name: str) -> Scenario:
     path = FOLDER / f"{name}.toml"
     if not path.is_file():
         known = sorted(one.stem for one in FOLDER.glob("*.toml"))
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        raise UsageError(f"no scenario {name!r}: there are {', '.join(known)}", hint=near[0])
+        near = difflib.get_close_matches(name, known, n=1) or [""]
+        what = f"no scenario {name!r}." if name else "which scenario?"
+        raise UsageError(f"{what} There are {', '.join(known)}", hint=near[0])
     return parse(path.read_text(), path.name)
 
 

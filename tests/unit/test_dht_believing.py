@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from dht.finding import PROVIDERS_MAX, VALUES_MAX, FindProviders
+from dht.finding import PROVIDERS_MAX, VALUES_MAX, FindProviders, Start
 from dht.messages import Contact, Providers, Values
 from tests.unit.test_dht_finding import NOW, OWN, get, give, providers, provision, seeds, value
 
@@ -17,7 +17,7 @@ def networks(*numbers: int) -> list[Contact]:
 
 def test_sybils_of_two_networks_do_not_agree_with_themselves_about_providers() -> None:
     near = networks(1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8, 9)
-    operation = FindProviders(b"cid", OWN, near, NOW)
+    operation = FindProviders(b"cid", Start(OWN, near, NOW))
     wanted = operation.next_asks(NOW)
     liars = [Providers((provision("sybil"),), ())] * 6  # of three networks
     give(operation, wanted, *liars)
@@ -54,7 +54,7 @@ def test_authors_whom_each_liar_alone_tells_do_not_push_out_whom_many_tell() -> 
 
 def test_what_we_hold_ourselves_counts_as_told() -> None:
     held = provision("held")
-    operation = FindProviders(b"cid", OWN, seeds(5, b"cid"), NOW, held=[held])
+    operation = FindProviders(b"cid", Start(OWN, seeds(5, b"cid"), NOW), held=[held])
     told = Providers((provision("other"), held), ())
     give(operation, operation.next_asks(NOW), told)
     assert [one.peer for one in operation.result] == ["held", "other"]

@@ -10,6 +10,7 @@ from dht.finding import (
     FindPeer,
     FindProviders,
     FindValue,
+    Start,
 )
 from dht.key import SPACE, Key, key_of
 from dht.lookup import ALPHA, PATHS
@@ -61,7 +62,7 @@ def get(
 ) -> FindValue:
     """By default, who is read to the end knows the region; else nobody is expected to hold it."""
     region = (100 if paths > 1 else 0) if region is None else region
-    return FindValue(name, OWN, seeds(count, name), NOW, paths=paths, region=region)
+    return FindValue(name, Start(OWN, seeds(count, name), NOW, region=region), paths=paths)
 
 
 def give(operation: FindValue | FindProviders, wanted: list[Wanted], *answers: Answer) -> None:
@@ -123,7 +124,7 @@ def test_of_those_who_should_hold_it_no_more_are_asked_than_may_be_needed() -> N
 
 def test_while_few_are_near_as_many_are_asked_as_ever() -> None:
     assert len(get(region=3).next_asks(NOW)) == ALPHA
-    operation = FindValue(NAME, OWN, seeds(60)[10:], NOW, region=3)
+    operation = FindValue(NAME, Start(OWN, seeds(60)[10:], NOW, region=3))
     assert len(operation.next_asks(NOW)) == ALPHA
 
 
@@ -175,7 +176,7 @@ def test_holders_without_the_newest_are_sent_it_as_the_get_ends() -> None:
 
 def test_who_is_far_is_not_sent_it() -> None:
     far = Contact(PeerId("far"), Key(key_of(NAME) ^ SPACE // 2), ("/ip4/10.0.0.1/tcp/1",))
-    operation = FindValue(NAME, OWN, [far], NOW)
+    operation = FindValue(NAME, Start(OWN, [far], NOW))
     (one,) = operation.next_asks(NOW)
     operation.answered(one.tag, Values((), tuple(seeds(30))), NOW)
     give(operation, operation.next_asks(NOW), *[Values((value(),), ())] * AGREE)
@@ -187,7 +188,7 @@ def test_who_turns_out_to_be_far_as_it_ends_is_not_sent_it_either() -> None:
         Contact(PeerId(f"far {n}"), Key(key_of(NAME) ^ SPACE // 2 ^ n), ("/ip4/10.0.0.1/tcp/1",))
         for n in range(ALPHA)
     ]
-    operation = FindValue(NAME, OWN, far, NOW)
+    operation = FindValue(NAME, Start(OWN, far, NOW))
     wanted = operation.next_asks(NOW)
     others = [Values((value(),), ())] * AGREE
     give(operation, wanted, Values((), tuple(seeds(K))), Values((), ()), *others)
@@ -218,7 +219,7 @@ def test_over_several_paths_the_whole_region_is_read_and_the_newest_wins() -> No
     farthest = net.members[inside[-1].peer]
     farthest.values[NAME] = (value(2),)
     operation = FindValue(
-        NAME, own.peer, net.seeds(own, key_of(NAME)), NOW, paths=PATHS, region=region
+        NAME, Start(own.peer, net.seeds(own, key_of(NAME)), NOW, region=region), paths=PATHS
     )
     net.run(operation)
     assert operation.result == (value(2),)
@@ -233,7 +234,7 @@ def test_values_are_found_when_most_holders_are_dead_and_half_of_those_hang() ->
     net.kill(0.7)
     times = list[float]()
     for own in net.nearest(Key(1), 40):
-        operation = FindValue(NAME, own.peer, net.seeds(own, key_of(NAME)), NOW)
+        operation = FindValue(NAME, Start(own.peer, net.seeds(own, key_of(NAME)), NOW))
         times.append(net.run(operation))
         assert operation.result == (value(),)
     assert sorted(times)[37] <= 9.0  # three time-outs
@@ -243,7 +244,7 @@ def test_values_are_found_when_most_holders_are_dead_and_half_of_those_hang() ->
 
 
 def providers(count: int = 60, *, paths: int = 1) -> FindProviders:
-    return FindProviders(b"cid", OWN, seeds(count, b"cid"), NOW, paths=paths)
+    return FindProviders(b"cid", Start(OWN, seeds(count, b"cid"), NOW), paths=paths)
 
 
 def test_providers_end_when_five_in_a_row_knew_nobody_new() -> None:
@@ -303,7 +304,7 @@ def test_a_peer_is_found_when_it_speaks_itself_and_its_newest_word_wins() -> Non
     peer = PeerId(base58.b58encode(name).decode())
     old = Contact(peer, key_of(name), ("/ip4/10.0.0.2/tcp/1",), 1)
     new = Contact(peer, key_of(name), ("/ip4/10.0.0.3/tcp/1",), 2)
-    operation = FindPeer(peer, OWN, seeds(40, name), NOW)
+    operation = FindPeer(peer, Start(OWN, seeds(40, name), NOW))
     first, second, *_ = operation.next_asks(NOW)
     operation.answered(first.tag, Nodes((old,)), NOW)
     (itself,) = operation.next_asks(NOW)
@@ -318,7 +319,7 @@ def test_a_peer_that_nobody_knows_is_none() -> None:
     net = StillNet(100)
     own = net.nearest(Key(0), 1)[0]
     peer = PeerId(base58.b58encode(b"nobody").decode())
-    operation = FindPeer(peer, own.peer, net.seeds(own, key_of(b"nobody")), NOW)
+    operation = FindPeer(peer, Start(own.peer, net.seeds(own, key_of(b"nobody")), NOW))
     net.run(operation)
     assert operation.result is None
     assert {hop.outcome for hop in operation.trace.hops} == {"answered"}
@@ -328,7 +329,7 @@ def test_a_peer_in_our_table_is_found_though_it_is_silent() -> None:
     net = StillNet(30)
     own, other = net.nearest(Key(0), 2)
     net.members[other.peer].kind = HANGING
-    operation = FindPeer(other.peer, own.peer, [other], NOW)
+    operation = FindPeer(other.peer, Start(own.peer, [other], NOW))
     net.run(operation)
     assert operation.result is other
 
@@ -338,7 +339,7 @@ def test_the_closest_with_a_region_are_all_of_it() -> None:
     own = net.nearest(Key(0), 1)[0]
     region = SPACE // 400 * 25
     operation = FindClosest(
-        b"name", own.peer, net.seeds(own, key_of(b"name")), NOW, paths=PATHS, region=region
+        b"name", Start(own.peer, net.seeds(own, key_of(b"name")), NOW, region=region), paths=PATHS
     )
     net.run(operation)
     inside = [
@@ -355,7 +356,7 @@ def test_hostile_answers_do_not_stop_a_get_over_one_path() -> None:
         net.members[contact.peer].values[NAME] = (value(),)
     liars = {one.contact.peer for one in net.members.values() if one.kind == HOSTILE}
     for own in net.nearest(Key(1), 40):
-        operation = FindValue(NAME, own.peer, net.seeds(own, key_of(NAME)), NOW)
+        operation = FindValue(NAME, Start(own.peer, net.seeds(own, key_of(NAME)), NOW))
         net.run(operation)
         assert operation.result == (value(),)
     assert liars & set(net.to)

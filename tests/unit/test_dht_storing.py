@@ -4,6 +4,7 @@ import math
 
 import base58
 
+from dht.finding import Start
 from dht.key import SPACE, Key, key_of
 from dht.lookup import PATHS
 from dht.messages import (
@@ -54,7 +55,7 @@ def test_a_value_goes_to_all_of_its_close_set() -> None:
     net = StillNet(500)
     own = net.nearest(Key(0), 1)[0]
     region = SPACE // 500 * 25
-    operation = StoreValue(VALUE, own.peer, net.seeds(own, key_of(NAME)), NOW, region=region)
+    operation = StoreValue(VALUE, Start(own.peer, net.seeds(own, key_of(NAME)), NOW, region=region))
     net.run(operation)
     holders = {peer for peer, member in net.members.items() if NAME in member.values}
     nearest = net.nearest(key_of(NAME), K)
@@ -71,7 +72,7 @@ def test_a_provider_record_goes_there_too() -> None:
     net = StillNet(200)
     own = net.nearest(Key(0), 1)[0]
     record = Provision(b"cid", own.peer, EPOCH_MS + 1000, b"sealed")
-    operation = Provide(record, own.peer, net.seeds(own, key_of(b"cid")), NOW)
+    operation = Provide(record, Start(own.peer, net.seeds(own, key_of(b"cid")), NOW))
     net.run(operation)
     for contact in net.nearest(key_of(b"cid"), K):
         if contact.peer != own.peer:
@@ -80,7 +81,7 @@ def test_a_provider_record_goes_there_too() -> None:
 
 
 def test_refusals_are_counted_by_their_reason() -> None:
-    operation = StoreValue(VALUE, OWN, seeds(6), NOW)
+    operation = StoreValue(VALUE, Start(OWN, seeds(6), NOW))
     stores = look(operation)
     assert len(stores) == 6
     operation.answered(stores[0].tag, Stored(1), NOW)
@@ -101,7 +102,7 @@ def test_refusals_are_counted_by_their_reason() -> None:
 
 
 def test_peers_do_not_fill_the_memory_with_reasons() -> None:
-    operation = StoreValue(VALUE, OWN, seeds(60), NOW, region=100)
+    operation = StoreValue(VALUE, Start(OWN, seeds(60), NOW, region=100))
     stores, number = look(operation), 0
     while not operation.is_done:
         for one in stores:
@@ -114,7 +115,7 @@ def test_peers_do_not_fill_the_memory_with_reasons() -> None:
 
 
 def test_a_bounded_number_flies_at_once() -> None:
-    operation = StoreValue(VALUE, OWN, seeds(60), NOW, region=100)
+    operation = StoreValue(VALUE, Start(OWN, seeds(60), NOW, region=100))
     stores = look(operation)
     assert len(stores) == STORES_AT_ONCE
     assert operation.next_asks(NOW) == []
@@ -125,7 +126,7 @@ def test_a_bounded_number_flies_at_once() -> None:
 
 
 def test_who_never_answers_is_given_up_at_the_deadline() -> None:
-    operation = StoreValue(VALUE, OWN, seeds(30), NOW)
+    operation = StoreValue(VALUE, Start(OWN, seeds(30), NOW))
     look(operation)
     assert operation.wake_at == OPERATION_S
     late = Moment(OPERATION_S, EPOCH_MS)
@@ -135,21 +136,21 @@ def test_who_never_answers_is_given_up_at_the_deadline() -> None:
 
 
 def test_without_anybody_it_is_over_at_once() -> None:
-    operation = StoreValue(VALUE, OWN, [], NOW)
+    operation = StoreValue(VALUE, Start(OWN, [], NOW))
     assert operation.next_asks(NOW) == []
     assert operation.is_done
     assert operation.result == Kept(0, 0, {})
 
 
 def test_requests_are_what_they_should_be() -> None:
-    operation = StoreValue(VALUE, OWN, seeds(1), NOW)
+    operation = StoreValue(VALUE, Start(OWN, seeds(1), NOW))
     (first,) = operation.next_asks(NOW)
     assert first.request == FindNode(NAME)
     operation.answered(first.tag, Nodes(()), NOW)
     (store,) = operation.next_asks(NOW)
     assert store.request == PutValue(VALUE)
     record = Provision(NAME, OWN, EPOCH_MS + 1000, b"sealed")
-    provide = Provide(record, OWN, seeds(1), NOW)
+    provide = Provide(record, Start(OWN, seeds(1), NOW))
     (first,) = provide.next_asks(NOW)
     provide.answered(first.tag, Nodes(()), NOW)
     (store,) = provide.next_asks(NOW)
