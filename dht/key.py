@@ -38,14 +38,3 @@ def distance(a: Key, b: Key) -> int:
 def common_bits(a: Key, b: Key) -> int:
     """How many leading bits are equal: 256 for the same key."""
     return KEY_BITS - (a ^ b).bit_length()
-
-
-def key_at(own: Key, bits_in_common: int, rest: int) -> Key:
-    """Return a key that shares exactly `bits_in_common` leading bits with `own`.
-
-    `rest` (any integer, such as a random one) picks the bits after that.
-    """
-    assert 0 <= bits_in_common < KEY_BITS
-    free = KEY_BITS - bits_in_common - 1
-    head = (own >> free) ^ 1
-    return Key(head << free | rest & ((1 << free) - 1))

@@ -3,6 +3,7 @@
 import functools
 import random
 
+from dht.key import KEY_BITS, Key
 from dht.messages import (
     Answer,
     Ask,
@@ -51,3 +52,14 @@ def later(seconds: float) -> Moment:
 def answer(us: Node, ask: Ask, what: Answer, moment: Moment = NOW) -> None:
     """Its peer answers, at the address that it claims."""
     us.answered(ask.number, what, ask.contact, ask.contact.addrs[0], moment)
+
+
+def key_at(own: Key, bits_in_common: int, rest: int) -> Key:
+    """Return a key that shares exactly `bits_in_common` leading bits with `own`.
+
+    `rest` (any integer, such as a random one) picks the bits after that.
+    """
+    assert 0 <= bits_in_common < KEY_BITS
+    free = KEY_BITS - bits_in_common - 1
+    head = (own >> free) ^ 1
+    return Key(head << free | rest & ((1 << free) - 1))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dht.key import Key, common_bits, distance, key_at
+from dht.key import Key, common_bits, distance
 from dht.messages import Contact
 from dht.table import (
     CHANGES_MAX,
@@ -17,6 +17,7 @@ from dht.table import (
     Gone,
     Table,
 )
+from tests.unit.dht_one import key_at
 from wire.ids import PeerId
 
 OWN = Key(0)

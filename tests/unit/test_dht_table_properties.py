@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from dht.diversity import PER_GROUP, group_of
-from dht.key import Key, common_bits, key_at
+from dht.key import Key, common_bits
 from dht.messages import Contact
 from dht.table import CHECK_S, FRESH_S, GROUP_MAX, Came, Table
+from tests.unit.dht_one import key_at
 from wire.ids import PeerId
 
 K = 4
