@@ -4,10 +4,11 @@ libp2p 0.8.1 brings no definitions of AutoNAT v2; its messages have a handful of
 Source: protobuf.dev, "Encoding"; multiformats/multiaddr, protocols table.
 """
 
-import ipaddress
 import struct
+from dataclasses import replace
 
-from node.host.addresses import Address
+from node.host.addresses import Address, parse_address
+from wire import multiaddrs
 from wire.errors import BadMessage
 
 FIELDS_MAX = 256  # of one message; identify names each of a hundred protocols
@@ -15,8 +16,6 @@ Fields = list[tuple[int, int | bytes]]
 
 _VARINT, _FIXED64, _BYTES = 0, 1, 2
 _VARINT_BYTES_MAX = 10  # of 64 bits
-_IP4, _TCP, _IP6, _P2P = 4, 6, 41, b"\xa5\x03"
-_NETWORKS = {_IP4: ("ip4", 4), _IP6: ("ip6", 16)}
 
 
 def read_fields(message: bytes) -> Fields:
@@ -81,22 +80,21 @@ def bytes_field(number: int, value: bytes) -> bytes:
 
 def encode_place(address: Address) -> bytes:
     """Encode IP address and port; the peer is left out."""
-    code = _IP4 if address.network == "ip4" else _IP6
-    packed = ipaddress.ip_address(address.host).packed
-    return bytes((code,)) + packed + bytes((_TCP,)) + struct.pack("!H", address.port)
+    packed = multiaddrs.pack(str(replace(address, peer=None, relay=None)))
+    assert packed is not None
+    return packed
 
 
 def decode_place(data: bytes) -> Address | None:
     """Decode IP address and TCP port; None for every other address, which we cannot dial."""
-    network, size = _NETWORKS.get(data[0], ("", 0)) if data else ("", 0)
-    rest = data[1 + size :]
-    if not network or len(rest) < 3 or rest[0] != _TCP:
+    text = multiaddrs.unpack(data)
+    try:
+        address = parse_address(text) if text else None
+    except BadMessage:
         return None
-    if len(rest) > 3 and not rest[3:].startswith(_P2P):
+    if address is None or address.relay or not address.network.startswith("ip"):
         return None
-    host = str(ipaddress.ip_address(data[1 : 1 + size]))
-    (port,) = struct.unpack("!H", rest[1:3])
-    return Address(network, host, port) if port else None
+    return replace(address, peer=None) if address.port else None
 
 
 def _varint(message: bytes, position: int) -> tuple[int, int]:
