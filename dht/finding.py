@@ -7,10 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import base58
-
 from dht.candidates import groups_of, take_place
-from dht.key import Key, key_of
+from dht.key import Key, key_of, name_of_peer
 from dht.lookup import Lookup, Query
 from dht.messages import (
     Answer,
@@ -135,7 +133,7 @@ class FindPeer(Looking):
     def __init__(self, peer: PeerId, start: Start) -> None:
         self.peer = peer
         self._found: Contact | None = None
-        name = base58.b58decode(peer)
+        name = name_of_peer(peer)
         super().__init__(key_of(name), FindNode(name), start)
         self._hear_of(start.seeds)
 

@@ -15,12 +15,10 @@ import random
 from collections.abc import Callable, Iterable
 from itertools import islice
 
-import base58
-
 from dht.candidates import ALIVE, DEAD, FRESH, REGION_PER_GROUP, Candidate, Flight, Path
 from dht.crowd import AROUND_AT_ONCE, AROUND_MAX, FAR, evenly, is_crowded
 from dht.diversity import PER_GROUP
-from dht.key import KEY_BITS, SPACE, Key
+from dht.key import KEY_BITS, SPACE, Key, name_of_peer
 from dht.messages import (
     Answer,
     Contact,
@@ -306,7 +304,7 @@ class Lookup:
         return self._paths[len(self._flights) % len(self._paths)]
 
     def _ask_about_itself(self, candidate: Candidate, now_s: float) -> Wanted:
-        request = FindNode(base58.b58decode(candidate.contact.peer))
+        request = FindNode(name_of_peer(candidate.contact.peer))
         return self._send(self._any_path(), candidate, request, now_s)
 
     def _next_slow(self, now_s: float) -> float:

@@ -10,12 +10,11 @@ from collections.abc import Iterable, KeysView
 from dht.crowd import FAR
 from dht.finding import FindClosest, FindPeer, FindProviders, FindValue, Start
 from dht.holding import Holding
-from dht.key import key_of
+from dht.key import key_of, name_of_peer
 from dht.lookup import SEEDS
 from dht.messages import Contact, Moment, Trace, Value
 from dht.running import Runner
 from dht.size import NetworkSize
-from dht.state import name_of_peer
 from dht.storing import Provide, StoreValue
 from wire.ids import PeerId
 

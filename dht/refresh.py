@@ -15,10 +15,10 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 
-from dht.key import common_bits, key_of
+from dht.key import common_bits, key_of, name_of_peer
 from dht.lookup import Look, Lookup
 from dht.messages import Answer, Contact, FindNode, Moment
-from dht.state import Chore, State, name_of_peer
+from dht.state import Chore, State
 from dht.table import K
 
 IDLE_S = 600.0  # a bucket that heard of nobody for so long is worth a look

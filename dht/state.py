@@ -5,8 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-import base58
-
 from dht.holding import Holding
 from dht.key import Key, key_of_peer
 from dht.messages import Contact, Moment, Provision
@@ -103,8 +101,3 @@ class Chore(NamedTuple):
 
     operation: Operation
     then: Callable[[Any, Moment], None]
-
-
-def name_of_peer(peer: PeerId) -> bytes:
-    """Return the bytes of its ID: the name whose key is the peer's."""
-    return base58.b58decode(peer)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from dht.key import Key, key_of
+from dht.key import Key, key_of, name_of_peer
 from dht.limits import RATES, TOO_MANY
 from dht.messages import (
     AddProviders,
@@ -28,7 +28,7 @@ from dht.messages import (
 from dht.records import EXPIRED
 from dht.running import LATE_MAX, OURS, OUTAGE
 from dht.serving import FOREIGN, NO_SERVER
-from dht.state import REASONS_MAX, NodeStats, name_of_peer
+from dht.state import REASONS_MAX, NodeStats
 from dht.table import K
 from tests.unit.dht_one import NAME, NOW, US, answer, asked, author, knowing, later, node, word
 from tests.unit.dht_swarm import DAY_MS, SEALED, WALL_MS, Swarm, head, nearest

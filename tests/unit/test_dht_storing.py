@@ -135,6 +135,16 @@ def test_who_never_answers_is_given_up_at_the_deadline() -> None:
     assert operation.result == Kept(K, 0, {"timeout": K})
 
 
+def test_who_does_not_answer_the_lookup_is_stored_nothing() -> None:
+    operation = StoreValue(VALUE, Start(OWN, seeds(3), NOW))
+    dead, *living = operation.next_asks(NOW)
+    operation.failed(dead.tag, "unreachable", NOW)
+    for one in living:
+        operation.answered(one.tag, Nodes(()), NOW)
+    peers = [one.contact.peer for one in operation.next_asks(NOW)]
+    assert sorted(peers) == sorted(one.contact.peer for one in living)
+
+
 def test_without_anybody_it_is_over_at_once() -> None:
     operation = StoreValue(VALUE, Start(OWN, [], NOW))
     assert operation.next_asks(NOW) == []

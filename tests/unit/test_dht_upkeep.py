@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from dht import limits, parts
-from dht.key import common_bits, key_of
+from dht.key import common_bits, key_of, name_of_peer
 from dht.messages import (
     AddProviders,
     Ask,
@@ -22,7 +22,6 @@ from dht.messages import (
 from dht.node import Node
 from dht.refresh import FILL, LOOKS
 from dht.serving import NO_SERVER
-from dht.state import name_of_peer
 from dht.table import K
 from dht.upkeep import DOUBT_S, GIVEN_UP_S, HALF_LIFE_S, LEAVE_S, RETRY_S, SETTLE_S, TIDY_S
 from tests.unit.dht_swarm import DAY_MS, WALL_MS, Author, Swarm, head, nearest
