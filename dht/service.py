@@ -234,9 +234,10 @@ class DhtService:
         """Sign and store our value of `/shoal/multi/NAME`, and again until `forget`."""
         return await self._put_own(self._own.multi(name, data, self._clock.wall_ms()), trace)
 
-    def forget(self, name: bytes) -> None:
-        """Stop republishing our value of this (whole) name."""
+    async def forget(self, name: bytes) -> None:
+        """Stop republishing our value of this (whole) name, also after a crash."""
         self._own.forget(name)
+        await self._save()
 
     async def leave(self) -> None:
         """Hand over what we hold (1 s at most), and save the snapshot. We publish nothing more."""

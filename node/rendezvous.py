@@ -67,7 +67,7 @@ class Values(Protocol):
         """Store ours."""
         ...
 
-    def forget(self, name: bytes, /) -> None:
+    async def forget(self, name: bytes, /) -> None:
         """Store ours no more."""
         ...
 
@@ -157,7 +157,7 @@ class Rendezvous:
         for name in told:
             if name.startswith(ours) and name not in here:
                 await self._put(name, codec.encode(_Place([])))
-                self._dht.forget(name.encode())
+                await self._dht.forget(name.encode())
 
     async def _put(self, name: str, data: bytes) -> None:
         try:

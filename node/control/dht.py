@@ -185,7 +185,7 @@ class DhtRoutes:
         _, _, full = own_named(request.read(_KeyBody).key, self._node.host.peer)
         if full not in {one.name for one in self._dht.published()}:
             raise NotFound(f"this node does not publish {shown(full)}", hint=_SHOWS)
-        self._dht.forget(full)
+        await self._dht.forget(full)
 
     async def table(self, _: Request) -> shapes.DhtTable:
         """Say what we know, hold and publish."""

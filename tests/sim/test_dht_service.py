@@ -191,7 +191,7 @@ async def test_our_values_live_as_long_as_we_do_and_no_longer(
     swarm = await start_swarm(nursery, Links(), 6)
     await swarm[1].put_multi("a", b"1")
     await swarm[2].put_multi("a", b"2")
-    swarm[2].forget(multi_name("a"))
+    await swarm[2].forget(multi_name("a"))
     await trio.sleep(30 * HOUR_S)
     assert [value.data for value in await swarm[4].get(multi_name("a"))] == [b"1"]
 
@@ -274,6 +274,8 @@ async def test_a_restart_rejoins_from_the_snapshot_without_a_bootstrap_peer(
     before = await start_member(nursery, links, 7, [signer(1).peer], file=file)
     await trio.sleep(30)
     await before.put_head("a", b"1")
+    await before.put_head("b", b"1")
+    await before.forget(head_name(signer(7).peer, "b"))
     if not is_killed:
         await before.leave()
     await links.stop(signer(7).peer)
@@ -284,6 +286,7 @@ async def test_a_restart_rejoins_from_the_snapshot_without_a_bootstrap_peer(
     after = await start_member(nursery, links, 7, [], file=file)
     await trio.sleep(60)
     assert after.contacts == 5
+    assert [value.name for value in after.published()] == [head_name(signer(7).peer, "a")]
     found = await links.there[signer(3).peer].dht.get(head_name(signer(7).peer, "a"))
     assert [value.data for value in found] == [b"1"]
 

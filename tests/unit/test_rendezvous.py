@@ -51,7 +51,8 @@ class Dht:
         self.there.setdefault(value.name, {})[own.peer] = value
         return Stored(1)
 
-    def forget(self, name: bytes) -> None:
+    async def forget(self, name: bytes) -> None:
+        await trio.lowlevel.checkpoint()
         self.own.pop(name, None)
 
 
