@@ -143,8 +143,6 @@ class Runner:
 
     def peer_up(self, contact: Contact, moment: Moment) -> None:
         """A peer is there: it is asked in, if the table wants it, or if it has moved."""
-        if contact.peer == self.state.author.peer:
-            return
         known = self.state.table.get(contact.peer)
         if known is None:
             is_new = self.state.table.wants(contact)
