@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from dht.key import Key, key_of_peer
 from wire.ids import PeerId
 
+PROVISIONS_MAX = 500  # provider records to be stored in one message
+PROVISIONS_BYTES = 96 * 1024  # and what they take together: a message has 128 KiB
+
 
 @dataclass(frozen=True, slots=True)
 class Moment:

@@ -13,13 +13,11 @@ from collections.abc import Callable
 from dht.atlas import Atlas
 from dht.key import Key
 from dht.lookup import Lookup
-from dht.messages import Contact, Provision
+from dht.messages import PROVISIONS_BYTES, PROVISIONS_MAX, Contact, Provision
 from dht.storing import STORES_AT_ONCE
 
 Sign = Callable[[bytes, int], Provision]  # (name, wall_ms): a fresh provider record of ours
 
-RECORDS_MAX = 500  # in one message
-MESSAGE_BYTES = 96 * 1024  # of records in one message: a message has 128 KiB
 RECORD_BYTES = 8  # around each record, at most
 NAMES_MAX = 2000  # planned and sent together: of 125 servers each gets 400, one message
 CONFIRMED_MAX = 3  # careful looks as thin: then nobody lied, the network is smaller than thought
@@ -162,12 +160,12 @@ class Part:
     def provisions(self, parcel: Parcel, sign: Sign, wall_ms: int) -> tuple[Provision, ...]:
         """Return its records, signed; what is too much for a message waits for the next."""
         records, size = list[Provision](), 0
-        for number in parcel.names[:RECORDS_MAX]:
+        for number in parcel.names[:PROVISIONS_MAX]:
             record = self._records.get(number)
             if record is None:
                 record = self._records[number] = sign(self.names[number][1], wall_ms)
             size += len(record.sealed) + RECORD_BYTES
-            if records and size > MESSAGE_BYTES:
+            if records and size > PROVISIONS_BYTES:
                 break
             records.append(record)
         parcel.rest += parcel.names[len(records) :]

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from dht.messages import (
+    PROVISIONS_BYTES,
+    PROVISIONS_MAX,
     AddProviders,
     Answer,
     Contact,
@@ -19,8 +21,6 @@ from dht.messages import (
 from dht.operation import OPERATION_S, Wanted
 
 WIDTH = 16  # in flight: half of them may go to dead peers
-BATCH = 500  # provider records in one message, as in `dht.regions`
-BATCH_BYTES = 96 * 1024  # of them; a message has 128 KiB
 SENDS_MAX = 4096  # messages of one handing over, 10,000 keys to a few peers; more are left out
 
 
@@ -89,7 +89,7 @@ def packed(records: Sequence[Provision | Value]) -> list[Request]:
     for one in records:
         if isinstance(one, Value):
             continue
-        if len(batch) == BATCH or size + len(one.sealed) > BATCH_BYTES:
+        if len(batch) == PROVISIONS_MAX or size + len(one.sealed) > PROVISIONS_BYTES:
             requests.append(AddProviders(tuple(batch)))
             batch, size = [], 0
         batch.append(one)

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from dht import kad_pb2 as pb
 from dht.messages import (
+    PROVISIONS_MAX,
     AddProviders,
     Answer,
     Contact,
@@ -45,7 +46,6 @@ MESSAGE_MAX = 128 * 1024  # bytes; 64 KiB of values, and 20 contacts with what t
 CLOSER_MAX = 32  # contacts of an answer that are read; we send up to 21, others 20
 PROVIDERS_MAX = 64  # of an answer; as many as a name may have
 PROVIDER_BYTES = 400  # of one in the form of others, six addresses: contacts have room beside 64
-PROVISIONS_MAX = 500  # records to be stored, of one message
 AUTHORS_MAX = 64  # values of one name
 REFUSAL_MAX = 200  # characters; it is shown to people
 

@@ -12,9 +12,19 @@ from dht.atlas import Atlas
 from dht.key import KEY_BITS, SPACE, Key, key_of
 from dht.limits import TOO_MANY
 from dht.lookup import Lookup
-from dht.messages import AddProviders, Contact, FindNode, Moment, Nodes, Provision, Stored
+from dht.messages import (
+    PROVISIONS_BYTES,
+    PROVISIONS_MAX,
+    AddProviders,
+    Contact,
+    FindNode,
+    Moment,
+    Nodes,
+    Provision,
+    Stored,
+)
 from dht.operation import Wanted
-from dht.parts import MESSAGE_BYTES, NAMES_MAX, PART_S, PAUSE_S, RECORDS_MAX, TRIES_MAX, Part
+from dht.parts import NAMES_MAX, PART_S, PAUSE_S, TRIES_MAX, Part
 from dht.regions import ProvideMany
 from dht.table import K
 from tests.unit.dht_still_net import EPOCH_MS, StillNet
@@ -162,7 +172,9 @@ class Script:
             self.operation.answered(one.tag, kept, Moment(s, EPOCH_MS))
 
 
-@pytest.mark.parametrize(("size", "most"), [(SEALED, RECORDS_MAX), (500, MESSAGE_BYTES // 508)])
+@pytest.mark.parametrize(
+    ("size", "most"), [(SEALED, PROVISIONS_MAX), (500, PROVISIONS_BYTES // 508)]
+)
 def test_a_message_has_a_bounded_number_of_records_and_of_bytes(size: int, most: int) -> None:
     script = Script(1, 1_000, size)
     sizes = list[int]()

@@ -3,6 +3,8 @@
 import pytest
 
 from dht.messages import (
+    PROVISIONS_BYTES,
+    PROVISIONS_MAX,
     AddProviders,
     Contact,
     Moment,
@@ -11,7 +13,7 @@ from dht.messages import (
     Stored,
     Value,
 )
-from dht.sending import BATCH, BATCH_BYTES, WIDTH, Sending, addressed, packed
+from dht.sending import WIDTH, Sending, addressed, packed
 from tests.unit.dht_swarm import DAY_MS, WALL_MS, Author, head
 from wire.ids import PeerId
 
@@ -36,9 +38,9 @@ def test_records_are_packed_into_few_messages_that_are_not_too_large(size: int) 
     assert [one for batch in batches for one in batch] == records[:-1]
     assert [one for one in requests if isinstance(one, PutValue)] == [PutValue(value)]
     for batch in batches:
-        assert 0 < len(batch) <= BATCH
-        assert sum(len(one.sealed) for one in batch) <= BATCH_BYTES
-    assert len(requests) <= 2 + max(1100 // BATCH + 1, 1100 * size // BATCH_BYTES + 1)
+        assert 0 < len(batch) <= PROVISIONS_MAX
+        assert sum(len(one.sealed) for one in batch) <= PROVISIONS_BYTES
+    assert len(requests) <= 2 + max(1100 // PROVISIONS_MAX + 1, 1100 * size // PROVISIONS_BYTES + 1)
     assert packed([]) == []
 
 

@@ -176,7 +176,7 @@ def test_what_too_few_took_is_offered_again_soon(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(limits.RATES, "record", limits.Rate(1.0, 100))
     swarm = joined(4)
     owner, *others = swarm.nodes.values()
-    monkeypatch.setattr(parts, "RECORDS_MAX", 50)
+    monkeypatch.setattr(parts, "PROVISIONS_MAX", 50)
     names = [b"cid %d" % number for number in range(150)]
     result = swarm.do(owner, owner.provide_many, names)
     assert (result.kept, len(result.weak)) == (3 * 100, 50)
