@@ -7,8 +7,11 @@ Ours because libp2p 0.8.1's takes two round trips to open a stream and reads byt
 four locks (3 ms of CPU a stream); this one takes one round trip.
 """
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Protocol
+
+from libp2p.stream_muxer.exceptions import MuxedStreamError
 
 from wire.errors import BadMessage, PeerUnreachable
 
@@ -54,15 +57,15 @@ async def accept(stream: ByteStream, offers: Callable[[str], Awaitable[bool]]) -
 
     Raises BadMessage, and what the stream raises.
     """
-    await stream.write(_pack(HELLO))
+    await _answer(stream, HELLO)
     if await _read(stream) != HELLO:
         raise BadMessage("peer does not speak multistream")
     for _ in range(ROUNDS_MAX):
         protocol = await _read(stream)
         if await offers(protocol):
-            await stream.write(_pack(protocol))
+            await _answer(stream, protocol)
             return protocol
-        await stream.write(_pack(REFUSED))
+        await _answer(stream, REFUSED)
     return None
 
 
@@ -97,6 +100,12 @@ class Awaited:
         self._seen += start
         self._left = self._left[len(start) :]
         return rest
+
+
+async def _answer(stream: ByteStream, text: str) -> None:
+    # Who said all, finished and went may be gone already, and what it said counts all the same.
+    with contextlib.suppress(MuxedStreamError):
+        await stream.write(_pack(text))
 
 
 def _pack(text: str) -> bytes:

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 import trio
@@ -18,7 +19,7 @@ from node.host.mdns import Found
 from node.host.service import LibP2pHost
 from node.host.views import PeerDown, PeerUp
 from node.tickets import SwarmKey
-from tests.daemon.hosts import ANY_PORT, KEY, call, eventually, make_host, running
+from tests.daemon.hosts import ANY_PORT, KEY, PATIENCE_S, call, eventually, make_host, running
 from wire.errors import DeadlineExceeded, PeerUnreachable, UsageError
 from wire.ids import PeerId
 from wire.ports import Stream
@@ -119,6 +120,34 @@ async def test_what_was_written_before_the_stop_arrives() -> None:
                 await stream.write(bytes(100_000))
                 await stream.finish()
         await eventually(lambda: got == [100_000] * 10)
+
+
+async def test_what_was_written_before_the_stop_arrives_at_a_busy_peer() -> None:
+    a, got = make_host(), list[int]()
+
+    async def take(stream: Stream) -> None:
+        got.append(len(await stream.read(1 << 20)))
+
+    a.serve("/take", take)
+    connected, stopped = threading.Event(), threading.Event()
+
+    async def come_and_go() -> None:
+        b = make_host()
+        async with running(b):
+            await b.connect(a.addresses()[0])
+            connected.set()
+            stream = await b.open(a.peer, "/take", timeout_s=3)
+            await stream.write(bytes(1000))
+            await stream.finish()
+        stopped.set()
+
+    async with running(a):
+        visitor = threading.Thread(target=trio.run, args=(come_and_go,))
+        visitor.start()
+        await eventually(connected.is_set)
+        assert stopped.wait(PATIENCE_S)  # a's loop stands still: it finds everything at once
+        await eventually(lambda: got == [1000])
+        visitor.join()
 
 
 async def test_a_peer_that_hangs_up_at_once_is_not_dialled_in_a_circle() -> None:
