@@ -166,7 +166,7 @@ async def test_a_dead_first_address_does_not_hide_a_good_last_one(
             plan = b.addresses_of(a.peer)
             b.learn(a.peer, [*plan, a.addresses()[0]])
             assert b.addresses_of(a.peer)[-1] == a.addresses()[0]
-            with trio.fail_after(0.4):  # usual here: 0.06
+            with trio.fail_after(3):  # usual here: 0.06; a silent address has 5 s
                 await b.connect(a.peer)
             assert b.addresses_of(a.peer)[0] == a.addresses()[0]
             await call(b, a)
@@ -175,9 +175,14 @@ async def test_a_dead_first_address_does_not_hide_a_good_last_one(
 async def test_connecting_on_loopback_takes_tens_of_milliseconds() -> None:
     a, b = make_host(), make_host()
     async with running(a, b):
-        start = trio.current_time()
-        await b.connect(a.addresses()[0])
-        assert trio.current_time() - start < 0.2  # libp2p: 0.25 at least; usual here: 0.01
+        took_s = list[float]()
+        for _ in range(5):
+            start = trio.current_time()
+            await b.connect(a.addresses()[0])
+            took_s.append(trio.current_time() - start)
+            await b.disconnect(a.peer)
+            await eventually(lambda: not b.connected())
+        assert min(took_s) < 0.2  # libp2p: 0.25 at least; usual here: 0.01
 
 
 @pytest.mark.parametrize("kind", ["random", "zeros", "a web request", "libp2p, then random"])
