@@ -78,9 +78,14 @@ const node = await createLibp2p({
 })
 const pubsub = node.services.pubsub
 
-// Answers with what comes, and closes when the other side has.
+// Answers with what comes, and closes when the other side has. js-libp2p 3.3 waits between its answer
+// to a proposal and the handler: a `for await` does not see an end that came in the meantime.
 await node.handle('/echo', async (stream) => {
-  for await (const part of stream) {
+  if (stream.remoteWriteStatus === 'closed') {
+    const ended = new Promise((resolve) => stream.addEventListener('end', resolve))
+    stream.addEventListener('message', ({ data }) => stream.send(data))
+    if (!stream.readableEnded) await ended
+  } else for await (const part of stream) {
     if (!stream.send(part)) await stream.onDrain()
   }
   await stream.close()
