@@ -34,6 +34,7 @@ class Member:
     memory: Memory = field(default_factory=Memory)
     exchange: Exchange | None = None
     fault: Fault | None = None
+    ended: trio.Event = field(default_factory=trio.Event)  # its last attempt, well or by a fault
     result: Vector = field(default_factory=lambda: np.zeros(ELEMENTS, np.float32))
 
     @property
@@ -57,10 +58,11 @@ class Member:
             event = await news.receive()
             if isinstance(event, Fault):
                 self.fault = event
-                nursery.cancel_scope.cancel()
+                self.ended.set()
+                await trio.sleep_forever()  # the streams stay: others are not to miss us
         self.exchange.close()
-        if self.fault is None:
-            self.exchange.take(self.result)
+        self.exchange.take(self.result)
+        self.ended.set()
 
     async def serve(self, call: Call[Piece, Piece]) -> None:
         first = await call.receive()
@@ -95,7 +97,11 @@ async def average(all_: list[Member], prepare: Prepare) -> None:
     with trio.fail_after(PATIENCE_S):
         async with trio.open_nursery() as nursery:
             for member in all_:
+                member.ended = trio.Event()
                 nursery.start_soon(member.take_part, prepare)
+            for member in all_:
+                await member.ended.wait()
+            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("has_lanes", [True, False])

@@ -95,11 +95,12 @@ async def test_cancelling_writers_and_openers_never_harms_the_connection() -> No
 
 async def test_a_writer_that_is_cancelled_resets_its_stream() -> None:
     a, b = make_host(), make_host()
-    ended = trio.Event()
+    began, ended = trio.Event(), trio.Event()
 
     async def read_slowly(stream: Stream) -> None:
         try:
-            while await stream.read(1000):  # noqa: ASYNC110 - this is a slow reader
+            while await stream.read(1000):
+                began.set()
                 await trio.sleep(0.001)
         except PeerUnreachable:
             ended.set()
@@ -108,6 +109,8 @@ async def test_a_writer_that_is_cancelled_resets_its_stream() -> None:
     async with running(a, b):
         await b.connect(a.addresses()[0])
         stream = await b.open(a.peer, "/slow", timeout_s=3)
+        await stream.write(b"first")
+        await began.wait()
         with trio.move_on_after(0.05):
             await stream.write(bytes(50_000_000))
         with pytest.raises(PeerUnreachable):

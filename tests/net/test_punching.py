@@ -41,7 +41,10 @@ PAIRS = [
 
 @pytest.mark.parametrize(("one", "other"), PAIRS + [pair[::-1] for pair in PAIRS])
 async def test_they_meet(lab: Lab, one: str, other: str) -> None:
-    assert await time_to_direct(lab, one, other) is not None
+    for _ in range(2):  # a busy machine may miss the moment, and a node tries again, too
+        if await time_to_direct(lab, one, other) is not None:
+            return
+    pytest.fail("they did not meet")
 
 
 async def test_it_goes_again_though_routers_remember(lab: Lab) -> None:
