@@ -22,7 +22,7 @@ from dht.own import Own
 from dht.ports import Book, Transport
 from dht.records import NAME_MAX, open_peer
 from dht.regions import Provided
-from dht.snapshot import Snapshot
+from dht.snapshot import NAMES_MAX, Snapshot
 from dht.storing import Kept
 from dht.table import K
 from dht.values import head_name
@@ -63,7 +63,8 @@ class DhtService:
         """`peers` lists who is connected now: where lookups start while the table is empty.
 
         is_public: other implementations take part, so unsigned records are taken as they mean them.
-        file: where table and own values are kept; None: nowhere. off_loop: for simulators.
+        file: where table, own values and names provided are kept; None: nowhere. off_loop: for
+        simulators.
         """
         self._book, self._clock, self._peers = book, clock, peers
         self._own = Own(signer, book.addresses)
@@ -73,6 +74,7 @@ class DhtService:
         self._file, self._kept, self._saved = file, Snapshot(), b""
         self._is_joining, self._joined = False, trio.Event()
         self._saving = trio.Lock()
+        self._by_hand = set[bytes]()  # of the names that we provide: also after a restart
         self._news = trio.Event()  # there may be something to publish
         self._publishing = trio.CancelScope()
 
@@ -80,6 +82,7 @@ class DhtService:
         """Read the snapshot, then drive the machine until cancelled."""
         self._kept = await self._read()
         self._own.adopt(self._kept.values)
+        self._by_hand.update(self._kept.names)
         async with trio.open_nursery() as nursery:
             await nursery.start(self._driver.run)
             nursery.start_soon(self._publish)
@@ -184,19 +187,21 @@ class DhtService:
     # --- storing ---------------------------------------------------------------------------------
 
     async def provide(self, name: bytes, *, trace: Trace | None = None) -> Kept:
-        """Say that we have `name`, now and again until `withdraw`; who keeps it, as `put` says.
-
-        Raises UsageError if we provide too many already.
+        """Say that we have `name`, now and again until `withdraw`, also after a restart; who keeps
+        it, as `put` says. Raises UsageError if we provide too many already.
         """
+        if len(self._by_hand | {name}) > NAMES_MAX:
+            raise UsageError(f"a node is told to provide {NAMES_MAX} names at most")
         self._promise([name])
+        self._by_hand.add(name)
         await self._settled()
         kept: Kept = await self._driver.do(partial(self.node.provide, name, trace=trace))
+        await self.save()
         return kept
 
     async def provide_many(self, names: Iterable[bytes]) -> int:
-        """Say that we have these, by regions of keys; how many records servers keep of it.
-
-        Raises UsageError if we would provide too many.
+        """Say that we have these, by regions of keys, until a restart; how many records servers
+        keep of it. Raises UsageError if we would provide too many.
         """
         wanted = list(dict.fromkeys(names))
         self._promise(wanted)
@@ -212,7 +217,8 @@ class DhtService:
         return provided.kept
 
     def withdraw(self, name: bytes) -> None:
-        """Stop saying that we have `name`; what is out there dies within a day."""
+        """Stop saying that we have `name`; what is out there dies within a day. `save` keeps it."""
+        self._by_hand.discard(name)
         self.node.withdraw(name)
 
     async def put(self, value: Value, *, trace: Trace | None = None) -> Kept:
@@ -237,12 +243,12 @@ class DhtService:
     async def forget(self, name: bytes) -> None:
         """Stop republishing our value of this (whole) name, also after a crash."""
         self._own.forget(name)
-        await self._save()
+        await self.save()
 
     async def leave(self) -> None:
         """Hand over what we hold (1 s at most), and save the snapshot. We publish nothing more."""
         self._publishing.cancel()
-        await self._save()
+        await self.save()
         with trio.move_on_after(LEAVE_S):
             await self._driver.do(self.node.leave)
 
@@ -282,7 +288,7 @@ class DhtService:
         kept = await self.put(value, trace=trace)
         if kept.kept:
             self._own.stored(value.name, self._clock.wall_ms())
-        await self._save()  # what is answered for is stored again after a crash, too
+        await self.save()  # what is answered for is stored again after a crash, too
         return kept
 
     def _hearsay(self, peer: PeerId) -> Contact:
@@ -299,6 +305,7 @@ class DhtService:
             await self._driver.do(partial(self.node.bootstrap, seeds))
         finally:
             self._joined.set()
+            self._news.set()  # now there may be somebody to store it
 
     async def _settled(self) -> None:
         """While we join, nobody knows how far a store has to go: it would go to everybody."""
@@ -327,7 +334,7 @@ class DhtService:
             while True:
                 self._news = trio.Event()
                 if self.contacts:
-                    with suppress(Busy):  # the next look may find a place
+                    with suppress(Busy, UsageError):  # the next look may find a place
                         await self._publish_due()
                 with trio.move_on_after(PUBLISH_LOOK_S):
                     await self._news.wait()
@@ -335,6 +342,8 @@ class DhtService:
 
     async def _publish_due(self) -> None:
         await self._say_where()
+        if after_restart := self._by_hand - self.node.provided:
+            await self.provide_many(after_restart)
         for name in self._own.due(self._clock.wall_ms()):
             await self._put_again(name)
 
@@ -361,15 +370,15 @@ class DhtService:
     async def _save_often(self) -> None:
         while True:
             await trio.sleep(SAVE_S)
-            await self._save()
+            await self.save()
 
-    async def _save(self) -> None:
+    async def save(self) -> None:
         """Write the snapshot, if there is something new in it. An empty table forgets nothing."""
         if self._file is None:
             return
         async with self._saving:
             contacts = self.node.snapshot() or self._kept.contacts
-            data = snapshot.pack(contacts, self._own.values())
+            data = snapshot.pack(contacts, self._own.values(), sorted(self._by_hand))
             if data != self._saved:
                 await self._off_loop(partial(snapshot.write, self._file, data))
                 self._saved = data

@@ -1,4 +1,5 @@
-"""What a restart begins with (HOME/dht.msgpack): contacts of the table, and our own values.
+"""What a restart begins with (HOME/dht.msgpack): contacts of the table, our own
+values, and the names that somebody told us to provide.
 
 Contacts are hearsay by then, of any age: each comes into the table only after it answered. A
 damaged file is reported and left out.
@@ -24,9 +25,13 @@ from wire.ids import PeerId, public_key_of
 
 CONTACTS_MAX = 1024  # a table has some 250 in a network of 100,000; any one that lives is enough
 VALUES_MAX = 1000  # as many as others keep of one author
+NAMES_MAX = 1000  # that we provide as we were told; what is on the disk is provided anyway
 FILE_MAX_BYTES = 16 * 2**20  # 1,000 values of 8 KiB and 1,024 contacts of 4 KiB fit
 
 log = logging.getLogger(__name__)
+
+
+_Name = Annotated[bytes, Meta(min_length=1, max_length=NAME_MAX)]
 
 
 class _Contact(codec.Message, frozen=True):
@@ -40,9 +45,10 @@ class _Value(codec.Message, frozen=True):
 
 
 class _File(codec.Message, frozen=True):
-    version: Literal[1]
+    version: Literal[2]
     contacts: Annotated[list[_Contact], Meta(max_length=CONTACTS_MAX)]
     values: Annotated[list[_Value], Meta(max_length=VALUES_MAX)]
+    names: Annotated[list[_Name], Meta(max_length=NAMES_MAX)]
 
 
 _decoder = msgspec.msgpack.Decoder(_File)
@@ -54,13 +60,16 @@ class Snapshot:
 
     contacts: tuple[Contact, ...] = ()
     values: tuple[Value, ...] = ()
+    names: tuple[bytes, ...] = ()
 
 
-def pack(contacts: Sequence[Contact], values: Iterable[Value]) -> bytes:
-    """Return the file's bytes; the first contacts and values, as many as fit."""
+def pack(
+    contacts: Sequence[Contact], values: Iterable[Value], names: Iterable[bytes] = ()
+) -> bytes:
+    """Return the file's bytes; the first contacts, values and names, as many as fit."""
     rows = [_Contact(one.peer, _fitting(one.addrs)) for one in contacts[:CONTACTS_MAX]]
     own = [_Value(one.name, one.sealed) for one in values][:VALUES_MAX]
-    return codec.encode(_File(1, rows, own))
+    return codec.encode(_File(2, rows, own, list(names)[:NAMES_MAX]))
 
 
 def unpack(data: bytes) -> Snapshot:
@@ -73,7 +82,7 @@ def unpack(data: bytes) -> Snapshot:
     for kept in file.values:
         with contextlib.suppress(BadMessage):
             values.append(open_value(kept.name, kept.sealed))
-    return Snapshot(tuple(contacts), tuple(values))
+    return Snapshot(tuple(contacts), tuple(values), tuple(file.names))
 
 
 def read(path: Path) -> Snapshot:

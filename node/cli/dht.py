@@ -88,7 +88,7 @@ def lookup(context: Context, target: str, paths: int, trace: bool, as_json: bool
 @json_option
 @click.pass_obj
 def provide(context: Context, key: str, stop: bool, trace: bool, as_json: bool) -> None:
-    """Say that this node has what KEY names, and again until it stops or --stop.
+    """Say that this node has what KEY names, and again until --stop, also after a restart.
 
     Blobs need none of it: the daemon provides those that are here.
 

@@ -144,6 +144,7 @@ class DhtRoutes:
         if not self._dht.provides(key):
             raise NotFound(f"this node does not provide {shown(key)}", hint=_SHOWS)
         self._dht.withdraw(key)
+        await self._dht.save()
 
     async def providers(self, request: Request) -> shapes.DhtProviders:
         """Find who has it."""

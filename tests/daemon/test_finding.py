@@ -116,6 +116,7 @@ def test_a_restart_finds_the_swarm_again_without_its_bootstrap_peer(tmp_path: Pa
         swarm_of(a, b, c)
         assert wait_for(lambda: len(b.client.peers()) == 2)
         assert wait_for(lambda: b.client.dht.table().contacts == 2)  # c, too, is in the snapshot
+        b.client.dht.provide("/told")
         began = time.monotonic()
         os.kill(b.pid, signal.SIGTERM)
         assert b.wait() == 0
@@ -130,6 +131,7 @@ def test_a_restart_finds_the_swarm_again_without_its_bootstrap_peer(tmp_path: Pa
         there = c.client.status().peer
         assert wait_for(lambda: [each.peer for each in b.client.peers()] == [there])
         assert "dht.rejoined" in b.said
+        assert wait_for(lambda: b.client.dht.table().provided_first == ["/told"])
 
 
 def test_members_of_a_run_say_in_the_dht_where_they_are(tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
 """Real DHT services that say what they have, on simulated links and a virtual clock."""
 
+from pathlib import Path
+
 import pytest
 import trio
 from trio.testing import MockClock
 
 from dht.service import PROVIDED_MAX
+from dht.snapshot import NAMES_MAX
+from dht.state import new_holding
 from dht.values import head_name
 from tests.sim.dht_links import Links, start_member, start_swarm
 from tests.sim.replicas import signer
@@ -36,6 +40,43 @@ async def test_what_is_withdrawn_is_told_to_nobody_by_us(
     alone.withdraw(b"cid")
     assert (alone.provides(b"cid"), alone.view().held) == (False, 0)
     assert await alone.providers(b"cid") == []
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+async def test_who_was_told_to_provide_does_so_after_a_restart_too(
+    autojump_clock: MockClock, nursery: trio.Nursery, tmp_path: Path, is_killed: bool
+) -> None:
+    links, file = Links(), tmp_path / "dht.msgpack"
+    swarm = await start_swarm(nursery, links, 6)
+    before = await start_member(nursery, links, 7, [signer(1).peer], file=file)
+    await trio.sleep(30)
+    await before.provide(b"told")
+    await before.provide(b"not any more")
+    before.withdraw(b"not any more")
+    await before.save()
+    await before.provide_many([b"on the disk"])
+    if not is_killed:
+        await before.leave()
+    await links.stop(signer(7).peer)
+    for member in swarm:  # and nobody knows it any more
+        member.node.state.holding = new_holding(member.node.state.rng)
+    after = await start_member(nursery, links, 7, [], file=file)
+    await trio.sleep(60)
+    assert after.provided() == [b"told"]
+    assert await swarm[3].providers(b"told") == [signer(7).peer]
+
+
+async def test_there_is_an_end_to_what_one_can_be_told_to_provide(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    alone = await start_member(nursery, Links(), 1, [])
+    for number in range(NAMES_MAX):
+        await alone.provide(b"%d" % number)
+    await alone.provide(b"7")
+    with pytest.raises(UsageError, match="1000 names"):
+        await alone.provide(b"one more")
+    alone.withdraw(b"7")
+    await alone.provide(b"one more")
 
 
 async def test_who_is_about_to_join_stores_when_it_has_joined(

@@ -27,13 +27,14 @@ MULTI = seal_multi(signer(3), "run/r", b"b", seq=8, expires_ms=UNTIL_MS)
 
 def test_contacts_and_values_come_back_as_they_were(tmp_path: Path) -> None:
     path = tmp_path / "dht.msgpack"
-    snapshot.write(path, snapshot.pack([SIGNED, TOLD], [HEAD, MULTI]))
+    snapshot.write(path, snapshot.pack([SIGNED, TOLD], [HEAD, MULTI], [b"a", b"b"]))
     found = snapshot.read(path)
     assert [(one.peer, one.addrs, one.sealed) for one in found.contacts] == [
         (SIGNED.peer, (ADDRESS,), b""),
         (TOLD.peer, (ADDRESS,), b""),
     ]
     assert found.values == (HEAD, MULTI)
+    assert found.names == (b"a", b"b")
 
 
 def test_the_file_is_for_our_eyes_only_and_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -67,7 +68,7 @@ def test_a_full_disk_keeps_what_was_there_and_is_not_filled_further(
     assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [(file.name, b"old")]
 
 
-@pytest.mark.parametrize("data", [b"", b"\xc1", b"\x93\x02\x90\x90", bytes(1000)])
+@pytest.mark.parametrize("data", [b"", b"\xc1", b"\x94\x01\x90\x90\x90", bytes(1000)])
 def test_a_damaged_file_is_reported_and_left_out(
     data: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -92,19 +93,22 @@ def test_a_file_that_is_too_large_is_not_parsed(tmp_path: Path) -> None:
 
 
 def test_false_records_are_left_out_and_the_others_are_not() -> None:
-    version, contacts, values = msgspec.msgpack.decode(snapshot.pack([SIGNED, TOLD], [HEAD, MULTI]))
+    version, contacts, values, names = msgspec.msgpack.decode(
+        snapshot.pack([SIGNED, TOLD], [HEAD, MULTI])
+    )
     contacts[0][0] = "nobody"
     values[0][0] = values[1][0]  # under another name
-    found = snapshot.unpack(msgspec.msgpack.encode([version, contacts, values]))
+    found = snapshot.unpack(msgspec.msgpack.encode([version, contacts, values, names]))
     assert [one.peer for one in found.contacts] == [TOLD.peer]
     assert found.values == (MULTI,)
 
 
 def test_as_much_as_fits_is_kept() -> None:
     many = [hearsay(signer(n).peer, (ADDRESS,) * 40) for n in range(4)] * 400
-    found = snapshot.unpack(snapshot.pack(many, [MULTI] * 2000))
+    found = snapshot.unpack(snapshot.pack(many, [MULTI] * 2000, [b"name"] * 2000))
     assert len(found.contacts) == snapshot.CONTACTS_MAX
     assert len(found.values) == snapshot.VALUES_MAX
+    assert len(found.names) == snapshot.NAMES_MAX
 
 
 @given(st.binary(max_size=300))
