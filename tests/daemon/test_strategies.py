@@ -73,7 +73,7 @@ def train(node: Daemon, learner: Learner, name: str, run: str = "all") -> tuple[
         return learner.flat().tobytes(), trainer.root
 
 
-def simulate(name: str, members: list[str]) -> dict[str, tuple[bytes, str]]:
+def simulate(name: str, members: list[str], run: str) -> dict[str, tuple[bytes, str]]:
     """Do the same in one process: parameters and root of each member."""
     learners = {member: Learner() for member in members}
     parts = Staging(learners[members[0]].model).parts
@@ -82,7 +82,7 @@ def simulate(name: str, members: list[str]) -> dict[str, tuple[bytes, str]]:
         learners,
         rounds=ROUNDS,
         parts=parts,
-        run=f"all-{name}",
+        run=f"{run}-{name}",
     )
     assert len(list(simulation)) == ROUNDS * len(next(iter(simulation.states.values())))
     return {
@@ -96,17 +96,20 @@ def simulate(name: str, members: list[str]) -> dict[str, tuple[bytes, str]]:
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
 def test_a_strategy_over_three_daemons_equals_its_simulation(
-    swarm: list[Daemon], name: str
+    swarm: list[Daemon], name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    learners = [Learner() for _ in swarm]
-    with ThreadPoolExecutor(len(swarm)) as threads:
-        jobs = [
-            threads.submit(train, node, own, name)
-            for node, own in zip(swarm, learners, strict=True)
-        ]
-        ends = [job.result(PATIENCE_S) for job in jobs]
-    peers = [node.client.id().peer for node in swarm]
-    expected = simulate(name, sorted(peers))
+    peers, run, ends = [node.client.id().peer for node in swarm], "", list[tuple[bytes, str]]()
+    for run in ("all", "again", "once-more"):
+        learners = [Learner() for _ in swarm]
+        with ThreadPoolExecutor(len(swarm)) as threads:
+            pairs = zip(swarm, learners, strict=True)
+            jobs = [threads.submit(train, *pair, name, run) for pair in pairs]
+            ends = [job.result(PATIENCE_S) for job in jobs]
+        # Who misses an end (two may propose at once on a busy machine) takes over another's state,
+        # which is not what it would have had where replicas differ.
+        if "behind" not in capsys.readouterr().err:
+            break
+    expected = simulate(name, sorted(peers), run)
     for peer, end in zip(peers, ends, strict=True):
         assert end == expected[peer]
     if not STRATEGIES[name].replicas_differ:
