@@ -103,9 +103,8 @@ def _trials(it: Stage) -> None:
         if took_s:
             times.append(took_s)
 
-    for number in range(
-        TRIALS
-    ):  # in turn: a node lets a peer ask for a punch every 20 s, after six
+    # In turn: after six, a node lets a peer ask for a punch every 20 s only.
+    for number in range(TRIALS):
         progress(f"trial {number + 1} of {TRIALS} of each of {len(pairs)} pairs")
         _each(pairs, once)
     for pair in pairs:

@@ -342,10 +342,10 @@ class DhtService:
 
     async def _publish_due(self) -> None:
         await self._say_where()
-        if after_restart := self._by_hand - self.node.provided:
-            await self.provide_many(after_restart)
         for name in self._own.due(self._clock.wall_ms()):
             await self._put_again(name)
+        if after_restart := self._by_hand - self.node.provided:
+            await self.provide_many(after_restart)  # last: there may be too many of others
 
     async def _say_where(self) -> None:
         """A client is in no table: its peer record is a value."""

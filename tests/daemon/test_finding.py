@@ -116,12 +116,16 @@ def test_a_restart_finds_the_swarm_again_without_its_bootstrap_peer(tmp_path: Pa
         swarm_of(a, b, c)
         assert wait_for(lambda: len(b.client.peers()) == 2)
         assert wait_for(lambda: b.client.dht.table().contacts == 2)  # c, too, is in the snapshot
-        b.client.dht.provide("/told")
+        snapshot = b.home / "dht.msgpack"
+        for key in ("/told", "/withdrawn"):
+            b.client.dht.provide(key)
+            assert key.encode() in snapshot.read_bytes()  # before it is answered
+        b.client.dht.withdraw("/withdrawn")
+        assert b"/withdrawn" not in snapshot.read_bytes()
         began = time.monotonic()
         os.kill(b.pid, signal.SIGTERM)
         assert b.wait() == 0
         assert time.monotonic() - began < 5
-        snapshot = b.home / "dht.msgpack"
         assert stat.S_IMODE(snapshot.stat().st_mode) == 0o600
         a.kill()
         # Leases in the store name members, too; and it must not be found where it was.

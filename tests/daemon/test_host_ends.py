@@ -58,9 +58,8 @@ async def test_what_was_written_before_the_stop_arrives_at_a_busy_peer() -> None
         got.append(len(await stream.read(1 << 20)))
 
     a.serve("/take", take)
-    connected, stopped = threading.Event(), threading.Event()
 
-    async def come_and_go() -> None:
+    async def come_and_go(connected: threading.Event, stopped: threading.Event) -> None:
         b = make_host()
         async with running(b):
             await b.connect(a.addresses()[0])
@@ -71,12 +70,15 @@ async def test_what_was_written_before_the_stop_arrives_at_a_busy_peer() -> None
         stopped.set()
 
     async with running(a):
-        visitor = threading.Thread(target=trio.run, args=(come_and_go,))
-        visitor.start()
-        await eventually(connected.is_set)
-        assert stopped.wait(PATIENCE_S)  # a's loop stands still: it finds everything at once
-        await eventually(lambda: got == [1000])
-        visitor.join()
+        for _ in range(8):  # what it does first with what it finds, is chance
+            connected, stopped = threading.Event(), threading.Event()
+            visitor = threading.Thread(target=trio.run, args=(come_and_go, connected, stopped))
+            visitor.start()
+            await eventually(connected.is_set)
+            assert stopped.wait(PATIENCE_S)  # a's loop stands still: it finds everything at once
+            await eventually(lambda: got)
+            assert got.pop() == 1000
+            visitor.join()
 
 
 async def test_a_peer_that_hangs_up_at_once_is_not_dialled_in_a_circle() -> None:

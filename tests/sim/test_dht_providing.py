@@ -50,10 +50,9 @@ async def test_who_was_told_to_provide_does_so_after_a_restart_too(
     swarm = await start_swarm(nursery, links, 6)
     before = await start_member(nursery, links, 7, [signer(1).peer], file=file)
     await trio.sleep(30)
-    await before.provide(b"told")
     await before.provide(b"not any more")
     before.withdraw(b"not any more")
-    await before.save()
+    await before.provide(b"told")
     await before.provide_many([b"on the disk"])
     if not is_killed:
         await before.leave()
