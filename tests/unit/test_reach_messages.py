@@ -13,6 +13,8 @@ from node.reach import stun
 from node.reach.autonat import AT_ONCE, IN_ALL, PER_PEER, Quota, choose
 from node.reach.behaviour import Behaviour, Observation, classify, next_ports
 from node.reach.fields import bytes_field, decode_place, encode_place, number_field, read_fields
+from tests.sim.replicas import signer
+from wire import multiaddrs
 from wire.errors import BadMessage
 from wire.ids import PeerId
 
@@ -110,8 +112,13 @@ def test_any_bytes_as_a_place(data: bytes) -> None:
 def test_places_that_cannot_be_dialled_keep_their_index() -> None:
     udp = b"\x04\x01\x02\x03\x04\x91\x02\x0f\xa1"
     websocket = encode_place(Address("ip4", "1.2.3.4", 80)) + b"\xdd\x03"
-    body = bytes_field(1, udp) + bytes_field(1, websocket) + bytes_field(1, b"")
-    assert wire.decode(bytes_field(1, body)) == wire.DialRequest((None, None, None), 0)
+    relayed = multiaddrs.pack(f"/ip4/1.2.3.4/tcp/80/p2p/{signer(1).peer}/p2p-circuit")
+    named = multiaddrs.pack("/dns/relay/tcp/80")
+    assert relayed
+    assert named
+    places = (udp, websocket, b"", relayed, named)
+    body = b"".join(bytes_field(1, place) for place in places)
+    assert wire.decode(bytes_field(1, body)) == wire.DialRequest((None,) * 5, 0)
 
 
 def test_a_message_of_a_thousand_fields_is_refused() -> None:
