@@ -15,13 +15,16 @@ from tests.net.lab.lab import Lab
 Address = tuple[str, int]
 PORT = 4001
 WAIT_S = 0.4  # for a packet that may never come; the lab's own round trip is below 1 ms
+SURE_S = 5.0  # for one that must come: the kernel's second SYN leaves after 1 s
 AGAIN_S = 0.05  # between two attempts to connect
 LISTENERS_MAX = 8
 PREDICTED = 16  # ports of a sequential router that are tried
 PATIENCE_S = 1.0  # where it can be done it takes a few round trips
 
 
-def open_socket(lab: Lab, host: str, port: int = 0, *, udp: bool = False) -> socket.socket:
+def open_socket(
+    lab: Lab, host: str, port: int = 0, *, udp: bool = False, wait_s: float = WAIT_S
+) -> socket.socket:
     """Open a socket in a host, on a port that others may share."""
 
     def make() -> socket.socket:
@@ -30,7 +33,7 @@ def open_socket(lab: Lab, host: str, port: int = 0, *, udp: bool = False) -> soc
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         made.bind(("0.0.0.0", port))
-        made.settimeout(WAIT_S)
+        made.settimeout(wait_s)
         return made
 
     return lab.hosts[host].call(make)
@@ -39,14 +42,25 @@ def open_socket(lab: Lab, host: str, port: int = 0, *, udp: bool = False) -> soc
 @contextlib.contextmanager
 def listening(lab: Lab, host: str, port: int) -> Generator[socket.socket]:
     """A listener in a host."""
-    with open_socket(lab, host, port) as listener:
+    with open_socket(lab, host, port, wait_s=SURE_S) as listener:
         listener.listen(LISTENERS_MAX)
         yield listener
 
 
-def seen_tcp(lab: Lab, host: str, server: str, *, server_port: int, port: int = PORT) -> Address:
+def seen_tcp(
+    lab: Lab,
+    host: str,
+    server: str,
+    *,
+    server_port: int,
+    port: int = PORT,
+    wait_s: float = SURE_S,
+) -> Address:
     """Return the address that a server sees of a connection from this port. Nothing stays open."""
-    with listening(lab, server, server_port) as listener, open_socket(lab, host, port) as client:
+    with (
+        listening(lab, server, server_port) as listener,
+        open_socket(lab, host, port, wait_s=wait_s) as client,
+    ):
         client.connect((lab.hosts[server].ip, server_port))
         accepted, seen = listener.accept()
         with accepted:
@@ -87,7 +101,7 @@ def behaviour_tcp(lab: Lab, host: str) -> Behaviour:
     with (
         listening(lab, host, port),
         listening(lab, "pub1", 5001) as anchor,
-        open_socket(lab, host, port) as keeper,
+        open_socket(lab, host, port, wait_s=SURE_S) as keeper,
     ):
         keeper.connect((lab.hosts["pub1"].ip, 5001))
         accepted, mapped = anchor.accept()

@@ -125,7 +125,7 @@ def test_ipv6_is_open_or_firewalled() -> None:
         _connect6(lab, "pub1", "a1")
         _connect6(lab, "b1", "a1")
         with pytest.raises(TimeoutError):
-            _connect6(lab, "pub1", "b1")
+            _connect6(lab, "pub1", "b1", probes.WAIT_S)
 
 
 def test_a_line_has_delay_and_loss_that_can_change() -> None:
@@ -136,7 +136,7 @@ def test_a_line_has_delay_and_loss_that_can_change() -> None:
         assert 0.080 <= _round_trip_s(lab) < 0.150
         lab.set_line("a", loss=1.0)
         with probes.listening(lab, "pub1", 5001), pytest.raises(TimeoutError):
-            _connect(lab, "a1", (lab.hosts["pub1"].ip, 5001))
+            _connect(lab, "a1", (lab.hosts["pub1"].ip, 5001), probes.WAIT_S)
         lab.set_line("a", rate_mbit=1.0)
         lab.set_line("pub1")
         assert _round_trip_s(lab) < 0.020
@@ -185,7 +185,7 @@ def test_cables_are_cut_and_mended_and_networks_parted() -> None:
         for cable, host in cables.items():
             lab.cut(cable)
             with pytest.raises(TimeoutError):
-                _seen(lab, host)
+                _seen(lab, host, probes.WAIT_S)
         for cable in cables:
             lab.mend(cable)
         for host in cables.values():
@@ -193,7 +193,7 @@ def test_cables_are_cut_and_mended_and_networks_parted() -> None:
         lab.partition(["a", "c"], ["pub1"])
         for host in ("a1", "c1"):
             with pytest.raises(TimeoutError):
-                _seen(lab, host)
+                _seen(lab, host, probes.WAIT_S)
         _seen(lab, "d1")
         lab.heal()
         _seen(lab, "a1")
@@ -226,21 +226,23 @@ def test_nothing_is_left_when_the_parent_is_killed() -> None:
     assert reaper.inside({inode}) == []
 
 
-def _seen(lab: Lab, host: str) -> str:
-    return probes.seen_tcp(lab, host, "pub1", server_port=5001, port=0)[0]
+def _seen(lab: Lab, host: str, wait_s: float = probes.SURE_S) -> str:
+    return probes.seen_tcp(lab, host, "pub1", server_port=5001, port=0, wait_s=wait_s)[0]
 
 
 def _seen_soon(lab: Lab, host: str) -> None:
     deadline = time.monotonic() + MENDED_S
     while time.monotonic() < deadline:
         with contextlib.suppress(TimeoutError):
-            _seen(lab, host)
+            _seen(lab, host, probes.WAIT_S)
             return
     _seen(lab, host)
 
 
-def _connect(lab: Lab, host: str, address: probes.Address) -> socket.socket:
-    client = probes.open_socket(lab, host)
+def _connect(
+    lab: Lab, host: str, address: probes.Address, wait_s: float = probes.SURE_S
+) -> socket.socket:
+    client = probes.open_socket(lab, host, wait_s=wait_s)
     try:
         client.connect(address)
     except OSError:
@@ -249,13 +251,13 @@ def _connect(lab: Lab, host: str, address: probes.Address) -> socket.socket:
     return client
 
 
-def _connect6(lab: Lab, host: str, other: str) -> None:
+def _connect6(lab: Lab, host: str, other: str, wait_s: float = probes.SURE_S) -> None:
     def server() -> socket.socket:
         return socket.create_server(("::", 5006), family=socket.AF_INET6)
 
     with lab.hosts[other].call(server):
         address = (str(lab.hosts[other].ipv6), 5006)
-        lab.hosts[host].call(lambda: socket.create_connection(address, probes.WAIT_S)).close()
+        lab.hosts[host].call(lambda: socket.create_connection(address, wait_s)).close()
 
 
 def _round_trip_s(lab: Lab) -> float:

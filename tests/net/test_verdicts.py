@@ -115,6 +115,7 @@ def test_each_type_gets_its_verdict_and_its_mapping(probers: Probers) -> None:
 
 
 def test_a_restart_of_the_router_or_a_new_address_is_noticed(lab: Lab, probers: Probers) -> None:
+    probers.until(lambda: probers.verdict("fullcone1") == "public")
     lab.renumber("fullcone")
     place = f"/ip4/{lab.sites['fullcone'].wan_ip}/tcp/4001"
     took_s = probers.until(lambda: place in probers.beliefs["fullcone1"]["addresses"], 60.0)
