@@ -66,7 +66,7 @@ async def test_a_stream_that_waits_for_admission_never_reaches_its_server_if_tha
         await select(admit, [ADMIT])
         hello, proof = encode(Hello(bytes(32))), encode(Proof(bytes(32)))
         await admit.write(pack(hello) + pack(proof))
-        with trio.fail_after(2):
+        with trio.fail_after(4):  # without a word it has 5 s
             await muxed.event_closed.wait()
         await eventually(lambda: a.counters().connections == 0)
         assert reached == []
@@ -113,7 +113,7 @@ async def test_a_stranger_that_sends_garbage_for_its_admission_is_gone_at_once(
             admit = await muxed.open_stream()
             await select(admit, [ADMIT])
             await admit.write(garbage)
-            with trio.fail_after(2):
+            with trio.fail_after(4):  # without a word it has 5 s
                 await muxed.event_closed.wait()
             await eventually(lambda a=a: a.counters().failed_admissions == 1)
 

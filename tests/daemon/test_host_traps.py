@@ -139,12 +139,12 @@ async def test_a_peer_that_failed_is_dialled_again_as_soon_as_it_is_there() -> N
     async with running(gone):
         address = gone.addresses()[0]
     async with running(b):
-        for _ in range(3):
+        for _ in range(6):  # a back-off of 8 s, if there were one
             with pytest.raises(PeerUnreachable, match="refused"):
                 await b.connect(address)
         back = make_host(seed=seed, listen=address.split("/p2p/")[0])
         async with running(back):
-            with trio.fail_after(0.5):
+            with trio.fail_after(2):
                 await b.connect(address)
             await call(b, back)
 
@@ -225,7 +225,7 @@ async def test_those_who_say_nothing_are_hung_up_on_and_hold_nobody_else_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     a, b = make_host(), make_host()
-    monkeypatch.setattr("node.host.swarm.HANDSHAKE_S", 0.5)
+    monkeypatch.setattr("node.host.swarm.HANDSHAKE_S", 2.0)
     async with running(a, b):
         port = int(a.addresses()[0].split("/")[4])
         silent = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(50)]
@@ -233,8 +233,8 @@ async def test_those_who_say_nothing_are_hung_up_on_and_hold_nobody_else_up(
         start = trio.current_time()
         await b.connect(a.addresses()[0])
         await call(b, a)
-        assert trio.current_time() - start < 0.5
-        with trio.fail_after(3):
+        assert trio.current_time() - start < 2.0
+        with trio.fail_after(6):
             for stream in silent:
                 assert len(await stream.receive_some()) <= 20  # its own greeting
                 await stream.aclose()
