@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -31,6 +31,7 @@ def test_float32_is_exact(vector: Vector) -> None:
 
 
 @given(VECTORS)
+@example(np.float32([2.3e-40]))  # too small for a scale: sent as zeros
 def test_int8_is_within_half_a_level_of_each_block(vector: Vector) -> None:
     data = INT8.encode(vector)
     assert len(data) == len(vector) + 4 * -(-len(vector) // BLOCK)
@@ -38,7 +39,7 @@ def test_int8_is_within_half_a_level_of_each_block(vector: Vector) -> None:
     for start in range(0, len(vector), BLOCK):
         block, back = vector[start : start + BLOCK], decoded[start : start + BLOCK]
         level = np.abs(block).max() / 127
-        assert np.abs(block - back).max() <= 0.5001 * level + 1e-40
+        assert np.abs(block - back).max() <= 0.5001 * level + 127 * 2.0**-126
 
 
 @given(VECTORS)
